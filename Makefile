@@ -1,0 +1,74 @@
+# `make demo` and `make test` do all set-up themselves, in the active virtual environment or .venv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.PHONY: demo test lint typecheck install clean
+
+# Installed only where `import torch` fails; an installed torch, CPU or CUDA, is never replaced.
+TORCH_VERSION := 2.13.0
+
+PYTHON ?= python3
+VENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
+STAMP := $(VENV)/.msf-installed
+export PATH := $(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+demo: install
+	msf train --preset digits --data digits --out runs/digits
+	msf sample runs/digits --out runs/digits/samples.png
+	msf evaluate runs/digits
+
+test: install
+	python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	ruff check .
+
+typecheck: install
+	python -m mypy
+
+install: $(STAMP)
+
+# The stamp names the checkout it installed: an environment shared by two serves the latest caller.
+ifneq ($(file <$(STAMP)),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+# pip goes to the network only for what is missing, so this works offline once all is installed;
+# hence also no build isolation, which would download the build requirements each time.
+$(STAMP): Makefile pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+	@python=$$([ -x $(VENV)/bin/python ] && echo $(VENV)/bin/python || echo $(PYTHON))
+	name=$$($$python -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+	missing=()
+	command -v $${CXX:-g++} >/dev/null || missing+=(g++)
+	$$python -c 'import sysconfig; open(sysconfig.get_path("include") + "/Python.h")' \
+	  2>/dev/null || missing+=($$name-dev)
+	$$python -c 'import ensurepip, venv' 2>/dev/null || missing+=($$name-venv)
+	if [ $${#missing[@]} -gt 0 ]; then
+	  echo "set-up: installing system packages with apt-get: $${missing[*]}"
+	  command -v apt-get >/dev/null || { echo "set-up: no apt-get here; please install them" >&2; exit 1; }
+	  sudo=$$([ $$(id -u) = 0 ] || echo sudo)
+	  $$sudo apt-get update
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $${missing[@]}
+	fi
+	if [ ! -x $(VENV)/bin/python ]; then
+	  site=$$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages || true)
+	  echo "set-up: creating $(VENV) $$site"
+	  $(PYTHON) -m venv $$site $(VENV)
+	fi
+	python -m pip --version >/dev/null 2>&1 || python -m ensurepip
+	python -c 'import torch' 2>/dev/null || {
+	  echo "set-up: no torch here; installing torch $(TORCH_VERSION)"
+	  python -m pip install torch==$(TORCH_VERSION)
+	}
+	python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
+	  > $(VENV)/msf-constraints.txt
+	cmake=$$(command -v cmake >/dev/null || echo cmake)
+	sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d , | xargs python -m pip install $$cmake
+	python -m pip install --no-build-isolation -c $(VENV)/msf-constraints.txt -e '.[test,dev]'
+	echo $(CURDIR) > $(STAMP)
+
+clean:
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,41 @@
+"""Fused operators for diffusion transformers.
+
+Each operator has one schema, one gradient and one or more backends; see `backend`.
+"""
+
+from .adaln.op import adaln_modulate, gate_residual, gate_residual_adaln
+from .attention.op import attention
+from .attention.rope import rope_2d
+from .backend import BackendUnavailable, available_backends, backend, explain_backends
+from .build import build_config
+from .flow.op import flow_interpolate, guided_euler_step
+from .pyramid.op import pyramid_merge, pyramid_split
+
+OPERATORS = (
+    "adaln_modulate",
+    "gate_residual",
+    "gate_residual_adaln",
+    "attention",
+    "pyramid_split",
+    "pyramid_merge",
+    "flow_interpolate",
+    "guided_euler_step",
+)
+
+__all__ = [
+    "OPERATORS",
+    "BackendUnavailable",
+    "adaln_modulate",
+    "attention",
+    "available_backends",
+    "backend",
+    "build_config",
+    "explain_backends",
+    "flow_interpolate",
+    "gate_residual",
+    "gate_residual_adaln",
+    "guided_euler_step",
+    "pyramid_merge",
+    "pyramid_split",
+    "rope_2d",
+]

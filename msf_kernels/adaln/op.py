@@ -1,0 +1,188 @@
+"""adaln_modulate, gate_residual and gate_residual_adaln as operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .. import checks
+from ..dtypes import compute_dtype
+from ..library import define
+from . import reference
+
+
+def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """Layer normalisation without weights, then modulation: LN(x) * (1 + scale) + shift.
+
+    The adaLN of DiT (Peebles & Xie, 2022, section 3.2).
+
+    Args:
+        x: (B, N, D) float64, float32, bfloat16 or float16.
+        shift, scale: (B, D) or (1, D), possibly strided views of one (B, 6D) tensor; x's dtype,
+            or float32 beside a 16-bit dtype.
+        eps: added to the variance.
+
+    Returns:
+        (B, N, D) in x's dtype, computed in float32 and rounded once.
+
+    Raises:
+        TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
+    """
+    _check("adaln_modulate", {"x": x}, {"shift": shift, "scale": scale})
+    return _adaln_modulate(x, shift, scale, eps)[0]
+
+
+def gate_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """The gated residual of adaLN-Zero: x + gate * y.
+
+    Args:
+        x, y: (B, N, D); one dtype, or one 16-bit dtype beside float32.
+        gate: (B, D) or (1, D), possibly strided; dtypes as for y.
+
+    Returns:
+        (B, N, D) in x's dtype.
+
+    Raises:
+        TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
+    """
+    _check("gate_residual", {"x": x, "y": y}, {"gate": gate})
+    return _gate_residual(x, y, gate)
+
+
+def gate_residual_adaln(
+    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """gate_residual, then adaln_modulate of its result, in one pass over memory.
+
+    Args:
+        x, y: (B, N, D); one dtype, or one 16-bit dtype beside float32.
+        gate, shift, scale: (B, D) or (1, D), possibly strided; dtypes as for y.
+        eps: added to the variance.
+
+    Returns:
+        x_out = x + gate * y and h = LN(x_out) * (1 + scale) + shift, both (B, N, D) in x's dtype.
+
+    Raises:
+        TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
+    """
+    modulation = {"gate": gate, "shift": shift, "scale": scale}
+    _check("gate_residual_adaln", {"x": x, "y": y}, modulation)
+    x_out, h, _, _ = _gate_residual_adaln(x, y, gate, shift, scale, eps)
+    return x_out, h
+
+
+def _check(op: str, tokens: dict[str, Tensor], modulation: dict[str, Tensor]) -> None:
+    checks.tensors(op, **tokens, **modulation)
+    checks.dtypes(op, **tokens, **modulation)
+    x = tokens["x"]
+    checks.dimensions(op, "x", x, "(B, N, D)")
+    batch, _, channels = x.shape
+    for name, tensor in tokens.items():
+        checks.shape(op, name, tensor, "(B, N, D)", tuple(x.shape))
+    for name, tensor in modulation.items():
+        if tensor.shape != (1, channels):
+            checks.shape(op, name, tensor, "(B, D)", (batch, channels))
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean = x.new_empty(x.shape[:2], dtype=compute_dtype(x))
+    return mean, mean.new_empty(mean.shape)
+
+
+def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
+
+
+_adaln_modulate_backward = define(
+    "adaln_modulate_backward(Tensor grad, Tensor x, Tensor shift, Tensor scale, Tensor mean, "
+    "Tensor rstd) -> (Tensor, Tensor, Tensor)",
+    reference=reference.adaln_modulate_backward,
+    fake=lambda grad, x, shift, scale, mean, rstd: _like(x, shift, scale),
+)
+
+
+def _adaln_modulate_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    x, shift, scale, _ = inputs
+    _, mean, rstd = output
+    ctx.save_for_backward(x, shift, scale, mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd)
+
+
+def _adaln_modulate_gradient(ctx: Any, grad: Tensor | None, *_: None) -> Any:
+    if grad is None:
+        return None, None, None, None
+    return *_adaln_modulate_backward(grad, *ctx.saved_tensors), None
+
+
+_adaln_modulate = define(
+    "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps) -> (Tensor, Tensor, Tensor)",
+    reference=reference.adaln_modulate,
+    fake=lambda x, shift, scale, eps: (*_like(x), *_statistics(x)),
+    setup_context=_adaln_modulate_setup,
+    backward=_adaln_modulate_gradient,
+)
+
+_gate_residual_backward = define(
+    "gate_residual_backward(Tensor grad, Tensor y, Tensor gate) -> (Tensor, Tensor)",
+    reference=reference.gate_residual_backward,
+    fake=lambda grad, y, gate: _like(y, gate),
+)
+
+
+def _gate_residual_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    _, y, gate = inputs
+    ctx.save_for_backward(y, gate)
+
+
+def _gate_residual_gradient(ctx: Any, grad: Tensor | None) -> Any:
+    if grad is None:
+        return None, None, None
+    return grad, *_gate_residual_backward(grad, *ctx.saved_tensors)
+
+
+_gate_residual = define(
+    "gate_residual(Tensor x, Tensor y, Tensor gate) -> Tensor",
+    reference=reference.gate_residual,
+    fake=lambda x, y, gate: _like(x)[0],
+    setup_context=_gate_residual_setup,
+    backward=_gate_residual_gradient,
+)
+
+_gate_residual_adaln_backward = define(
+    "gate_residual_adaln_backward(Tensor grad_h, Tensor? grad_x_out, Tensor x_out, Tensor y, "
+    "Tensor gate, Tensor shift, Tensor scale, Tensor mean, Tensor rstd) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference=reference.gate_residual_adaln_backward,
+    fake=lambda grad_h, grad_x_out, x_out, y, gate, shift, scale, mean, rstd: _like(
+        x_out, y, gate, shift, scale
+    ),
+)
+
+
+def _gate_residual_adaln_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    _, y, gate, shift, scale, _ = inputs
+    x_out, _, mean, rstd = output
+    ctx.save_for_backward(x_out, y, gate, shift, scale, mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd)
+
+
+def _gate_residual_adaln_gradient(
+    ctx: Any, grad_x_out: Tensor | None, grad_h: Tensor | None, *_: None
+) -> Any:
+    x_out, y, gate, *rest = ctx.saved_tensors
+    if grad_h is not None:
+        return *_gate_residual_adaln_backward(grad_h, grad_x_out, x_out, y, gate, *rest), None
+    if grad_x_out is not None:
+        return grad_x_out, *_gate_residual_backward(grad_x_out, y, gate), None, None, None
+    return None, None, None, None, None, None
+
+
+_gate_residual_adaln = define(
+    "gate_residual_adaln(Tensor x, Tensor y, Tensor gate, Tensor shift, Tensor scale, float eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    reference=reference.gate_residual_adaln,
+    fake=lambda x, y, gate, shift, scale, eps: (*_like(x, x), *_statistics(x)),
+    setup_context=_gate_residual_adaln_setup,
+    backward=_gate_residual_adaln_gradient,
+)

@@ -1,0 +1,140 @@
+"""attention as an operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..dtypes import compute_dtype
+from ..library import define
+from . import reference
+
+
+def attention(
+    qkv: Tensor,
+    *,
+    num_heads: int,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    rope: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Self-attention straight from the qkv matmul to the output projection.
+
+    softmax(q k^T / sqrt(d)) v per head, without mask. q and k optionally pass a per-head RMS norm
+    (QK-norm: Henry et al., 2020; Dehghani et al., 2023), then a rotation by `rope`.
+
+    Args:
+        qkv: (B, N, 3 * H * d) float64, float32, bfloat16 or float16, laid out [q | k | v].
+        num_heads: H.
+        q_weight, k_weight: (d,) RMS-norm weights in qkv's dtype or float32; None for no norm.
+        rope: (2, N, d / 2) float32 cosines and sines, as made by `rope_2d`, that rotate the pairs
+            (i, i + d / 2); gets no gradient.
+        eps: added to the mean square of q and k.
+
+    Returns:
+        (B, N, H * d) in qkv's dtype.
+
+    Raises:
+        TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
+    """
+    _check(qkv, num_heads, q_weight, k_weight, rope)
+    return _attention(qkv, q_weight, k_weight, rope, num_heads, eps)[0]
+
+
+def _check(
+    qkv: Tensor,
+    num_heads: int,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: Tensor | None,
+) -> None:
+    op = "attention"
+    optional = {"q_weight": q_weight, "k_weight": k_weight, "rope": rope}
+    given = {name: tensor for name, tensor in optional.items() if tensor is not None}
+    checks.tensors(op, qkv=qkv, **given)
+    checks.dimensions(op, "qkv", qkv, "(B, N, 3*H*d)")
+    tokens, width = qkv.shape[1:]
+    if num_heads < 1 or width % (3 * num_heads) or not tokens or not width:
+        raise ValueError(
+            f"{op}: qkv must be (B, N, 3*H*d) with N, d >= 1 and num_heads = H = {num_heads}, "
+            f"got {tuple(qkv.shape)}"
+        )
+    head_dim = width // (3 * num_heads)
+    if rope is not None:
+        if head_dim % 2:
+            raise ValueError(f"{op}: rope needs an even head_dim, got {head_dim}")
+        checks.shape(op, "rope", rope, "(2, N, d/2)", (2, tokens, head_dim // 2))
+        checks.dtype(op, "rope", rope, torch.float32)
+        checks.constant(op, "rope", rope)
+    for name in ("q_weight", "k_weight"):
+        if name in given:
+            checks.shape(op, name, given[name], "(d,)", (head_dim,))
+            checks.dtype(op, name, given[name], qkv.dtype, torch.float32)
+
+
+def _weight_like(weight: Tensor | None, qkv: Tensor) -> Tensor:
+    if weight is None:
+        return qkv.new_empty(0, dtype=compute_dtype(qkv))
+    return weight.new_empty(weight.shape)
+
+
+def _attention_fake(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    batch, tokens, width = qkv.shape
+    out = qkv.new_empty((batch, tokens, width // 3))
+    return out, qkv.new_empty((batch, num_heads, tokens), dtype=compute_dtype(qkv))
+
+
+def _attention_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    qkv, q_weight, k_weight, rope, ctx.num_heads, ctx.eps = inputs
+    out, logsumexp = output
+    ctx.save_for_backward(qkv, q_weight, k_weight, rope, out, logsumexp)
+    ctx.mark_non_differentiable(logsumexp)
+
+
+def _attention_gradient(ctx: Any, grad: Tensor | None, _: None) -> Any:
+    if grad is None:
+        return None, None, None, None, None, None
+    _, q_weight, k_weight, *_ = ctx.saved_tensors
+    grad_qkv, grad_q_weight, grad_k_weight = _attention_backward(
+        grad, *ctx.saved_tensors, ctx.num_heads, ctx.eps
+    )
+    return (
+        grad_qkv,
+        None if q_weight is None else grad_q_weight,
+        None if k_weight is None else grad_k_weight,
+        None,
+        None,
+        None,
+    )
+
+
+_attention_backward = define(
+    "attention_backward(Tensor grad, Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? rope, "
+    "Tensor out, Tensor logsumexp, int num_heads, float eps) -> (Tensor, Tensor, Tensor)",
+    reference=reference.attention_backward,
+    fake=lambda grad, qkv, q_weight, k_weight, rope, out, logsumexp, num_heads, eps: (
+        qkv.new_empty(qkv.shape),
+        _weight_like(q_weight, qkv),
+        _weight_like(k_weight, qkv),
+    ),
+)
+
+_attention = define(
+    "attention(Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? rope, int num_heads, "
+    "float eps) -> (Tensor, Tensor)",
+    reference=reference.attention,
+    fake=_attention_fake,
+    setup_context=_attention_setup,
+    backward=_attention_gradient,
+)

@@ -1,0 +1,53 @@
+"""Rotary position tables for images."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+
+@functools.lru_cache(maxsize=64)
+def rope_2d(
+    height: int,
+    width: int,
+    head_dim: int,
+    *,
+    theta: float = 100.0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Axial 2-D rotary table: half of the angles turn with the row, half with the column.
+
+    Rotary embedding of Su et al., 2021, applied per axis as by Heo et al., 2024. Row-major
+    tokens; angle j of an axis is position * theta ** (-j / (head_dim / 4)). The default theta of
+    100 suits grids of tens of tokens. The result is cached: do not write to it.
+
+    Args:
+        height, width: the token grid, so that N = height * width.
+        head_dim: channels of one head, a multiple of 4.
+        device: of the result; None is the CPU.
+
+    Returns:
+        (2, N, head_dim / 2) float32: cosines, then sines.
+
+    Raises:
+        ValueError: head_dim is no multiple of 4, or the grid is empty.
+    """
+    if head_dim <= 0 or head_dim % 4:
+        raise ValueError(f"rope_2d: head_dim must be a multiple of 4, got {head_dim}")
+    if height <= 0 or width <= 0:
+        raise ValueError(f"rope_2d: height and width must be positive, got {height} x {width}")
+    with torch.inference_mode(False):  # the cached table may meet autograd later
+        quarter = head_dim // 4
+        frequency = theta ** (-_range(quarter) / quarter)
+        rows = _range(height)[:, None, None] * frequency
+        columns = _range(width)[None, :, None] * frequency
+        grid = (height, width, quarter)
+        angles = torch.cat((rows.expand(grid), columns.expand(grid)), -1).flatten(0, 1)
+        table = torch.stack((angles.cos(), angles.sin()))
+        return table.to(device=device or "cpu", dtype=torch.float32)
+
+
+def _range(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.float64, device="cpu")

@@ -1,0 +1,72 @@
+"""Bad input raises one clear line: `operator: what was wrong, what would be right`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .dtypes import SUPPORTED
+
+
+def tensors(op: str, **named: Any) -> None:
+    """Each is a tensor of a supported dtype, and all are on the device of the first."""
+    first, reference = next(iter(named.items()))
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+        if value.dtype not in SUPPORTED:
+            raise TypeError(
+                f"{op}: {name} must be float64, float32, bfloat16 or float16, "
+                f"got {_plain(value.dtype)}"
+            )
+        if value.device != reference.device:
+            raise ValueError(
+                f"{op}: {name} must be on the device of {first}, {reference.device}, "
+                f"got {value.device}"
+            )
+
+
+def dtypes(op: str, **named: Tensor) -> None:
+    """All have one dtype, or one 16-bit dtype and float32 side by side, as under autocast."""
+    others = {tensor.dtype for tensor in named.values()} - {torch.float32}
+    mixed = any(tensor.dtype == torch.float32 for tensor in named.values())
+    if len(others) > 1 or (mixed and torch.float64 in others):
+        got = ", ".join(f"{name} {_plain(tensor.dtype)}" for name, tensor in named.items())
+        raise TypeError(f"{op}: dtypes must agree, or be one 16-bit dtype and float32, got {got}")
+
+
+def dtype(op: str, name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+    """The tensor is of one of the allowed dtypes."""
+    if tensor.dtype not in allowed:
+        right = " or ".join(dict.fromkeys(map(_plain, allowed)))
+        raise TypeError(f"{op}: {name} must be {right}, got {_plain(tensor.dtype)}")
+
+
+def dimensions(op: str, name: str, tensor: Tensor, letters: str) -> None:
+    """The tensor has as many dimensions as `letters`, such as "(B, N, D)", names."""
+    if tensor.dim() != letters.count(",") + 1:
+        raise ValueError(f"{op}: {name} must be {letters}, got {tuple(tensor.shape)}")
+
+
+def shape(op: str, name: str, tensor: Tensor, letters: str, sizes: tuple[int, ...]) -> None:
+    """The tensor is of shape `sizes`, which `letters` names."""
+    if tensor.shape != sizes:
+        raise ValueError(f"{op}: {name} must be {letters} = {sizes}, got {tuple(tensor.shape)}")
+
+
+def choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """The value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def constant(op: str, name: str, tensor: Tensor) -> None:
+    """The tensor asks for no gradient, because the operator gives it none."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: {name} gets no gradient, pass {name}.detach()")
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

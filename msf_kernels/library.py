@@ -1,0 +1,71 @@
+"""Registers operators with PyTorch: schema, implementations, fake and gradient, once for all.
+
+A fake and a gradient belong to the operator and not to a backend, so torch.compile and autograd
+see one operator whichever kernel runs. Operators are functional: every output is a new contiguous
+tensor, never an input or a view of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backend
+
+NAMESPACE = "msf"
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def define(
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> Callable[..., Any]:
+    """Define the operator `msf::<schema>` and return its callable.
+
+    Args:
+        schema: `name(arguments) -> results` in the schema language of torch.library.
+        reference: the equation in plain PyTorch; takes the arguments by position.
+        fake: the same signature; returns empty tensors of the right shapes and dtypes.
+        backward, setup_context: as in torch.library.register_autograd. Absent gradients arrive as
+            None. An operator without them cannot be differentiated and says so.
+    """
+    name = schema[: schema.index("(")]
+    qualified = f"{NAMESPACE}::{name}"
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+    implementation = backend.Implementation(partial(_run_reference, reference))
+    backend.register(name, "reference", implementation)
+    for key, automatic in (("CPU", ("reference",)), ("CUDA", backend.BACKENDS)):
+        _library.impl(name, partial(backend.run, name, automatic), key)
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        if setup_context is not None:
+            setup_context(ctx, inputs, output)
+
+    def no_gradient(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(f"{qualified} has no derivative")
+
+    torch.library.register_fake(qualified, fake, lib=_library)
+    torch.library.register_autograd(
+        qualified, backward or no_gradient, setup_context=setup, lib=_library
+    )
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _run_reference(reference: Callable[..., Any], *args: Any) -> Any:
+    """The reference as an operator: its own precision under autocast, contiguous outputs."""
+    device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+    with torch.autocast(device, enabled=False):
+        result = reference(*args)
+    if isinstance(result, Tensor):
+        return result.contiguous()
+    return tuple(output.contiguous() for output in result)

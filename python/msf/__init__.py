@@ -1,0 +1,34 @@
+"""Multi-scale latent factorization (arXiv 2501.13349): diffusion transformers a scale at a time."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .config import MSFConfig, StageConfig
+from .presets import PRESETS, Preset, preset
+from .training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from .model import MSF
+    from .pyramid import Pyramid
+    from .sampling import sample
+
+__all__ = [
+    "MSF",
+    "PRESETS",
+    "MSFConfig",
+    "Preset",
+    "Pyramid",
+    "StageConfig",
+    "TrainingConfig",
+    "preset",
+    "sample",
+]
+
+# These import torch, which takes seconds: not before they are used, so that `msf --help` answers at once.
+_NEED_TORCH = {"MSF": "model", "Pyramid": "pyramid", "sample": "sampling"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEED_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_NEED_TORCH[name]}", __name__), name)

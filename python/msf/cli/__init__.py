@@ -1,0 +1,80 @@
+"""The command ``msf``: one module a command, each with ``add_arguments``, ``run`` and ``text``.
+
+``run(args)`` does the work and returns a JSON document; ``text`` turns it into what a person reads.
+Nothing here imports torch before ``run``, so that ``msf --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+from . import doctor, evaluate, flops, inspect, sample, train
+from .errors import explain
+
+COMMANDS = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "flops": flops,
+    "inspect": inspect,
+    "doctor": doctor,
+}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 for bad input, 130 when interrupted, else 1."""
+    args = _parser().parse_args(argv)
+    command = COMMANDS[args.command]
+    try:
+        document = command.run(args)
+        _print(json.dumps(document, indent=2) if args.json else command.text(document))
+        return 1 if document.get("problems") else 0
+    except (Exception, KeyboardInterrupt) as error:
+        message, status = explain(error)
+        print(f"msf {args.command}: {message}", file=sys.stderr)
+        return status
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="msf", description="Multi-scale latent factorization of images (arXiv 2501.13349)")
+    parser.add_argument("--version", action="version", version=f"msf {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, module in COMMANDS.items():
+        assert module.__doc__
+        command = commands.add_parser(
+            name,
+            help=module.__doc__.splitlines()[0].rstrip("."),
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+        module.add_arguments(command)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("msf")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python flushes once more at its end; without this it would fail there, with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # `msf flops | head -1` has simply seen enough
+            raise

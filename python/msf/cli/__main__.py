@@ -1,0 +1,7 @@
+"""``python -m msf.cli`` is ``msf``."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

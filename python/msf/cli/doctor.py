@@ -1,0 +1,142 @@
+"""Show what this machine offers, and which backend each operator takes here and why."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from . import models, tables
+
+OPTIONAL = (
+    "diffusers",
+    "flash-attn",
+    "matplotlib",
+    "pillow",
+    "scikit-image",
+    "scikit-learn",
+    "tensorboard",
+    "tqdm",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No options: it reports on the environment as it is."""
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    import msf_kernels
+
+    requested = os.environ.get("MSF_BACKEND", "auto")
+    problems = []
+    try:
+        with msf_kernels.backend(requested):
+            pass
+    except ValueError as error:
+        problems.append(f"MSF_BACKEND: {error}")
+    operators = {} if problems else {op: _operator(op, requested) for op in msf_kernels.OPERATORS}
+    if failing := [op for op, found in operators.items() if found["backend"] is None]:
+        problems.append(f"MSF_BACKEND={requested} cannot run {', '.join(failing)}; use auto")
+    return {
+        "versions": {
+            "msf": _version("msf"),
+            "python": platform.python_version(),
+            "torch": _version("torch"),
+            "triton": _version("triton"),
+            "nvcc": _nvcc(),
+        },
+        "gpu": _gpu(),
+        "bf16_on_cpu": _bf16_on_cpu(),
+        "extension": msf_kernels.build_config(),
+        "optional_packages": {name: _version(name) for name in OPTIONAL},
+        "MSF_BACKEND": requested,
+        "operators": operators,
+        "problems": problems,
+    }
+
+
+def text(document: dict[str, Any]) -> str:
+    packages = document["optional_packages"]
+    present = [f"{name} {found}" for name, found in packages.items() if found]
+    extension = document["extension"]
+    built = ", ".join(f"{key} {value}" for key, value in extension.items() if key != "extension")
+    facts = [
+        *((name, found or "not found") for name, found in document["versions"].items()),
+        ("GPU", document["gpu"]["name"] or f"none: {document['gpu']['reason']}"),
+        ("bf16 on CPU", document["bf16_on_cpu"] or "emulated, so training uses float32"),
+        ("extension", built if extension["extension"] else f"none: {extension['reason']}"),
+        ("optional", ", ".join(present) or "none"),
+        ("not installed", ", ".join(name for name, found in packages.items() if not found) or "-"),
+        ("MSF_BACKEND", document["MSF_BACKEND"]),
+    ]
+    rows = [
+        (op, found["backend"], "; ".join(f"{name}: {why}" for name, why in found["reasons"].items()))
+        for op, found in document["operators"].items()
+    ]
+    parts = [tables.pairs(facts)]
+    if rows:
+        parts.append(tables.table(("operator", "backend here", "why not the others"), rows))
+    parts += [f"problem: {problem}" for problem in document["problems"]]
+    return "\n\n".join(parts)
+
+
+def _operator(op: str, requested: str) -> dict[str, Any]:
+    """The backend that ``op`` takes here, None if that one cannot run, and why not each of the others."""
+    from msf_kernels import explain_backends
+
+    explained = explain_backends(op)
+    if requested != "auto":
+        chosen = requested if explained[requested] is None else None
+        default = f"MSF_BACKEND is {requested}"
+    elif models.no_gpu():
+        chosen, default = "reference", "tensors on the CPU take the reference unless asked by name"
+    else:
+        chosen = next(name for name, reason in explained.items() if reason is None)
+        default = f"{chosen} comes first"
+    reasons = {name: reason or default for name, reason in explained.items() if name != chosen}
+    return {"backend": chosen, "reasons": reasons}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _nvcc() -> str | None:
+    if not (nvcc := shutil.which("nvcc")):
+        return None
+    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release ([\d.]+)", output)
+    return found[1] if found else None
+
+
+def _gpu() -> dict[str, Any]:
+    if reason := models.no_gpu():
+        return {"name": None, "reason": reason}
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "count": torch.cuda.device_count(),
+    }
+
+
+def _bf16_on_cpu() -> str | None:
+    """The instructions that compute in bfloat16, as in ``training.stage.autocast``."""
+    import torch
+
+    found = {
+        "AVX512-BF16": torch.cpu._is_avx512_bf16_supported(),
+        "AMX": torch.cpu._is_amx_tile_supported(),
+    }
+    return ", ".join(name for name, present in found.items() if present) or None

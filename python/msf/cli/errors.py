@@ -1,0 +1,76 @@
+"""Every failure as one line, `what was wrong; what would be right`, and an exit status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import traceback
+from pathlib import Path
+
+FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+BAD_PATH = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+
+class Failure(Exception):
+    """Ends the command with this message and exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """(one line, exit status): 2 for what the user can put right, 130 for Ctrl-C, 1 for all else."""
+    line = _line(error)
+    if isinstance(error, Failure):
+        return line, error.status
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if (number := _errno(error)) in FULL:
+        return f"cannot write: {os.strerror(number)}; free some space, nothing half-written was left", 1
+    if isinstance(error, BAD_PATH) and error.filename:
+        return f"{error.filename}: {error.strerror}", 2
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"needs the package {error.name}; install it with: pip install 'msf[train]'", 2
+    if isinstance(error, (ValueError, ImportError)) or type(error).__name__ == "BackendUnavailable":
+        return line, 2
+    if _is_out_of_memory(error):
+        return f"out of memory: {line}; use a smaller --batch-size", 1
+    return f"internal error, please report it: {type(error).__name__}: {line} ({_place(error)})", 1
+
+
+def _line(error: BaseException) -> str:
+    """The message's first line; of an error in a DataLoader's worker, which quotes a traceback, the last."""
+    lines = str(error).strip().splitlines() or [""]
+    if lines[0].startswith("Caught "):
+        return lines[-1].split(": ", 1)[-1]
+    return lines[0]
+
+
+def _errno(error: BaseException) -> int:
+    """The system's error number, 0 for none. safetensors has it in the message only."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else 0
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch is not imported here: CUDA's class is known by its name, the CPU allocator's by its message.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "no traceback"

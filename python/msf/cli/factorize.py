@@ -1,0 +1,104 @@
+"""``msf inspect IMAGE``: the components of an image as files and numbers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import outputs, tables
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.levels < 1:
+        raise ValueError(f"--levels must be at least 1, got {args.levels}")
+    out = args.out or args.path.with_name(args.path.stem + "-msf")
+    outputs.check_folder(out, args.overwrite)
+    x = _read(args.path)
+    _check_sides(args.path, x, args.levels)
+    from ..images import save_image
+    from ..pyramid import Pyramid
+
+    pyramid = Pyramid(args.levels, x.shape[1], args.upsample)
+    components = pyramid.split(x)
+    merged = pyramid.merge(components)
+    names = ["base", *_residual_names(args.levels)]
+    with outputs.atomic_folder(out) as folder:
+        save_image(folder / "merged.png", merged[0])
+        for name, component in zip(names, components, strict=True):
+            shown = component if name == "base" else component / (2 * component.std()).clamp(min=1e-6)
+            save_image(folder / f"{name}.png", shown[0])
+    return {
+        "image": str(args.path),
+        "out": str(out),
+        "size": list(x.shape[2:]),
+        "channels": x.shape[1],
+        "components": [
+            {"name": name, "size": list(component.shape[2:]), "variance_share": share}
+            for name, component, share in zip(names, components, _variance_shares(components), strict=True)
+        ],
+        "max_error": float((merged - x).abs().max()),
+    }
+
+
+def text(document: dict[str, Any]) -> str:
+    rows = [
+        (part["name"], tables.size(part["size"]), f"{part['variance_share']:.2%}")
+        for part in document["components"]
+    ]
+    facts = [
+        ("image", f"{document['image']}, {tables.size(document['size'])}, {document['channels']} channels"),
+        ("written to", document["out"]),
+        ("max |merge(split(x)) - x|", f"{document['max_error']:.1e}"),
+    ]
+    return tables.pairs(facts) + "\n\n" + tables.table(("component", "size", "share of variance"), rows)
+
+
+def _read(path: Path) -> Tensor:
+    """(1, C, H, W) in [-1, 1], grey or RGB."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            if file.mode.startswith(("I", "F")):
+                raise ValueError(f"mode {file.mode} is not 8 bits a channel")
+            grey = file.mode in ("1", "L", "LA")
+            pixels = np.array(file.convert("L" if grey else "RGB"))
+    except Exception as error:  # Pillow's decoders raise whatever the broken file leads them to
+        reason = str(error).replace(f"{str(path)!r}", "it")
+        raise ValueError(f"{path}: not a readable image ({reason}); give a PNG or JPEG file") from None
+    x = torch.from_numpy(pixels).reshape(1, *pixels.shape[:2], -1).movedim(-1, 1)
+    return x.float() / 127.5 - 1
+
+
+def _check_sides(path: Path, x: Tensor, levels: int) -> None:
+    multiple = 2**levels
+    size = tuple(x.shape[2:])
+    if any(side % multiple for side in size):
+        cropped = tuple(side - side % multiple for side in size)
+        right = f"crop it to {tables.size(cropped)}" if min(cropped) else "use fewer --levels"
+        raise ValueError(
+            f"{path}: {tables.size(size)} (height x width) is not divisible by {multiple} "
+            f"as --levels {levels} needs; {right}"
+        )
+
+
+def _residual_names(levels: int) -> list[str]:
+    return ["residual"] if levels == 1 else [f"residual_{i}" for i in range(1, levels + 1)]
+
+
+def _variance_shares(components: list[Tensor]) -> list[float]:
+    """Mean squares, the base's about its mean a channel, in parts of their sum.
+
+    With nearest upsampling the components are orthogonal and the sum is the image's variance.
+    """
+    base, *residuals = components
+    energies = [(base - base.mean((2, 3), keepdim=True)).square().mean()]
+    energies += [residual.square().mean() for residual in residuals]
+    total = float(sum(energies)) or 1.0
+    return [float(energy) / total for energy in energies]

@@ -1,0 +1,50 @@
+"""Where results go: never over what is there unless asked to, and never half-written."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+
+
+def check_file(path: Path, overwrite: bool) -> None:
+    """ValueError when ``path`` exists, unless it is a file that may be overwritten. Makes its folder."""
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; --out must name a file")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path}: exists already; choose another --out or add --overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def check_folder(path: Path, overwrite: bool) -> None:
+    """ValueError when ``path`` holds anything, unless it is only images that may be overwritten."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path}: is a file; --out must name a folder here")
+    content = sorted(path.iterdir()) if path.exists() else []
+    if content and not overwrite:
+        raise ValueError(f"{path}: holds files already; choose another --out or add --overwrite")
+    others = [file.name for file in content if file.suffix != ".png" or file.is_dir()]
+    if others:
+        raise ValueError(f"{path}: holds more than images ({others[0]}); choose another --out")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside ``path`` that replaces it on success and goes on failure."""
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,127 @@
+"""Generate images with a trained model.
+
+A .png file gets one grid: base, residuals and the merged image side by side. A folder gets one PNG
+an image, named by its index. A .safetensors file gets the tensor "images" (B, C, H, W), the only form
+for latents. An image depends on its seed and label, not on --batch-size or --count.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import models, outputs, sampling, tables
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..model import MSF
+
+    Batches = Iterable[tuple[Tensor, list[Tensor]]]
+
+COUNT = 16
+
+
+def class_numbers(text: str) -> list[int]:
+    return [int(item) for item in text.split(",")]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="DIR", help="a trained model's folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="file or folder to write")
+    parser.add_argument(
+        "--labels", "--label", type=class_numbers, metavar="K,...",
+        help="classes, in turn (default: all of them); the number of classes means none",
+    )  # fmt: skip
+    parser.add_argument("--count", type=int, metavar="N", help=f"images (default: one a label, or {COUNT})")
+    parser.add_argument("--steps", nargs="+", type=int, metavar="N", help="one for all stages or one a stage")
+    sampling.add_arguments(parser)
+    outputs.add_overwrite_argument(parser)
+    models.add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    device = models.device(args)
+    options = sampling.options(args, args.steps)
+    model = models.load(args.model, device)
+    write = _writer(args, model.config.channels)
+    count = args.count if args.count is not None else len(args.labels or range(COUNT))
+    if count < 1:
+        raise ValueError(f"--count must be at least 1, got {count}")
+    labels = _labels(args, model, count)
+    write(args.out, model, sampling.generate(model, labels, count, args, **options))
+    return {
+        "out": str(args.out),
+        "images": count,
+        "size": list(model.config.image_size),
+        "labels": None if labels is None else labels.tolist(),
+        "seeds": [args.seed, args.seed + count - 1],
+    }
+
+
+def text(document: dict[str, Any]) -> str:
+    first, last = document["seeds"]
+    size = tables.size(document["size"])
+    return f"{document['out']}: {document['images']} images of {size}, seeds {first} to {last}"
+
+
+def _labels(args: argparse.Namespace, model: MSF, count: int) -> Tensor | None:
+    import torch
+
+    classes = model.config.num_classes
+    if not classes:
+        if args.labels:
+            raise ValueError(f"{args.model} was trained without classes; leave --labels out")
+        return None
+    labels = torch.tensor(args.labels or range(classes))
+    return labels[torch.arange(count) % len(labels)]
+
+
+def _writer(args: argparse.Namespace, channels: int) -> Callable[[Path, MSF, Batches], None]:
+    """How to write to --out, by its name; ValueError when that is impossible or would overwrite."""
+    suffix = args.out.suffix.lower()
+    if channels not in (1, 3) and suffix != ".safetensors":
+        raise ValueError(
+            f"--out {args.out}: this model makes latents of {channels} channels, not pictures; "
+            "name a .safetensors file"
+        )
+    if suffix in (".png", ".safetensors"):
+        outputs.check_file(args.out, args.overwrite)
+        return _write_grid if suffix == ".png" else _write_tensors
+    if suffix in (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".npy", ".npz", ".pt"):
+        raise ValueError(f"--out {args.out}: name a .png file, a .safetensors file or a folder")
+    outputs.check_folder(args.out, args.overwrite)
+    return _write_folder
+
+
+def _write_grid(path: Path, model: MSF, batches: Batches) -> None:
+    import torch
+
+    from ..images import component_grid, save_image
+
+    components = [torch.cat(parts) for parts in zip(*(parts for _, parts in batches), strict=True)]
+    save_image(path, component_grid(model.cpu(), components))
+
+
+def _write_folder(path: Path, model: MSF, batches: Batches) -> None:
+    from ..images import save_image
+
+    with outputs.atomic_folder(path) as folder:
+        index = 0
+        for images, _ in batches:
+            for image in images:
+                save_image(folder / f"{index:06d}.png", image)
+                index += 1
+
+
+def _write_tensors(path: Path, model: MSF, batches: Batches) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from ..files import atomic_write
+
+    images = torch.cat([images for images, _ in batches])
+    with atomic_write(path) as temporary:
+        save_file({"images": images}, temporary)

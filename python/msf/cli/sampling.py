@@ -1,0 +1,94 @@
+"""The options of `msf.sample` on the command line, and batches of its images."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import models
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..model import MSF
+
+
+def number(text: str) -> float:
+    """A finite float; argparse turns the ValueError into its message."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All that shapes an image except ``--steps``, which not every command takes once."""
+    parser.add_argument(
+        "--guidance-scale", nargs="+", type=number, default=[1.0], metavar="G",
+        help="one for all stages or one a stage; 1 (default) is none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--guidance-interval", nargs=2, type=number, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+        help="times with guidance, 0 being noise and 1 the image",
+    )  # fmt: skip
+    parser.add_argument("--solver", choices=("euler", "heun"), default="euler")
+    parser.add_argument(
+        "--base-noise", type=number, default=0.0, metavar="SIGMA",
+        help="noise on what residuals are generated above, in the base's standard deviations",
+    )  # fmt: skip
+    parser.add_argument(
+        "--project-residual", action="store_true", help="make the image, pooled, equal its base exactly"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="image i uses seed S + i")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+
+
+def options(args: argparse.Namespace, steps: Sequence[int] | None) -> dict[str, Any]:
+    """Keyword arguments of `msf.sample` that do not depend on the batch. ValueError for a bad range."""
+    low, high = args.guidance_interval
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"--guidance-interval must be 0 <= LOW <= HIGH <= 1, got {low} {high}")
+    if args.seed < 0 or args.batch_size < 1:
+        raise ValueError(
+            f"--seed must not be negative and --batch-size positive, got {args.seed} and {args.batch_size}"
+        )
+    return {
+        "steps": one_or_all(steps),
+        "guidance_scale": one_or_all(args.guidance_scale),
+        "guidance_interval": (low, high),
+        "solver": args.solver,
+        "base_noise": args.base_noise,
+        "project_residual": args.project_residual,
+    }
+
+
+def one_or_all(values: Sequence[Any] | None) -> Any:
+    """A single value stands for every stage."""
+    return values[0] if values and len(values) == 1 else values
+
+
+def generate(
+    model: MSF,
+    labels: Tensor | None,
+    count: int,
+    args: argparse.Namespace,
+    *,
+    bases: Tensor | None = None,
+    **options: Any,
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Batches of (images, components) on the CPU, ``count`` images with the seeds from ``--seed`` on."""
+    from ..sampling import sample
+
+    for start in models.progress(range(0, count, args.batch_size), "sample"):
+        rows = slice(start, min(start + args.batch_size, count))
+        images, components = sample(
+            model,
+            None if labels is None else labels[rows],
+            seeds=range(args.seed + rows.start, args.seed + rows.stop),
+            base=None if bases is None else bases[rows],
+            return_components=True,
+            **options,
+        )
+        yield images.cpu(), [component.cpu() for component in components]

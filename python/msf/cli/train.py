@@ -1,0 +1,94 @@
+"""Train a model, stage by stage, on images.
+
+--out gets the model (config.json, model.safetensors), what is needed to continue (training.json,
+state-*.safetensors), metrics.jsonl, tensorboard/, sample grids and loss.png. Ctrl-C saves and stops.
+
+--config names a JSON file {"model": {...}, "training": {...}} with the fields of MSFConfig and
+TrainingConfig, for instance
+
+  {"model": {"image_size": [16, 16], "channels": 1, "num_classes": 3, "steps": [16, 4],
+             "stages": [{"width": 128, "depth": 4, "heads": 4, "patch": 1},
+                        {"width": 128, "depth": 4, "heads": 4, "patch": 1}]},
+   "training": {"steps": [1000, 1000], "batch_size": 128, "learning_rate": 0.001}}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..config import MSFConfig
+from ..training.config import PRECISIONS, TrainingConfig
+from . import models, settings, tables
+from .errors import Failure
+from .sampling import number
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    settings.add_arguments(parser, required=True)
+    parser.add_argument(
+        "--data", required=True, metavar="SOURCE",
+        help="digits, textures, or a folder of images with one subfolder a class",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--stage", metavar="NAME", help="train this stage only, e.g. base or residual")
+    parser.add_argument("--resume", action="store_true", help="continue the run that --out holds, if any")
+    parser.add_argument("--steps", nargs="+", type=int, metavar="N", help="one for all stages or one a stage")
+    parser.add_argument("--batch-size", type=int, metavar="N")
+    parser.add_argument("--learning-rate", type=number, metavar="RATE")
+    parser.add_argument("--precision", choices=PRECISIONS)
+    parser.add_argument("--seed", type=int, metavar="S")
+    parser.add_argument("--num-classes", type=int, metavar="K", help="those of the data, or 0 for no labels")
+    models.add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    config, training = _settings(args)
+    device = models.device(args)
+    from ..training.train import Interrupted, train
+
+    try:
+        train(
+            config,
+            training,
+            args.data,
+            args.out,
+            stages=[args.stage] if args.stage else None,
+            resume=args.resume,
+            device=device,
+        )
+    except Interrupted as error:
+        raise Failure(str(error), 130) from None
+    return {"out": str(args.out), "stages": _last_metrics(args.out)}
+
+
+def text(document: dict[str, Any]) -> str:
+    rows = [(name, row["step"], row["loss"]) for name, row in document["stages"].items()]
+    return f"{document['out']}\n" + tables.table(("stage", "step", "loss"), rows)
+
+
+def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
+    """The preset or file with the command line's changes."""
+    config, training = settings.read(args)
+    if training is None:
+        raise ValueError(f'{args.config}: key "training" is missing')
+    changes = {
+        name: getattr(args, name)
+        for name in ("batch_size", "learning_rate", "precision", "seed")
+        if getattr(args, name) is not None
+    }
+    if args.steps:
+        steps = args.steps * len(config.stages) if len(args.steps) == 1 else args.steps
+        changes["steps"] = tuple(steps)
+    if args.num_classes is not None:
+        config = replace(config, num_classes=args.num_classes)
+    return config, replace(training, **changes)
+
+
+def _last_metrics(folder: Path) -> dict[str, Any]:
+    """{stage: its last line of metrics.jsonl}."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {row["stage"]: row for row in rows}

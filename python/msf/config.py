@@ -1,0 +1,150 @@
+"""What an MSF model is made of: one frozen dataclass, written to and read from JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+UPSAMPLE_MODES = ("nearest", "bilinear")
+POSITIONS = ("rope", "sincos")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One diffusion transformer. ``patch`` is in pixels (or latents) of the stage's own scale."""
+
+    width: int
+    depth: int
+    heads: int
+    patch: int = 2
+    mlp_ratio: float = 4.0
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class MSFConfig:
+    """A multi-scale factorization (arXiv 2501.13349): ``stages[0]`` makes the base, the rest a
+    residual each.
+
+    With N = ``levels`` = ``len(stages) - 1``, stage i works at ``image_size / 2**(N - i)``. N = 0
+    is a plain single-stage DiT, the baseline.
+
+    ``num_classes`` 0 means training without labels. ``max_base_noise`` is the largest sigma_aug of
+    the prior in training, in units of the base's standard deviation. ``steps`` are the sampler's
+    defaults, one number a stage.
+    """
+
+    image_size: tuple[int, int]
+    channels: int
+    num_classes: int
+    stages: tuple[StageConfig, ...]
+    steps: tuple[int, ...]
+    upsample: str = "nearest"
+    positions: str = "rope"
+    qk_norm: bool = True
+    label_dropout: float = 0.1
+    max_base_noise: float = 0.3
+
+    def __post_init__(self) -> None:
+        for problem in self._problems():
+            raise ValueError(f"MSFConfig: {problem}")
+
+    def _problems(self) -> Iterator[str]:
+        if not self.stages:
+            yield "stages is empty; give one StageConfig for the base and one for each residual"
+        if len(self.steps) != len(self.stages) or min(self.steps) < 1:
+            count = len(self.stages)
+            yield f"steps must be {count} positive numbers, one a stage, got {self.steps}"
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            yield f"image_size must be (height, width), both positive, got {self.image_size}"
+        if self.channels < 1 or self.num_classes < 0:
+            yield (
+                "channels must be at least 1 and num_classes at least 0, "
+                f"got {self.channels} and {self.num_classes}"
+            )
+        if self.upsample not in UPSAMPLE_MODES:
+            yield f"upsample must be one of {UPSAMPLE_MODES}, got {self.upsample!r}"
+        if self.positions not in POSITIONS:
+            yield f"positions must be one of {POSITIONS}, got {self.positions!r}"
+        if not 0 <= self.label_dropout <= 1 or self.max_base_noise < 0:
+            yield (
+                "label_dropout must be in [0, 1] and max_base_noise at least 0, "
+                f"got {self.label_dropout} and {self.max_base_noise}"
+            )
+        for name, stage in zip(self.stage_names, self.stages):
+            if min(stage.width, stage.depth, stage.heads, stage.patch) < 1 or stage.mlp_ratio <= 0:
+                yield f"{name}: every size must be positive, got {stage}"
+            if stage.width % stage.heads or stage.head_dim % 4:
+                yield (
+                    f"{name}: width / heads must be a multiple of 4, "
+                    f"got {stage.width} / {stage.heads}"
+                )
+        yield from self._size_problems(self.image_size)
+
+    def _size_problems(self, size: tuple[int, int]) -> Iterator[str]:
+        for index, stage in enumerate(self.stages):
+            scale = 2 ** (self.levels - index)
+            multiple = stage.patch * scale
+            if any(side < 1 or side % multiple for side in size):
+                yield (
+                    f"{self.stage_names[index]}: image sides must be multiples of {multiple} "
+                    f"(patch {stage.patch} at 1/{scale} scale), got {tuple(size)}"
+                )
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """ValueError unless every stage's patch divides images of ``size`` (H, W) at its scale."""
+        for problem in self._size_problems(size):
+            raise ValueError(problem)
+
+    @property
+    def levels(self) -> int:
+        """N: how many residuals there are above the base."""
+        return len(self.stages) - 1
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        if self.levels == 1:
+            return ("base", "residual")
+        return ("base", *(f"residual_{i}" for i in range(1, self.levels + 1)))
+
+    def stage_size(self, index: int, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """(height, width) at which stage ``index`` works on images of ``size``."""
+        height, width = size or self.image_size
+        scale = 2 ** (self.levels - index)
+        return height // scale, width // scale
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MSFConfig:
+        """Inverse of ``to_dict``; lists may stand for tuples. ValueError names a wrong key."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"MSFConfig: unknown keys {unknown}; known are {sorted(known)}")
+        try:
+            stages = tuple(StageConfig(**stage) for stage in values["stages"])
+            sizes = {key: tuple(int(n) for n in values[key]) for key in ("image_size", "steps")}
+            return cls(**{**values, **sizes, "stages": stages})
+        except KeyError as error:
+            raise ValueError(f"MSFConfig: key {error} is missing") from None
+        except TypeError as error:
+            raise ValueError(f"MSFConfig: {error}") from None
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> MSFConfig:
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"MSFConfig: not valid JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"MSFConfig: expected a JSON object, got {type(values).__name__}")
+        return cls.from_dict(values)

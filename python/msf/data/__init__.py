@@ -1,0 +1,37 @@
+"""Labelled images for training and evaluation: ``load_data`` and what it returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msf.data.dataset import SPLITS, ImageData
+from msf.data.digits import Digits
+from msf.data.folder import ImageFolder
+from msf.data.textures import Textures
+
+__all__ = ["SPLITS", "Digits", "ImageData", "ImageFolder", "Textures", "load_data"]
+
+
+def load_data(source: str, *, split: str, image_size: tuple[int, int], channels: int) -> ImageData:
+    """One split of ``"digits"``, ``"textures"`` or a folder with one subfolder a class.
+
+    ``split`` is "train" (for the generator), "features" (for the evaluation's feature network) or
+    "test" (the evaluation's reference). The three share no image and, for textures, no pixel; they
+    are the same on every machine and in every run. ``image_size`` is (height, width).
+
+    Raises ValueError with one line for whatever the source cannot give, ImportError where the
+    source needs a package of the ``train`` extra.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"data: split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise ValueError(
+            f"data: image_size must be (height, width), both positive, got {image_size}"
+        )
+    if source == "digits":
+        return Digits(split, image_size, channels)
+    if source == "textures":
+        return Textures(split, image_size, channels)
+    if not Path(source).is_dir():
+        raise ValueError(f"data: {source!r} is neither 'digits', 'textures' nor an existing folder")
+    return ImageFolder(Path(source), split, image_size, channels)

@@ -1,0 +1,39 @@
+"""scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels, ten classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from msf.data.dataset import ImageData, missing
+
+# Where the k-th image of a class goes, by k modulo 10.
+FOLDS = {"train": (0, 2, 4, 6, 8), "features": (1, 5), "test": (3, 7, 9)}
+
+
+class Digits(ImageData):
+    """Half of every class is for training (901 images), a fifth for the feature network (362), the
+    rest is the reference (534). Grey levels 0..16 become [-1, 1]."""
+
+    class_names = tuple(str(digit) for digit in range(10))
+
+    def __init__(self, split: str, image_size: tuple[int, int], channels: int) -> None:
+        if tuple(image_size) != (8, 8) or channels != 1:
+            raise ValueError(
+                "data: digits are 8x8 with 1 channel, got "
+                f"{image_size[0]}x{image_size[1]} with {channels} channels"
+            )
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError:
+            raise missing("scikit-learn", "data 'digits'") from None
+        digits = load_digits()
+        labels = torch.from_numpy(digits.target).long()
+        rank = (labels == labels[:, None]).tril(-1).sum(1)
+        self.indices = torch.isin(rank % 10, torch.tensor(FOLDS[split])).nonzero().flatten()
+        self.labels = labels[self.indices]
+        pixels = torch.from_numpy(digits.images).float()[self.indices, None]
+        self._images = pixels / 8 - 1
+
+    def images(self, indices: Tensor) -> Tensor:
+        return self._images[indices]

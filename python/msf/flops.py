@@ -1,0 +1,93 @@
+"""What a model costs, counted from its configuration: parameters and multiply-accumulates (MACs).
+
+The "Gflops" of the DiT paper are GMACs. Counted are the matrix products, as customary: not norms, activations,
+softmax, position tables or the pyramid. Guidance evaluates a model twice a step and is left out: it doubles
+both sides of every comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .config import MSFConfig
+from .transformer import FREQUENCIES
+
+# GMACs of one forward of DiT-XL/2 (arXiv 2212.09748, table 6) by image size in pixels, and its sampling steps.
+DIT_XL_2 = {256: 118.64, 512: 524.60}
+DIT_STEPS = 250
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """``macs`` is for one image and one forward, without guidance."""
+
+    name: str
+    size: tuple[int, int]
+    tokens: int
+    parameters: int
+    macs: int
+    steps: int
+
+    @property
+    def macs_per_image(self) -> int:
+        return self.macs * self.steps
+
+
+def stage_costs(config: MSFConfig, steps: Sequence[int] | None = None) -> list[StageCost]:
+    """One `StageCost` a stage, base first, at ``config.image_size``. ``steps`` defaults to the configuration's.
+
+    ValueError unless ``steps`` has one positive number a stage.
+    """
+    steps = config.steps if steps is None else steps
+    if len(steps) != len(config.stages) or min(steps) < 1:
+        raise ValueError(
+            f"steps must be {len(config.stages)} positive numbers, one a stage, got {tuple(steps)}"
+        )
+    return [_stage_cost(config, index, n) for index, n in enumerate(steps)]
+
+
+def dit_baseline(config: MSFConfig) -> tuple[int, float] | None:
+    """(image size in pixels, GMACs to sample one image with DiT-XL/2), or None.
+
+    DiT works on 4-channel latents at an eighth of 256 or 512 pixels; for anything else there is no figure.
+    """
+    height, width = config.image_size
+    pixels = 8 * height
+    if config.channels != 4 or height != width or pixels not in DIT_XL_2:
+        return None
+    return pixels, DIT_XL_2[pixels] * DIT_STEPS
+
+
+def _stage_cost(config: MSFConfig, index: int, steps: int) -> StageCost:
+    stage, size = config.stages[index], config.stage_size(index)
+    tokens = (size[0] // stage.patch) * (size[1] // stage.patch)
+    parameters = macs = 0
+    for rows, inputs, outputs in _linear_layers(config, index, tokens):
+        parameters += (inputs + 1) * outputs
+        macs += rows * inputs * outputs
+    macs += stage.depth * 2 * tokens**2 * stage.width  # q k^T and its product with v
+    if config.num_classes:
+        parameters += (config.num_classes + 1) * stage.width
+    if config.qk_norm:
+        parameters += stage.depth * 2 * stage.head_dim
+    return StageCost(config.stage_names[index], size, tokens, parameters, macs, steps)
+
+
+def _linear_layers(config: MSFConfig, index: int, tokens: int) -> Iterator[tuple[int, int, int]]:
+    """(rows, inputs, outputs) of every linear layer of a stage, for one image."""
+    stage = config.stages[index]
+    width, hidden = stage.width, int(stage.width * stage.mlp_ratio)
+    pixels, has_prior = stage.patch**2 * config.channels, index > 0
+    yield tokens, pixels * (2 if has_prior else 1), width
+    for _ in range(2 if has_prior else 1):  # time, and the noise level of the prior
+        yield 1, FREQUENCIES, width
+        yield 1, width, width
+    for _ in range(stage.depth):
+        yield 1, width, 6 * width
+        yield tokens, width, 3 * width
+        yield tokens, width, width
+        yield tokens, width, hidden
+        yield tokens, hidden, width
+    yield 1, width, 2 * width
+    yield tokens, width, pixels

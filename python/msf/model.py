@@ -1,0 +1,179 @@
+"""MSF: a pyramid and one transformer a scale; losses to train it, files to keep it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msf_kernels import flow_interpolate
+
+from .config import MSFConfig
+from .files import atomic_write
+from .flow import logit_normal_times
+from .pyramid import Pyramid
+from .transformer import StageTransformer
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+class MSF(nn.Module):
+    """Multi-scale latent factorization (arXiv 2501.13349) of pixels or latents.
+
+    ``pyramid`` factorises and merges, ``stages[i]`` is the velocity field of component i. Set the
+    statistics with ``pyramid.measure`` before training: they are part of the checkpoint.
+    """
+
+    def __init__(self, config: MSFConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pyramid = Pyramid(config.levels, config.channels, config.upsample)
+        self.stages = nn.ModuleList(
+            StageTransformer(
+                stage,
+                config.channels,
+                config.num_classes,
+                has_prior=i > 0,
+                positions=config.positions,
+                qk_norm=config.qk_norm,
+            )
+            for i, stage in enumerate(config.stages)
+        )
+
+    @property
+    def untrained_stages(self) -> tuple[str, ...]:
+        """Names of the stages whose output is still the zero it is initialised to."""
+        return tuple(
+            name
+            for name, stage in zip(self.config.stage_names, self.stages)
+            if not stage.is_trained
+        )
+
+    def training_losses(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        stage: str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Flow-matching loss of every stage, or of ``stage`` alone, and their sum as "total".
+
+        x (B, C, H, W) images or latents; y (B,) int64 labels in [0, num_classes), None without
+        classes. Rectified flow (arXiv 2209.03003) with logit-normal times (arXiv 2403.03206): mean
+        squared error of the velocity. Random numbers come from ``generator``, which lives on x's
+        device.
+        """
+        names = self.config.stage_names
+        if stage is not None and stage not in names:
+            raise ValueError(f"training_losses: stage must be one of {names}, got {stage!r}")
+        self.check_labels(y, len(x))
+        components = self.pyramid.split(x)
+        losses = {
+            name: self._stage_loss(index, components, y, generator)
+            for index, name in enumerate(names)
+            if stage in (None, name)
+        }
+        return {**losses, "total": torch.stack(list(losses.values())).sum()}
+
+    def _stage_loss(
+        self,
+        index: int,
+        components: list[Tensor],
+        y: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        data = self.pyramid.standardize(index, components[index])
+        batch, device = len(data), data.device
+        noise = torch.randn(data.shape, generator=generator, device=device)
+        t = logit_normal_times(batch, generator=generator, device=device)
+        x_t, target = flow_interpolate(data, noise, t)
+        if y is not None:
+            drop = torch.rand(batch, generator=generator, device=device) < self.config.label_dropout
+            y = torch.where(drop, self.config.num_classes, y)
+        prior = level = None
+        if index > 0:
+            level = (
+                torch.rand(batch, generator=generator, device=device) * self.config.max_base_noise
+            )
+            prior = self.prior(self.pyramid.merge(components[:index]), level, generator=generator)
+        velocity = self.stages[index](x_t, t, y, prior, level)
+        return F.mse_loss(velocity.float(), target)
+
+    def prior(
+        self,
+        x: Tensor,
+        level: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """p_i (B, C, 2h, 2w): x_hat_{i-1} (B, C, h, w) standardised, noised by ``level`` (B,),
+        upsampled.
+
+        Our choice: the noise is added before upsampling, where the errors of a generated base are,
+        and every scale's prior is standardised by the base's statistics.
+        """
+        if noise is None:
+            noise = torch.randn(x.shape, generator=generator, device=x.device)
+        x = self.pyramid.standardize(0, x) + level[:, None, None, None] * noise
+        return self.pyramid.upsample(x)
+
+    def check_labels(self, y: Tensor | None, batch: int, *, null: bool = False) -> None:
+        """ValueError unless y is (batch,) int64 in range, or None where there are no classes."""
+        classes = self.config.num_classes
+        if (y is None) != (classes == 0):
+            expected = f"(B,) in [0, {classes})" if classes else "None, this model has no classes"
+            raise ValueError(
+                f"labels must be {expected}, got {'None' if y is None else 'a tensor'}"
+            )
+        if y is None:
+            return
+        if y.dtype != torch.int64 or y.shape != (batch,):
+            raise ValueError(f"labels must be int64 ({batch},), got {y.dtype} {tuple(y.shape)}")
+        highest = classes if null else classes - 1
+        if batch and not (int(y.min()) >= 0 and int(y.max()) <= highest):
+            raise ValueError(
+                f"labels must be in [0, {classes}), got {int(y.min())} to {int(y.max())}"
+                + (f" ({classes} means no class)" if null else "")
+            )
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors``, each whole or not at all."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        with atomic_write(directory / WEIGHTS_FILE) as path:
+            save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path)
+        with atomic_write(directory / CONFIG_FILE) as path:
+            path.write_text(self.config.to_json())
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike[str]) -> MSF:
+        """Read what ``save_pretrained`` wrote, on the CPU, in evaluation mode.
+
+        ValueError (one line) when a file is missing, corrupt or of another configuration.
+        """
+        directory = Path(directory)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (directory / name).is_file():
+                raise ValueError(
+                    f"{directory}: no {name} here; expected a directory made by save_pretrained"
+                )
+        model = cls(MSFConfig.from_json((directory / CONFIG_FILE).read_text()))
+        try:
+            model.load_state_dict(load_file(directory / WEIGHTS_FILE))
+        except SafetensorError as error:
+            raise ValueError(
+                f"{directory / WEIGHTS_FILE}: not a readable safetensors file ({error})"
+            ) from None
+        except RuntimeError as error:
+            detail = str(error).splitlines()[1].strip()
+            raise ValueError(
+                f"{directory / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {detail}"
+            ) from None
+        return model.eval()

@@ -1,0 +1,160 @@
+"""Generation: the base from noise, then every residual from noise and what lies below it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .flow import Velocity, integrate
+from .model import MSF
+
+Interval = tuple[float, float]
+
+
+@torch.no_grad()
+def sample(
+    model: MSF,
+    labels: Tensor | None = None,
+    *,
+    seeds: Sequence[int],
+    steps: int | Sequence[int] | None = None,
+    guidance_scale: float | Sequence[float] = 1.0,
+    guidance_interval: Interval | Sequence[Interval] = (0.0, 1.0),
+    solver: str = "euler",
+    base_noise: float = 0.0,
+    project_residual: bool = False,
+    base: Tensor | None = None,
+    size: tuple[int, int] | None = None,
+    return_components: bool = False,
+) -> Any:
+    """Generate images (B, C, H, W), float32, in the units of the training data.
+
+    labels: (B,) int64 in [0, num_classes]; ``num_classes`` means no class; None for a model
+    without. seeds: one non-negative int an image. An image depends on its seed, not on the batch it
+    is made in. steps, guidance_scale, guidance_interval: one value for all stages, or one a stage,
+    base first.
+        Steps default to the configuration's. An interval is (low, high) in [0, 1], noise being at
+        0.
+    solver: "euler" or "heun" (two evaluations a step).
+    base_noise: sigma_aug, the noise added to every residual's prior, in the base's standard
+    deviations. project_residual: make every scale, pooled, equal the scale below it (nearest
+    upsampling only). base: f_0 (B, C, h, w) in data units, to generate only the residuals above it.
+    size: (H, W) of the images, the configuration's by default. return_components: return (images,
+    [f_0 .. f_N]), components as ``pyramid.split`` gives them.
+
+    ValueError for a wrong shape, range or combination.
+    """
+    config, device = model.config, model.pyramid.mean.device
+    size = config.image_size if size is None else size
+    _check(model, labels, seeds, base_noise, project_residual, base, size)
+    integration = _per_stage(
+        len(model.stages),
+        steps=(config.steps if steps is None else steps, int),
+        guidance_scale=(guidance_scale, (int, float)),
+        guidance_interval=(guidance_interval, None),
+    )
+    if not config.num_classes and any(stage["guidance_scale"] != 1 for stage in integration):
+        raise ValueError("sample: guidance_scale must be 1 for a model without classes")
+
+    labels = None if labels is None else labels.to(device)
+    x = None if base is None else base.to(device, torch.float32)
+    components = [] if x is None else [x]
+    for i in range(len(components), len(model.stages)):
+        below = x
+        velocity = _velocity(model, i, labels, below, seeds, base_noise)
+        shape = (config.channels, *config.stage_size(i, size))
+        noise = image_noise(seeds, shape, i).to(device)
+        z = integrate(velocity, noise, solver=solver, **integration[i])
+        x = model.pyramid.add(below, i, z)
+        if below is None:
+            components.append(x)
+            continue
+        if project_residual:
+            x = model.pyramid.project(x, below)
+        components.append(x - model.pyramid.upsample(below))
+    return (x, components) if return_components else x
+
+
+def image_noise(seeds: Sequence[int], shape: tuple[int, ...], *purpose: int) -> Tensor:
+    """(B, *shape) standard normal on the CPU; a row depends on its seed and ``purpose`` alone."""
+    noise = torch.empty(len(seeds), *shape)
+    for row, seed in zip(noise, seeds):
+        state = int(np.random.SeedSequence([seed, *purpose]).generate_state(1, np.uint64)[0])
+        row.normal_(generator=torch.Generator().manual_seed(state >> 1))
+    return noise
+
+
+def _velocity(
+    model: MSF,
+    index: int,
+    labels: Tensor | None,
+    below: Tensor | None,
+    seeds: Sequence[int],
+    base_noise: float,
+) -> Velocity:
+    """Stage ``index`` as a velocity field on its component, given the image ``below`` it."""
+    stage, null, batch = model.stages[index], model.config.num_classes, len(seeds)
+    prior = level = None
+    if below is not None:
+        noise = image_noise(seeds, tuple(below.shape[1:]), index, 1).to(below.device)
+        level = torch.full((batch,), base_noise, device=below.device)
+        prior = model.prior(below, level, noise=noise)
+
+    def twice(value: Tensor | None) -> Tensor | None:
+        return None if value is None else torch.cat([value, value])
+
+    def velocity(x: Tensor, t: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
+        if not guided or labels is None:
+            return stage(x, t, labels, prior, level), None
+        y = torch.cat([labels, torch.full_like(labels, null)])
+        v_cond, v_uncond = stage(twice(x), twice(t), y, twice(prior), twice(level)).chunk(2)
+        return v_cond, v_uncond
+
+    return velocity
+
+
+def _per_stage(stages: int, **settings: tuple[Any, Any]) -> list[dict[str, Any]]:
+    """[{name: value}] a stage from {name: (one value or one a stage, type of one value)}."""
+    rows: list[dict[str, Any]] = [{} for _ in range(stages)]
+    for name, (value, scalar) in settings.items():
+        single = isinstance(value, scalar) if scalar else isinstance(value[0], (int, float))
+        values = [value] * stages if single else list(value)
+        if len(values) != stages:
+            raise ValueError(
+                f"sample: {name} must be one value or {stages}, one a stage, got {value}"
+            )
+        for row, item in zip(rows, values):
+            row[name] = item
+    return rows
+
+
+def _check(
+    model: MSF,
+    labels: Tensor | None,
+    seeds: Sequence[int],
+    base_noise: float,
+    project_residual: bool,
+    base: Tensor | None,
+    size: tuple[int, int],
+) -> None:
+    config = model.config
+    config.check_size(size)
+    model.check_labels(labels, len(seeds), null=True)
+    if any(seed < 0 for seed in seeds):
+        raise ValueError(f"sample: seeds must not be negative, got {min(seeds)}")
+    if not 0 <= base_noise <= config.max_base_noise:
+        raise ValueError(
+            f"sample: base_noise must be in [0, {config.max_base_noise}], as in training, "
+            f"got {base_noise}"
+        )
+    if project_residual and config.upsample != "nearest":
+        raise ValueError(
+            f"sample: project_residual needs upsample='nearest', not {config.upsample!r}"
+        )
+    expected = (len(seeds), config.channels, *config.stage_size(0, size))
+    if base is not None and tuple(base.shape) != expected:
+        raise ValueError(f"sample: base must be {expected}, got {tuple(base.shape)}")

@@ -1,0 +1,60 @@
+"""The order of the data, as a function of (seed, step): so a resumed run sees what it would have
+seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..data import ImageData, ImageFolder
+from .stage import generator
+
+
+class _Steps(Sampler[Tensor]):
+    """Indices of the batches of steps ``first`` to ``last`` - 1: one shuffle an epoch, short rest
+    dropped."""
+
+    def __init__(self, length: int, batch_size: int, first: int, last: int, seed: int) -> None:
+        self.length, self.batch_size = length, min(batch_size, length)
+        self.first, self.last, self.seed = first, last, seed
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[Tensor]:
+        epoch, order = -1, torch.empty(0)
+        for step in range(self.first, self.last):
+            step_epoch, position = divmod(step * self.batch_size, self._epoch_length())
+            if step_epoch != epoch:
+                epoch = step_epoch
+                key = generator(torch.device("cpu"), self.seed, epoch)
+                order = torch.randperm(self.length, generator=key)
+            yield order[position : position + self.batch_size]
+
+    def _epoch_length(self) -> int:
+        return self.length - self.length % self.batch_size
+
+
+class _Batches(Dataset):
+    """``data`` indexed by a whole batch at once."""
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.data.batch(indices)
+
+
+def batches(data: ImageData, batch_size: int, first: int, last: int, seed: int) -> DataLoader:
+    """Batches (images, labels) of steps ``first`` to ``last`` - 1; files are decoded by worker
+    processes."""
+    workers = 0 if not isinstance(data, ImageFolder) else min(8, os.cpu_count() or 1)
+    steps = _Steps(len(data), batch_size, first, last, seed)
+    return DataLoader(_Batches(data), batch_size=None, sampler=steps, num_workers=workers)

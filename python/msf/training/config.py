@@ -1,0 +1,56 @@
+"""How a stage is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """AdamW with warm-up, a cosine decay to zero or a constant rate, gradient clipping and EMA
+    weights.
+
+    ``steps`` is one number a stage, base first. ``precision`` "auto" is bfloat16 autocast where the
+    device computes in it (a GPU; a CPU with AMX or AVX512-BF16), float32 elsewhere.
+    ``sample_every`` is how often (in steps) sample grids and checkpoints are written, besides at
+    the end.
+    """
+
+    steps: tuple[int, ...]
+    batch_size: int = 256
+    learning_rate: float = 1e-4
+    schedule: str = "constant"
+    warmup: int = 100
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+    ema_decay: float = 0.9999
+    precision: str = "auto"
+    log_every: int = 50
+    sample_every: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.steps or min(self.steps) < 1 or self.batch_size < 1 or self.log_every < 1:
+            raise ValueError(
+                f"TrainingConfig: steps, batch_size and log_every must be positive, got {self}"
+            )
+        if self.sample_every < 1:
+            raise ValueError(
+                f"TrainingConfig: sample_every must be positive, got {self.sample_every}"
+            )
+        if self.learning_rate <= 0 or self.clip <= 0 or not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                "TrainingConfig: learning_rate and clip must be positive and ema_decay in [0, 1), "
+                f"got {self.learning_rate}, {self.clip}, {self.ema_decay}"
+            )
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(
+                f"TrainingConfig: schedule must be constant or cosine, got {self.schedule!r}"
+            )
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"TrainingConfig: precision must be one of {PRECISIONS}, got {self.precision!r}"
+            )

@@ -1,0 +1,97 @@
+"""The folder of a training run.
+
+config.json, model.safetensors   the model with averaged weights: what ``MSF.from_pretrained`` reads
+training.json                    data source and ``TrainingConfig``
+state-<stage>.safetensors        all that training changes, to continue from
+metrics.jsonl, tensorboard/      losses and rates
+samples-<stage>-<step>.png, loss.png
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..config import MSFConfig
+from ..files import atomic_write
+from ..model import CONFIG_FILE, MSF
+from .config import TrainingConfig
+from .stage import StageTrainer
+
+
+class RunFolder:
+    """Opens ``path`` for a run of ``config`` on ``source``.
+
+    ValueError when the folder holds something already and ``resume`` is not set, or when it holds a
+    run of another configuration.
+    """
+
+    def __init__(
+        self, path: Path, config: MSFConfig, training: TrainingConfig, source: str, *, resume: bool
+    ) -> None:
+        self.path = path
+        self.description = {"data": source, "training": json.loads(json.dumps(asdict(training)))}
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path}: is a file; --out must be a folder")
+        if path.exists() and any(path.iterdir()):
+            if not resume:
+                raise ValueError(
+                    f"{path}: exists and is not empty; continue its run with --resume "
+                    "or choose another --out"
+                )
+            self._check_same(config)
+        path.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path / "training.json") as temporary:
+            temporary.write_text(json.dumps(self.description, indent=2) + "\n")
+
+    def _check_same(self, config: MSFConfig) -> None:
+        for name, ours in (
+            (CONFIG_FILE, json.loads(config.to_json())),
+            ("training.json", self.description),
+        ):
+            file = self.path / name
+            if not file.exists():
+                continue
+            try:
+                theirs = json.loads(file.read_text())
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}: not valid JSON: {error}") from None
+            if theirs != ours:
+                keys = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
+                raise ValueError(
+                    f"{file}: the run in this folder differs in {', '.join(keys)}; "
+                    "resume with the same settings or choose another --out"
+                )
+
+    def state_file(self, stage: str) -> Path:
+        return self.path / f"state-{stage}.safetensors"
+
+    def load(self, trainer: StageTrainer) -> None:
+        """Continue ``trainer`` from the folder, if its stage was trained here before."""
+        if self.state_file(trainer.name).exists():
+            trainer.load(self.state_file(trainer.name))
+        self._forget_metrics(trainer.name, after=trainer.step_number)
+
+    def save(self, trainer: StageTrainer, averaged: MSF) -> None:
+        trainer.save(self.state_file(trainer.name))
+        averaged.save_pretrained(self.path)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every complete line of metrics.jsonl."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def log(self, **row: Any) -> None:
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _forget_metrics(self, stage: str, after: int) -> None:
+        """Drop what a killed run logged of ``stage`` beyond the state that is left of it."""
+        rows = self.metrics()
+        kept = [row for row in rows if row["stage"] != stage or row["step"] <= after]
+        if len(kept) < len(rows):
+            with atomic_write(self.path / "metrics.jsonl") as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))

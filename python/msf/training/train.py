@@ -1,0 +1,157 @@
+"""Training: every stage in turn, on its own, with logs, sample grids and checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import MSFConfig
+from ..data import ImageData, load_data
+from ..images import component_grid
+from ..model import MSF
+from ..sampling import sample
+from .batches import batches
+from .config import TrainingConfig
+from .folder import RunFolder
+from .recorder import Recorder, plot_losses
+from .stage import StageTrainer, generator
+
+STATISTICS_IMAGES = 16_384
+PREVIEW_IMAGES = 25
+PREVIEW_STEPS = 50
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and did after saving everything."""
+
+
+class StopSignal:
+    """Turns the first Ctrl-C or SIGTERM into a flag, so that the step under way is finished and
+    kept."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __enter__(self) -> StopSignal:
+        self._previous: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.received = True
+        signal.signal(number, self._previous[number])
+
+
+def train(
+    config: MSFConfig,
+    training: TrainingConfig,
+    source: str,
+    out: str | os.PathLike[str],
+    *,
+    stages: Sequence[str] | None = None,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> MSF:
+    """Train ``stages`` (all by default) of a model on ``source`` into the folder ``out``; returns
+    it.
+
+    source: as in ``load_data``. resume: continue the run that ``out`` holds, if any; the result is
+    bit for bit that of an uninterrupted run on the same machine. Raises ``Interrupted`` when
+    stopped by Ctrl-C, ValueError for settings that do not fit together.
+    """
+    names = config.stage_names
+    for name in stages or ():
+        if name not in names:
+            raise ValueError(f"stage must be one of {', '.join(names)}, got {name!r}")
+    if len(training.steps) != len(names):
+        raise ValueError(
+            f"training steps must be {len(names)} numbers, one a stage, got {training.steps}"
+        )
+    data = load_data(source, split="train", image_size=config.image_size, channels=config.channels)
+    if config.num_classes not in (0, data.num_classes):
+        raise ValueError(
+            f"{source} has {data.num_classes} classes, the model {config.num_classes}; "
+            f"set num_classes to {data.num_classes}, or to 0 to train without labels"
+        )
+    folder = RunFolder(Path(out), config, training, source, resume=resume)
+    torch.manual_seed(training.seed)
+    model = MSF(config)
+    model.pyramid.measure(_statistics_batches(data, training.seed))
+    model.to(device)
+    averaged = copy.deepcopy(model).requires_grad_(False).eval()
+    trainers = [StageTrainer(model, index, training) for index in range(len(names))]
+    for trainer in trainers:
+        folder.load(trainer)
+        averaged.stages[trainer.index] = trainer.ema
+    with StopSignal() as stop:
+        for trainer in trainers:
+            if stages is None or trainer.name in stages:
+                _train_stage(trainer, data, folder, averaged, stop, progress)
+    plot_losses(folder.metrics(), folder.path / "loss.png")
+    return averaged
+
+
+def _statistics_batches(data: ImageData, seed: int) -> Iterator[Tensor]:
+    key = generator(torch.device("cpu"), seed)
+    for indices in torch.randperm(len(data), generator=key)[:STATISTICS_IMAGES].split(512):
+        yield data.batch(indices)[0]
+
+
+def _train_stage(
+    trainer: StageTrainer,
+    data: ImageData,
+    folder: RunFolder,
+    averaged: MSF,
+    stop: StopSignal,
+    progress: bool,
+) -> None:
+    config, first, last = trainer.config, trainer.step_number, trainer.total_steps
+    has_labels = trainer.model.config.num_classes > 0
+    with Recorder(trainer, folder, progress) as recorder:
+        for images, labels in batches(data, config.batch_size, first, last, config.seed):
+            images, labels = images.to(trainer.device), labels.to(trainer.device)
+            loss = trainer.step(images, labels if has_labels else None)
+            recorder.add(loss, len(images))
+            step = trainer.step_number
+            if stop.received or step == last or step % config.sample_every == 0:
+                recorder.flush()
+                folder.save(trainer, averaged)
+                recorder.picture(preview(averaged, trainer.index, data))
+            if stop.received:
+                raise Interrupted(
+                    f"stopped at step {step} of {last} of {trainer.name}; "
+                    f"saved in {folder.path}, continue with --resume"
+                )
+
+
+@torch.no_grad()
+def preview(model: MSF, index: int, data: ImageData) -> Tensor:
+    """A grid (C, h, w) of samples of the stages up to ``index``, above true bases where the base is
+    untrained."""
+    images, labels = data.batch(torch.arange(PREVIEW_IMAGES) * len(data) // PREVIEW_IMAGES)
+    true_base = model.pyramid.split(images.to(model.pyramid.mean.device))[0]
+    _, components = sample(
+        model,
+        labels if model.config.num_classes else None,
+        seeds=range(PREVIEW_IMAGES),
+        steps=tuple(min(steps, PREVIEW_STEPS) for steps in model.config.steps),
+        base=true_base if "base" in model.untrained_stages else None,
+        return_components=True,
+    )
+    return component_grid(model, components[: index + 1])

@@ -1,0 +1,207 @@
+"""One stage: the adaLN-Zero transformer of DiT (arXiv 2212.09748), predicting a velocity."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msf_kernels import adaln_modulate, attention, gate_residual_adaln, rope_2d
+
+from .config import StageConfig
+
+FREQUENCIES = 256
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) -> (B, H/p * W/p, p * p * C) tokens, row by row."""
+    b, c, h, w = x.shape
+    x = x.reshape(b, c, h // patch, patch, w // patch, patch)
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(x: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
+    """(B, H/p * W/p, p * p * C) -> (B, C, H, W); inverse of ``patchify``. ``size`` is (H, W)."""
+    x = x.unflatten(2, (patch, patch, x.shape[2] // patch**2))
+    x = x.unflatten(1, (size[0] // patch, size[1] // patch))
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def sinusoid(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """(n,) -> (n, dim) cosines and sines at geometric frequencies (Attention Is All You Need, 3.5).
+    (n,) -> (n, dim) cosines and sines at geometric frequencies (Attention Is All You Need, 3.5)."""
+    exponents = torch.arange(dim // 2, device=positions.device) / (dim // 2)
+    angles = positions.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+@lru_cache(maxsize=32)
+def sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """(height * width, dim) position embedding: half of the channels for rows, half for columns."""
+    rows, columns = (sinusoid(torch.arange(n, device=device), dim // 2) for n in (height, width))
+    table = [rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)]
+    return torch.cat(table, dim=-1).flatten(0, 1)
+
+
+class ScalarEmbedding(nn.Sequential):
+    """A scalar in [0, 1] (time, or sigma_aug) -> (B, D): sinusoid and a two-layer MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, value: Tensor) -> Tensor:
+        # 1000: the frequencies were made for the step numbers of a 1000-step diffusion.
+        return super().forward(sinusoid(1000 * value, FREQUENCIES))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; QK-norm (ViT-22B, arXiv 2302.05442) and 2-D RoPE are part of the
+    operator."""
+
+    def __init__(self, stage: StageConfig, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = stage.heads
+        self.qkv = nn.Linear(stage.width, 3 * stage.width)
+        self.proj = nn.Linear(stage.width, stage.width)
+        self.q_weight = nn.Parameter(torch.ones(stage.head_dim)) if qk_norm else None
+        self.k_weight = nn.Parameter(torch.ones(stage.head_dim)) if qk_norm else None
+
+    def forward(self, x: Tensor, rope: Tensor | None) -> Tensor:
+        out = attention(
+            self.qkv(x),
+            num_heads=self.heads,
+            q_weight=self.q_weight,
+            k_weight=self.k_weight,
+            rope=rope,
+        )
+        return self.proj(out)
+
+
+class Block(nn.Module):
+    """adaLN-Zero block. It takes and returns ``x``, the residual stream, with ``h``, x normalised
+    and modulated.
+
+    The normalisation that follows each branch is fused with the gate that ends it, across the
+    block's border: hence the next block's shift and scale.
+    """
+
+    def __init__(self, stage: StageConfig, qk_norm: bool) -> None:
+        super().__init__()
+        hidden = int(stage.width * stage.mlp_ratio)
+        self.attention = Attention(stage, qk_norm)
+        self.mlp = nn.Sequential(
+            nn.Linear(stage.width, hidden),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(hidden, stage.width),
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        h: Tensor,
+        modulation: tuple[Tensor, ...],
+        next_shift: Tensor,
+        next_scale: Tensor,
+        rope: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation
+        x, h = gate_residual_adaln(x, self.attention(h, rope), attention_gate, mlp_shift, mlp_scale)
+        return gate_residual_adaln(x, self.mlp(h), mlp_gate, next_shift, next_scale)
+
+
+class StageTransformer(nn.Module):
+    """The velocity of one component f_i, given everything below it (its prior).
+
+    The prior is concatenated to the noisy component channel by channel. Our choice (the paper's
+    abstract does not say): an input-side prior, as in cascaded diffusion (arXiv 2106.15282).
+    """
+
+    def __init__(
+        self,
+        stage: StageConfig,
+        channels: int,
+        num_classes: int,
+        *,
+        has_prior: bool,
+        positions: str = "rope",
+        qk_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stage, self.positions = stage, positions
+        width, pixels = stage.width, stage.patch**2 * channels
+        self.embed = nn.Linear(pixels * (2 if has_prior else 1), width)
+        self.time = ScalarEmbedding(width)
+        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.base_noise = ScalarEmbedding(width) if has_prior else None
+        self.blocks = nn.ModuleList(Block(stage, qk_norm) for _ in range(stage.depth))
+        # Shift, scale and gate of a block's two branches; shift and scale of the output.
+        self.modulations = nn.ModuleList(
+            nn.Linear(width, parts * width) for parts in (*[6] * stage.depth, 2)
+        )
+        self.output = nn.Linear(width, pixels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """DiT's initialisation: every block starts as the identity, the output as zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for name, parameter in self.named_parameters():
+            if name.startswith(("modulations.", "output.")):
+                nn.init.zeros_(parameter)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the output is no longer the zero that it is initialised to."""
+        return bool(self.output.weight.any())
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        prior: Tensor | None = None,
+        base_noise: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity (B, C, H, W) at x (B, C, H, W) and time t (B,) in [0, 1], noise being at 0.
+
+        y (B,) int64 labels, ``num_classes`` for none of them; prior (B, C, H, W) standardised, with
+        noise of level base_noise (B,) in it. Any H, W that the patch divides.
+        """
+        size = (x.shape[2], x.shape[3])
+        grid = (size[0] // self.stage.patch, size[1] // self.stage.patch)
+        c = self.condition(t, y, base_noise)
+        modulations = [
+            modulation(c).unflatten(1, (-1, self.stage.width)).unbind(1)
+            for modulation in self.modulations
+        ]
+
+        if prior is not None:
+            x = torch.cat([x, prior], dim=1)
+        x = self.embed(patchify(x, self.stage.patch))
+        rope = None
+        if self.positions == "rope":
+            rope = rope_2d(*grid, self.stage.head_dim, device=x.device)
+        else:
+            x = x + sincos_2d(*grid, self.stage.width, x.device).to(x.dtype)
+
+        shift, scale, *_ = modulations[0]
+        h = adaln_modulate(x, shift, scale)
+        for block, modulation, (shift, scale, *_) in zip(self.blocks, modulations, modulations[1:]):
+            x, h = block(x, h, modulation, shift, scale, rope)
+        return unpatchify(self.output(h), self.stage.patch, size)
+
+    def condition(self, t: Tensor, y: Tensor | None, base_noise: Tensor | None) -> Tensor:
+        """(B, D): what every modulation is computed from."""
+        c = self.time(t)
+        if self.label is not None:
+            c = c + self.label(y)
+        if self.base_noise is not None:
+            c = c + self.base_noise(base_noise)
+        return F.silu(c)

@@ -1,0 +1,104 @@
+"""One small call of every operator and option, for the checks that all operators share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import msf_kernels as msf
+from numerics import DEVICE, normal
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    call: Callable[..., Any]  # takes the differentiable inputs
+    shapes: tuple[tuple[int | str, ...], ...]  # of these inputs; "B" is the batch size
+
+    def inputs(self, dtype: torch.dtype = torch.float64, batch: int = 2) -> list[Tensor]:
+        sizes = ([batch if size == "B" else size for size in shape] for shape in self.shapes)
+        return [normal(*shape, dtype=dtype).requires_grad_() for shape in sizes]
+
+    def outputs(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        result = self.call(*inputs)
+        return (result,) if isinstance(result, Tensor) else result
+
+
+ROPE = msf.rope_2d(2, 3, 4, device=DEVICE)
+
+
+def _attention(qkv: Tensor, q: Tensor | None = None, k: Tensor | None = None) -> Tensor:
+    return msf.attention(qkv, num_heads=2, q_weight=q, k_weight=k)
+
+
+def _rotated(qkv: Tensor, q: Tensor | None = None, k: Tensor | None = None) -> Tensor:
+    return msf.attention(qkv, num_heads=2, q_weight=q, k_weight=k, rope=ROPE)
+
+
+def _merge(mode: str, mean: bool = False, std: bool = False) -> Callable[..., Tensor]:
+    statistics = torch.tensor([0.5, 2.0, -1.5], device=DEVICE)
+
+    def merge(base: Tensor, residual: Tensor) -> Tensor:
+        return msf.pyramid_merge(
+            base,
+            residual,
+            mode=mode,
+            mean=statistics if mean else None,
+            std=statistics if std else None,
+        )
+
+    return merge
+
+
+def _interpolate(data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    t = torch.linspace(0.1, 0.8, data.shape[0], device=DEVICE)
+    return msf.flow_interpolate(data, noise, t)
+
+
+def _euler_from_table(x: Tensor, v_cond: Tensor, v_uncond: Tensor) -> Tensor:
+    scale, dt = torch.tensor([3.0, 0.25], device=DEVICE)
+    return msf.guided_euler_step(x, v_cond, v_uncond, scale, dt)
+
+
+ROWS, BROADCAST, TOKENS = ("B", 5), (1, 5), ("B", 3, 5)
+QKV, WEIGHT = ("B", 6, 24), (4,)
+HALF, FULL = ("B", 3, 2, 3), ("B", 3, 4, 6)
+
+CASES = [
+    Case("adaln_modulate", msf.adaln_modulate, (TOKENS, ROWS, ROWS)),
+    Case("adaln_modulate-broadcast", msf.adaln_modulate, (TOKENS, BROADCAST, BROADCAST)),
+    Case("gate_residual", msf.gate_residual, (TOKENS, TOKENS, ROWS)),
+    Case("gate_residual-broadcast", msf.gate_residual, (TOKENS, TOKENS, BROADCAST)),
+    Case("gate_residual_adaln", msf.gate_residual_adaln, (TOKENS, TOKENS, ROWS, ROWS, ROWS)),
+    Case(
+        "gate_residual_adaln-broadcast",
+        msf.gate_residual_adaln,
+        (TOKENS, TOKENS, BROADCAST, ROWS, BROADCAST),
+    ),
+    Case("attention", _attention, (QKV,)),
+    Case("attention-rope", _rotated, (QKV,)),
+    Case("attention-q_norm", _attention, (QKV, WEIGHT)),
+    Case("attention-k_norm", lambda qkv, k: _attention(qkv, None, k), (QKV, WEIGHT)),
+    Case("attention-norm-rope", _rotated, (QKV, WEIGHT, WEIGHT)),
+    Case("pyramid_split-nearest", msf.pyramid_split, (FULL,)),
+    Case("pyramid_split-bilinear", lambda x: msf.pyramid_split(x, mode="bilinear"), (FULL,)),
+    Case("pyramid_merge-nearest", _merge("nearest"), (HALF, FULL)),
+    Case("pyramid_merge-nearest-mean", _merge("nearest", mean=True), (HALF, FULL)),
+    Case("pyramid_merge-bilinear", _merge("bilinear", mean=True, std=True), (HALF, FULL)),
+    Case("flow_interpolate", _interpolate, (FULL, FULL)),
+    Case("guided_euler_step", _euler_from_table, (FULL, FULL, FULL)),
+    Case(
+        "guided_euler_step-floats",
+        lambda x, v_cond, v_uncond: msf.guided_euler_step(x, v_cond, v_uncond, 3.0, 0.25),
+        (FULL, FULL, FULL),
+    ),
+    Case(
+        "guided_euler_step-unguided",
+        lambda x, v: msf.guided_euler_step(x, v, None, 3.0, 0.25),
+        (FULL, FULL),
+    ),
+]

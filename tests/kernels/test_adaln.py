@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from msf_kernels import adaln_modulate, gate_residual, gate_residual_adaln
+from numerics import assert_rounded_once, normal
+
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+
+# dtypes of x, and of y and the modulation; under autocast x is the wider one.
+dtypes = pytest.mark.parametrize(
+    ("dtype", "other"),
+    [(FP32, FP32), (BF16, BF16), (FP16, FP16), (BF16, FP32), (FP16, FP32), (FP32, BF16)],
+    ids=lambda dtype: str(dtype).removeprefix("torch."),
+)
+# Odd D, N = 1 and batch 1 among them; the last one is (1, D) modulation of a batch.
+shapes = pytest.mark.parametrize(
+    ("batch", "rows", "tokens", "channels"),
+    [(2, 2, 7, 64), (3, 3, 1, 33), (1, 1, 40, 128), (3, 1, 9, 48)],
+    ids=["plain", "one-token-odd-D", "batch-1", "broadcast"],
+)
+
+
+def eager_adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale[:, None]) + shift[:, None]
+
+
+def eager_gate(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    return x + gate[:, None] * y
+
+
+def exactly(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.detach().double().requires_grad_() for tensor in tensors]
+
+
+def modulation(rows: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Three strided views of one (B, 6 D) tensor, as a chunk of the modulation gives them."""
+    views = normal(rows, 6 * channels, dtype=dtype).chunk(6, -1)[1:4]
+    assert channels == 1 or rows == 1 or not views[0].is_contiguous()
+    return tuple(view.detach().requires_grad_() for view in views)
+
+
+@dtypes
+@shapes
+def test_adaln_modulate(
+    dtype: torch.dtype, other: torch.dtype, batch: int, rows: int, tokens: int, channels: int
+) -> None:
+    x = normal(batch, tokens, channels, dtype=dtype).requires_grad_()
+    shift, scale, _ = modulation(rows, channels, other)
+    inputs, grad = (x, shift, scale), normal(*x.shape, dtype=dtype)
+    y, exact_inputs = adaln_modulate(*inputs), exactly(*inputs)
+    exact = eager_adaln(*exact_inputs)
+    assert_rounded_once(y, exact, terms=channels)
+
+    got = torch.autograd.grad(y, inputs, grad)
+    expected = torch.autograd.grad(exact, exact_inputs, grad.double())
+    for one, right, terms in zip(got, expected, (channels, *[batch * tokens] * 2), strict=True):
+        assert_rounded_once(one, right, terms=terms)
+
+
+@dtypes
+@shapes
+def test_gate_residual(
+    dtype: torch.dtype, other: torch.dtype, batch: int, rows: int, tokens: int, channels: int
+) -> None:
+    x = normal(batch, tokens, channels, dtype=dtype).requires_grad_()
+    y = normal(batch, tokens, channels, dtype=other).requires_grad_()
+    gate, *_ = modulation(rows, channels, other)
+    inputs, grad = (x, y, gate), normal(*x.shape, dtype=dtype)
+    out, exact_inputs = gate_residual(*inputs), exactly(*inputs)
+    exact = eager_gate(*exact_inputs)
+    assert_rounded_once(out, exact)
+
+    got = torch.autograd.grad(out, inputs, grad)
+    expected = torch.autograd.grad(exact, exact_inputs, grad.double())
+    for one, right in zip(got, expected, strict=True):
+        assert_rounded_once(one, right, terms=batch * tokens)
+
+
+@dtypes
+@shapes
+def test_gate_residual_adaln(
+    dtype: torch.dtype, other: torch.dtype, batch: int, rows: int, tokens: int, channels: int
+) -> None:
+    x = normal(batch, tokens, channels, dtype=dtype).requires_grad_()
+    y = normal(batch, tokens, channels, dtype=other).requires_grad_()
+    inputs = (x, y, *modulation(rows, channels, other))
+    grads = normal(2, *x.shape, dtype=dtype).unbind()
+    x_out, h = gate_residual_adaln(*inputs)
+    ex, ey, gate, shift, scale = exact_inputs = exactly(*inputs)
+    exact_x_out = eager_gate(ex, ey, gate)
+    assert_rounded_once(x_out, exact_x_out)
+    # The norm and its gradient start from x_out as rounded.
+    rounded = exact_x_out + (x_out.double() - exact_x_out).detach()
+    exact_h = eager_adaln(rounded, shift, scale)
+    assert_rounded_once(h, exact_h, terms=channels)
+
+    got = torch.autograd.grad((x_out, h), inputs, grads)
+    expected = torch.autograd.grad((rounded, exact_h), exact_inputs, [g.double() for g in grads])
+    for one, right in zip(got, expected, strict=True):
+        assert_rounded_once(one, right, terms=channels + batch * tokens)
+
+
+@dtypes
+def test_the_fused_pair_equals_the_two(dtype: torch.dtype, other: torch.dtype) -> None:
+    x, y = normal(2, 5, 24, dtype=dtype), normal(2, 5, 24, dtype=other)
+    gate, shift, scale = modulation(2, 24, other)
+    x_out, h = gate_residual_adaln(x, y, gate, shift, scale)
+    assert torch.equal(x_out, gate_residual(x, y, gate))
+    assert torch.equal(h, adaln_modulate(x_out, shift, scale))
+
+
+def test_large_mean_small_variance() -> None:
+    # E[x^2] - E[x]^2 in float32 would lose the variance altogether: 1000^2 * 2^-24 = 0.06.
+    x = (1000 + 0.1 * normal(2, 5, 96)).float().requires_grad_()
+    shift, scale = normal(2, 96, dtype=FP32), normal(2, 96, dtype=FP32)
+    y, (exact_x,) = adaln_modulate(x, shift, scale), exactly(x)
+    exact = eager_adaln(exact_x, shift.double(), scale.double())
+    assert_rounded_once(y, exact, condition=1000 / 0.1)
+    grad = normal(*y.shape, dtype=FP32)
+    (got,) = torch.autograd.grad(y, x, grad)
+    (expected,) = torch.autograd.grad(exact, exact_x, grad.double())
+    assert_rounded_once(got, expected, condition=1000 / 0.1)
+
+
+def test_eps_is_added_to_the_variance() -> None:
+    x = normal(2, 5, 96, dtype=FP32) * 0.01
+    shift, scale = normal(2, 96, dtype=FP32), normal(2, 96, dtype=FP32)
+    for eps in (1e-6, 1e-3):
+        exact = eager_adaln(x.double(), shift.double(), scale.double(), eps)
+        assert_rounded_once(adaln_modulate(x, shift, scale, eps=eps), exact, terms=96)
+
+
+x, y, row = normal(2, 3, 8), normal(2, 3, 8), normal(2, 8)
+BAD = {
+    "x is no tensor": (
+        lambda: adaln_modulate(1.0, row, row),
+        TypeError,
+        "adaln_modulate: x must be a tensor, got float",
+    ),
+    "integers": (
+        lambda: adaln_modulate(x.long(), row, row),
+        TypeError,
+        "adaln_modulate: x must be float64, float32, bfloat16 or float16, got int64",
+    ),
+    "x is 2-D": (
+        lambda: adaln_modulate(row, row, row),
+        ValueError,
+        "adaln_modulate: x must be (B, N, D), got (2, 8)",
+    ),
+    "shift has another D": (
+        lambda: adaln_modulate(x, row[:, :4], row),
+        ValueError,
+        "adaln_modulate: shift must be (B, D) = (2, 8), got (2, 4)",
+    ),
+    "scale has another B": (
+        lambda: adaln_modulate(x, row, row.repeat(2, 1)),
+        ValueError,
+        "adaln_modulate: scale must be (B, D) = (2, 8), got (4, 8)",
+    ),
+    "y has another N": (
+        lambda: gate_residual(x, y[:, :2], row),
+        ValueError,
+        "gate_residual: y must be (B, N, D) = (2, 3, 8), got (2, 2, 8)",
+    ),
+    "gate is 3-D": (
+        lambda: gate_residual_adaln(x, y, row[:, None], row, row),
+        ValueError,
+        "gate_residual_adaln: gate must be (B, D) = (2, 8), got (2, 1, 8)",
+    ),
+    "float64 and float32": (
+        lambda: gate_residual(x, y.float(), row),
+        TypeError,
+        "gate_residual: dtypes must agree, or be one 16-bit dtype and float32, "
+        "got x float64, y float32, gate float64",
+    ),
+    "two 16-bit dtypes": (
+        lambda: adaln_modulate(x.half(), row.bfloat16(), row.half()),
+        TypeError,
+        "adaln_modulate: dtypes must agree, or be one 16-bit dtype and float32, "
+        "got x float16, shift bfloat16, scale float16",
+    ),
+    "another device": (
+        lambda: adaln_modulate(x, row.to("meta"), row),
+        ValueError,
+        f"adaln_modulate: shift must be on the device of x, {x.device}, got meta",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "line"), BAD.values(), ids=BAD)
+def test_bad_input(call, error, line) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    assert str(caught.value) == line

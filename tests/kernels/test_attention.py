@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from msf_kernels import attention, rope_2d
+from numerics import DEVICE, assert_as_good_as, normal
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def eager_rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Multiply the complex numbers x_i + j x_(i + d/2) by exp(j angle)."""
+    first, second = x.double().chunk(2, -1)
+    turned = torch.complex(first, second) * torch.complex(*rope.double())
+    return torch.cat((turned.real, turned.imag), -1).to(x.dtype)
+
+
+def eager_attention(
+    qkv: Tensor,
+    num_heads: int,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    rope: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    batch, tokens, width = qkv.shape
+    head_dim = width // (3 * num_heads)
+    q, k, v = (
+        part.reshape(batch, tokens, num_heads, head_dim).transpose(1, 2)
+        for part in qkv.chunk(3, -1)
+    )
+    if q_weight is not None:
+        q = F.rms_norm(q, (head_dim,), q_weight.to(q.dtype), eps)
+    if k_weight is not None:
+        k = F.rms_norm(k, (head_dim,), k_weight.to(k.dtype), eps)
+    if rope is not None:
+        q, k = eager_rotate(q, rope), eager_rotate(k, rope)
+    out = F.scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2).reshape(batch, tokens, num_heads * head_dim)
+
+
+def run(call, inputs: list[Tensor], grad: Tensor, **options) -> tuple[Tensor, ...]:
+    """Output and gradients of call(qkv, q_weight, k_weight) in the dtypes of the inputs."""
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    weights = dict(zip(("q_weight", "k_weight"), inputs[1:], strict=False))
+    out = call(inputs[0], **weights, **options)
+    return out, *torch.autograd.grad(out, inputs, grad.to(out.dtype))
+
+
+def check(inputs: list[Tensor], **options) -> None:
+    batch, tokens, width = inputs[0].shape
+    grad = normal(batch, tokens, width // 3, dtype=inputs[0].dtype)
+    exact = run(eager_attention, [tensor.double() for tensor in inputs], grad, **options)
+    native = run(eager_attention, inputs, grad, **options)
+    for results in zip(run(attention, inputs, grad, **options), native, exact, strict=True):
+        assert_as_good_as(*results)
+
+
+# Grid, heads, head_dim: N = 1, N not a multiple of 16, batch 1, a head_dim that is no power of two.
+@pytest.mark.parametrize(
+    ("batch", "grid", "heads", "head_dim"),
+    [(2, (4, 4), 2, 32), (3, (1, 1), 2, 8), (1, (3, 7), 4, 36), (2, (8, 8), 1, 64)],
+    ids=lambda value: str(value).replace(" ", ""),
+)
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "qk_norm"])
+@pytest.mark.parametrize("rotary", [False, True], ids=["", "rope"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_attention(batch, grid, heads, head_dim, norm, rotary, dtype) -> None:
+    inputs = [normal(batch, grid[0] * grid[1], 3 * heads * head_dim, dtype=dtype)]
+    if norm:
+        inputs += [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
+    rope = rope_2d(*grid, head_dim, device=DEVICE) if rotary else None
+    check(inputs, num_heads=heads, rope=rope)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_large_logits(dtype: torch.dtype) -> None:
+    # Scores of up to 250: rounded to 16 bits they would be off by one half and exp by 60 %.
+    check([normal(2, 64, 3 * 64, dtype=dtype) * 6], num_heads=2)
+
+
+def test_norm_epsilon() -> None:
+    qkv, weight = normal(2, 5, 48, dtype=torch.float32) * 0.01, torch.ones(8, device=DEVICE)
+    check([qkv, weight, weight], num_heads=2, eps=1e-3)
+
+
+def test_strided_qkv() -> None:
+    wide = normal(2, 9, 100, dtype=torch.bfloat16)
+    qkv = wide[..., 2:98]
+    assert torch.equal(attention(qkv, num_heads=2), attention(qkv.contiguous(), num_heads=2))
+
+
+def test_rope_scores_depend_on_relative_position_only() -> None:
+    height, width, head_dim = 5, 6, 16
+    rope = rope_2d(height, width, head_dim)
+    q, k = (eager_rotate(normal(head_dim).cpu(), rope) for _ in range(2))
+    scores = (q @ k.mT).view(height, width, height, width)
+    torch.testing.assert_close(scores[1:, 2:, 1:, 2:], scores[:-1, :-2, :-1, :-2])
+    assert not torch.allclose(scores[1, 2, 0, 0], scores[2, 1, 0, 0])
+
+
+def test_rope_table() -> None:
+    table = rope_2d(2, 3, 8, theta=16.0)
+    assert table.shape == (2, 6, 4) and table.dtype == torch.float32
+    row, column = torch.arange(6) // 3, torch.arange(6) % 3
+    angles = torch.stack((row, row / 4, column, column / 4), -1).double()  # 16 ** (-1 / 2) = 1 / 4
+    torch.testing.assert_close(table, torch.stack((angles.cos(), angles.sin())).float())
+    assert rope_2d(2, 3, 8, theta=16.0) is table
+
+
+def test_rope_made_in_inference_mode_can_be_trained_with() -> None:
+    with torch.inference_mode():
+        rope = rope_2d(2, 2, 4, theta=7.0, device=DEVICE)
+    qkv = normal(1, 4, 12).requires_grad_()
+    attention(qkv, num_heads=1, rope=rope).sum().backward()
+    assert qkv.grad is not None
+
+
+qkv, weight = normal(2, 6, 24), normal(4)
+rope = rope_2d(2, 3, 4, device=DEVICE)
+BAD = {
+    "qkv is 2-D": (
+        lambda: attention(qkv[0], num_heads=2),
+        ValueError,
+        "attention: qkv must be (B, N, 3*H*d), got (6, 24)",
+    ),
+    "width is no multiple of 3 H": (
+        lambda: attention(qkv, num_heads=5),
+        ValueError,
+        "attention: qkv must be (B, N, 3*H*d) with N, d >= 1 and num_heads = H = 5, got (2, 6, 24)",
+    ),
+    "no heads": (
+        lambda: attention(qkv, num_heads=0),
+        ValueError,
+        "attention: qkv must be (B, N, 3*H*d) with N, d >= 1 and num_heads = H = 0, got (2, 6, 24)",
+    ),
+    "no tokens": (
+        lambda: attention(qkv[:, :0], num_heads=2),
+        ValueError,
+        "attention: qkv must be (B, N, 3*H*d) with N, d >= 1 and num_heads = H = 2, got (2, 0, 24)",
+    ),
+    "weight of another length": (
+        lambda: attention(qkv, num_heads=2, k_weight=normal(8)),
+        ValueError,
+        "attention: k_weight must be (d,) = (4,), got (8,)",
+    ),
+    "weight of another dtype": (
+        lambda: attention(qkv, num_heads=2, q_weight=weight.half()),
+        TypeError,
+        "attention: q_weight must be float64 or float32, got float16",
+    ),
+    "rope of another grid": (
+        lambda: attention(qkv, num_heads=2, rope=rope_2d(2, 2, 4, device=DEVICE)),
+        ValueError,
+        "attention: rope must be (2, N, d/2) = (2, 6, 2), got (2, 4, 2)",
+    ),
+    "rope in float64": (
+        lambda: attention(qkv, num_heads=2, rope=rope.double()),
+        TypeError,
+        "attention: rope must be float32, got float64",
+    ),
+    "rope with odd head_dim": (
+        lambda: attention(normal(2, 6, 9), num_heads=1, rope=rope),
+        ValueError,
+        "attention: rope needs an even head_dim, got 3",
+    ),
+    "rope that wants a gradient": (
+        lambda: attention(qkv, num_heads=2, rope=rope.clone().requires_grad_()),
+        ValueError,
+        "attention: rope gets no gradient, pass rope.detach()",
+    ),
+    "rope_2d with odd quarters": (
+        lambda: rope_2d(2, 2, 6),
+        ValueError,
+        "rope_2d: head_dim must be a multiple of 4, got 6",
+    ),
+    "rope_2d without rows": (
+        lambda: rope_2d(0, 2, 8),
+        ValueError,
+        "rope_2d: height and width must be positive, got 0 x 2",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "line"), BAD.values(), ids=BAD)
+def test_bad_input(call, error, line) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    assert str(caught.value) == line

@@ -1,0 +1,138 @@
+"""Which implementation runs and what a caller is told about it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import msf_kernels as msf
+from msf_kernels.backend import Implementation
+from numerics import normal
+
+selection = importlib.import_module("msf_kernels.backend")  # msf_kernels.backend is the function
+
+OP = "gate_residual"
+ARGS = (normal(2, 3, 5), normal(2, 3, 5), normal(2, 5))
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Implementation]:
+    """The registry entry of OP with room for stand-in kernels."""
+    entry = dict(selection._registry[OP])
+    monkeypatch.setitem(selection._registry, OP, entry)
+    selection._log_once.cache_clear()
+    return entry
+
+
+def answering(value: float, **predicates: object) -> Implementation:
+    return Implementation(lambda x, y, gate: torch.full_like(x, value), **predicates)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("op", msf.OPERATORS)
+def test_every_operator_and_its_backward_have_a_reference(op: str) -> None:
+    for name in (op, f"{op}_backward"):
+        assert msf.available_backends(name) == ("reference",)
+        assert msf.explain_backends(name) == {
+            "cuda": f"{name} has no cuda kernel in this version",
+            "triton": f"{name} has no triton kernel in this version",
+            "reference": None,
+        }
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_backend_asked_for_by_name_raises_where_it_cannot_run(name: str) -> None:
+    line = f"{OP}: backend {name} cannot run: {OP} has no {name} kernel in this version"
+    with msf.backend(name), pytest.raises(msf.BackendUnavailable, match=f"^{line}$"):
+        msf.gate_residual(*ARGS)
+
+
+def test_a_kernel_runs_when_asked_for_by_name(kernels: dict[str, Implementation]) -> None:
+    kernels["triton"] = answering(7.0)
+    assert msf.available_backends(OP) == ("triton", "reference")
+    with msf.backend("triton"):
+        assert (msf.gate_residual(*ARGS) == 7).all()
+    with msf.backend("auto"):  # CPU tensors
+        assert not (msf.gate_residual(*ARGS) == 7).any()
+
+
+def test_a_kernel_may_decline_the_machine_or_the_arguments(
+    kernels: dict[str, Implementation],
+) -> None:
+    kernels["cuda"] = answering(1.0, available=lambda: "no driver")
+    kernels["triton"] = answering(2.0, can_run=lambda x, y, gate: f"D = {x.shape[-1]} is odd")
+    assert msf.explain_backends(OP) == {"cuda": "no driver", "triton": None, "reference": None}
+    for name, reason in {"cuda": "no driver", "triton": "D = 5 is odd"}.items():
+        with (
+            msf.backend(name),
+            pytest.raises(msf.BackendUnavailable, match=f"cannot run: {reason}"),
+        ):
+            msf.gate_residual(*ARGS)
+
+
+def test_the_automatic_order_and_its_log(
+    kernels: dict[str, Implementation], caplog: pytest.LogCaptureFixture
+) -> None:
+    def run() -> float:
+        return selection.run(OP, selection.BACKENDS, *ARGS)[0, 0, 0].item()
+
+    kernels["cuda"], kernels["triton"] = answering(1.0), answering(2.0)
+    with msf.backend("auto"), caplog.at_level(logging.INFO, selection.__name__):
+        assert run() == 1
+        kernels["cuda"] = answering(1.0, can_run=lambda *_: "D is odd")
+        assert [run(), run()] == [2, 2]
+    assert caplog.messages == [f"{OP}: not on cuda: D is odd"]
+
+
+def test_backward_in_another_thread_follows_the_request(kernels: dict[str, Implementation]) -> None:
+    kernels["triton"] = answering(7.0)
+    seen: list[torch.Tensor] = []
+    with msf.backend("triton"):
+        thread = threading.Thread(target=lambda: seen.append(msf.gate_residual(*ARGS)))
+        thread.start()
+        thread.join()
+    assert (seen[0] == 7).all()
+
+
+def test_the_context_restores_the_request_after_an_error() -> None:
+    before = selection._requested
+    with pytest.raises(KeyError), msf.backend("triton"):
+        raise KeyError
+    assert selection._requested == before
+
+
+def test_unknown_names() -> None:
+    line = "^unknown backend 'tirton': choose auto, cuda, triton, reference$"
+    with pytest.raises(ValueError, match=line), msf.backend("tirton"):
+        pass
+    for ask in (msf.available_backends, msf.explain_backends):
+        with pytest.raises(
+            ValueError, match=r"^unknown operator 'norm': known are adaln_modulate, "
+        ):
+            ask("norm")
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("auto", ""),
+        ("reference", ""),
+        ("triton", "BackendUnavailable: gate_residual: backend triton cannot run: "),
+        ("tirton", "ValueError: unknown backend 'tirton': choose auto, cuda, triton, reference"),
+    ],
+)
+def test_environment_variable(value: str, line: str) -> None:
+    code = "import torch, msf_kernels as m; x = torch.ones(1, 1, 1); m.gate_residual(x, x, x[0])"
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "MSF_BACKEND": value, "PYTHONPATH": paths}
+    process = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (process.returncode == 0) == (line == "")
+    assert line in process.stderr

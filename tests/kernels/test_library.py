@@ -1,0 +1,179 @@
+"""What every operator promises to PyTorch, checked on one small call of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import msf_kernels as msf
+from numerics import normal
+
+from .cases import CASES, Case
+
+case_by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+DTYPES = pytest.mark.parametrize(
+    "dtype",
+    [torch.float64, torch.float32, torch.bfloat16, torch.float16],
+    ids=["fp64", "fp32", "bf16", "fp16"],
+)
+
+
+def gradients(
+    case: Case, inputs: list[Tensor], cotangents: list[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    pairs = [
+        pair for pair in zip(case.outputs(inputs), cotangents, strict=True) if pair[1] is not None
+    ]
+    outputs, grads = zip(*pairs, strict=True)
+    return torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
+
+
+def cotangents_of(case: Case, inputs: list[Tensor]) -> list[Tensor]:
+    return [normal(*output.shape, dtype=output.dtype) for output in case.outputs(inputs)]
+
+
+class Recorder(TorchDispatchMode):
+    """Records the operators of ours that run, with their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.namespace == "msf":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+def test_cases_cover_every_operator() -> None:
+    assert {case.name.split("-")[0] for case in CASES} == set(msf.OPERATORS)
+
+
+@case_by_case
+def test_gradcheck(case: Case) -> None:
+    assert torch.autograd.gradcheck(case.call, case.inputs())
+
+
+@case_by_case
+def test_opcheck_of_forward_and_backward(case: Case) -> None:
+    inputs = case.inputs(torch.float32)
+    cotangents = cotangents_of(case, inputs)
+    with Recorder() as recorder:
+        gradients(case, inputs, cotangents)
+    name = case.name.split("-")[0]
+    assert [op._opname for op, _ in recorder.calls] == [name, f"{name}_backward"]
+    (forward, forward_args), (backward, backward_args) = recorder.calls
+    torch.library.opcheck(forward, forward_args)
+    detached = (arg.detach() if isinstance(arg, Tensor) else arg for arg in backward_args)
+    torch.library.opcheck(backward, tuple(detached))
+
+
+@case_by_case
+@DTYPES
+def test_every_input_gets_a_gradient_of_its_dtype(case: Case, dtype: torch.dtype) -> None:
+    inputs = case.inputs(dtype)
+    outputs = case.outputs(inputs)
+    assert all(output.dtype == dtype and output.is_contiguous() for output in outputs)
+    for tensor, grad in zip(
+        inputs, gradients(case, inputs, cotangents_of(case, inputs)), strict=True
+    ):
+        assert grad is not None and grad.dtype == dtype and grad.shape == tensor.shape
+        assert grad.isfinite().all() and grad.any()
+
+
+@case_by_case
+def test_repeats_are_bitwise_equal(case: Case) -> None:
+    inputs = case.inputs(torch.bfloat16)
+    cotangents = cotangents_of(case, inputs)
+    first, second = (
+        (*case.outputs(inputs), *gradients(case, inputs, cotangents)) for _ in range(2)
+    )
+    assert all(map(torch.equal, first, second))
+
+
+@case_by_case
+def test_compiles_without_a_graph_break(case: Case) -> None:
+    torch.compiler.reset()
+    inputs = case.inputs(torch.float32)
+    cotangents = cotangents_of(case, inputs)
+    compiled = Case(
+        case.name, torch.compile(case.call, fullgraph=True, backend="aot_eager"), case.shapes
+    )
+    assert all(map(torch.equal, compiled.outputs(inputs), case.outputs(inputs)))
+    got, expected = gradients(compiled, inputs, cotangents), gradients(case, inputs, cotangents)
+    assert all(map(torch.equal, got, expected))
+
+
+@case_by_case
+def test_strided_inputs_and_gradients(case: Case) -> None:
+    inputs = case.inputs()
+    cotangents = cotangents_of(case, inputs)
+    # Same values, reversed strides.
+    strided = [t.detach().mT.contiguous().mT.requires_grad_() if t.dim() > 1 else t for t in inputs]
+    strided_cotangents: list[Tensor | None] = [t.mT.contiguous().mT for t in cotangents]
+    torch.testing.assert_close(case.outputs(strided), case.outputs(inputs))
+    torch.testing.assert_close(
+        gradients(case, strided, strided_cotangents), gradients(case, inputs, cotangents)
+    )
+    expanded: list[Tensor | None] = [t.new_ones(()).expand(t.shape) for t in cotangents]
+    ones: list[Tensor | None] = [torch.ones_like(t) for t in cotangents]
+    torch.testing.assert_close(gradients(case, inputs, expanded), gradients(case, inputs, ones))
+
+
+@case_by_case
+def test_an_absent_gradient_counts_as_zero(case: Case) -> None:
+    inputs = case.inputs()
+    cotangents = cotangents_of(case, inputs)
+    for present in range(len(cotangents)):
+        absent = [c if i == present else None for i, c in enumerate(cotangents)]
+        zeros = [c if i == present else torch.zeros_like(c) for i, c in enumerate(cotangents)]
+        pairs = zip(gradients(case, inputs, absent), gradients(case, inputs, zeros), strict=True)
+        for got, expected in pairs:
+            torch.testing.assert_close(torch.zeros_like(expected) if got is None else got, expected)
+
+
+@case_by_case
+def test_one_input_alone_can_need_a_gradient(case: Case) -> None:
+    inputs = case.inputs()
+    cotangents = cotangents_of(case, inputs)
+    expected = gradients(case, inputs, cotangents)
+    for index, tensor in enumerate(inputs):
+        alone = [t if t is tensor else t.detach() for t in inputs]
+        pairs = zip(case.outputs(alone), cotangents, strict=True)
+        outputs, grads = zip(*((o, c) for o, c in pairs if o.requires_grad), strict=True)
+        (grad,) = torch.autograd.grad(outputs, tensor, grads)
+        torch.testing.assert_close(grad, expected[index])
+
+
+@case_by_case
+def test_empty_batch(case: Case) -> None:
+    inputs = case.inputs(torch.float32, batch=0)
+    for output in case.outputs(inputs):
+        assert output.shape[0] == 0
+    for tensor, grad in zip(
+        inputs, gradients(case, inputs, cotangents_of(case, inputs)), strict=True
+    ):
+        assert grad is not None and grad.shape == tensor.shape and not grad.any()
+
+
+@case_by_case
+def test_autocast_does_not_reach_inside(case: Case) -> None:
+    inputs = case.inputs(torch.float32)
+    expected = case.outputs(inputs)
+    with torch.autocast(inputs[0].device.type, dtype=torch.bfloat16):
+        got = case.outputs(inputs)
+    assert all(map(torch.equal, got, expected))
+
+
+def test_a_second_derivative_says_no() -> None:
+    x, shift, scale = normal(2, 3, 5).requires_grad_(), normal(2, 5), normal(2, 5)
+    y = msf.adaln_modulate(x, shift, scale)
+    (grad,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+    with pytest.raises(NotImplementedError, match="msf::adaln_modulate_backward has no derivative"):
+        grad.sum().backward()

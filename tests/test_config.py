@@ -1,0 +1,81 @@
+import dataclasses
+import json
+
+import pytest
+
+from msf import PRESETS, MSFConfig, StageConfig, preset
+
+TINY = StageConfig(width=32, depth=2, heads=2, patch=1)
+
+
+def config(**changes):
+    values = {
+        "image_size": (8, 12),
+        "channels": 3,
+        "num_classes": 5,
+        "stages": (TINY, TINY),
+        "steps": (4, 2),
+    }
+    return MSFConfig(**{**values, **changes})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_round_trip(name):
+    model = preset(name).model
+    assert MSFConfig.from_json(model.to_json()) == model
+
+
+def test_stage_names_and_sizes():
+    three = config(stages=(TINY,) * 3, steps=(1, 1, 1))
+    assert config().stage_names == ("base", "residual")
+    assert three.stage_names == ("base", "residual_1", "residual_2")
+    assert [three.stage_size(i) for i in range(3)] == [(2, 3), (4, 6), (8, 12)]
+    assert config(stages=(TINY,), steps=(1,)).stage_names == ("base",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": (), "steps": ()}, "stages is empty"),
+        ({"steps": (4,)}, "steps must be 2 positive numbers"),
+        ({"steps": (4, 0)}, "steps must be 2 positive numbers"),
+        ({"image_size": (8, 9)}, r"base: image sides must be multiples of 2 .*\(8, 9\)"),
+        ({"image_size": (0, 8)}, "image_size must be"),
+        ({"channels": 0}, "channels must be at least 1"),
+        ({"num_classes": -1}, "num_classes at least 0"),
+        ({"upsample": "bicubic"}, "upsample must be one of"),
+        ({"positions": "learned"}, "positions must be one of"),
+        ({"label_dropout": 1.5}, r"label_dropout must be in \[0, 1\]"),
+        ({"stages": (TINY, dataclasses.replace(TINY, heads=3))}, "residual: width / heads"),
+        ({"stages": (TINY, dataclasses.replace(TINY, patch=3))}, "residual: image sides must be"),
+        ({"stages": (TINY, dataclasses.replace(TINY, depth=0))}, "every size must be positive"),
+    ],
+)
+def test_bad_configuration_is_one_clear_line(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        config(**changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "expected a JSON object, got list"),
+        (json.dumps({**config().to_dict(), "levels": 1}), r"unknown keys \['levels'\]"),
+        (
+            json.dumps({k: v for k, v in config().to_dict().items() if k != "stages"}),
+            "'stages' is missing",
+        ),
+        (json.dumps({**config().to_dict(), "stages": [{"widht": 3}]}), "widht"),
+    ],
+)
+def test_bad_json_is_one_clear_line(text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        MSFConfig.from_json(text)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_preset_lists_the_known():
+    with pytest.raises(ValueError, match=r"digits.*got 'nope'"):
+        preset("nope")

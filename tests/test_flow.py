@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from msf.flow import integrate, logit_normal_times
+
+MEAN, STD = 0.7, 0.2
+
+
+def gaussian_velocity(x, t, guided):
+    """E[data - noise | x_t = x] for data of N(MEAN, STD^2)."""
+    t = t.view(-1, 1)
+    variance = (1 - t) ** 2 + (t * STD) ** 2
+    return MEAN + (t * STD**2 - (1 - t)) / variance * (x - t * MEAN), None
+
+
+def error(solver, steps):
+    # The flow maps noise z to MEAN + STD z exactly.
+    noise = torch.linspace(-2, 2, 9)[:, None]
+    x = integrate(gaussian_velocity, noise, steps=steps, solver=solver)
+    return (x - (MEAN + STD * noise)).abs().max()
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+def test_solver_converges_to_the_gaussian_at_its_order(solver, order):
+    ratio = error(solver, 32) / error(solver, 64)
+    assert 2**order * 0.85 < ratio < 2**order * 1.15
+    assert error(solver, 256) < 0.05 * 4 ** (1 - order)
+
+
+def constant_velocity(calls):
+    def velocity(x, t, guided):
+        calls.append((round(float(t[0]), 6), guided))
+        return torch.full_like(x, 3.0), torch.full_like(x, 1.0) if guided else None
+
+    return velocity
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_guidance_extrapolates_from_the_unconditional_velocity(solver):
+    x = integrate(
+        constant_velocity([]), torch.zeros(2, 3), steps=8, guidance_scale=2.5, solver=solver
+    )
+    assert torch.equal(x, torch.full((2, 3), 1 + 2.5 * (3 - 1)))
+
+
+def test_outside_the_interval_the_unconditional_half_is_not_asked_for():
+    calls = []
+    x = integrate(
+        constant_velocity(calls),
+        torch.zeros(1, 2),
+        steps=4,
+        guidance_scale=2.0,
+        guidance_interval=(0.25, 0.5),
+    )
+    assert calls == [(0.0, False), (0.25, True), (0.5, True), (0.75, False)]
+    assert torch.equal(x, torch.full((1, 2), (3 + 5 + 5 + 3) / 4))
+
+
+def test_guidance_scale_one_is_never_guided():
+    calls = []
+    integrate(constant_velocity(calls), torch.zeros(1, 2), steps=2)
+    assert [guided for _, guided in calls] == [False, False]
+
+
+def test_times_are_logit_normal():
+    logits = logit_normal_times(20_000, generator=torch.Generator().manual_seed(0)).logit()
+    # 5 standard errors of the mean and of the standard deviation.
+    assert logits.mean().abs() < 5 / 20_000**0.5
+    assert (logits.std() - 1).abs() < 5 / 40_000**0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"solver": "rk4"}, "solver must be one of"), ({"steps": 0}, "steps must be at least 1")],
+)
+def test_bad_settings_are_one_clear_line(options, message):
+    with pytest.raises(ValueError, match=message):
+        integrate(gaussian_velocity, torch.zeros(1, 1), **{"steps": 1, **options})

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import images, tiny_model
+from msf.files import atomic_write
+from msf.images import component_grid, save_image, tile, to_uint8
+
+
+def test_eight_bit_images_survive_the_round_trip():
+    pixels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(pixels.float() / 127.5 - 1), pixels)
+    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_saved_image_reads_back(tmp_path, channels):
+    x = images(1, (4, 6), channels)[0]
+    save_image(tmp_path / "x.png", x)
+    with Image.open(tmp_path / "x.png") as picture:
+        pixels = torch.from_numpy(np.array(picture)).view(4, 6, channels).permute(2, 0, 1)
+    assert torch.equal(pixels, to_uint8(x))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_latents_are_not_a_picture(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"must be \(1 or 3, H, W\), got \(4, 8, 8\); decode latents"
+    ):
+        save_image(tmp_path / "x.png", torch.zeros(4, 8, 8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_tile_places_images_row_by_row():
+    x = images(3, (2, 2), 1)
+    grid = tile(x, columns=2, zoom=1)
+    assert grid.shape == (1, 6, 6)
+    assert torch.equal(grid[:, :2, 3:5], x[1]) and torch.equal(grid[:, 3:5, :2], x[2])
+    assert (grid[:, 3:, 3:] == 1).all() and (grid[:, 2] == 1).all()
+
+
+def test_component_grid_shows_base_residual_and_merged():
+    model, x = tiny_model(channels=1), images(4, channels=1)
+    grid = component_grid(model, model.pyramid.split(x), zoom=1)
+    width = grid.shape[2] // 3
+    blocks = grid.split(width, dim=2)
+    assert torch.equal(blocks[2][:, :8, :8], model.pyramid.merge(model.pyramid.split(x))[0])
+    assert torch.equal(blocks[0][:, 0, 0], blocks[0][:, 1, 1])
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    (tmp_path / "x.txt").write_text("old")
+    with pytest.raises(OSError, match="disk"), atomic_write(tmp_path / "x.txt") as path:
+        path.write_text("half")
+        raise OSError("disk full")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x.txt", "old")]

@@ -1,0 +1,149 @@
+import json
+
+import pytest
+import torch
+
+from models import images, tiny_config, tiny_model
+from msf import MSF
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_every_stage_has_a_loss_and_reaches_every_parameter(levels):
+    model = tiny_model(levels).train()
+    losses = model.training_losses(images(8), torch.arange(8) % 3, generator=generator())
+    assert tuple(losses) == (*model.config.stage_names, "total")
+    torch.testing.assert_close(
+        losses["total"], sum(losses[name] for name in model.config.stage_names)
+    )
+    losses["total"].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_one_stage_alone_leaves_the_other_untouched():
+    model = tiny_model()
+    losses = model.training_losses(images(4), torch.zeros(4, dtype=torch.int64), stage="residual")
+    assert tuple(losses) == ("residual", "total")
+    losses["total"].backward()
+    assert all(p.grad is None for p in model.stages[0].parameters())
+    with pytest.raises(ValueError, match=r"stage must be one of \('base', 'residual'\), got 'top'"):
+        model.training_losses(images(4), torch.zeros(4, dtype=torch.int64), stage="top")
+
+
+def test_untrained_loss_is_the_variance_of_the_velocity():
+    # Zero output against data - noise, both of unit variance: 1 + 1.
+    torch.manual_seed(0)
+    model = MSF(tiny_config(channels=1))
+    x = torch.randn(512, 1, 8, 8, generator=generator())
+    model.pyramid.measure([x])
+    losses = model.training_losses(x, torch.zeros(512, dtype=torch.int64), generator=generator(1))
+    # The standard error of a mean of n products of Gaussians is below 4 / sqrt(n); n = 512 * 16 at
+    # least.
+    assert abs(losses["base"].item() - 2) < 5 * 4 / 8192**0.5
+    assert abs(losses["residual"].item() - 2) < 5 * 4 / 8192**0.5
+
+
+def test_losses_repeat_with_the_generator():
+    model, y = tiny_model(), torch.tensor([0, 1, 2, 0])
+    first, again, other = (
+        model.training_losses(images(4), y, generator=generator(seed))["total"]
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_dropped_labels_become_the_null_class():
+    model = tiny_model(label_dropout=1.0)
+    model.training_losses(images(4), torch.tensor([0, 1, 2, 0]))["total"].backward()
+    used = model.stages[0].label.weight.grad.abs().sum(1) > 0
+    assert used.tolist() == [False, False, False, True]
+
+
+def test_prior_is_the_standardised_noised_upsampled_image_below():
+    model, x = tiny_model(), images(2, (4, 4))
+    noise, level = torch.randn(x.shape, generator=generator()), torch.tensor([0.0, 0.3])
+    prior = model.prior(x, level, noise=noise)
+    low = model.pyramid.standardize(0, x) + level.view(2, 1, 1, 1) * noise
+    assert torch.equal(prior, low.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def test_trains_on_non_square_images_without_labels():
+    model = tiny_model(image_size=(8, 16), num_classes=0)
+    assert model.training_losses(images(2, (8, 16)))["total"].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, r"labels must be \(B,\) in \[0, 3\), got None"),
+        (torch.tensor([0, 3]), r"labels must be in \[0, 3\), got 0 to 3"),
+        (torch.tensor([-1, 0]), r"got -1 to 0"),
+        (torch.tensor([0]), r"labels must be int64 \(2,\), got torch.int64 \(1,\)"),
+        (torch.tensor([0.0, 1.0]), "got torch.float32"),
+    ],
+)
+def test_bad_labels_are_one_clear_line(labels, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model().training_losses(images(2), labels)
+
+
+def test_untrained_stages_are_known():
+    torch.manual_seed(0)
+    model = MSF(tiny_config())
+    assert model.untrained_stages == ("base", "residual")
+    torch.nn.init.ones_(model.stages[0].output.weight)
+    assert model.untrained_stages == ("residual",)
+
+
+def test_save_and_load_round_trip(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    loaded = MSF.from_pretrained(tmp_path / "model")
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+    assert loaded.config == model.config and not loaded.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def broken(directory, what):
+    tiny_model().save_pretrained(directory)
+    weights, config = directory / "model.safetensors", directory / "config.json"
+    if what == "no weights":
+        weights.unlink()
+    elif what == "no config":
+        config.unlink()
+    elif what == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif what == "not safetensors":
+        weights.write_bytes(b"\x80\x04 a pickle, say")
+    elif what == "another size":
+        values = json.loads(config.read_text())
+        values["stages"][0]["width"] = 64
+        config.write_text(json.dumps(values))
+    elif what == "bad config":
+        config.write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no weights", "no model.safetensors here"),
+        ("no config", "no config.json here"),
+        ("truncated", "not a readable safetensors file"),
+        ("not safetensors", "not a readable safetensors file"),
+        ("another size", "does not fit config.json: size mismatch"),
+        ("bad config", "not valid JSON"),
+    ],
+)
+def test_bad_checkpoints_are_one_clear_line(tmp_path, what, message):
+    broken(tmp_path, what)
+    with pytest.raises(ValueError, match=message) as error:
+        MSF.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)

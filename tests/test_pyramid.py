@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from msf import Pyramid
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def pixels(*shape, seed=0):
+    """8-bit images: on this grid every average and difference of the pyramid is exact in float32.
+    8-bit images: on this grid every average and difference of the pyramid is exact in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, shape, generator=generator) / 128.0 - 1
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+@pytest.mark.parametrize("size", [(8, 8), (8, 20)])
+def test_merge_of_split_is_the_image_exactly(levels, size):
+    pyramid = Pyramid(levels, 3)
+    x = pixels(2, 3, *size)
+    components = pyramid.split(x)
+    assert [tuple(f.shape[2:]) for f in components] == [
+        (size[0] >> n, size[1] >> n) for n in range(levels, -1, -1)
+    ]
+    assert torch.equal(pyramid.merge(components), x)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_merge_of_split_is_the_image_for_any_floats(mode):
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 5
+    pyramid = Pyramid(2, 3, mode)
+    # A level rounds twice, x - u and u + (x - u); with |u| and |x - u| at most 2 max|x|, by half an
+    # ulp each.
+    bound = 2 * 2 * 2 * x.abs().max() * EPS / 2
+    assert (pyramid.merge(pyramid.split(x)) - x).abs().max() <= bound
+
+
+def test_residuals_pool_to_zero_and_the_merged_image_pools_to_its_base():
+    pyramid = Pyramid(2, 3)
+    components = pyramid.split(pixels(2, 3, 8, 8))
+    merged = pyramid.merge(components)
+    for residual in components[1:]:
+        assert not torch.nn.functional.avg_pool2d(residual, 2).any()
+    assert torch.equal(torch.nn.functional.avg_pool2d(merged, 4), components[0])
+
+
+def test_projection_makes_the_pooled_image_the_base_and_changes_nothing_else():
+    pyramid = Pyramid(1, 1)
+    x, base = pixels(2, 1, 8, 8), pixels(2, 1, 4, 4, seed=1)
+    projected = pyramid.project(x, base)
+    assert torch.equal(torch.nn.functional.avg_pool2d(projected, 2), base)
+    assert torch.equal(pyramid.split(projected)[1], pyramid.split(x)[1])
+    with pytest.raises(ValueError, match="needs upsample='nearest'"):
+        Pyramid(1, 1, "bilinear").project(x, base)
+
+
+def test_measured_statistics_standardise_every_component():
+    pyramid = Pyramid(1, 2)
+    x = torch.randn(64, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = x * torch.tensor([0.1, 3.0])[:, None, None] + torch.tensor([5.0, -1.0])[:, None, None]
+    pyramid.measure(x.split(20))
+    for i, f in enumerate(pyramid.split(x)):
+        z = pyramid.standardize(i, f).double().transpose(0, 1).flatten(1)
+        assert z.mean(1).abs().max() < 1e-4
+        assert (z.std(1, correction=0) - 1).abs().max() < 1e-5
+
+
+def test_add_inverts_standardise():
+    pyramid = Pyramid(1, 3)
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    pyramid.measure([x])
+    base, residual = pyramid.split(x)
+    merged = pyramid.add(
+        pyramid.add(None, 0, pyramid.standardize(0, base)), 1, pyramid.standardize(1, residual)
+    )
+    torch.testing.assert_close(merged, x)
+
+
+def test_flat_images_keep_a_finite_scale():
+    pyramid = Pyramid(1, 1)
+    pyramid.measure([torch.full((3, 1, 4, 4), 0.5)])
+    assert pyramid.std.tolist() == [[1.0], [1.0]]
+    with pytest.raises(ValueError, match="no images"):
+        pyramid.measure([])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 6, 8), (1, 2, 8, 8), (1, 8, 8)])
+def test_bad_images_are_one_clear_line(shape):
+    with pytest.raises(ValueError, match=r"x must be \(B, 1, H, W\) with sides a multiple of 4"):
+        Pyramid(2, 1).split(torch.zeros(shape))
+
+
+def test_merge_counts_its_components():
+    with pytest.raises(ValueError, match="expected 1 to 2 components, got 3"):
+        Pyramid(1, 1).merge([torch.zeros(1, 1, 2, 2)] * 3)

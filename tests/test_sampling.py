@@ -1,0 +1,141 @@
+import pytest
+import torch
+
+from models import images, tiny_model
+from msf import sample
+from msf.sampling import image_noise
+
+LABELS = torch.tensor([0, 1, 2, 3])
+
+
+def test_noise_of_an_image_depends_on_its_seed_and_purpose_alone():
+    noise = image_noise([7, 8, 2**62], (2, 4, 4), 1)
+    assert torch.equal(noise[1:2], image_noise([8], (2, 4, 4), 1))
+    assert not torch.equal(noise[1:2], image_noise([8], (2, 4, 4), 0))
+    assert image_noise([], (2, 4, 4)).shape == (0, 2, 4, 4)
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_images_do_not_depend_on_their_batch(levels):
+    model = tiny_model(levels)
+    options = {"steps": 3, "guidance_scale": 1.5, "base_noise": 0.1}
+    together = sample(model, LABELS, seeds=range(4), **options)
+    alone = torch.cat([sample(model, LABELS[i : i + 1], seeds=[i], **options) for i in range(4)])
+    assert together.shape == (4, 2, 8, 8)
+    # Other GEMM shapes sum in another order; the first step's rounding grows by the steps that
+    # follow.
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_components_merge_to_the_image(levels):
+    model = tiny_model(levels)
+    x, components = sample(model, LABELS, seeds=range(4), return_components=True)
+    assert [tuple(f.shape[2:]) for f in components] == [
+        model.config.stage_size(i) for i in range(levels + 1)
+    ]
+    torch.testing.assert_close(model.pyramid.merge(components), x)
+
+
+def test_stage_settings_reach_their_stage():
+    model, calls = tiny_model(), [0, 0]
+
+    def count(index):
+        def hook(stage, args):
+            calls[index] += 1
+            batches.append(len(args[0]))
+
+        return hook
+
+    batches = []
+    for index, stage in enumerate(model.stages):
+        stage.register_forward_pre_hook(count(index))
+    sample(model, LABELS, seeds=range(4), steps=(3, 2), guidance_scale=(2.0, 1.0), solver="heun")
+    # Heun evaluates twice a step; only the guided stage runs the doubled batch.
+    assert calls == [6, 4]
+    assert batches == [8] * 6 + [4] * 4
+
+
+def test_guidance_interval_skips_the_unconditional_half():
+    model, batches = tiny_model(levels=0), []
+    model.stages[0].register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    sample(model, LABELS, seeds=range(4), steps=4, guidance_scale=2.0, guidance_interval=(0.5, 1.0))
+    assert batches == [4, 4, 8, 8]
+
+
+def test_null_label_is_the_unconditional_model():
+    model, null = tiny_model(), torch.full((4,), 3)
+    guided = sample(model, null, seeds=range(4), guidance_scale=5.0)
+    torch.testing.assert_close(guided, sample(model, null, seeds=range(4)), rtol=1e-4, atol=1e-4)
+
+
+def test_given_base_is_kept():
+    model, base = tiny_model(), images(4, (4, 4))
+    x, components = sample(model, LABELS, seeds=range(4), base=base, return_components=True)
+    assert torch.equal(components[0], base)
+    assert torch.equal(x, sample(model, LABELS, seeds=range(4), base=base))
+
+
+def test_projected_residual_pools_to_the_base():
+    model = tiny_model(levels=2)
+    x, components = sample(
+        model, LABELS, seeds=range(4), project_residual=True, return_components=True
+    )
+    pooled = torch.nn.functional.avg_pool2d(x, 4)
+    # Per level: the residual's mean, its subtraction and the merge round once each, on values up to
+    # max|x|.
+    bound = 2 * 3 * x.abs().max() * torch.finfo(torch.float32).eps
+    assert (pooled - components[0]).abs().max() <= bound
+    loose = sample(model, LABELS, seeds=range(4))
+    assert (torch.nn.functional.avg_pool2d(loose, 4) - components[0]).abs().max() > 1000 * bound
+
+
+def test_base_noise_is_told_to_the_stage():
+    model = tiny_model()
+    levels = []
+    model.stages[1].register_forward_pre_hook(lambda _, args: levels.append(args[4]))
+    sample(model, LABELS, seeds=range(4), base_noise=0.2)
+    assert torch.equal(levels[0], torch.full((4,), 0.2))
+
+
+def test_other_size_than_trained():
+    assert sample(tiny_model(), LABELS, seeds=range(4), size=(12, 16)).shape == (4, 2, 12, 16)
+
+
+def test_without_classes_and_with_no_images():
+    model = tiny_model(num_classes=0)
+    assert sample(model, seeds=[1, 2]).shape == (2, 2, 8, 8)
+    assert sample(tiny_model(), LABELS[:0], seeds=[]).shape == (0, 2, 8, 8)
+    with pytest.raises(ValueError, match="guidance_scale must be 1 for a model without classes"):
+        sample(model, seeds=[1], guidance_scale=2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": [0, 1, 2]}, r"labels must be int64 \(3,\), got torch.int64 \(4,\)"),
+        ({"seeds": [0, 1, 2, -3]}, "seeds must not be negative, got -3"),
+        (
+            {"labels": torch.tensor([0, 0, 0, 4])},
+            r"labels must be in \[0, 3\), got 0 to 4 \(3 means no class\)",
+        ),
+        ({"labels": None}, r"labels must be \(B,\) in \[0, 3\)"),
+        ({"steps": (1, 2, 3)}, "steps must be one value or 2, one a stage"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"guidance_scale": (1.0,)}, "guidance_scale must be one value or 2"),
+        ({"guidance_interval": ((0.0, 1.0),)}, "guidance_interval must be one value or 2"),
+        ({"solver": "dopri5"}, "solver must be one of"),
+        ({"base_noise": 0.5}, r"base_noise must be in \[0, 0.3\]"),
+        ({"size": (8, 9)}, r"base: image sides must be multiples of 2 .* got \(8, 9\)"),
+        ({"base": torch.zeros(4, 2, 8, 8)}, r"base must be \(4, 2, 4, 4\), got \(4, 2, 8, 8\)"),
+    ],
+)
+def test_bad_requests_are_one_clear_line(options, message):
+    arguments = {"labels": LABELS, "seeds": range(4), **options}
+    with pytest.raises(ValueError, match=message):
+        sample(tiny_model(), arguments.pop("labels"), **arguments)
+
+
+def test_projection_needs_nearest_upsampling():
+    with pytest.raises(ValueError, match="project_residual needs upsample='nearest'"):
+        sample(tiny_model(upsample="bilinear"), LABELS, seeds=range(4), project_residual=True)

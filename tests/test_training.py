@@ -1,0 +1,272 @@
+import dataclasses
+import json
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from models import images, tiny_model
+from msf import MSF, MSFConfig, StageConfig, TrainingConfig
+from msf.training.batches import batches
+from msf.training.stage import StageTrainer
+from msf.training.train import Interrupted, train
+
+STAGE = StageConfig(width=16, depth=1, heads=2, patch=2)
+MODEL = MSFConfig(
+    image_size=(8, 8), channels=1, num_classes=10, stages=(STAGE, STAGE), steps=(2, 1)
+)
+TRAINING = TrainingConfig(
+    steps=(8, 6),
+    batch_size=16,
+    learning_rate=1e-2,
+    warmup=2,
+    log_every=2,
+    sample_every=3,
+    precision="fp32",
+)
+
+
+def run(out, **options):
+    return train(MODEL, TRAINING, "digits", out, progress=False, **options)
+
+
+def digest(folder):
+    files = [f for f in folder.iterdir() if f.suffix == ".safetensors"]
+    return {f.name: {k: v.numpy().tobytes() for k, v in load_file(f).items()} for f in files}
+
+
+def steps(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["stage"], row["step"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run from start to end."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run(out)
+    return out
+
+
+def test_run_leaves_everything_a_user_needs(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert names >= {
+        *(
+            "config.json",
+            "model.safetensors",
+            "training.json",
+            "metrics.jsonl",
+            "tensorboard",
+            "loss.png",
+        ),
+        *("state-base.safetensors", "state-residual.safetensors"),
+        *("samples-base-000008.png", "samples-residual-000003.png"),
+    }
+    assert not [name for name in names if "tmp" in name]
+    model = MSF.from_pretrained(whole)
+    assert model.config == MODEL and model.untrained_stages == ()
+    assert steps(whole) == [
+        *(("base", n) for n in (2, 3, 5, 6, 8)),
+        *(("residual", n) for n in (2, 3, 5, 6)),
+    ]
+    with Image.open(whole / "samples-residual-000003.png") as grid:
+        assert grid.width > 2 * grid.height
+
+
+def test_the_kept_model_is_the_average_and_standardised_by_the_data(whole):
+    state = load_file(whole / "state-residual.safetensors")
+    kept = load_file(whole / "model.safetensors")
+    assert torch.equal(kept["stages.1.output.weight"], state["ema.output.weight"])
+    assert not torch.equal(kept["stages.1.output.weight"], state["weights.output.weight"])
+    assert not torch.equal(kept["pyramid.std"], torch.ones(2, 1))
+
+
+def interrupt_at(step, monkeypatch):
+    """Send this process a Ctrl-C during the given step, counted over both stages."""
+    original, calls = StageTrainer.step, []
+
+    def counted(self, *args):
+        calls.append(None)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args)
+
+    monkeypatch.setattr(StageTrainer, "step", counted)
+
+
+@pytest.mark.parametrize("step", [4, 11])
+def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, step):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch)
+        with pytest.raises(Interrupted, match="continue with --resume"):
+            run(out)
+    assert digest(out) != digest(whole)
+    run(out, resume=True)
+    assert digest(out) == digest(whole)
+    stages = [stage for stage, _ in steps(out)]
+    assert stages == sorted(stages)
+
+
+def test_resume_forgets_what_was_logged_beyond_the_checkpoint(whole, tmp_path):
+    run(tmp_path / "run")
+    (tmp_path / "run" / "state-residual.safetensors").unlink()
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "resi')
+    run(tmp_path / "run", resume=True)
+    assert steps(tmp_path / "run") == steps(whole)
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+def test_stages_trained_one_by_one_equal_both_at_once(whole, tmp_path):
+    assert run(tmp_path / "run", stages=["residual"]).untrained_stages == ("base",)
+    run(tmp_path / "run", stages=["base"], resume=True)
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+def test_finished_run_resumes_to_itself(whole):
+    before = digest(whole)
+    run(whole, resume=True)
+    assert digest(whole) == before
+
+
+def test_loss_falls():
+    torch.manual_seed(0)
+    model = tiny_model(num_classes=0)
+    trainer = StageTrainer(model, 0, dataclasses.replace(TRAINING, steps=(60, 1)))
+    losses = [float(trainer.step(images(16), None)) for _ in range(60)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_clipping_bounds_the_gradient(monkeypatch):
+    norms = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def recorded(parameters, limit):
+        parameters = list(parameters)
+        norms.append(float(clip(parameters, limit)))
+        after = torch.stack([p.grad.norm() for p in parameters]).norm()
+        assert after <= limit * (1 + 1e-4)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", recorded)
+    trainer = StageTrainer(tiny_model(), 0, dataclasses.replace(TRAINING, clip=1e-3))
+    trainer.step(images(4), torch.zeros(4, dtype=torch.int64))
+    assert norms[0] > 1e-3
+
+
+def test_learning_rate_warms_up_and_decays():
+    config = dataclasses.replace(TRAINING, steps=(100, 1), warmup=10, schedule="cosine")
+    trainer, rates = StageTrainer(tiny_model(), 0, config), []
+    for trainer.step_number in range(100):
+        rates.append(trainer.learning_rate())
+    assert rates[0] < rates[9] and max(rates) == max(rates[8:12])
+    assert rates[-1] < 1e-3 * config.learning_rate
+
+
+class Numbers:
+    """A data set of ``n`` numbered images."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def batch(self, indices):
+        return indices, indices
+
+
+def test_every_epoch_sees_every_image_once_in_another_order():
+    order = [images.tolist() for images, _ in batches(Numbers(10), 5, 0, 6, seed=0)]
+    epochs = [order[i] + order[i + 1] for i in (0, 2, 4)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    resumed = [images.tolist() for images, _ in batches(Numbers(10), 5, 3, 6, seed=0)]
+    assert resumed == order[3:]
+    assert len(next(iter(batches(Numbers(3), 8, 0, 1, seed=0)))[0]) == 3
+
+
+def test_not_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    original = StageTrainer.step
+
+    def poisoned(self, *args):
+        loss = original(self, *args)
+        return loss * float("nan") if self.step_number == 5 else loss
+
+    monkeypatch.setattr(StageTrainer, "step", poisoned)
+    with pytest.raises(ValueError, match="base: the loss became nan before step 5"):
+        run(tmp_path)
+    assert steps(tmp_path)[-1] == ("base", 3)
+    assert MSF.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": ["top"]}, "stage must be one of base, residual, got 'top'"),
+        (
+            {"config": dataclasses.replace(MODEL, num_classes=9)},
+            "digits has 10 classes, the model 9",
+        ),
+        ({"config": dataclasses.replace(MODEL, image_size=(16, 16))}, "digits"),
+        (
+            {"training": dataclasses.replace(TRAINING, steps=(8,))},
+            "training steps must be 2 numbers",
+        ),
+        ({"source": "/nonexistent"}, "neither 'digits', 'textures' nor an existing folder"),
+    ],
+)
+def test_bad_requests_are_one_clear_line_and_leave_nothing(tmp_path, options, message):
+    arguments = {"config": MODEL, "training": TRAINING, "source": "digits", **options}
+    with pytest.raises(ValueError, match=message) as error:
+        train(out=tmp_path / "run", progress=False, **arguments)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_existing_folder_is_not_overwritten(whole, tmp_path):
+    with pytest.raises(ValueError, match="exists and is not empty; continue its run with --resume"):
+        run(whole)
+    other = dataclasses.replace(TRAINING, learning_rate=1.0)
+    with pytest.raises(ValueError, match="the run in this folder differs in training"):
+        train(MODEL, other, "digits", whole, resume=True, progress=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        run(tmp_path / "file")
+
+
+def test_corrupt_state_is_one_clear_line(whole, tmp_path):
+    run(tmp_path / "run", stages=["base"])
+    state = tmp_path / "run" / "state-base.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a readable training state") as error:
+        run(tmp_path / "run", resume=True)
+    assert "\n" not in str(error.value)
+
+
+def test_trains_outside_the_main_thread(tmp_path):
+    worker = threading.Thread(target=run, args=(tmp_path,), kwargs={"stages": ["base"]})
+    worker.start()
+    worker.join()
+    assert (tmp_path / "state-base.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": ()}, "must be positive"),
+        ({"batch_size": 0}, "must be positive"),
+        ({"sample_every": 0}, "sample_every must be positive"),
+        ({"learning_rate": 0.0}, "learning_rate and clip must be positive"),
+        ({"ema_decay": 1.0}, r"ema_decay in \[0, 1\)"),
+        ({"schedule": "step"}, "schedule must be constant or cosine"),
+        ({"precision": "fp16"}, "precision must be one of"),
+    ],
+)
+def test_bad_training_configuration(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TRAINING, **changes)

@@ -1,0 +1,111 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models import images, tiny_model
+from msf import StageConfig
+from msf.transformer import StageTransformer, patchify, sinusoid, unpatchify
+
+
+def test_unpatchify_inverts_patchify():
+    x = images(2, (4, 6), 3)
+    tokens = patchify(x, 2)
+    assert tokens.shape == (2, 6, 12)
+    assert torch.equal(tokens[0, 4].view(2, 2, 3), x[0, :, 2:4, 2:4].permute(1, 2, 0))
+    assert torch.equal(unpatchify(tokens, 2, (4, 6)), x)
+
+
+def test_sinusoid_tells_positions_apart():
+    table = sinusoid(torch.tensor([0.0, 1.0, 1000.0]), 8)
+    assert table.shape == (3, 8)
+    assert torch.equal(table[0], torch.tensor([1.0] * 4 + [0.0] * 4))
+    torch.testing.assert_close(table[1, 0], torch.tensor(1.0).cos())
+    torch.testing.assert_close(table[2, 7], torch.tensor(1000.0 / 10_000**0.75).sin())
+
+
+def test_starts_at_zero_velocity():
+    stage = StageTransformer(StageConfig(32, 2, 2), 2, 3, has_prior=False)
+    assert not stage(images(2), torch.rand(2), torch.tensor([0, 3])).any()
+
+
+def plain_forward(stage, x, t, y, prior, level):
+    """The same network written out in eager PyTorch, block by block, without the operators."""
+
+    def norm(x, shift, scale):
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+
+    c = stage.time(t) + stage.label(y)
+    c = F.silu(c if level is None else c + stage.base_noise(level))
+    x = stage.embed(patchify(x if prior is None else torch.cat([x, prior], 1), stage.stage.patch))
+    side = int(x.shape[1] ** 0.5)
+    for block, modulation in zip(stage.blocks, stage.modulations):
+        s1, c1, g1, s2, c2, g2 = modulation(c).chunk(6, 1)
+        x = x + g1[:, None] * plain_attention(block.attention, norm(x, s1, c1), side)
+        x = x + g2[:, None] * block.mlp(norm(x, s2, c2))
+    shift, scale = stage.modulations[-1](c).chunk(2, 1)
+    return unpatchify(stage.output(norm(x, shift, scale)), stage.stage.patch, (8, 8))
+
+
+def plain_attention(attention, x, side):
+    b, n, d = x.shape
+    q, k, v = attention.qkv(x).view(b, n, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
+    q, k = (
+        rotate(F.rms_norm(z, z.shape[-1:], w, 1e-6), side)
+        for z, w in ((q, attention.q_weight), (k, attention.k_weight))
+    )
+    return attention.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
+
+
+def rotate(z, side):
+    """2-D RoPE by complex numbers: pair (i, i + d/2), first half of the pairs by row, second by
+    column."""
+    d = z.shape[-1]
+    frequency = 100.0 ** -(torch.arange(d // 4) / (d // 4))
+    row, column = torch.arange(side * side) // side, torch.arange(side * side) % side
+    angle = torch.cat([row[:, None] * frequency, column[:, None] * frequency], 1)
+    turned = torch.complex(*z.chunk(2, -1)) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([turned.real, turned.imag], -1)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_forward_and_gradients_equal_the_plain_network(index):
+    stage = tiny_model(image_size=(16, 16) if index == 0 else (8, 8)).stages[index]
+    x, t, y = images(3), torch.rand(3), torch.tensor([0, 2, 3])
+    prior, level = (images(3, seed=1), torch.rand(3)) if index else (None, None)
+    cotangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    ours, plain = stage(x, t, y, prior, level), plain_forward(stage, x, t, y, prior, level)
+    torch.testing.assert_close(ours, plain)
+    parameters = dict(stage.named_parameters())
+    gradients = torch.autograd.grad((ours * cotangent).sum(), parameters.values())
+    expected = torch.autograd.grad((plain * cotangent).sum(), parameters.values())
+    for name, gradient, reference in zip(parameters, gradients, expected):
+        assert reference.abs().max() > 0, name
+        # float32 sums over 3 x 64 tokens in another order: sqrt(192) eps = 1.7e-6 of the largest,
+        # times the depth.
+        bound = 8 * 192**0.5 * torch.finfo(torch.float32).eps * reference.abs().max()
+        assert (gradient - reference).abs().max() <= bound, name
+
+
+@pytest.mark.parametrize("positions", ["rope", "sincos"])
+def test_position_matters_and_any_size_works(positions):
+    stage = tiny_model(positions=positions).stages[0]
+    x = images(1, (4, 10))
+    t, y = torch.rand(1), torch.tensor([1])
+    out = stage(x, t, y)
+    assert out.shape == x.shape
+    shuffled = stage(x.flip(3), t, y).flip(3)
+    assert (out - shuffled).abs().max() > 1e-3
+
+
+def test_without_labels_there_is_no_embedding_to_train():
+    stage = tiny_model(num_classes=0).stages[0]
+    assert stage.label is None
+    assert stage(images(2), torch.rand(2)).shape == (2, 2, 8, 8)
+
+
+def test_compiles_as_one_graph():
+    model = tiny_model()
+    args = (images(2), torch.rand(2), torch.tensor([0, 1]), images(2, seed=1), torch.rand(2))
+    stage = model.stages[1]
+    compiled = torch.compile(stage, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*args), stage(*args))
