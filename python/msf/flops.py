@@ -1,8 +1,8 @@
 """What a model costs, counted from its configuration: parameters and multiply-accumulates (MACs).
 
-The "Gflops" of the DiT paper are GMACs. Counted are the matrix products, as customary: not norms, activations,
-softmax, position tables or the pyramid. Guidance evaluates a model twice a step and is left out: it doubles
-both sides of every comparison.
+The "Gflops" of the DiT paper are GMACs. Counted are the matrix products, as customary: not norms,
+activations, softmax, position tables or the pyramid. Guidance evaluates a model twice a step and is
+left out: it doubles both sides of every comparison.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .config import MSFConfig
 from .transformer import FREQUENCIES
 
-# GMACs of one forward of DiT-XL/2 (arXiv 2212.09748, table 6) by image size in pixels, and its sampling steps.
+# DiT-XL/2 (arXiv 2212.09748): GMACs of a forward by image size in pixels, and sampling steps.
 DIT_XL_2 = {256: 118.64, 512: 524.60}
 DIT_STEPS = 250
 
@@ -35,7 +35,7 @@ class StageCost:
 
 
 def stage_costs(config: MSFConfig, steps: Sequence[int] | None = None) -> list[StageCost]:
-    """One `StageCost` a stage, base first, at ``config.image_size``. ``steps`` defaults to the configuration's.
+    """A `StageCost` a stage, base first, at the configuration's image size and, by default, steps.
 
     ValueError unless ``steps`` has one positive number a stage.
     """
@@ -50,7 +50,7 @@ def stage_costs(config: MSFConfig, steps: Sequence[int] | None = None) -> list[S
 def dit_baseline(config: MSFConfig) -> tuple[int, float] | None:
     """(image size in pixels, GMACs to sample one image with DiT-XL/2), or None.
 
-    DiT works on 4-channel latents at an eighth of 256 or 512 pixels; for anything else there is no figure.
+    DiT works on 4-channel latents at an eighth of 256 or 512 pixels; there is no other figure.
     """
     height, width = config.image_size
     pixels = 8 * height

@@ -164,7 +164,7 @@ class MSF(nn.Module):
                 raise ValueError(
                     f"{directory}: no {name} here; expected a directory made by save_pretrained"
                 )
-        model = cls(MSFConfig.from_json((directory / CONFIG_FILE).read_text()))
+        model = cls(read_config(directory))
         try:
             model.load_state_dict(load_file(directory / WEIGHTS_FILE))
         except SafetensorError as error:
@@ -177,3 +177,12 @@ class MSF(nn.Module):
                 f"{directory / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {detail}"
             ) from None
         return model.eval()
+
+
+def read_config(directory: str | os.PathLike[str]) -> MSFConfig:
+    """The configuration that ``save_pretrained`` wrote. ValueError (one line) if it is corrupt."""
+    file = Path(directory) / CONFIG_FILE
+    try:
+        return MSFConfig.from_json(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None

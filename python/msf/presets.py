@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .config import MSFConfig, StageConfig
@@ -14,15 +14,6 @@ class Preset:
     model: MSFConfig
     training: TrainingConfig
     note: str
-
-
-def small(
-    size: int, classes: int, stages: tuple[StageConfig, ...], steps: tuple[int, ...]
-) -> MSFConfig:
-    """Grey pixels, for the data sets that a CPU can learn."""
-    return MSFConfig(
-        image_size=(size, size), channels=1, num_classes=classes, stages=stages, steps=steps
-    )
 
 
 def latents(
@@ -40,21 +31,51 @@ def latents(
     )
 
 
-def small_presets() -> dict[str, Preset]:
-    width = {"width": 128, "heads": 4}
-    digits = TrainingConfig(
-        steps=(1500, 1000),
-        batch_size=256,
-        learning_rate=1e-3,
+def pixels(
+    size: int, classes: int, stages: tuple[StageConfig, ...], steps: tuple[int, ...]
+) -> MSFConfig:
+    """Grey images of ``size`` pixels."""
+    return MSFConfig(
+        image_size=(size, size), channels=1, num_classes=classes, stages=stages, steps=steps
+    )
+
+
+def cpu_training(*steps: int) -> TrainingConfig:
+    return TrainingConfig(
+        steps=steps,
+        batch_size=128,
+        learning_rate=2e-3,
         schedule="cosine",
         ema_decay=0.995,
-        sample_every=500,
+        sample_every=1000,
     )
+
+
+def cpu_presets() -> dict[str, Preset]:
+    """Small enough to train on a CPU. ``textures-16`` and its baseline train on equal FLOPs."""
+    tiny = StageConfig(width=96, depth=4, heads=3)
+    small = StageConfig(width=128, depth=4, heads=4)
+    fine, coarse = replace(small, patch=2), replace(small, patch=4)
     return {
         "digits": Preset(
-            small(8, 10, (StageConfig(depth=4, patch=1, **width),) * 2, (16, 4)),
-            digits,
-            "8x8 digits of scikit-learn, minutes on a CPU",
+            pixels(8, 10, (replace(tiny, patch=1), replace(tiny, patch=2)), (16, 4)),
+            cpu_training(1200, 800),
+            "8x8 digits of scikit-learn: minutes on one core",
+        ),
+        "textures-16": Preset(
+            pixels(16, 3, (fine, fine), (32, 8)),
+            cpu_training(7000, 2300),
+            "16x16 crops of brick, grass and gravel: half an hour on one core",
+        ),
+        "textures-16-dit": Preset(
+            pixels(16, 3, (fine,), (16,)),
+            cpu_training(4000),
+            "N = 0: the baseline of textures-16",
+        ),
+        "textures-32": Preset(
+            pixels(32, 3, (fine, coarse), (32, 8)),
+            cpu_training(20_000, 20_000),
+            "32x32 crops: hours on one core, or a GPU",
         ),
     }
 
@@ -93,7 +114,7 @@ def imagenet_presets() -> dict[str, Preset]:
     return presets
 
 
-PRESETS = {**small_presets(), **imagenet_presets()}
+PRESETS = {**cpu_presets(), **imagenet_presets()}
 
 
 def preset(name: str) -> Preset:

@@ -117,6 +117,7 @@ def test_strided_inputs_and_gradients(case: Case) -> None:
     # Same values, reversed strides.
     strided = [t.detach().mT.contiguous().mT.requires_grad_() if t.dim() > 1 else t for t in inputs]
     strided_cotangents: list[Tensor | None] = [t.mT.contiguous().mT for t in cotangents]
+    assert all(output.is_contiguous() for output in case.outputs(strided))
     torch.testing.assert_close(case.outputs(strided), case.outputs(inputs))
     torch.testing.assert_close(
         gradients(case, strided, strided_cotangents), gradients(case, inputs, cotangents)
@@ -136,6 +137,14 @@ def test_an_absent_gradient_counts_as_zero(case: Case) -> None:
         pairs = zip(gradients(case, inputs, absent), gradients(case, inputs, zeros), strict=True)
         for got, expected in pairs:
             torch.testing.assert_close(torch.zeros_like(expected) if got is None else got, expected)
+
+
+def test_an_absent_gradient_costs_nothing() -> None:
+    x, y = normal(2, 3, 5).requires_grad_(), normal(2, 3, 5)
+    x_out, _ = msf.gate_residual_adaln(x, y, normal(2, 5), normal(2, 5), normal(2, 5))
+    with Recorder() as recorder:
+        x_out.sum().backward()
+    assert [op._opname for op, _ in recorder.calls] == ["gate_residual_backward"]
 
 
 @case_by_case

@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 2 for bad input, 130 when interrupted, else 1."""
+    """Run one command; its exit status is 0, 2 for bad input, 130 when interrupted, else 1."""
     args = _parser().parse_args(argv)
     command = COMMANDS[args.command]
     try:
@@ -42,12 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if document.get("problems") else 0
     except (Exception, KeyboardInterrupt) as error:
         message, status = explain(error)
-        print(f"msf {args.command}: {message}", file=sys.stderr)
+        print(f"msf {args.command}: {message.removeprefix(f'{args.command}: ')}", file=sys.stderr)
         return status
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="msf", description="Multi-scale latent factorization of images (arXiv 2501.13349)")
+    parser = Parser(
+        prog="msf", description="Multi-scale latent factorization of images (arXiv 2501.13349)"
+    )
     parser.add_argument("--version", action="version", version=f"msf {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
@@ -58,7 +60,9 @@ def _parser() -> Parser:
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+        command.add_argument(
+            "--json", action="store_true", help="print one JSON document instead of text"
+        )
         module.add_arguments(command)
     return parser
 

@@ -75,7 +75,11 @@ def text(document: dict[str, Any]) -> str:
         ("MSF_BACKEND", document["MSF_BACKEND"]),
     ]
     rows = [
-        (op, found["backend"], "; ".join(f"{name}: {why}" for name, why in found["reasons"].items()))
+        (
+            op,
+            found["backend"],
+            "; ".join(f"{name}: {why}" for name, why in found["reasons"].items()),
+        )
         for op, found in document["operators"].items()
     ]
     parts = [tables.pairs(facts)]
@@ -86,7 +90,7 @@ def text(document: dict[str, Any]) -> str:
 
 
 def _operator(op: str, requested: str) -> dict[str, Any]:
-    """The backend that ``op`` takes here, None if that one cannot run, and why not each of the others."""
+    """The backend that ``op`` takes here, None if it cannot run, and why not the others."""
     from msf_kernels import explain_backends
 
     explained = explain_backends(op)

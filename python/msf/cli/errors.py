@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import textwrap
 import traceback
 from pathlib import Path
 
@@ -27,14 +28,17 @@ class Failure(Exception):
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """(one line, exit status): 2 for what the user can put right, 130 for Ctrl-C, 1 for all else."""
+    """(one line, exit status): 2 for what the user can put right, 130 for Ctrl-C, else 1."""
     line = _line(error)
     if isinstance(error, Failure):
         return line, error.status
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if (number := _errno(error)) in FULL:
-        return f"cannot write: {os.strerror(number)}; free some space, nothing half-written was left", 1
+        return (
+            f"cannot write: {os.strerror(number)}; free some space, nothing half-written was left",
+            1,
+        )
     if isinstance(error, BAD_PATH) and error.filename:
         return f"{error.filename}: {error.strerror}", 2
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -47,11 +51,10 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def _line(error: BaseException) -> str:
-    """The message's first line; of an error in a DataLoader's worker, which quotes a traceback, the last."""
-    lines = str(error).strip().splitlines() or [""]
-    if lines[0].startswith("Caught "):
-        return lines[-1].split(": ", 1)[-1]
-    return lines[0]
+    """The message's first line; the last of an error in a DataLoader's worker, a traceback."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = lines[-1].split(": ", 1)[-1] if lines[0].startswith("Caught ") else lines[0]
+    return textwrap.shorten(line, 400)
 
 
 def _errno(error: BaseException) -> int:
@@ -63,7 +66,7 @@ def _errno(error: BaseException) -> int:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # torch is not imported here: CUDA's class is known by its name, the CPU allocator's by its message.
+    # torch is not imported here: CUDA's error is known by its name, the CPU's by its message.
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

@@ -29,8 +29,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with outputs.atomic_folder(out) as folder:
         save_image(folder / "merged.png", merged[0])
         for name, component in zip(names, components, strict=True):
-            shown = component if name == "base" else component / (2 * component.std()).clamp(min=1e-6)
-            save_image(folder / f"{name}.png", shown[0])
+            scale = 1.0 if name == "base" else 2 * float(component.std()) or 1.0
+            save_image(folder / f"{name}.png", component[0] / scale)
+    shares = _variance_shares(components)
     return {
         "image": str(args.path),
         "out": str(out),
@@ -38,23 +39,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "channels": x.shape[1],
         "components": [
             {"name": name, "size": list(component.shape[2:]), "variance_share": share}
-            for name, component, share in zip(names, components, _variance_shares(components), strict=True)
+            for name, component, share in zip(names, components, shares, strict=True)
         ],
         "max_error": float((merged - x).abs().max()),
     }
 
 
 def text(document: dict[str, Any]) -> str:
+    facts = [
+        ("image", document["image"]),
+        ("size", f"{tables.size(document['size'])}, {document['channels']} channels"),
+        ("written to", document["out"]),
+        ("max |merge(split(x)) - x|", f"{document['max_error']:.1e}"),
+    ]
+    headers = ("component", "size", "share of variance")
     rows = [
         (part["name"], tables.size(part["size"]), f"{part['variance_share']:.2%}")
         for part in document["components"]
     ]
-    facts = [
-        ("image", f"{document['image']}, {tables.size(document['size'])}, {document['channels']} channels"),
-        ("written to", document["out"]),
-        ("max |merge(split(x)) - x|", f"{document['max_error']:.1e}"),
-    ]
-    return tables.pairs(facts) + "\n\n" + tables.table(("component", "size", "share of variance"), rows)
+    return tables.pairs(facts) + "\n\n" + tables.table(headers, rows)
 
 
 def _read(path: Path) -> Tensor:
@@ -71,7 +74,9 @@ def _read(path: Path) -> Tensor:
             pixels = np.array(file.convert("L" if grey else "RGB"))
     except Exception as error:  # Pillow's decoders raise whatever the broken file leads them to
         reason = str(error).replace(f"{str(path)!r}", "it")
-        raise ValueError(f"{path}: not a readable image ({reason}); give a PNG or JPEG file") from None
+        raise ValueError(
+            f"{path}: not a readable image ({reason}); give a PNG or JPEG file"
+        ) from None
     x = torch.from_numpy(pixels).reshape(1, *pixels.shape[:2], -1).movedim(-1, 1)
     return x.float() / 127.5 - 1
 

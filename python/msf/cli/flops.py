@@ -1,7 +1,8 @@
 """Count a model's parameters and the multiply-accumulates (GMACs) of sampling one image.
 
-Without a model: every preset in one line. DiT-XL/2 is compared at 250 steps, 118.64 GMACs a forward
-at 256 pixels and 524.60 at 512 ("Gflops" in its paper). Guidance doubles both sides and is left out.
+Without a model: every preset in one line. DiT-XL/2 is compared at 250 steps, 118.64 GMACs a
+forward at 256 pixels and 524.60 at 512 ("Gflops" in its paper). Guidance doubles both sides and is
+left out.
 """
 
 from __future__ import annotations
@@ -12,13 +13,20 @@ from typing import Any
 
 from ..config import MSFConfig
 from ..presets import PRESETS
-from . import models, settings, tables
+from . import settings, tables
+
+STAGE_HEADERS = ("stage", "size", "tokens", "parameters", "GMACs/forward", "steps", "GMACs/image")
+PRESET_HEADERS = ("preset", "parameters", "steps", "GMACs/image", "% of DiT-XL/2", "")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", type=Path, metavar="DIR", help="a trained model's folder")
+    parser.add_argument(
+        "model", nargs="?", type=Path, metavar="DIR", help="a trained model's folder"
+    )
     settings.add_arguments(parser, required=False)
-    parser.add_argument("--steps", nargs="+", type=int, metavar="N", help="sampling steps, one number a stage")
+    parser.add_argument(
+        "--steps", nargs="+", type=int, metavar="N", help="sampling steps, one number a stage"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -34,25 +42,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def text(document: dict[str, Any]) -> str:
     if "presets" in document:
-        headers = ("preset", "parameters", "steps", "GMACs/image", "% of DiT-XL/2", "")
-        return tables.table(headers, [tuple(row.values()) for row in document["presets"]])
-    headers = ("stage", "size", "tokens", "parameters", "GMACs/forward", "steps", "GMACs/image")
-    rows = [
-        tuple({**stage, "size": tables.size(stage["size"])}.values()) for stage in document["stages"]
+        return tables.table(PRESET_HEADERS, [list(row.values()) for row in document["presets"]])
+    rows: list[tuple[Any, ...]] = [
+        (stage.pop("name"), tables.size(stage.pop("size")), *stage.values())
+        for stage in map(dict, document["stages"])
     ]
-    total = ("total", "", None, document["parameters"], None, None, document["gmacs_per_image"])
-    lines = [tables.table(headers, [*rows, total])]
+    rows.append(
+        ("total", "", None, document["parameters"], None, None, document["gmacs_per_image"])
+    )
+    lines = [tables.table(STAGE_HEADERS, rows)]
     if baseline := document["dit_xl_2"]:
         lines.append(
-            f"DiT-XL/2 at {baseline['image_size']} pixels: {baseline['gmacs_per_forward']} GMACs/forward x "
-            f"{baseline['steps']} steps = {baseline['gmacs_per_image']:,.0f}; this is {baseline['percent']:.1f} % of it"
+            f"DiT-XL/2 at {baseline['image_size']} pixels: {baseline['gmacs_per_forward']} "
+            f"GMACs/forward x {baseline['steps']} steps = {baseline['gmacs_per_image']:,.0f}; "
+            f"this is {baseline['percent']:.1f} % of it"
         )
     lines.append("Without guidance, which doubles both.")
     return "\n".join(lines)
 
 
 def _config(args: argparse.Namespace) -> MSFConfig:
-    return models.read_config(args.model) if args.model else settings.read(args)[0]
+    from ..model import read_config
+
+    return read_config(args.model) if args.model else settings.read(args)[0]
 
 
 def _costs(config: MSFConfig, steps: list[int] | None) -> dict[str, Any]:

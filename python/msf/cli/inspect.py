@@ -1,8 +1,8 @@
 """Look into a trained model, or factorise an image.
 
-Of a folder: configuration, stages, statistics and training. Of an image: writes base.png, residual.png
-(one a level, around grey and two standard deviations wide) and merged.png, and prints what share of
-the image's variance each component holds.
+Of a folder: configuration, stages, statistics and training. Of an image: writes base.png,
+residual.png (one a level, around grey and two standard deviations wide) and merged.png, and prints
+what share of the image's variance each component holds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     image = parser.add_argument_group("of an image")
     image.add_argument("--levels", type=int, default=1, metavar="N", help="residuals (default 1)")
     image.add_argument("--upsample", choices=("nearest", "bilinear"), default="nearest")
-    image.add_argument("--out", type=Path, metavar="FOLDER", help="default: IMAGE's name and -msf, beside it")
+    image.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: IMAGE's name and -msf, beside it"
+    )
     outputs.add_overwrite_argument(image)
 
 
@@ -83,7 +85,6 @@ def _stage_table(stages: list[dict[str, Any]]) -> str:
         {
             **stage,
             "size": tables.size(stage["size"]),
-            "trained": "yes" if stage["trained"] else "no",
             "mean": " ".join(f"{value:.3f}" for value in stage["mean"]),
             "std": " ".join(f"{value:.3f}" for value in stage["std"]),
         }

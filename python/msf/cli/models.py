@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import MSFConfig
-
 if TYPE_CHECKING:
     import torch
 
@@ -19,10 +17,15 @@ if TYPE_CHECKING:
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one"
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto: a GPU where there is one",
     )
     # Two threads on a busy two-core machine were measured 3 to 40 times slower than one.
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of torch (default 1)")
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="CPU threads of torch (default 1)"
+    )
 
 
 def device(args: argparse.Namespace) -> torch.device:
@@ -49,25 +52,16 @@ def no_gpu() -> str | None:
 
 
 def load(directory: Path, device: torch.device) -> MSF:
-    """The model in ``directory``, on ``device``. ValueError when it is missing, corrupt or half trained."""
+    """The model in ``directory``. ValueError when it is missing, corrupt or half trained."""
     from ..model import MSF
 
     model = MSF.from_pretrained(directory)
     if untrained := model.untrained_stages:
         raise ValueError(
-            f"{directory}: not trained yet: {', '.join(untrained)}; finish it with msf train --resume"
+            f"{directory}: not trained yet: {', '.join(untrained)}; "
+            "finish it with msf train --resume"
         )
     return model.to(device)
-
-
-def read_config(directory: Path) -> MSFConfig:
-    from ..model import CONFIG_FILE
-
-    file = directory / CONFIG_FILE
-    try:
-        return MSFConfig.from_json(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
 
 
 def read_training(directory: Path) -> dict[str, Any] | None:

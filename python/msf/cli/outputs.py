@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
+def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
 
 
 def check_file(path: Path, overwrite: bool) -> None:
-    """ValueError when ``path`` exists, unless it is a file that may be overwritten. Makes its folder."""
+    """ValueError when ``path`` exists and may not be overwritten. Makes its folder."""
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; --out must name a file")
     if path.exists() and not overwrite:
@@ -24,7 +24,7 @@ def check_file(path: Path, overwrite: bool) -> None:
 
 
 def check_folder(path: Path, overwrite: bool) -> None:
-    """ValueError when ``path`` holds anything, unless it is only images that may be overwritten."""
+    """ValueError when ``path`` holds anything but images that may be overwritten."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; --out must name a folder here")
     content = sorted(path.iterdir()) if path.exists() else []
@@ -37,7 +37,7 @@ def check_folder(path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside ``path`` that replaces it on success and goes on failure."""
+    """Yield a temporary folder beside ``path``; on success it becomes ``path``, else it goes."""
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)

@@ -1,8 +1,8 @@
 """Generate images with a trained model.
 
 A .png file gets one grid: base, residuals and the merged image side by side. A folder gets one PNG
-an image, named by its index. A .safetensors file gets the tensor "images" (B, C, H, W), the only form
-for latents. An image depends on its seed and label, not on --batch-size or --count.
+an image, named by its index. A .safetensors file gets the tensor "images" (B, C, H, W), the only
+form for latents. An image depends on its seed and label, not on --batch-size or --count.
 """
 
 from __future__ import annotations
@@ -25,18 +25,30 @@ COUNT = 16
 
 
 def class_numbers(text: str) -> list[int]:
-    return [int(item) for item in text.split(",")]
+    try:
+        return [int(item) for item in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers like 3 or 0,1,2, got {text!r}") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="DIR", help="a trained model's folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="file or folder to write")
     parser.add_argument(
-        "--labels", "--label", type=class_numbers, metavar="K,...",
+        "--out", type=Path, required=True, metavar="PATH", help="file or folder to write"
+    )
+    parser.add_argument(
+        "--labels",
+        "--label",
+        type=class_numbers,
+        metavar="K,...",
         help="classes, in turn (default: all of them); the number of classes means none",
-    )  # fmt: skip
-    parser.add_argument("--count", type=int, metavar="N", help=f"images (default: one a label, or {COUNT})")
-    parser.add_argument("--steps", nargs="+", type=int, metavar="N", help="one for all stages or one a stage")
+    )
+    parser.add_argument(
+        "--count", type=int, metavar="N", help=f"images (default: one a label, or {COUNT})"
+    )
+    parser.add_argument(
+        "--steps", nargs="+", type=int, metavar="N", help="one for all stages or one a stage"
+    )
     sampling.add_arguments(parser)
     outputs.add_overwrite_argument(parser)
     models.add_device_arguments(parser)

@@ -16,43 +16,57 @@ if TYPE_CHECKING:
 
 
 def number(text: str) -> float:
-    """A finite float; argparse turns the ValueError into its message."""
+    """A finite float."""
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be finite, got {text}")
     return value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All that shapes an image except ``--steps``, which not every command takes once."""
     parser.add_argument(
-        "--guidance-scale", nargs="+", type=number, default=[1.0], metavar="G",
+        "--guidance-scale",
+        nargs="+",
+        type=number,
+        default=[1.0],
+        metavar="G",
         help="one for all stages or one a stage; 1 (default) is none",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--guidance-interval", nargs=2, type=number, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+        "--guidance-interval",
+        nargs=2,
+        type=number,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
         help="times with guidance, 0 being noise and 1 the image",
-    )  # fmt: skip
+    )
     parser.add_argument("--solver", choices=("euler", "heun"), default="euler")
     parser.add_argument(
-        "--base-noise", type=number, default=0.0, metavar="SIGMA",
+        "--base-noise",
+        type=number,
+        default=0.0,
+        metavar="SIGMA",
         help="noise on what residuals are generated above, in the base's standard deviations",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--project-residual", action="store_true", help="make the image, pooled, equal its base exactly"
+        "--project-residual",
+        action="store_true",
+        help="make the image, pooled, equal its base exactly",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="image i uses seed S + i")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
 
 
 def options(args: argparse.Namespace, steps: Sequence[int] | None) -> dict[str, Any]:
-    """Keyword arguments of `msf.sample` that do not depend on the batch. ValueError for a bad range."""
+    """Keyword arguments of `msf.sample` that are the same for every batch."""
     low, high = args.guidance_interval
     if not 0 <= low <= high <= 1:
         raise ValueError(f"--guidance-interval must be 0 <= LOW <= HIGH <= 1, got {low} {high}")
     if args.seed < 0 or args.batch_size < 1:
         raise ValueError(
-            f"--seed must not be negative and --batch-size positive, got {args.seed} and {args.batch_size}"
+            "--seed must not be negative and --batch-size positive, "
+            f"got {args.seed} and {args.batch_size}"
         )
     return {
         "steps": one_or_all(steps),
@@ -78,7 +92,7 @@ def generate(
     bases: Tensor | None = None,
     **options: Any,
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Batches of (images, components) on the CPU, ``count`` images with the seeds from ``--seed`` on."""
+    """Batches of (images, components) on the CPU; image i of ``count`` has seed ``--seed`` + i."""
     from ..sampling import sample
 
     for start in models.progress(range(0, count, args.batch_size), "sample"):

@@ -18,7 +18,9 @@ T = TypeVar("T")
 def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument("--preset", metavar="NAME", help="a named model; 'msf flops' lists them")
-    source.add_argument("--config", metavar="FILE", type=Path, help="a JSON file, see 'msf train --help'")
+    source.add_argument(
+        "--config", metavar="FILE", type=Path, help="a JSON file, see 'msf train --help'"
+    )
 
 
 def read(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig | None]:
@@ -34,7 +36,9 @@ def read(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig | None]:
         raise ValueError(f'{args.config}: must be {{"model": {{...}}, "training": {{...}}}}')
     try:
         model = _build(MSFConfig, values["model"], "model")
-        training = _build(TrainingConfig, values["training"], "training") if "training" in values else None
+        training = (
+            _build(TrainingConfig, values["training"], "training") if "training" in values else None
+        )
     except ValueError as error:
         raise ValueError(f"{args.config}: {error}") from None
     return model, training
@@ -47,10 +51,14 @@ def _build(cls: type[T], values: Any, where: str) -> T:
     hints = get_type_hints(cls)
     required = {field.name for field in fields(cls) if field.default is MISSING}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(hints)):
-        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}; known are {', '.join(hints)}")
+        raise ValueError(
+            f"{where}: unknown keys {', '.join(unknown)}; known are {', '.join(hints)}"
+        )
     if missing := sorted(required - set(values)):
         raise ValueError(f"{where}: keys {', '.join(missing)} are missing")
-    return cls(**{key: _value(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+    return cls(
+        **{key: _value(value, hints[key], f"{where}.{key}") for key, value in values.items()}
+    )
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:
@@ -63,10 +71,14 @@ def _value(value: Any, hint: Any, where: str) -> Any:
             count = "" if items[-1] is ... else f" of {length}"
             raise ValueError(f"{where} must be a list{count}, got {value!r}")
         kinds = [items[0]] * length if items[-1] is ... else items
-        return tuple(_value(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds)))
+        return tuple(
+            _value(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds))
+        )
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        kind = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[hint]
+        kind = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[
+            hint
+        ]
         raise ValueError(f"{where} must be {kind}, got {value!r}")
     return value

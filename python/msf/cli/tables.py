@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns two spaces apart; those that hold numbers are flush right."""
+    """Columns two spaces apart; those that hold only numbers are flush right."""
     cells = [list(headers), *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    right = [all(isinstance(v, (int, float, type(None))) for v in column) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(
-            cell.rjust(width) if flush else cell.ljust(width)
-            for cell, width, flush in zip(row, widths, right, strict=True)
+    flush = [all(map(_is_number, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in cells:
+        padded = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, flush, strict=True)
         )
-        for row in cells
-    )
-    return "\n".join(line.rstrip() for line in lines)
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
 
 
 def pairs(rows: Sequence[tuple[str, object]]) -> str:
@@ -27,14 +27,21 @@ def pairs(rows: Sequence[tuple[str, object]]) -> str:
 
 
 def size(shape: Sequence[int]) -> str:
+    """(8, 16) -> "8x16"."""
     return "x".join(map(str, shape))
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 100 else f"{value:,.1f}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
     return str(value)

@@ -1,7 +1,8 @@
 """Train a model, stage by stage, on images.
 
 --out gets the model (config.json, model.safetensors), what is needed to continue (training.json,
-state-*.safetensors), metrics.jsonl, tensorboard/, sample grids and loss.png. Ctrl-C saves and stops.
+state-*.safetensors), metrics.jsonl, tensorboard/, sample grids and loss.png. Ctrl-C saves and
+stops.
 
 --config names a JSON file {"model": {...}, "training": {...}} with the fields of MSFConfig and
 TrainingConfig, for instance
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,18 +32,28 @@ from .sampling import number
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     settings.add_arguments(parser, required=True)
     parser.add_argument(
-        "--data", required=True, metavar="SOURCE",
+        "--data",
+        required=True,
+        metavar="SOURCE",
         help="digits, textures, or a folder of images with one subfolder a class",
-    )  # fmt: skip
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--stage", metavar="NAME", help="train this stage only, e.g. base or residual")
-    parser.add_argument("--resume", action="store_true", help="continue the run that --out holds, if any")
-    parser.add_argument("--steps", nargs="+", type=int, metavar="N", help="one for all stages or one a stage")
+    parser.add_argument(
+        "--stage", metavar="NAME", help="train this stage only, e.g. base or residual"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run that --out holds, if any"
+    )
+    parser.add_argument(
+        "--steps", nargs="+", type=int, metavar="N", help="one for all stages or one a stage"
+    )
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument("--learning-rate", type=number, metavar="RATE")
     parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument("--seed", type=int, metavar="S")
-    parser.add_argument("--num-classes", type=int, metavar="K", help="those of the data, or 0 for no labels")
+    parser.add_argument(
+        "--num-classes", type=int, metavar="K", help="those of the data, or 0 for no labels"
+    )
     models.add_device_arguments(parser)
 
 
@@ -50,6 +62,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = models.device(args)
     from ..training.train import Interrupted, train
 
+    # TensorBoard writes in a thread; when that fails, the main thread raises its error once more.
+    threading.excepthook = lambda _: None
     try:
         train(
             config,
@@ -62,6 +76,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     except Interrupted as error:
         raise Failure(str(error), 130) from None
+    finally:
+        threading.excepthook = threading.__excepthook__
     return {"out": str(args.out), "stages": _last_metrics(args.out)}
 
 

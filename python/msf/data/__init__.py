@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from msf.data.dataset import SPLITS, ImageData
-from msf.data.digits import Digits
-from msf.data.folder import ImageFolder
-from msf.data.textures import Textures
+from .dataset import SPLITS, ImageData
+from .digits import Digits
+from .folder import ImageFolder
+from .textures import Textures
 
 __all__ = ["SPLITS", "Digits", "ImageData", "ImageFolder", "Textures", "load_data"]
 

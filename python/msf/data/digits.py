@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from msf.data.dataset import ImageData, missing
+from .dataset import ImageData, missing
 
 # Where the k-th image of a class goes, by k modulo 10.
 FOLDS = {"train": (0, 2, 4, 6, 8), "features": (1, 5), "test": (3, 7, 9)}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msf.data.dataset import ImageData, from_uint8, missing
+from .dataset import ImageData, from_uint8, missing
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 MODES = {1: "L", 3: "RGB"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from msf.data.dataset import ImageData, from_uint8, missing
+from .dataset import ImageData, from_uint8, missing
 
 # Columns of the 512 that belong to a split. No pixel is in two of them.
 COLUMNS = {"train": (0, 230), "features": (230, 307), "test": (307, 512)}

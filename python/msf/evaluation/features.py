@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msf.data import ImageData
+from ..data import ImageData
 
 WIDTH, FEATURE_DIM = 16, 64
 STEPS, BATCH_SIZE, LEARNING_RATE = 150, 64, 3e-3

@@ -38,7 +38,9 @@ def figure(statistic: Callable[[Tensor], float], n: int, chosen: list[Tensor]) -
     it exact for a mean. Resampling with replacement would repeat images: that doubles a Frechet
     distance near its floor, biases the unbiased kernel distance upwards, and lets a repeated image
     be its own nearest neighbour. The interval is centred on the value and so leaves in the value's
-    finite-sample bias, which the floor beside it has too.
+    finite-sample bias, which the floor beside it has too. Against repeated experiments on Gaussians
+    (n = 100 to 534, D = 64) its width is right where the sets differ and up to 1.5 times too wide
+    where they come from one distribution.
     """
     value = statistic(torch.arange(n))
     replicates = torch.tensor([statistic(subset) for subset in chosen], dtype=torch.float64)

@@ -1,0 +1,179 @@
+"""The protocol: what is compared with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..data import SPLITS, ImageData, load_data
+from .features import extract, train_feature_network
+from .intervals import Figure, figure, subsets
+from .metrics import frechet_distance, in_manifold, kid
+from .report import BaseGap, Report
+
+# (labels (B,) int64, B seeds, true images (B, C, H, W) or None) -> images (B, C, H, W) in [-1, 1].
+# With true images: sample the residuals on their bases. Without: sample the bases too.
+Generate = Callable[[Tensor, list[int], Tensor | None], Tensor]
+
+NEIGHBOURS = 3
+BATCH_SIZE = 256
+
+
+class Evaluator:
+    """Judges generators of one data source. What does not depend on the generator is made once.
+
+    Reference: ``num_samples`` images of the test split (default: all). Floor: as many images of the
+    train split with the same labels, compared with the reference as generated images are, so that
+    both have the same finite-sample bias. Generated images get the same labels again. All are
+    compared in the features of a network trained on the features split.
+
+    ``seed`` fixes the network, the choice of images, the generator's seeds and the intervals, which
+    come from ``replicates`` resamplings. ValueError where the splits are too small.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        image_size: tuple[int, int],
+        channels: int,
+        num_samples: int | None = None,
+        seed: int = 0,
+        replicates: int = 100,
+    ) -> None:
+        self._train, features, self._test = (
+            load_data(source, split=split, image_size=image_size, channels=channels)
+            for split in SPLITS
+        )
+        n = len(self._test) if num_samples is None else num_samples
+        # Both manifolds of an interval's subset need more points than neighbours.
+        least = 2 * (NEIGHBOURS + 1)
+        if not least <= n <= len(self._test):
+            raise ValueError(
+                f"evaluation: num_samples must be at least {least} and at most the "
+                f"{len(self._test)} images in the test split of {source!r}, got {n}"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        self._chosen = torch.randperm(len(self._test), generator=generator)[:n]
+        self.labels = self._test.labels[self._chosen]
+        self.seeds = list(range(seed * n, (seed + 1) * n))
+        self._half = halves(self.labels)
+        self._subsets = subsets(n, replicates, seed)
+        drawn = draw_like(self.labels, self._train, generator)
+
+        self.network = train_feature_network(features, seed=seed)
+        self._reference, classes = self._extract(lambda at: self._test.images(self._chosen[at]))
+        self._real, real_classes = self._extract(lambda at: self._train.images(drawn[at]))
+        self._floor = self._figures(self._real, real_classes)
+        self._crossed_floor = self._figure(lambda i: self._crossed(self._real, i))
+        self.settings = {
+            "source": source,
+            "image_size": list(image_size),
+            "channels": channels,
+            "num_samples": n,
+            "seed": seed,
+            "replicates": replicates,
+            "neighbours": NEIGHBOURS,
+            "feature_dim": self._reference.shape[1],
+            "feature_network_accuracy": (classes == self.labels).double().mean().item(),
+        }
+
+    def evaluate(
+        self, generate: Generate, *, true_bases: bool = True, conditional: bool = True
+    ) -> Report:
+        """Generate an image for every label, in batches of at most 256, and compare.
+
+        ``generate`` is called without true images and, if ``true_bases``, again with those of the
+        reference, for what generated bases cost. ``conditional=False`` leaves out the accuracy, for
+        a generator that ignores labels. ValueError for images of a wrong shape or not finite.
+        """
+
+        def images(at: Tensor, true_images: Tensor | None = None) -> Tensor:
+            return generate(self.labels[at], [self.seeds[i] for i in at.tolist()], true_images)
+
+        generated, classes = self._extract(images)
+        figures = self._figures(generated, classes)
+        if not conditional:
+            figures.pop("accuracy", None)
+        ratio = self._figure(lambda i: self._distance(generated, i) / self._distance(self._real, i))
+        bases = None
+        if true_bases:
+            on_true, _ = self._extract(lambda at: images(at, self._test.images(self._chosen[at])))
+            bases = BaseGap(
+                true=self._figure(lambda i: self._crossed(on_true, i)),
+                generated=self._figure(lambda i: self._crossed(generated, i)),
+                real=self._crossed_floor,
+                gap=self._figure(lambda i: self._crossed(generated, i) - self._crossed(on_true, i)),
+            )
+        floor = {key: self._floor[key] for key in figures}
+        return Report(figures, floor, ratio, bases, self.settings)
+
+    def _extract(self, images: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """(features (n, D), classes (n,)) of ``images(at)`` for all positions ``at``, in batches."""
+        parts = []
+        for at in torch.arange(len(self.labels)).split(BATCH_SIZE):
+            batch, expected = images(at), (len(at), *self._test[0][0].shape)
+            if tuple(batch.shape) != expected:
+                raise ValueError(
+                    f"evaluation: generate must return {expected}, got {tuple(batch.shape)}"
+                )
+            if not batch.isfinite().all():
+                raise ValueError("evaluation: generated images hold NaN or infinity")
+            parts.append(extract(self.network, batch.cpu().float()))
+        features, classes = zip(*parts, strict=True)
+        return torch.cat(features), torch.cat(classes)
+
+    def _figures(self, features: Tensor, classes: Tensor) -> dict[str, Figure]:
+        reference, correct = self._reference, (classes == self.labels).double()
+        figures = {
+            "fd": self._figure(lambda i: self._distance(features, i)),
+            "kid": self._figure(lambda i: kid(features[i], reference[i])),
+            "precision": self._figure(lambda i: coverage(reference[i], features[i])),
+            "recall": self._figure(lambda i: coverage(features[i], reference[i])),
+        }
+        if self._test.num_classes > 1:
+            figures["accuracy"] = self._figure(lambda i: correct[i].mean().item())
+        return figures
+
+    def _figure(self, statistic: Callable[[Tensor], float]) -> Figure:
+        return figure(statistic, len(self.labels), self._subsets)
+
+    def _distance(self, features: Tensor, i: Tensor) -> float:
+        return frechet_distance(features[i], self._reference[i])
+
+    def _crossed(self, features: Tensor, i: Tensor) -> float:
+        """Mean distance of each half of the images ``i`` from the other half of the reference."""
+        a, b = i[self._half[i] == 0], i[self._half[i] == 1]
+        return (
+            frechet_distance(features[a], self._reference[b])
+            + frechet_distance(features[b], self._reference[a])
+        ) / 2
+
+
+def coverage(points: Tensor, queries: Tensor) -> float:
+    """The share of ``queries`` in the manifold of ``points``."""
+    return in_manifold(points, queries, NEIGHBOURS).double().mean().item()
+
+
+def halves(labels: Tensor) -> Tensor:
+    """0 or 1 for every label (n,), each class divided as evenly as it goes."""
+    half = torch.empty_like(labels)
+    half[labels.argsort(stable=True)] = torch.arange(len(labels)) % 2
+    return half
+
+
+def draw_like(labels: Tensor, data: ImageData, generator: torch.Generator) -> Tensor:
+    """Indices (n,) of different images of ``data`` that have the given labels (n,)."""
+    drawn = torch.empty_like(labels)
+    for label in labels.unique().tolist():
+        where, pool = labels == label, (data.labels == label).nonzero().flatten()
+        wanted = int(where.sum())
+        if len(pool) < wanted:
+            raise ValueError(
+                f"evaluation: class {data.class_names[label]!r} has {wanted} test images but only "
+                f"{len(pool)} for training to compare them with; lower num_samples"
+            )
+        drawn[where] = pool[torch.randperm(len(pool), generator=generator)[:wanted]]
+    return drawn

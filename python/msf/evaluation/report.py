@@ -1,0 +1,67 @@
+"""What an evaluation says, as numbers for JSON and as a table for people."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .intervals import Figure
+
+TITLES = {
+    "fd": "Frechet distance",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+    "accuracy": "accuracy",
+}
+
+
+@dataclass(frozen=True)
+class BaseGap:
+    """The residual stages on true and on generated bases.
+
+    Each half of the images is compared with the other half of the reference, because an image made on
+    the base of a reference image would be close to it whatever the residual. Half the images means a
+    larger distance: compare these with each other only. ``gap`` is generated minus true.
+    """
+
+    true: Figure
+    generated: Figure
+    real: Figure
+    gap: Figure
+
+
+@dataclass(frozen=True)
+class Report:
+    """Generated images against the held-out test split, beside as many real training images.
+
+    ``generated`` and ``real`` (the floor) hold "fd", "kid", "precision", "recall" and, with more than
+    one class, "accuracy", each with a 95 % interval. ``fd_ratio`` is generated / real. ``bases`` is
+    None where sampling on true bases was not asked for.
+    """
+
+    generated: dict[str, Figure]
+    real: dict[str, Figure]
+    fd_ratio: Figure
+    bases: BaseGap | None
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries of numbers and strings, for JSON."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """An aligned table: figure, generated, real, each with its 95 % interval."""
+        rows = [("", "generated", "real (floor)")]
+        for key, figure in self.generated.items():
+            rows.append((TITLES[key], str(figure), str(self.real[key])))
+        rows.append(("Frechet distance / floor", str(self.fd_ratio), "1"))
+        if self.bases is not None:
+            rows.append(("FD of halves", str(self.bases.generated), str(self.bases.real)))
+            rows.append(("FD of halves, true bases", str(self.bases.true), ""))
+            rows.append(("gap of generated bases", str(self.bases.gap), ""))
+        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        settings = "  ".join(f"{key}={value}" for key, value in self.settings.items())
+        return "\n".join([*lines, settings])
