@@ -64,6 +64,8 @@ def choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def constant(op: str, name: str, tensor: Tensor) -> None:
     """The tensor asks for no gradient, because the operator gives it none."""
+    if torch.compiler.is_compiling():  # Dynamo cannot ask this of a tensor that it holds constant
+        return
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{op}: {name} gets no gradient, pass {name}.detach()")
 

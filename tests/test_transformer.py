@@ -103,9 +103,10 @@ def test_without_labels_there_is_no_embedding_to_train():
     assert stage(images(2), torch.rand(2)).shape == (2, 2, 8, 8)
 
 
-def test_compiles_as_one_graph():
-    model = tiny_model()
+@pytest.mark.parametrize("positions", ["rope", "sincos"])
+@pytest.mark.filterwarnings("error:.*lru_cache")
+def test_compiles_as_one_graph_with_its_position_table_as_a_constant(positions):
+    stage = tiny_model(positions=positions).stages[1]
     args = (images(2), torch.rand(2), torch.tensor([0, 1]), images(2, seed=1), torch.rand(2))
-    stage = model.stages[1]
     compiled = torch.compile(stage, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), stage(*args))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@functools.lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result  # else every compiled step would build it again
 def rope_2d(
     height: int,
     width: int,
@@ -38,6 +38,11 @@ def rope_2d(
         raise ValueError(f"rope_2d: head_dim must be a multiple of 4, got {head_dim}")
     if height <= 0 or width <= 0:
         raise ValueError(f"rope_2d: height and width must be positive, got {height} x {width}")
+    return _table(height, width, head_dim, theta, torch.device(device or "cpu"))
+
+
+@functools.lru_cache(maxsize=64)
+def _table(height: int, width: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # the cached table may meet autograd later
         quarter = head_dim // 4
         frequency = theta ** (-_range(quarter) / quarter)
@@ -46,7 +51,7 @@ def rope_2d(
         grid = (height, width, quarter)
         angles = torch.cat((rows.expand(grid), columns.expand(grid)), -1).flatten(0, 1)
         table = torch.stack((angles.cos(), angles.sin()))
-        return table.to(device=device or "cpu", dtype=torch.float32)
+        return table.to(device=device, dtype=torch.float32)
 
 
 def _range(count: int) -> Tensor:

@@ -38,9 +38,14 @@ def sinusoid(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tenso
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-@lru_cache(maxsize=32)
+@torch.compiler.assume_constant_result  # else every compiled step would build it again
 def sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """(height * width, dim) position embedding: half of the channels for rows, half for columns."""
+    """(height * width, dim) position table: half of the channels for rows, half for columns."""
+    return _sincos_table(height, width, dim, device)
+
+
+@lru_cache(maxsize=64)
+def _sincos_table(height: int, width: int, dim: int, device: torch.device) -> Tensor:
     rows, columns = (sinusoid(torch.arange(n, device=device), dim // 2) for n in (height, width))
     table = [rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)]
     return torch.cat(table, dim=-1).flatten(0, 1)

@@ -7,7 +7,6 @@ Nothing here imports torch before ``run``, so that ``msf --help`` answers at onc
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import NoReturn
 
 from . import doctor, evaluate, flops, inspect, sample, train
 from .errors import explain
+from .outputs import to_json
 
 COMMANDS = {
     "train": train,
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS[args.command]
     try:
         document = command.run(args)
-        _print(json.dumps(document, indent=2) if args.json else command.text(document))
+        _print(to_json(document) if args.json else command.text(document))
         return 1 if document.get("problems") else 0
     except (Exception, KeyboardInterrupt) as error:
         message, status = explain(error)

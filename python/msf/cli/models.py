@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +74,10 @@ def read_training(directory: Path) -> dict[str, Any] | None:
         raise ValueError(f"{file}: not valid JSON: {error}") from None
 
 
-def progress(items: Sequence[Any], description: str) -> Any:
-    """``items`` with a progress bar on a terminal's stderr, where tqdm is installed."""
+def progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
+    """``batches`` with a progress bar on a terminal's stderr, where tqdm is installed."""
     try:
         from tqdm import tqdm
     except ImportError:
-        return items
-    return tqdm(items, desc=description, file=sys.stderr, disable=None)
+        return batches
+    return tqdm(batches, total=total, unit="batch", disable=None)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from ..files import atomic_write
 
 
 def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
@@ -33,6 +37,16 @@ def check_folder(path: Path, overwrite: bool) -> None:
     others = [file.name for file in content if file.suffix != ".png" or file.is_dir()]
     if others:
         raise ValueError(f"{path}: holds more than images ({others[0]}); choose another --out")
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """Reports and configurations in the document stand for their ``to_dict``."""
+    return json.dumps(document, indent=2, default=lambda part: part.to_dict())
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(to_json(document) + "\n")
 
 
 @contextmanager

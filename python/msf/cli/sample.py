@@ -8,6 +8,7 @@ form for latents. An image depends on its seed and label, not on --batch-size or
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", nargs="+", type=int, metavar="N", help="one for all stages or one a stage"
     )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="image i uses seed S + i")
     sampling.add_arguments(parser)
     outputs.add_overwrite_argument(parser)
     models.add_device_arguments(parser)
@@ -63,13 +65,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
     labels = _labels(args, model, count)
-    write(args.out, model, sampling.generate(model, labels, count, args, **options))
+    seeds = range(args.seed, args.seed + count)
+    batches = sampling.generate(model, labels, seeds, args.batch_size, **options)
+    total = math.ceil(count / args.batch_size)
+    write(args.out, model, models.progress(batches, total))
     return {
         "out": str(args.out),
         "images": count,
         "size": list(model.config.image_size),
         "labels": None if labels is None else labels.tolist(),
-        "seeds": [args.seed, args.seed + count - 1],
+        "seeds": [seeds[0], seeds[-1]],
     }
 
 

@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import models
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,7 +22,7 @@ def number(text: str) -> float:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All that shapes an image except ``--steps``, which not every command takes once."""
+    """All that shapes images, but ``--steps`` and ``--seed``: they differ between the commands."""
     parser.add_argument(
         "--guidance-scale",
         nargs="+",
@@ -54,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="make the image, pooled, equal its base exactly",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="image i uses seed S + i")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
 
 
@@ -86,21 +83,21 @@ def one_or_all(values: Sequence[Any] | None) -> Any:
 def generate(
     model: MSF,
     labels: Tensor | None,
-    count: int,
-    args: argparse.Namespace,
+    seeds: Sequence[int],
+    batch_size: int,
     *,
     bases: Tensor | None = None,
     **options: Any,
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Batches of (images, components) on the CPU; image i of ``count`` has seed ``--seed`` + i."""
+    """(images, components) on the CPU, batch by batch."""
     from ..sampling import sample
 
-    for start in models.progress(range(0, count, args.batch_size), "sample"):
-        rows = slice(start, min(start + args.batch_size, count))
+    for start in range(0, len(seeds), batch_size):
+        rows = slice(start, start + batch_size)
         images, components = sample(
             model,
             None if labels is None else labels[rows],
-            seeds=range(args.seed + rows.start, args.seed + rows.stop),
+            seeds=seeds[rows],
             base=None if bases is None else bases[rows],
             return_components=True,
             **options,

@@ -24,10 +24,10 @@ BATCH_SIZE = 256
 class Evaluator:
     """Judges generators of one data source. What does not depend on the generator is made once.
 
-    Reference: ``num_samples`` images of the test split (default: all). Floor: as many images of the
-    train split with the same labels, compared with the reference as generated images are, so that
-    both have the same finite-sample bias. Generated images get the same labels again. All are
-    compared in the features of a network trained on the features split.
+    Reference: ``num_samples`` images of the test split (default: all; an odd one is left out).
+    Floor: as many images of the train split with the same labels, compared with the reference as
+    generated images are, so that both have the same finite-sample bias. Generated images get the
+    same labels again. All are compared in the features of a network trained on the features split.
 
     ``seed`` fixes the network, the choice of images, the generator's seeds and the intervals, which
     come from ``replicates`` resamplings. ValueError where the splits are too small.
@@ -55,11 +55,13 @@ class Evaluator:
                 f"evaluation: num_samples must be at least {least} and at most the "
                 f"{len(self._test)} images in the test split of {source!r}, got {n}"
             )
+        n -= n % 2
         generator = torch.Generator().manual_seed(seed)
-        self._chosen = torch.randperm(len(self._test), generator=generator)[:n]
+        chosen = torch.randperm(len(self._test), generator=generator)[:n]
+        # Class by class, so that neighbours are pairs of one class: see ``subsets``.
+        self._chosen = chosen[self._test.labels[chosen].argsort(stable=True)]
         self.labels = self._test.labels[self._chosen]
         self.seeds = list(range(seed * n, (seed + 1) * n))
-        self._half = halves(self.labels)
         self._subsets = subsets(n, replicates, seed)
         drawn = draw_like(self.labels, self._train, generator)
 
@@ -111,7 +113,7 @@ class Evaluator:
         return Report(figures, floor, ratio, bases, self.settings)
 
     def _extract(self, images: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """(features (n, D), classes (n,)) of ``images(at)`` for all positions ``at``, in batches."""
+        """(features (n, D), classes (n,)) of ``images(at)``, for all positions in batches."""
         parts = []
         for at in torch.arange(len(self.labels)).split(BATCH_SIZE):
             batch, expected = images(at), (len(at), *self._test[0][0].shape)
@@ -144,8 +146,8 @@ class Evaluator:
         return frechet_distance(features[i], self._reference[i])
 
     def _crossed(self, features: Tensor, i: Tensor) -> float:
-        """Mean distance of each half of the images ``i`` from the other half of the reference."""
-        a, b = i[self._half[i] == 0], i[self._half[i] == 1]
+        """Mean distance of each half of the pairs ``i`` from the other half of the reference."""
+        a, b = i[::2], i[1::2]
         return (
             frechet_distance(features[a], self._reference[b])
             + frechet_distance(features[b], self._reference[a])
@@ -155,13 +157,6 @@ class Evaluator:
 def coverage(points: Tensor, queries: Tensor) -> float:
     """The share of ``queries`` in the manifold of ``points``."""
     return in_manifold(points, queries, NEIGHBOURS).double().mean().item()
-
-
-def halves(labels: Tensor) -> Tensor:
-    """0 or 1 for every label (n,), each class divided as evenly as it goes."""
-    half = torch.empty_like(labels)
-    half[labels.argsort(stable=True)] = torch.arange(len(labels)) % 2
-    return half
 
 
 def draw_like(labels: Tensor, data: ImageData, generator: torch.Generator) -> Tensor:

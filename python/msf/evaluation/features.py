@@ -7,6 +7,7 @@ ones: the real-against-real distance becomes meaningless. Hence the third split.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ..data import ImageData
 
 WIDTH, FEATURE_DIM = 16, 64
 STEPS, BATCH_SIZE, LEARNING_RATE = 150, 64, 3e-3
+MAX_NOISE = 0.1
 
 
 class FeatureNetwork(nn.Module):
@@ -31,7 +33,7 @@ class FeatureNetwork(nn.Module):
         halvings = max(0, round(math.log2(min(image_size) / 4)))
         widths = [WIDTH * min(2**i, 4) for i in range(halvings + 1)]
         layers = [*_convolution(channels, WIDTH), *_convolution(WIDTH, WIDTH)]
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in pairwise(widths):
             layers += [*_convolution(narrow, wide, stride=2), *_convolution(wide, wide)]
         self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.project = nn.Linear(4 * widths[-1], FEATURE_DIM)
@@ -71,7 +73,8 @@ def _fit(network: FeatureNetwork, data: ImageData, steps: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
     for _ in range(steps):
         images, labels = data.batch(torch.randint(len(data), (BATCH_SIZE,)))
-        _, logits = network(images)
+        noise = MAX_NOISE * torch.rand(BATCH_SIZE, 1, 1, 1) * torch.randn_like(images)
+        _, logits = network(images + noise)
         optimizer.zero_grad()
         F.cross_entropy(logits, labels).backward()
         optimizer.step()

@@ -9,9 +9,9 @@ from torch import Tensor
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Frechet distance of the Gaussians fitted to a (n, D) and b (m, D) (Heusel et al. 2017).
 
-    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2). The root's trace is the sum of the roots of the
-    eigenvalues of S_a^1/2 S_b S_a^1/2, which is symmetric. Biased upwards by O(1/n + 1/m): compare
-    only distances between sets of the same sizes.
+    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2). The root's trace is the sum of the roots of
+    the eigenvalues of S_a^1/2 S_b S_a^1/2, which is symmetric. Biased upwards by O(1/n + 1/m):
+    compare only distances between sets of the same sizes.
     """
     a, b = _checked("frechet_distance", a, b, least=2)
     cov_a, cov_b = a.T.cov(), b.T.cov()
@@ -26,8 +26,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def kid(a: Tensor, b: Tensor) -> float:
     """Kernel distance of a (n, D) and b (m, D): unbiased squared MMD (Binkowski et al. 2018).
 
-    Kernel (x.y / D + 1)^3. Its expectation is 0 for two samples of one distribution, so single values
-    may be negative.
+    Kernel (x.y / D + 1)^3. Its expectation is 0 for independent samples of one distribution, so
+    that single values may be negative, and slightly below 0 where both have the same label counts.
     """
     a, b = _checked("kid", a, b, least=2)
 
@@ -66,7 +66,7 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
 def _checked(name: str, a: Tensor, b: Tensor, least: int) -> tuple[Tensor, Tensor]:
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(
-            f"{name}: expected features (n, D) and (m, D), got {tuple(a.shape)} and {tuple(b.shape)}"
+            f"{name}: features must be (n, D) and (m, D), got {tuple(a.shape)} and {tuple(b.shape)}"
         )
     if min(len(a), len(b)) < least:
         raise ValueError(f"{name}: needs {least} images in each set, got {len(a)} and {len(b)}")

@@ -20,9 +20,10 @@ TITLES = {
 class BaseGap:
     """The residual stages on true and on generated bases.
 
-    Each half of the images is compared with the other half of the reference, because an image made on
-    the base of a reference image would be close to it whatever the residual. Half the images means a
-    larger distance: compare these with each other only. ``gap`` is generated minus true.
+    Frechet distances, each half of the images compared with the other half of the reference: an
+    image made on the base of a reference image would be close to it whatever the residual. Half the
+    images means a larger distance: compare these with each other only. ``real`` is their floor,
+    ``gap`` is generated minus true.
     """
 
     true: Figure
@@ -35,9 +36,9 @@ class BaseGap:
 class Report:
     """Generated images against the held-out test split, beside as many real training images.
 
-    ``generated`` and ``real`` (the floor) hold "fd", "kid", "precision", "recall" and, with more than
-    one class, "accuracy", each with a 95 % interval. ``fd_ratio`` is generated / real. ``bases`` is
-    None where sampling on true bases was not asked for.
+    ``generated`` and ``real`` (the floor) hold "fd", "kid", "precision", "recall" and, with more
+    than one class, "accuracy", each with a 95 % interval. ``fd_ratio`` is generated / real.
+    ``bases`` is None where sampling on true bases was not asked for.
     """
 
     generated: dict[str, Figure]

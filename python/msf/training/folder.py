@@ -42,8 +42,11 @@ class RunFolder:
                     "or choose another --out"
                 )
             self._check_same(config)
-        path.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path / "training.json") as temporary:
+
+    def create(self) -> None:
+        """Make the folder and say in it what is trained. Until then nothing is written."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.path / "training.json") as temporary:
             temporary.write_text(json.dumps(self.description, indent=2) + "\n")
 
     def _check_same(self, config: MSFConfig) -> None:

@@ -93,6 +93,7 @@ def train(
     torch.manual_seed(training.seed)
     model = MSF(config)
     model.pyramid.measure(_statistics_batches(data, training.seed))
+    folder.create()
     model.to(device)
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
     trainers = [StageTrainer(model, index, training) for index in range(len(names))]

@@ -1,19 +1,14 @@
-"""Every command as a process, every bad input as one line."""
+"""Every command as a process, and what it leaves behind."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,59 +16,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from msf import MSF, PRESETS, MSFConfig, StageConfig
+from msf import MSF, PRESETS, MSFConfig
 from msf.cli import main
-from msf.cli.errors import explain
 
-STAGE = {"width": 16, "depth": 1, "heads": 2, "patch": 1}
-TINY = {
-    "model": {
-        "image_size": [8, 8],
-        "channels": 1,
-        "num_classes": 10,
-        "stages": [STAGE, {**STAGE, "patch": 2}],
-        "steps": [4, 2],
-    },
-    "training": {"steps": [6, 6], "batch_size": 8, "learning_rate": 0.01, "log_every": 2},
-}
-
-
-def msf(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "msf.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
-
-
-def document(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """What ``--json`` printed: one JSON document and nothing else."""
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout, parse_constant=pytest.fail)
-
-
-def write_config(path: Path, **changes: dict[str, Any]) -> Path:
-    path.write_text(json.dumps({key: {**TINY[key], **changes.get(key, {})} for key in TINY}))
-    return path
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tiny.json, image.png and a trained model in run/."""
-    folder = tmp_path_factory.mktemp("cli")
-    write_config(folder / "tiny.json")
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "image.png")
-    out = folder / "run"
-    config = folder / "tiny.json"
-    process = msf("train", "--config", config, "--data", "digits", "--out", out, "--json")
-    stages = document(process)["stages"]
-    assert {name: row["step"] for name, row in stages.items()} == {"base": 6, "residual": 6}
-    assert "base" in process.stderr  # the progress bar
-    return folder
-
-
-@pytest.fixture
-def run(workspace: Path, tmp_path: Path) -> Path:
-    """A copy of the trained model, to be damaged."""
-    return Path(shutil.copytree(workspace / "run", tmp_path / "run"))
+from .helpers import document, msf, write_config
 
 
 def test_help_answers_without_torch() -> None:
@@ -139,9 +85,7 @@ def test_doctor_finds_a_wrong_backend(
 
 def test_inspect_process_of_an_image(workspace: Path, tmp_path: Path) -> None:
     out = tmp_path / "parts"
-    found = document(
-        msf("inspect", workspace / "image.png", "--levels", 2, "--out", out, "--json")
-    )
+    found = document(msf("inspect", workspace / "image.png", "--levels", 2, "--out", out, "--json"))
     names = [part["name"] for part in found["components"]]
     assert names == ["base", "residual_1", "residual_2"]
     assert sum(part["variance_share"] for part in found["components"]) == pytest.approx(1)
@@ -175,7 +119,9 @@ def test_sample_process_writes_a_grid(workspace: Path, tmp_path: Path) -> None:
 
 def test_samples_depend_on_seed_and_label_alone(workspace: Path, tmp_path: Path) -> None:
     def sample(name: str, *options: str) -> Path:
-        assert main(["sample", str(workspace / "run"), "--out", str(tmp_path / name), *options]) == 0
+        assert (
+            main(["sample", str(workspace / "run"), "--out", str(tmp_path / name), *options]) == 0
+        )
         return tmp_path / name
 
     tensors = sample("all.safetensors", "--labels", "3,4,10,3", "--seed", "7")
@@ -189,14 +135,31 @@ def test_samples_depend_on_seed_and_label_alone(workspace: Path, tmp_path: Path)
         assert (pixels - wanted).abs().max() <= 0.5 + 1e-3
     sample("folder", "--labels=5", "--overwrite")
     assert [file.name for file in folder.iterdir()] == ["000000.png"]
-    one = load_file(sample("one.safetensors", "--label=4", "--seed=8", "--steps", "4", "2"))["images"]
+    one = load_file(sample("one.safetensors", "--label=4", "--seed=8", "--steps", "4", "2"))[
+        "images"
+    ]
     # Another batch size changes the order of float32 sums, no more.
     torch.testing.assert_close(one[0], images[1], rtol=1e-4, atol=1e-4)
 
 
+def test_evaluate_process_compares_settings(workspace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    settings = ("--steps", 2, 1, "--steps", 1, "--samples", 32, "--guidance-scale", 1.5)
+    found = document(msf("evaluate", workspace / "run", *settings, "--out", out, "--json"))
+    assert json.loads(out.read_text()) == found
+    assert found["data"] == "digits"
+    assert [result["steps"] for result in found["results"]] == [[2, 1], [1, 1]]
+    first, second = (result["report"] for result in found["results"])
+    assert first["settings"] == second["settings"]
+    assert first["real"] == second["real"]
+    assert first["generated"]["fd"] != second["generated"]["fd"]
+    # With the base given, two and one base steps are the same.
+    assert first["bases"]["true"] == second["bases"]["true"]
+
+
 def test_ctrl_c_saves_and_resume_finishes_bit_for_bit(tmp_path: Path) -> None:
     config = write_config(
-        tmp_path / "c.json", training={"steps": [250, 5], "log_every": 5, "sample_every": 100}
+        tmp_path / "c.json", training={"steps": [120, 4], "log_every": 4, "sample_every": 50}
     )
     train = ["train", "--config", str(config), "--data", "digits", "--out"]
     command = [sys.executable, "-m", "msf.cli", *train, str(tmp_path / "stopped")]
@@ -215,52 +178,3 @@ def test_ctrl_c_saves_and_resume_finishes_bit_for_bit(tmp_path: Path) -> None:
         assert stopped.keys() == whole.keys()
         for key, value in stopped.items():
             assert value.equal(whole[key]), f"{file}: {key}"
-
-
-@contextmanager
-def full_disk(after: int) -> Iterator[None]:
-    """No file may grow beyond ``after`` bytes; Python ignores SIGXFSZ, so writes raise EFBIG."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (after, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "sample {run} --out {out}/grid.png",
-        "sample {run} --out {out}/folder",
-        "sample {run} --out {out}/images.safetensors",
-        "inspect {image} --out {out}/parts",
-        "train --config {tiny} --data digits --out {out}/run",
-    ],
-)
-def test_full_disk_leaves_nothing_half_written(
-    command: str, workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    places = {"run": workspace / "run", "image": workspace / "image.png", "out": tmp_path}
-    arguments = command.format(**places, tiny=workspace / "tiny.json").split()
-    # Room for training.json, not for weights; no room for any image.
-    with full_disk(after=10_000 if arguments[0] == "train" else 60):
-        status = main(arguments)
-    assert status == 1
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith(f"msf {arguments[0]}: cannot write: File too large; free some space")
-    left = {file.name for file in tmp_path.rglob("*") if file.is_file()}
-    assert {name for name in left if not name.startswith("events.out")} == (
-        {"training.json", "metrics.jsonl"} if arguments[0] == "train" else set()
-    )
-
-
-def test_full_disk_under_tensorboard_shows_no_traceback(workspace: Path, tmp_path: Path) -> None:
-    process = msf(
-        *("train", "--config", workspace / "tiny.json", "--data", "digits"),
-        *("--out", tmp_path / "run"),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (450, 450)),
-    )
-    assert process.returncode == 1
-    assert "Traceback" not in process.stderr
-    assert process.stderr.splitlines()[-1].startswith("msf train: cannot write: File too large")

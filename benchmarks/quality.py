@@ -1,0 +1,98 @@
+"""Train small models from nothing and measure their samples: what `benchmarks/results/cpu/` keeps.
+
+    python -m benchmarks.quality digits      minutes on one core
+    python -m benchmarks.quality textures    about an hour: MSF and the N = 0 baseline
+
+The textures' two models train for equal FLOPs (the presets' steps are chosen so) and are compared at
+equal sampling FLOPs: n steps of the baseline cost as much as 2n base and n / 2 residual steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from msf import preset
+from msf.files import atomic_write
+from msf.flops import stage_costs
+
+RESULTS = Path(__file__).parent / "results" / "cpu"
+
+
+@dataclass(frozen=True)
+class Model:
+    preset: str
+    data: str
+    steps: tuple[tuple[int, ...], ...]
+
+
+STUDIES = {
+    "digits": (Model("digits", "digits", ((16, 4), (16, 16))),),
+    "textures": (
+        Model("textures-16", "textures", ((16, 4), (32, 8), (64, 16))),
+        Model("textures-16-dit", "textures", ((8,), (16,), (32,))),
+    ),
+}
+
+
+def msf(*arguments: str) -> dict[str, Any]:
+    """Run `msf ARGUMENTS --json` with its progress on our standard error."""
+    command = [sys.executable, "-m", "msf.cli", *arguments, "--json"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def training_gmacs(name: str) -> float:
+    """Multiply-accumulates of training, forward and backward (2 forwards), over all stages."""
+    chosen = preset(name)
+    forwards = zip(stage_costs(chosen.model), chosen.training.steps)
+    return sum(3 * cost.macs * steps * chosen.training.batch_size for cost, steps in forwards) / 1e9
+
+
+def measure(model: Model, runs: Path) -> dict[str, Any]:
+    folder = str(runs / model.preset)
+    start = time.perf_counter()
+    msf("train", "--preset", model.preset, "--data", model.data, "--out", folder)
+    seconds = time.perf_counter() - start
+    settings = [word for steps in model.steps for word in ("--steps", *map(str, steps))]
+    return {
+        "preset": model.preset,
+        "training_seconds": seconds,
+        "training_gmacs": training_gmacs(model.preset),
+        "evaluations": msf("evaluate", folder, *settings)["results"],
+    }
+
+
+def machine() -> dict[str, Any]:
+    capability = "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else "no AVX512-BF16"
+    return {
+        "machine": platform.machine(),
+        "cpu": f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, {capability}",
+        "threads": 1,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
+    args = parser.parse_args()
+    models = [measure(model, args.runs) for model in STUDIES[args.study]]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with atomic_write(RESULTS / f"{args.study}.json") as path:
+        path.write_text(json.dumps({"machine": machine(), "models": models}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""Every bad input is one line, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from msf import MSF
+from msf.cli import main
+from msf.cli.errors import explain
+
+from .helpers import STAGE, msf, write_config
+
+PLACES = {"run": "run", "image": "image.png", "tiny": "tiny.json"}
+
+
+@contextmanager
+def full_disk(after: int) -> Iterator[None]:
+    """No file may grow beyond ``after`` bytes; Python ignores SIGXFSZ, so writes raise EFBIG."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sample {run} --out {out}/grid.png",
+        "sample {run} --out {out}/folder",
+        "sample {run} --out {out}/images.safetensors",
+        "inspect {image} --out {out}/parts",
+        "train --config {tiny} --data digits --out {out}/run",
+    ],
+)
+def test_full_disk_leaves_nothing_half_written(
+    command: str, workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"run": workspace / "run", "image": workspace / "image.png", "out": tmp_path}
+    arguments = command.format(**places, tiny=workspace / "tiny.json").split()
+    # Room for training.json, not for weights; no room for any image.
+    with full_disk(after=10_000 if arguments[0] == "train" else 60):
+        status = main(arguments)
+    assert status == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(f"msf {arguments[0]}: cannot write: File too large; free some space")
+    left = {file.name for file in tmp_path.rglob("*") if file.is_file()}
+    assert {name for name in left if not name.startswith("events.out")} == (
+        {"training.json", "metrics.jsonl"} if arguments[0] == "train" else set()
+    )
+
+
+def test_full_disk_under_tensorboard_shows_no_traceback(workspace: Path, tmp_path: Path) -> None:
+    process = msf(
+        *("train", "--config", workspace / "tiny.json", "--data", "digits"),
+        *("--out", tmp_path / "run"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (450, 450)),
+    )
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    assert process.stderr.splitlines()[-1].startswith("msf train: cannot write: File too large")
+
+
+BAD_INPUT = {
+    # What a model is made of
+    "flops --preset digit": "preset must be one of digits, ",
+    "flops --config {out}/none.json": "none.json: No such file or directory",
+    "flops --config {image}": "not valid JSON",
+    "flops --config {bad}/list.json": 'must be {{"model": {{...}}, "training": {{...}}}}',
+    "flops --config {bad}/key.json": "model: unknown keys size; known are image_size, ",
+    "flops --config {bad}/missing.json": "model: keys channels, num_classes, stages, steps are",
+    "flops --config {bad}/type.json": "model.stages[1].width must be a whole number, got '16'",
+    "flops --config {bad}/size.json": "image sides must be multiples of 2",
+    "flops --preset digits --steps 4": "steps must be 2 positive numbers, one a stage, got (4,)",
+    "flops {run} --preset digits": "exclude each other",
+    "flops --steps 4": "--steps needs a model",
+    # Checkpoints
+    "sample {out} --out {out}/x.png": "no config.json here",
+    "sample {bad}/truncated --out {out}/x.png": "not a readable safetensors file",
+    "sample {bad}/corrupt --out {out}/x.png": "not a readable safetensors file",
+    "sample {bad}/other --out {out}/x.png": "model.safetensors: does not fit config.json",
+    "sample {bad}/config --out {out}/x.png": "config.json: MSFConfig: not valid JSON",
+    "sample {bad}/half --out {out}/x.png": "not trained yet: residual; finish it with msf train",
+    "inspect {bad}/corrupt": "not a readable safetensors file",
+    "evaluate {bad}/corrupt": "not a readable safetensors file",
+    # Sampling
+    "sample {run} --out {out}/x.png --labels 3,11": "labels must be in [0, 10), got 3 to 11",
+    "sample {run} --out {out}/x.png --labels three": "must be numbers like 3 or 0,1,2, got 'three'",
+    "sample {run} --out {out}/x.png --steps 4 2 1": "steps must be one value or 2, one a stage",
+    "sample {run} --out {out}/x.png --steps 0": "steps must be at least 1, got 0",
+    "sample {run} --out {out}/x.png --count 0": "--count must be at least 1, got 0",
+    "sample {run} --out {out}/x.png --seed -1": "--seed must not be negative",
+    "sample {run} --out {out}/x.png --guidance-interval 1 0": "0 <= LOW <= HIGH <= 1, got 1.0 0.0",
+    "sample {run} --out {out}/x.png --guidance-scale nan": "must be finite, got nan",
+    "sample {run} --out {out}/x.png --base-noise 9": "base_noise must be in [0, 0.3]",
+    "sample {run} --out {out}/x.png --threads 0": "--threads must be at least 1, got 0",
+    "sample {run} --out {out}/x.png --solver rk4": "invalid choice: 'rk4'",
+    "sample {run}": "the following arguments are required: --out; see msf sample --help",
+    # Outputs
+    "sample {run} --out {image}": "image.png: exists already; choose another --out or add",
+    "sample {run} --out {run}": "run: holds files already; choose another --out or add --overwrite",
+    "sample {run} --out {run} --overwrite": "run: holds more than images (config.json)",
+    "sample {run} --out {tiny}": "tiny.json: is a file; --out must name a folder here",
+    "sample {run} --out {out}/x.jpg": "name a .png file, a .safetensors file or a folder",
+    "sample {bad}/latents --out {out}/x.png": "latents of 4 channels, not pictures; name a .safe",
+    "inspect {image} --out {run}": "run: holds files already",
+    "evaluate {run} --out {tiny}": "tiny.json: exists already",
+    # Images
+    "inspect {tiny}": "tiny.json: not a readable image",
+    "inspect {bad}/cut.png": "cut.png: not a readable image",
+    "inspect {image} --levels 3 --out {out}/x": "12x20 (height x width) is not divisible by 8",
+    "inspect {image} --levels 0 --out {out}/x": "--levels must be at least 1, got 0",
+    "inspect {out}/none.png": "no config.json here",
+    # Evaluation
+    "evaluate {run} --samples 3": "num_samples must be at least ",
+    "evaluate {run} --data textures": "textures has 3 classes, the model 10",
+    "evaluate {run} --steps 1 2 3": "steps must be 2 positive numbers, one a stage",
+    # Training
+    "train --config {tiny} --data digits --out {run}": "not empty; continue its run with --resume",
+    "train --config {tiny} --data digits --out {run} --resume --seed 1": "differs in training;",
+    "train --config {tiny} --data digits --out {tiny}": "is a file; --out must be a folder",
+    "train --config {tiny} --data nothing --out {out}/x": "neither 'digits', 'textures' nor",
+    "train --config {tiny} --data {bad}/photos --out {out}/x": "cannot read",
+    "train --config {tiny} --data digits --out {out}/x --stage top": "one of base, residual",
+    "train --config {tiny} --data digits --out {out}/x --num-classes 3": "set num_classes to 10",
+    "train --config {tiny} --data digits --out {out}/x --batch-size 0": "must be positive",
+    "train --config {tiny} --data digits --out {out}/x --steps 1 2 3": "must be 2 numbers",
+    "train --preset msf-s-256 --data digits --out {out}/x": "digits are 8x8 with 1 channel",
+    "train --config {tiny} --data digits --out {bad}/state --resume": "readable training",
+    "train --data digits --out {out}/x": "one of the arguments --preset --config is required",
+}
+
+
+@pytest.fixture(scope="module")
+def bad(workspace: Path) -> Path:
+    """A folder of broken things."""
+    bad = workspace / "bad"
+    bad.mkdir()
+    stages = [STAGE, {**STAGE, "width": "16"}]
+    (bad / "list.json").write_text("[]")
+    (bad / "missing.json").write_text('{"model": {"image_size": [8, 8]}}')
+    write_config(bad / "key.json", model={"size": 8})
+    write_config(bad / "type.json", model={"stages": stages})
+    write_config(bad / "size.json", model={"image_size": [8, 9]})
+    for name in ("truncated", "corrupt", "other", "config", "half", "state", "latents"):
+        shutil.copytree(workspace / "run", bad / name)
+    weights = (workspace / "run" / "model.safetensors").read_bytes()
+    (bad / "truncated" / "model.safetensors").write_bytes(weights[:-100])
+    (bad / "corrupt" / "model.safetensors").write_bytes(b"\xff" * len(weights))
+    (bad / "state" / "state-base.safetensors").write_bytes(b"")
+    (bad / "config" / "config.json").write_text("{")
+    config = MSF.from_pretrained(workspace / "run").config
+    (bad / "other" / "config.json").write_text(replace(config, num_classes=9).to_json())
+    half = MSF.from_pretrained(workspace / "run")
+    torch.nn.init.zeros_(half.stages[1].output.weight)
+    half.save_pretrained(bad / "half")
+    latents = MSF(replace(config, channels=4))
+    for stage in latents.stages:
+        torch.nn.init.ones_(stage.output.weight)
+    latents.save_pretrained(bad / "latents")
+    (bad / "cut.png").write_bytes((workspace / "image.png").read_bytes()[:200])
+    for name in "abcdefghij":
+        folder = bad / "photos" / name
+        folder.mkdir(parents=True)
+        for index in range(5):
+            (folder / f"{index}.png").write_bytes(b"not an image")
+    return bad
+
+
+@pytest.mark.parametrize("command", BAD_INPUT)
+def test_bad_input_is_one_line(
+    command: str, workspace: Path, bad: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {name: workspace / file for name, file in PLACES.items()}
+    before = sorted(workspace.rglob("*"))
+    try:
+        status = main(command.format(**places, bad=bad, out=tmp_path).split())
+    except SystemExit as end:  # argparse's own
+        status = end.code
+    captured = capsys.readouterr()
+    assert status == 2, captured.err
+    assert captured.out == ""
+    assert captured.err.startswith(f"msf {command.split()[0]}: ")
+    assert captured.err.count("\n") == 1 and captured.err.endswith("\n")
+    assert BAD_INPUT[command].format() in captured.err
+    assert sorted(workspace.rglob("*")) == before
+    assert not any(file.is_file() for file in tmp_path.rglob("*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_a_gpu(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(workspace / "run"), "--out", "x.png", "--device", "cuda"]) == 2
+    assert "msf sample: --device cuda: " in (message := capsys.readouterr().err)
+    assert message.endswith("; use --device cpu\n")
+
+
+@pytest.mark.parametrize("package", ["sklearn.datasets", "tqdm"])
+def test_missing_package(package: str, workspace: Path, tmp_path: Path) -> None:
+    """In a process of its own, because here the package is imported already."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; from msf.cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, "train", "--config", str(workspace / "tiny.json")]
+    process = subprocess.run(
+        [*command, "--data", "digits", "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
+    assert process.stderr.endswith("install it with: pip install 'msf[train]'\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "status"),
+    [
+        (KeyboardInterrupt(), "interrupted", 130),
+        (ValueError("first\nsecond"), "first", 2),
+        (ValueError("Caught ValueError in worker 0.\nTraceback:\nValueError: a: b"), "a: b", 2),
+        (FileNotFoundError(2, "No such file", "x"), "x: No such file", 2),
+        (ModuleNotFoundError("no", name="tqdm"), "needs the package tqdm; install it with", 2),
+        (OSError(28, "No space left on device"), "cannot write: No space left on device;", 1),
+        (RuntimeError("I/O error: x (os error 28)"), "cannot write: No space left on device;", 1),
+        (MemoryError(), "out of memory", 1),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory", 1),
+        (KeyError("x"), "internal error, please report it: KeyError: 'x'", 1),
+    ],
+)
+def test_explain(error: BaseException, line: str, status: int) -> None:
+    found = explain(error)
+    assert found[0].startswith(line)
+    assert "\n" not in found[0]
+    assert found[1] == status
