@@ -15,15 +15,16 @@ export PATH := $(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: install
-	msf train --preset digits --data digits --out runs/digits
-	msf sample runs/digits --out runs/digits/samples.png
-	msf evaluate runs/digits
+	msf train --preset digits --data digits --out runs/digits --resume
+	msf sample runs/digits --count 100 --out runs/digits/samples.png --overwrite
+	msf evaluate runs/digits --steps 16 4 --steps 16 16 --out runs/digits/evaluation.json --overwrite
 
 test: install
 	python -m pytest $(PYTEST_ARGS)
 
 lint: install
 	ruff check .
+	ruff format --check .
 
 typecheck: install
 	python -m mypy

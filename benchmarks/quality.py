@@ -3,8 +3,8 @@
     python -m benchmarks.quality digits      minutes on one core
     python -m benchmarks.quality textures    about an hour: MSF and the N = 0 baseline
 
-The textures' two models train for equal FLOPs (the presets' steps are chosen so) and are compared at
-equal sampling FLOPs: n steps of the baseline cost as much as 2n base and n / 2 residual steps.
+The textures' two models train for equal FLOPs (the presets' steps are chosen so) and are compared
+at equal sampling FLOPs: n steps of the baseline cost as much as 2n base and n / 2 residual steps.
 """
 
 from __future__ import annotations

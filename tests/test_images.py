@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from models import images, tiny_model
 from msf.files import atomic_write
@@ -47,6 +48,13 @@ def test_component_grid_shows_base_residual_and_merged():
     blocks = grid.split(width, dim=2)
     assert torch.equal(blocks[2][:, :8, :8], model.pyramid.merge(model.pyramid.split(x))[0])
     assert torch.equal(blocks[0][:, 0, 0], blocks[0][:, 1, 1])
+
+
+def test_written_file_is_as_readable_as_any_other(tmp_path):
+    (tmp_path / "plain").write_text("")
+    with atomic_write(tmp_path / "x.safetensors") as path:
+        save_file({"x": torch.zeros(1)}, path)
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):

@@ -122,6 +122,14 @@ def test_resume_forgets_what_was_logged_beyond_the_checkpoint(whole, tmp_path):
     assert digest(tmp_path / "run") == digest(whole)
 
 
+def test_resume_forgets_a_line_that_was_cut_short(whole, tmp_path):
+    run(tmp_path / "run", stages=["base"])
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "ba')
+    run(tmp_path / "run", resume=True)
+    assert steps(tmp_path / "run") == steps(whole)
+
+
 def test_stages_trained_one_by_one_equal_both_at_once(whole, tmp_path):
     assert run(tmp_path / "run", stages=["residual"]).untrained_stages == ("base",)
     run(tmp_path / "run", stages=["base"], resume=True)

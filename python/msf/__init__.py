@@ -24,7 +24,7 @@ __all__ = [
     "sample",
 ]
 
-# These import torch, which takes seconds: not before they are used, so that `msf --help` answers at once.
+# These import torch, which takes seconds: only when used, so that `msf --help` answers at once.
 _NEED_TORCH = {"MSF": "model", "Pyramid": "pyramid", "sample": "sampling"}
 
 

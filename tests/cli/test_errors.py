@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -205,21 +206,27 @@ def test_cuda_without_a_gpu(workspace: Path, capsys: pytest.CaptureFixture[str])
     assert message.endswith("; use --device cpu\n")
 
 
-@pytest.mark.parametrize("package", ["sklearn.datasets", "tqdm"])
-def test_missing_package(package: str, workspace: Path, tmp_path: Path) -> None:
+def test_missing_package_of_a_data_source(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    command = ["train", "--config", str(workspace / "tiny.json"), "--data", "digits", "--out"]
+    assert main([*command, str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == (
+        "msf train: data 'digits' needs scikit-learn; install it with: pip install 'msf[train]'\n"
+    )
+
+
+def test_missing_package_of_training(workspace: Path, tmp_path: Path) -> None:
     """In a process of its own, because here the package is imported already."""
-    code = (
-        f"import sys; sys.modules[{package!r}] = None; from msf.cli import main; sys.exit(main())"
-    )
+    code = "import sys; sys.modules['tqdm'] = None; from msf.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "train", "--config", str(workspace / "tiny.json")]
-    process = subprocess.run(
-        [*command, "--data", "digits", "--out", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-    )
+    command += ["--data", "digits", "--out", str(tmp_path / "run")]
+    process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 2
-    assert process.stderr.count("\n") == 1
-    assert process.stderr.endswith("install it with: pip install 'msf[train]'\n")
+    assert process.stderr == (
+        "msf train: needs the package tqdm; install it with: pip install 'msf[train]'\n"
+    )
 
 
 @pytest.mark.parametrize(

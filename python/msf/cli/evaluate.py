@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..evaluation import Evaluator
-    from ..flops import stage_costs
 
     device = models.device(args)
     if args.out:
@@ -54,11 +53,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = models.load(args.model, device)
     config, source = model.config, _source(args)
     settings = [_one_a_stage(steps, config) for steps in args.steps or [config.steps]]
-    forwards = 2 if args.solver == "heun" else 1
-    gmacs = [
-        forwards * sum(cost.macs_per_image for cost in stage_costs(config, steps)) / 1e9
-        for steps in settings
-    ]
+    costs = [_gmacs(steps, args, config) for steps in settings]
+    generators = [_generator(model, args, steps) for steps in settings]
     _check_classes(source, config)
 
     evaluator = Evaluator(
@@ -69,10 +65,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
     )
     results = []
-    for steps, cost in zip(settings, gmacs, strict=True):
+    for steps, cost, generate in zip(settings, costs, generators, strict=True):
         print(f"evaluating {len(evaluator.seeds)} images at steps {steps}", file=sys.stderr)
         report = evaluator.evaluate(
-            _generator(model, args, steps),
+            generate,
             true_bases=config.levels > 0,
             conditional=config.num_classes > 0,
         )
@@ -102,6 +98,14 @@ def _source(args: argparse.Namespace) -> str:
 
 def _one_a_stage(steps: Sequence[int], config: MSFConfig) -> list[int]:
     return list(steps) * len(config.stages) if len(steps) == 1 else list(steps)
+
+
+def _gmacs(steps: Sequence[int], args: argparse.Namespace, config: MSFConfig) -> float:
+    """To sample one image without guidance; Heun's solver evaluates the model twice a step."""
+    from ..flops import stage_costs
+
+    forwards = 2 if args.solver == "heun" else 1
+    return forwards * sum(cost.macs_per_image for cost in stage_costs(config, steps)) / 1e9
 
 
 def _check_classes(source: str, config: MSFConfig) -> None:

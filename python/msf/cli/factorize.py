@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def text(document: dict[str, Any]) -> str:
     facts = [
         ("image", document["image"]),
-        ("size", f"{tables.size(document['size'])}, {document['channels']} channels"),
+        ("size", tables.size(document["size"])),
+        ("channels", document["channels"]),
         ("written to", document["out"]),
         ("max |merge(split(x)) - x|", f"{document['max_error']:.1e}"),
     ]

@@ -35,11 +35,12 @@ def text(document: dict[str, Any]) -> str:
     if "image" in document:
         return factorize.text(document)
     config, training = document["config"], document["training"]
-    size, classes = tables.size(config["image_size"]), config["num_classes"] or "no"
     facts = [
         ("model", document["model"]),
-        ("images", f"{size}, {config['channels']} channels, {classes} classes"),
-        ("pyramid", f"{len(config['stages']) - 1} residuals, {config['upsample']} upsampling"),
+        ("size", tables.size(config["image_size"])),
+        ("channels", config["channels"]),
+        ("classes", config["num_classes"] or "none"),
+        ("upsampling", config["upsample"]),
         ("positions", config["positions"] + (", QK-norm" if config["qk_norm"] else "")),
     ]
     if training:

@@ -19,15 +19,17 @@ Generate = Callable[[Tensor, list[int], Tensor | None], Tensor]
 
 NEIGHBOURS = 3
 BATCH_SIZE = 256
+MAX_SAMPLES = 2000  # by default: the intervals of KID, precision and recall cost n^2
 
 
 class Evaluator:
     """Judges generators of one data source. What does not depend on the generator is made once.
 
-    Reference: ``num_samples`` images of the test split (default: all; an odd one is left out).
-    Floor: as many images of the train split with the same labels, compared with the reference as
-    generated images are, so that both have the same finite-sample bias. Generated images get the
-    same labels again. All are compared in the features of a network trained on the features split.
+    Reference: ``num_samples`` images of the test split (default: all, up to 2,000; an odd one is
+    left out). Floor: as many images of the train split with the same labels, compared with the
+    reference as generated images are, so that both have the same finite-sample bias. Generated
+    images get the same labels again. All are compared in the features of a network trained on the
+    features split.
 
     ``seed`` fixes the network, the choice of images, the generator's seeds and the intervals, which
     come from ``replicates`` resamplings. ValueError where the splits are too small.
@@ -47,7 +49,7 @@ class Evaluator:
             load_data(source, split=split, image_size=image_size, channels=channels)
             for split in SPLITS
         )
-        n = len(self._test) if num_samples is None else num_samples
+        n = min(len(self._test), MAX_SAMPLES) if num_samples is None else num_samples
         # Both manifolds of an interval's subset need more points than neighbours.
         least = 2 * (NEIGHBOURS + 1)
         if not least <= n <= len(self._test):

@@ -17,7 +17,7 @@ from ..data import ImageData
 
 WIDTH, FEATURE_DIM = 16, 64
 STEPS, BATCH_SIZE, LEARNING_RATE = 150, 64, 3e-3
-MAX_NOISE = 0.1
+MAX_NOISE = 0.05
 
 
 class FeatureNetwork(nn.Module):
@@ -53,8 +53,9 @@ def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> list[n
 def train_feature_network(data: ImageData, *, seed: int = 0, steps: int = STEPS) -> FeatureNetwork:
     """A classifier of ``data``, in evaluation mode; the same seed gives the same network.
 
-    No augmentation: on textures, resampled images are blurred ones, and a network trained on them
-    took sharp gravel for grass (accuracy 0.86 against 0.98 without).
+    The only augmentation is Gaussian noise of a standard deviation up to 0.05, 6 of 255 grey
+    levels: without it, that much noise turned half of the 16x16 textures into grass. Affine
+    augmentation blurs, and a network trained with it took sharp gravel for grass.
 
     With one class there is nothing to classify: the network keeps its random weights, which still
     give a usable, if blunter, distance.

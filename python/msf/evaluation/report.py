@@ -23,7 +23,8 @@ class BaseGap:
     Frechet distances, each half of the images compared with the other half of the reference: an
     image made on the base of a reference image would be close to it whatever the residual. Half the
     images means a larger distance: compare these with each other only. ``real`` is their floor,
-    ``gap`` is generated minus true.
+    ``gap`` is generated minus true. True bases come from the test split: where it differs from the
+    train split, as in textures, so does the gap from zero.
     """
 
     true: Figure

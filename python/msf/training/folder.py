@@ -92,9 +92,7 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
     def _forget_metrics(self, stage: str, after: int) -> None:
-        """Drop what a killed run logged of ``stage`` beyond the state that is left of it."""
-        rows = self.metrics()
-        kept = [row for row in rows if row["stage"] != stage or row["step"] <= after]
-        if len(kept) < len(rows):
-            with atomic_write(self.path / "metrics.jsonl") as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        """Drop what a killed run logged of ``stage`` beyond its state, and a line cut short."""
+        kept = [row for row in self.metrics() if row["stage"] != stage or row["step"] <= after]
+        with atomic_write(self.path / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))

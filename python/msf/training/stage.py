@@ -104,7 +104,8 @@ class StageTrainer:
             save_file(self.state(), temporary, metadata={"step": str(self.step_number)})
 
     def load(self, path: Path) -> None:
-        """Continue from what ``save`` wrote. ValueError when the file is corrupt or does not fit."""
+        """Continue from what ``save`` wrote. ValueError when the file is corrupt or does not fit.
+        Continue from what ``save`` wrote. ValueError when the file is corrupt or does not fit."""
         try:
             with safe_open(path, "pt", device=str(self.device)) as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -1,0 +1,310 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from msf.data import load_data
+from msf.evaluation import Evaluator, frechet_distance, in_manifold, kid, precision_recall
+from msf.evaluation.evaluate import draw_like
+from msf.evaluation.features import extract, train_feature_network
+from msf.evaluation.intervals import figure, subsets
+
+
+def gaussian(n, mean, cov):
+    """(n, D) features whose sample mean and covariance are exactly ``mean`` and ``cov``."""
+    x = torch.randn(n, len(mean), dtype=torch.float64)
+    x = x - x.mean(0)
+    whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(x.T.cov()), x.T, upper=False)
+    return (torch.linalg.cholesky(cov) @ whitened).T + mean
+
+
+def tensor(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_frechet_distance_of_commuting_covariances():
+    a, b = tensor(1, 4, 9), tensor(4, 1, 0.25)
+    mean = tensor(1, -2, 0.5)
+    expected = mean.square().sum() + (a.sqrt() - b.sqrt()).square().sum()
+    value = frechet_distance(gaussian(50, torch.zeros(3), a.diag()), gaussian(70, mean, b.diag()))
+    assert value == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_frechet_distance_of_covariances_that_do_not_commute():
+    a, b = tensor([2, 1], [1, 3]), tensor([5, -2], [-2, 1])
+    # The root of a 2x2 matrix has the trace sqrt(tr + 2 sqrt(det)).
+    root = ((a @ b).trace() + 2 * torch.linalg.det(a @ b).sqrt()).sqrt()
+    expected = a.trace() + b.trace() - 2 * root
+    zero = torch.zeros(2)
+    value = frechet_distance(gaussian(40, zero, a), gaussian(30, zero, b))
+    assert value == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_frechet_distance_is_a_distance_of_shapes():
+    a = torch.randn(60, 5, dtype=torch.float64)
+    b = 2 * torch.randn(80, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64) + 1
+    rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64)).Q
+    value = frechet_distance(a, b)
+    assert value > 1
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-10)
+    assert frechet_distance(b, a) == pytest.approx(value, rel=1e-10)
+    assert frechet_distance(a @ rotation + 3, b @ rotation + 3) == pytest.approx(value, rel=1e-10)
+
+
+def test_frechet_distance_with_fewer_images_than_features():
+    a = torch.randn(10, 30, dtype=torch.float64)
+    # Both covariances are singular; a shift leaves them equal. A root of rounding is 1e-8.
+    assert frechet_distance(a, a + 1) == pytest.approx(30, abs=1e-5)
+
+
+def test_kid_is_the_unbiased_estimate():
+    x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+
+    def k(a, b):
+        return (float(a @ b) / 3 + 1) ** 3
+
+    xx = [k(x[i], x[j]) for i in range(5) for j in range(5) if i != j]
+    yy = [k(y[i], y[j]) for i in range(4) for j in range(4) if i != j]
+    xy = [k(a, b) for a in x for b in y]
+    assert kid(x, y) == pytest.approx(np.mean(xx) + np.mean(yy) - 2 * np.mean(xy), rel=1e-12)
+
+
+def test_kid_is_zero_on_average_for_one_distribution():
+    values = tensor(*(kid(torch.randn(40, 4), torch.randn(30, 4)) for _ in range(300)))
+    assert values.mean().abs() < 4 * values.std() / 300**0.5
+    assert (values < 0).any()
+    assert kid(torch.randn(200, 4), torch.randn(200, 4) + 1) > 10 * values.std()
+
+
+def test_manifold_of_points_on_a_line():
+    points = tensor([0], [1], [2], [10])  # radii at k=1: 1, 1, 1, 8
+    queries = tensor([-1.01], [-1], [3], [4], [18], [18.01])
+    assert in_manifold(points, queries, k=1).tolist() == [False, True, True, True, True, False]
+    # At k=2 the radii are 2, 1, 2, 9.
+    assert in_manifold(points, tensor([-2], [-2.01], [19]), k=2).tolist() == [True, False, True]
+
+
+def test_precision_and_recall_of_lost_and_of_invented_modes():
+    a, b, far = torch.randn(100, 2), torch.randn(100, 2) + 100, torch.randn(100, 2) - 100
+    both = torch.cat([a, b])
+    assert precision_recall(both, a) == (1.0, 0.5)
+    assert precision_recall(a, both) == (0.5, 1.0)
+    assert precision_recall(both, both) == (1.0, 1.0)
+    assert precision_recall(both, far) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("metric", [frechet_distance, kid, precision_recall])
+def test_metrics_refuse_wrong_shapes(metric):
+    with pytest.raises(
+        ValueError, match=r"must be \(n, D\) and \(m, D\), got \(9, 2\) and \(9, 3\)"
+    ):
+        metric(torch.zeros(9, 2), torch.zeros(9, 3))
+    with pytest.raises(ValueError, match="images in each set, got 1 and 9"):
+        metric(torch.zeros(1, 2), torch.zeros(9, 2))
+
+
+def test_subsets_keep_pairs():
+    for subset in subsets(50, 20, seed=0):
+        assert len(subset) == len(subset.unique()) == 40
+        assert torch.equal(subset[::2] + 1, subset[1::2]) and (subset[::2] % 2 == 0).all()
+    first, second = (subsets(50, 1, seed)[0].tolist() for seed in (0, 1))
+    assert first == subsets(50, 1, seed=0)[0].tolist() != second
+
+
+def test_interval_of_a_mean_is_the_textbook_one():
+    x = torch.randn(400, dtype=torch.float64)
+    chosen = subsets(400, 2000, seed=0)
+    interval = figure(lambda i: float(x[i].mean()), 400, chosen)
+    half_width = 1.96 * float(x.std()) / 400**0.5
+    assert interval.value == float(x.mean())
+    # Pairs are resampled, whose spread is known to 1 / sqrt(2 * 200) = 5 %; quantiles add 3 %.
+    assert interval.value - interval.low == pytest.approx(half_width, rel=0.2)
+    assert interval.high - interval.value == pytest.approx(half_width, rel=0.2)
+
+
+def test_interval_covers_what_repeated_experiments_give():
+    def experiment(seed):
+        generator = torch.Generator().manual_seed(seed)
+        a, b = torch.randn(2, 120, 6, generator=generator, dtype=torch.float64)
+        return a + 0.5, b
+
+    expected = np.mean([frechet_distance(*experiment(seed)) for seed in range(1000, 1300)])
+    covered = 0
+    for seed in range(60):
+        a, b = experiment(seed)
+        interval = figure(
+            lambda i, a=a, b=b: frechet_distance(a[i], b[i]), 120, subsets(120, 100, seed)
+        )
+        assert interval.low < interval.value < interval.high
+        covered += interval.low <= expected <= interval.high
+    # 95 % of 60 is 57; fewer than 51 has a probability of 0.4 % at 93 % coverage.
+    assert covered >= 51
+
+
+def test_interval_of_a_biased_figure_is_around_it():
+    # At its floor a distance is all bias, and larger on every subset.
+    a, b = torch.randn(2, 100, 20, dtype=torch.float64)
+    interval = figure(lambda i: frechet_distance(a[i], b[i]), 100, subsets(100, 100, seed=0))
+    below, above = interval.value - interval.low, interval.high - interval.value
+    assert 0.5 < below / above < 2
+
+
+@pytest.fixture(scope="module")
+def evaluator():
+    return Evaluator("digits", image_size=(8, 8), channels=1, num_samples=301, replicates=20)
+
+
+@pytest.fixture(scope="module")
+def train_images():
+    return load_data("digits", split="train", image_size=(8, 8), channels=1)
+
+
+@pytest.fixture
+def real(train_images):
+    """A perfect generator: real images, and on true bases the true images."""
+
+    def generate(labels, seeds, true_images):
+        if true_images is not None:
+            return true_images
+        # With replacement: a class may be asked for more often than there are images.
+        same = (train_images.labels == labels[:, None]).float()
+        generator = torch.Generator().manual_seed(seeds[0] + 1)
+        return train_images.images(same.multinomial(1, generator=generator)[:, 0])
+
+    return generate
+
+
+def test_feature_network_is_accurate_deterministic_and_leaves_the_random_state(evaluator):
+    test = load_data("digits", split="test", image_size=(8, 8), channels=1)
+    images, labels = test.batch(torch.arange(len(test)))
+    _, classes = extract(evaluator.network, images)
+    assert (classes == labels).double().mean() >= 0.96
+    features = load_data("digits", split="features", image_size=(8, 8), channels=1)
+    before = torch.get_rng_state()
+    same, other = (train_feature_network(features, seed=seed, steps=3) for seed in (0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    again = train_feature_network(features, seed=0, steps=3)
+    assert torch.equal(extract(same, images)[0], extract(again, images)[0])
+    assert not torch.equal(extract(same, images)[0], extract(other, images)[0])
+
+
+def test_images_are_clamped(evaluator):
+    images = 3 * torch.randn(4, 1, 8, 8)
+    clamped, _ = extract(evaluator.network, images.clamp(-1, 1))
+    assert torch.equal(extract(evaluator.network, images)[0], clamped)
+    assert clamped.dtype == torch.float64
+
+
+def test_draw_like_gives_different_images_of_the_same_labels(train_images):
+    labels = torch.tensor([3, 3, 7, 0, 3])
+    drawn = draw_like(labels, train_images, torch.Generator())
+    assert torch.equal(train_images.labels[drawn], labels) and len(drawn.unique()) == 5
+    with pytest.raises(ValueError, match="class '1' has 400 test images but only 91 for training"):
+        draw_like(torch.ones(400, dtype=torch.int64), train_images, torch.Generator())
+
+
+def test_generate_is_called_for_every_label(evaluator, real):
+    calls = []
+
+    def generate(labels, seeds, true_images):
+        calls.append((labels, seeds, true_images))
+        return real(labels, seeds, true_images)
+
+    evaluator.evaluate(generate)
+    free, bound = calls[:2], calls[2:]
+    assert [len(labels) for labels, _, _ in calls] == [256, 44, 256, 44]
+    assert all(x is None for *_, x in free)
+    assert [x.shape[0] for *_, x in bound] == [256, 44]
+    seeds = [seed for _, seeds, _ in free for seed in seeds]
+    assert len(set(seeds)) == 300 and seeds == [seed for _, seeds, _ in bound for seed in seeds]
+    test = load_data("digits", split="test", image_size=(8, 8), channels=1)
+    everything, labels = test.batch(torch.arange(len(test)))
+    for label, _, images in bound:
+        found = (images[:, None] == everything[None]).all((2, 3, 4)).double().argmax(1)
+        assert torch.equal(everything[found], images) and torch.equal(labels[found], label)
+
+
+def test_real_images_are_at_the_floor_and_bad_ones_far_from_it(evaluator, real):
+    good = evaluator.evaluate(real)
+    assert good.fd_ratio.low < 1 < good.fd_ratio.high
+    for key, value in good.generated.items():
+        floor = good.real[key]
+        assert max(value.low, floor.low) < min(value.high, floor.high), key
+    assert good.generated["accuracy"].value > 0.93
+
+    def blurred(*request):
+        x = F.avg_pool2d(real(*request), 2)
+        return F.interpolate(x, scale_factor=2)
+
+    def mislabelled(labels, seeds, true_images):
+        return real((labels + 1) % 10, seeds, true_images)
+
+    def collapsed(labels, seeds, true_images):
+        return real(labels % 2, seeds, true_images)
+
+    blurred, mislabelled, collapsed = (
+        evaluator.evaluate(generate, true_bases=False)
+        for generate in (blurred, mislabelled, collapsed)
+    )
+    assert collapsed.generated["precision"].value > 0.5 > 2 * collapsed.generated["recall"].value
+    assert blurred.fd_ratio.low > 10 and blurred.generated["kid"].low > good.generated["kid"].high
+    assert blurred.generated["recall"].value < 0.5
+    assert mislabelled.generated["accuracy"].value < 0.1
+
+
+def test_gap_is_what_generated_bases_cost(evaluator, real):
+    # Real images on true bases, noise without: the whole distance is the gap.
+    def generate(labels, seeds, true_images):
+        return torch.randn(len(labels), 1, 8, 8) if true_images is None else true_images
+
+    bad, good = evaluator.evaluate(generate).bases, evaluator.evaluate(real).bases
+    assert bad.gap.value == pytest.approx(bad.generated.value - bad.true.value)
+    assert bad.gap.low > 5 * bad.real.value
+    assert good.gap.low < 0 < good.gap.high
+    # Copies of the reference are no nearer than other real images: a half meets the other half.
+    assert good.true.value > 0.5 * good.real.value
+
+
+def test_report_as_json_and_as_a_table(evaluator, real):
+    report = evaluator.evaluate(real)
+    numbers = json.loads(json.dumps(report.to_dict()))
+    assert numbers["generated"]["fd"]["value"] == report.generated["fd"].value
+    assert numbers["settings"]["num_samples"] == 300
+    lines = report.table().splitlines()
+    rows = [line for line in lines if line.startswith(("Frechet", "KID", "prec", "rec", "acc"))]
+    assert len(rows) == 6
+    assert f"{report.generated['recall']}" in report.table()
+    column = lines[0].index("real")
+    assert all(row[column - 1] == " " and row[column] != " " for row in rows)
+
+    short = evaluator.evaluate(real, true_bases=False, conditional=False)
+    assert short.bases is None and set(short.real) == set(short.generated)
+    assert "accuracy" not in short.generated and "bases" not in short.table()
+    assert short.generated["fd"] == report.generated["fd"]
+
+
+def test_bad_generators_get_one_line(evaluator):
+    with pytest.raises(ValueError, match=r"must return \(256, 1, 8, 8\), got \(256, 3, 8, 8\)"):
+        evaluator.evaluate(lambda labels, *_: torch.zeros(len(labels), 3, 8, 8))
+    with pytest.raises(ValueError, match="generated images hold NaN or infinity"):
+        evaluator.evaluate(lambda labels, *_: torch.full((len(labels), 1, 8, 8), torch.nan))
+
+
+@pytest.mark.parametrize("num_samples", [0, 7, 535])
+def test_sample_numbers_that_do_not_fit(num_samples):
+    with pytest.raises(ValueError, match=f"at least 8 and at most the 534 .*got {num_samples}"):
+        Evaluator("digits", image_size=(8, 8), channels=1, num_samples=num_samples)
+
+
+def test_folder_with_one_class_has_no_accuracy(tmp_path):
+    (tmp_path / "all").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 12, 8, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "all" / f"{i}.png")
+    evaluator = Evaluator(str(tmp_path), image_size=(12, 8), channels=3, replicates=5)
+    report = evaluator.evaluate(lambda labels, *_: torch.rand(len(labels), 3, 12, 8) * 2 - 1)
+    assert set(report.generated) == {"fd", "kid", "precision", "recall"}
+    assert report.generated["fd"].value > 0
