@@ -71,7 +71,13 @@ def test_times_are_logit_normal():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"solver": "rk4"}, "solver must be one of"), ({"steps": 0}, "steps must be at least 1")],
+    [
+        ({"solver": "rk4"}, "solver must be one of"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be finite"),
+        ({"guidance_interval": (0.9, 0.1)}, "guidance_interval 0 <= low <= high <= 1"),
+    ],
 )
 def test_bad_settings_are_one_clear_line(options, message):
     with pytest.raises(ValueError, match=message):

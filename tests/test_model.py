@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import images, tiny_config, tiny_model
-from msf import MSF
+from msf import MSF, StageConfig
 
 
 def generator(seed=0):
@@ -89,6 +89,19 @@ def test_trains_on_non_square_images_without_labels():
 def test_bad_labels_are_one_clear_line(labels, message):
     with pytest.raises(ValueError, match=message):
         tiny_model().training_losses(images(2), labels)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, 2, 8, 8, dtype=torch.float64), "x must be float32, got torch.float64"),
+        (torch.zeros(2, 2, 6, 8), r"image sides must be multiples of \d .* got \(6, 8\)"),
+    ],
+)
+def test_bad_images_are_one_clear_line(x, message):
+    model = tiny_model(0, stages=(StageConfig(width=32, depth=1, heads=2, patch=4),))
+    with pytest.raises(ValueError, match=message):
+        model.training_losses(x, torch.zeros(2, dtype=torch.int64))
 
 
 def test_untrained_stages_are_known():

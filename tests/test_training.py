@@ -136,6 +136,50 @@ def test_stages_trained_one_by_one_equal_both_at_once(whole, tmp_path):
     assert digest(tmp_path / "run") == digest(whole)
 
 
+@pytest.mark.parametrize("writer", [MSF.save_pretrained, StageTrainer.save])
+def test_resume_after_a_checkpoint_that_could_not_be_written(whole, tmp_path, monkeypatch, writer):
+    original = StageTrainer.step
+
+    def last_step_fills_the_disk(self, *args):
+        loss = original(self, *args)
+        if self.name == "residual" and self.step_number == self.total_steps:
+            patch.setattr(*place, full)
+        return loss
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    place = (MSF if writer is MSF.save_pretrained else StageTrainer, writer.__name__)
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "step", last_step_fills_the_disk)
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path / "run")
+    run(tmp_path / "run", resume=True)
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+def test_resume_keeps_the_statistics_that_the_stages_were_trained_with(tmp_path):
+    for name in (str(digit) for digit in range(10)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("L", (8, 8), 255 - 20 * int(name)).save(tmp_path / "data" / name / "0.png")
+        Image.new("L", (8, 8), 20 * int(name)).save(tmp_path / "data" / name / "1.png")
+    arguments = (MODEL, TRAINING, str(tmp_path / "data"), tmp_path / "run")
+    first = train(*arguments, stages=["base"], progress=False)
+    for name in (str(digit) for digit in range(10)):
+        for index in range(2, 6):
+            Image.new("L", (8, 8), 0).save(tmp_path / "data" / name / f"{index}.png")
+    resumed = train(*arguments, resume=True, progress=False)
+    assert torch.equal(resumed.pyramid.mean, first.pyramid.mean)
+
+
+def test_resume_does_not_train_over_what_is_no_run(tmp_path):
+    MSF(MODEL).save_pretrained(tmp_path)
+    before = digest(tmp_path)
+    with pytest.raises(ValueError, match="holds files but no run"):
+        run(tmp_path, resume=True)
+    assert digest(tmp_path) == before
+
+
 def test_finished_run_resumes_to_itself(whole):
     before = digest(whole)
     run(whole, resume=True)
@@ -273,6 +317,8 @@ def test_trains_outside_the_main_thread(tmp_path):
         ({"ema_decay": 1.0}, r"ema_decay in \[0, 1\)"),
         ({"schedule": "step"}, "schedule must be constant or cosine"),
         ({"precision": "fp16"}, "precision must be one of"),
+        ({"seed": -1}, "seed, warmup and weight_decay must not be negative"),
+        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
     ],
 )
 def test_bad_training_configuration(changes, message):

@@ -86,7 +86,7 @@ class MSFConfig:
                 )
         yield from self._size_problems(self.image_size)
 
-    def _size_problems(self, size: tuple[int, int]) -> Iterator[str]:
+    def _size_problems(self, size: tuple[int, ...]) -> Iterator[str]:
         for index, stage in enumerate(self.stages):
             scale = 2 ** (self.levels - index)
             multiple = stage.patch * scale
@@ -96,8 +96,10 @@ class MSFConfig:
                     f"(patch {stage.patch} at 1/{scale} scale), got {tuple(size)}"
                 )
 
-    def check_size(self, size: tuple[int, int]) -> None:
+    def check_size(self, size: tuple[int, ...]) -> None:
         """ValueError unless every stage's patch divides images of ``size`` (H, W) at its scale."""
+        if len(size) != 2:
+            raise ValueError(f"an image's size must be (height, width), got {tuple(size)}")
         for problem in self._size_problems(size):
             raise ValueError(problem)
 

@@ -3,6 +3,7 @@ noise."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -44,9 +45,16 @@ def integrate(
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
+    if not isinstance(steps, int):
+        raise ValueError(f"steps must be a whole number, got {steps}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     low, high = guidance_interval
+    if not (math.isfinite(guidance_scale) and 0 <= low <= high <= 1):
+        raise ValueError(
+            "guidance_scale must be finite and guidance_interval 0 <= low <= high <= 1, "
+            f"got {guidance_scale} and {guidance_interval}"
+        )
     times = [i / steps for i in range(steps + 1)]
     # On the device once, so that no step waits for a copy.
     table = torch.tensor(times, dtype=torch.float32, device=x.device)

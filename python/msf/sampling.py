@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .flow import Velocity, integrate
 from .model import MSF
+from .seeds import generator
 
 Interval = tuple[float, float]
 
@@ -33,27 +33,35 @@ def sample(
 ) -> Any:
     """Generate images (B, C, H, W), float32, in the units of the training data.
 
-    labels: (B,) int64 in [0, num_classes]; ``num_classes`` means no class; None for a model
-    without. seeds: one non-negative int an image. An image depends on its seed, not on the batch it
-    is made in. steps, guidance_scale, guidance_interval: one value for all stages, or one a stage,
-    base first.
-        Steps default to the configuration's. An interval is (low, high) in [0, 1], noise being at
-        0.
-    solver: "euler" or "heun" (two evaluations a step).
-    base_noise: sigma_aug, the noise added to every residual's prior, in the base's standard
-    deviations. project_residual: make every scale, pooled, equal the scale below it (nearest
-    upsampling only). base: f_0 (B, C, h, w) in data units, to generate only the residuals above it.
-    size: (H, W) of the images, the configuration's by default. return_components: return (images,
-    [f_0 .. f_N]), components as ``pyramid.split`` gives them.
+    steps, guidance_scale and guidance_interval are one value for all stages, or one a stage, base
+    first.
 
-    ValueError for a wrong shape, range or combination.
+    Args:
+        labels: (B,) int64 in [0, num_classes]; ``num_classes`` means no class; None for a model
+            without.
+        seeds: one non-negative int an image. An image depends on its seed, not on the batch that
+            it is made in (up to rounding: a matrix product's depends on its shape).
+        steps: the configuration's by default.
+        guidance_interval: (low, high) in [0, 1], noise being at 0.
+        solver: "euler" or "heun" (two evaluations a step).
+        base_noise: sigma_aug, the noise added to every residual's prior, in the base's standard
+            deviations.
+        project_residual: make every scale, pooled, equal the scale below it up to rounding
+            (nearest upsampling only).
+        base: f_0 (B, C, h, w) in data units, to generate only the residuals above it.
+        size: (H, W) of the images, the configuration's by default.
+        return_components: return (images, [f_0 .. f_N]), components as ``pyramid.split`` gives
+            them.
+
+    Raises:
+        ValueError: a wrong shape, range or combination.
     """
     config, device = model.config, model.pyramid.mean.device
     size = config.image_size if size is None else size
     _check(model, labels, seeds, base_noise, project_residual, base, size)
     integration = _per_stage(
         len(model.stages),
-        steps=(config.steps if steps is None else steps, int),
+        steps=(config.steps if steps is None else steps, (int, float)),
         guidance_scale=(guidance_scale, (int, float)),
         guidance_interval=(guidance_interval, None),
     )
@@ -83,8 +91,7 @@ def image_noise(seeds: Sequence[int], shape: tuple[int, ...], *purpose: int) -> 
     """(B, *shape) standard normal on the CPU; a row depends on its seed and ``purpose`` alone."""
     noise = torch.empty(len(seeds), *shape)
     for row, seed in zip(noise, seeds):
-        state = int(np.random.SeedSequence([seed, *purpose]).generate_state(1, np.uint64)[0])
-        row.normal_(generator=torch.Generator().manual_seed(state >> 1))
+        row.normal_(generator=generator(seed, *purpose))
     return noise
 
 
@@ -143,7 +150,7 @@ def _check(
 ) -> None:
     config = model.config
     config.check_size(size)
-    model.check_labels(labels, len(seeds), null=True)
+    model.check_labels(None if labels is None else labels.cpu(), len(seeds), null=True)
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"sample: seeds must not be negative, got {min(seeds)}")
     if not 0 <= base_noise <= config.max_base_noise:

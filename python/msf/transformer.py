@@ -31,8 +31,7 @@ def unpatchify(x: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
 
 
 def sinusoid(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """(n,) -> (n, dim) cosines and sines at geometric frequencies (Attention Is All You Need, 3.5).
-    (n,) -> (n, dim) cosines and sines at geometric frequencies (Attention Is All You Need, 3.5)."""
+    """(n,) -> (n, dim) cosines and sines at geometric frequencies (arXiv 1706.03762, 3.5)."""
     exponents = torch.arange(dim // 2, device=positions.device) / (dim // 2)
     angles = positions.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     import msf_kernels
 
+    from ..training.stage import bf16_instructions
+
     requested = os.environ.get("MSF_BACKEND", "auto")
     problems = []
     try:
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "nvcc": _nvcc(),
         },
         "gpu": _gpu(),
-        "bf16_on_cpu": _bf16_on_cpu(),
+        "bf16_on_cpu": ", ".join(bf16_instructions()) or None,
         "extension": msf_kernels.build_config(),
         "optional_packages": {name: _version(name) for name in OPTIONAL},
         "MSF_BACKEND": requested,
@@ -133,14 +135,3 @@ def _gpu() -> dict[str, Any]:
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "count": torch.cuda.device_count(),
     }
-
-
-def _bf16_on_cpu() -> str | None:
-    """The instructions that compute in bfloat16, as in ``training.stage.autocast``."""
-    import torch
-
-    found = {
-        "AVX512-BF16": torch.cpu._is_avx512_bf16_supported(),
-        "AMX": torch.cpu._is_amx_tile_supported(),
-    }
-    return ", ".join(name for name, present in found.items() if present) or None

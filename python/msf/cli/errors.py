@@ -10,13 +10,6 @@ import traceback
 from pathlib import Path
 
 FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-BAD_PATH = (
-    FileExistsError,
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
 
 
 class Failure(Exception):
@@ -39,7 +32,7 @@ def explain(error: BaseException) -> tuple[str, int]:
             f"cannot write: {os.strerror(number)}; free some space, nothing half-written was left",
             1,
         )
-    if isinstance(error, BAD_PATH) and error.filename:
+    if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", 2
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"needs the package {error.name}; install it with: pip install 'msf[train]'", 2

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data import ImageData, ImageFolder
-from .stage import generator
+from ..seeds import generator
 
 
 class _Steps(Sampler[Tensor]):
@@ -31,7 +31,7 @@ class _Steps(Sampler[Tensor]):
             step_epoch, position = divmod(step * self.batch_size, self._epoch_length())
             if step_epoch != epoch:
                 epoch = step_epoch
-                key = generator(torch.device("cpu"), self.seed, epoch)
+                key = generator(self.seed, epoch)
                 order = torch.randperm(self.length, generator=key)
             yield order[position : position + self.batch_size]
 
@@ -52,9 +52,13 @@ class _Batches(Dataset):
         return self.data.batch(indices)
 
 
-def batches(data: ImageData, batch_size: int, first: int, last: int, seed: int) -> DataLoader:
+def batches(
+    data: ImageData, batch_size: int, first: int, last: int, seed: int, *, pin: bool = False
+) -> DataLoader:
     """Batches (images, labels) of steps ``first`` to ``last`` - 1; files are decoded by worker
-    processes."""
+    processes. ``pin``: in page-locked memory, from where copies to a GPU need not be waited for."""
     workers = 0 if not isinstance(data, ImageFolder) else min(8, os.cpu_count() or 1)
     steps = _Steps(len(data), batch_size, first, last, seed)
-    return DataLoader(_Batches(data), batch_size=None, sampler=steps, num_workers=workers)
+    return DataLoader(
+        _Batches(data), batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin
+    )

@@ -46,6 +46,13 @@ class TrainingConfig:
                 "TrainingConfig: learning_rate and clip must be positive and ema_decay in [0, 1), "
                 f"got {self.learning_rate}, {self.clip}, {self.ema_decay}"
             )
+        if min(self.seed, self.warmup, self.weight_decay) < 0:
+            raise ValueError(
+                "TrainingConfig: seed, warmup and weight_decay must not be negative, "
+                f"got {self.seed}, {self.warmup}, {self.weight_decay}"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"TrainingConfig: betas must be in [0, 1), got {self.betas}")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(
                 f"TrainingConfig: schedule must be constant or cosine, got {self.schedule!r}"

@@ -17,6 +17,7 @@ from typing import Any
 from ..config import MSFConfig
 from ..files import atomic_write
 from ..model import CONFIG_FILE, MSF
+from ..pyramid import Pyramid
 from .config import TrainingConfig
 from .stage import StageTrainer
 
@@ -24,8 +25,8 @@ from .stage import StageTrainer
 class RunFolder:
     """Opens ``path`` for a run of ``config`` on ``source``.
 
-    ValueError when the folder holds something already and ``resume`` is not set, or when it holds a
-    run of another configuration.
+    ValueError when the folder holds something already and ``resume`` is not set, or when what it
+    holds is no run, or one of another configuration.
     """
 
     def __init__(
@@ -50,6 +51,10 @@ class RunFolder:
             temporary.write_text(json.dumps(self.description, indent=2) + "\n")
 
     def _check_same(self, config: MSFConfig) -> None:
+        if not (self.path / "training.json").exists():
+            raise ValueError(
+                f"{self.path}: holds files but no run (training.json); choose another --out"
+            )
         for name, ours in (
             (CONFIG_FILE, json.loads(config.to_json())),
             ("training.json", self.description),
@@ -71,6 +76,14 @@ class RunFolder:
     def state_file(self, stage: str) -> Path:
         return self.path / f"state-{stage}.safetensors"
 
+    def restore_statistics(self, pyramid: Pyramid) -> bool:
+        """Take the statistics that the run began with, which images added since must not change;
+        False where it has saved nothing yet."""
+        if not (self.path / CONFIG_FILE).exists():
+            return False
+        pyramid.load_state_dict(MSF.from_pretrained(self.path).pyramid.state_dict())
+        return True
+
     def load(self, trainer: StageTrainer) -> None:
         """Continue ``trainer`` from the folder, if its stage was trained here before."""
         if self.state_file(trainer.name).exists():
@@ -78,8 +91,10 @@ class RunFolder:
         self._forget_metrics(trainer.name, after=trainer.step_number)
 
     def save(self, trainer: StageTrainer, averaged: MSF) -> None:
-        trainer.save(self.state_file(trainer.name))
+        # The state last: where writing the model fails, a resumed run repeats these steps and with
+        # them the model.
         averaged.save_pretrained(self.path)
+        trainer.save(self.state_file(trainer.name))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every complete line of metrics.jsonl."""

@@ -36,7 +36,7 @@ class Recorder:
             unit_scale=True,
             disable=not progress,
         )
-        self._start_window()
+        self.start_window()
 
     def __enter__(self) -> Recorder:
         return self
@@ -45,7 +45,8 @@ class Recorder:
         self.bar.close()
         self.writer.close()
 
-    def _start_window(self) -> None:
+    def start_window(self) -> None:
+        """Begin to average and to measure the rate anew."""
         self.loss = torch.zeros((), device=self.trainer.device)
         self.steps, self.images, self.start = 0, 0, time.perf_counter()
 
@@ -78,7 +79,7 @@ class Recorder:
         for name, value in values.items():
             self.writer.add_scalar(f"{trainer.name}/{name}", value, step)
         self.bar.set_postfix(loss=f"{loss:.4f}")
-        self._start_window()
+        self.start_window()
 
     def picture(self, grid: Tensor) -> None:
         """Keep a sample grid (C, h, w) in [-1, 1], unless it is of latents: no picture."""

@@ -19,11 +19,12 @@ from ..data import ImageData, load_data
 from ..images import component_grid
 from ..model import MSF
 from ..sampling import sample
+from ..seeds import generator
 from .batches import batches
 from .config import TrainingConfig
 from .folder import RunFolder
 from .recorder import Recorder, plot_losses
-from .stage import StageTrainer, generator
+from .stage import StageTrainer
 
 STATISTICS_IMAGES = 16_384
 PREVIEW_IMAGES = 25
@@ -92,7 +93,8 @@ def train(
     folder = RunFolder(Path(out), config, training, source, resume=resume)
     torch.manual_seed(training.seed)
     model = MSF(config)
-    model.pyramid.measure(_statistics_batches(data, training.seed))
+    if not folder.restore_statistics(model.pyramid):
+        model.pyramid.measure(_statistics_batches(data, training.seed))
     folder.create()
     model.to(device)
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
@@ -109,7 +111,7 @@ def train(
 
 
 def _statistics_batches(data: ImageData, seed: int) -> Iterator[Tensor]:
-    key = generator(torch.device("cpu"), seed)
+    key = generator(seed)
     for indices in torch.randperm(len(data), generator=key)[:STATISTICS_IMAGES].split(512):
         yield data.batch(indices)[0]
 
@@ -124,9 +126,11 @@ def _train_stage(
 ) -> None:
     config, first, last = trainer.config, trainer.step_number, trainer.total_steps
     has_labels = trainer.model.config.num_classes > 0
+    pin = trainer.device.type == "cuda"
     with Recorder(trainer, folder, progress) as recorder:
-        for images, labels in batches(data, config.batch_size, first, last, config.seed):
-            images, labels = images.to(trainer.device), labels.to(trainer.device)
+        for images, labels in batches(data, config.batch_size, first, last, config.seed, pin=pin):
+            images = images.to(trainer.device, non_blocking=True)
+            labels = labels.to(trainer.device, non_blocking=True)
             loss = trainer.step(images, labels if has_labels else None)
             recorder.add(loss, len(images))
             step = trainer.step_number
@@ -134,6 +138,7 @@ def _train_stage(
                 recorder.flush()
                 folder.save(trainer, averaged)
                 recorder.picture(preview(averaged, trainer.index, data))
+                recorder.start_window()  # the time of a checkpoint is not that of training
             if stop.received:
                 raise Interrupted(
                     f"stopped at step {step} of {last} of {trainer.name}; "
