@@ -25,6 +25,7 @@ import torch
 from msf import preset
 from msf.files import atomic_write
 from msf.flops import stage_costs
+from msf.training.stage import bf16_instructions
 
 RESULTS = Path(__file__).parent / "results" / "cpu"
 
@@ -46,8 +47,8 @@ STUDIES = {
 
 
 def msf(*arguments: str) -> dict[str, Any]:
-    """Run `msf ARGUMENTS --json` with its progress on our standard error."""
-    command = [sys.executable, "-m", "msf.cli", *arguments, "--json"]
+    """Run `msf ARGUMENTS --json` on one thread, with its progress on our standard error."""
+    command = [sys.executable, "-m", "msf.cli", *arguments, "--threads", "1", "--json"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -73,22 +74,24 @@ def measure(model: Model, runs: Path) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    capability = "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else "no AVX512-BF16"
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RESULTS.parent, stdout=subprocess.PIPE)
     return {
-        "machine": platform.machine(),
-        "cpu": f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, {capability}",
-        "threads": 1,
+        "cpu": f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "bf16": bf16_instructions(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "commit": git.stdout.decode().strip(),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
     args = parser.parse_args()
-    models = [measure(model, args.runs) for model in STUDIES[args.study]]
+    runs = Path("runs") / f"quality-{args.study}"
+    if runs.exists():
+        parser.error(f"{runs} exists; remove it, training is part of what is measured")
+    models = [measure(model, runs) for model in STUDIES[args.study]]
     RESULTS.mkdir(parents=True, exist_ok=True)
     with atomic_write(RESULTS / f"{args.study}.json") as path:
         path.write_text(json.dumps({"machine": machine(), "models": models}, indent=2) + "\n")

@@ -57,22 +57,35 @@ def test_bad_configuration_is_one_clear_line(changes, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["{", b"\xff"])
+def test_what_is_no_json_is_one_clear_line(text):
+    with pytest.raises(ValueError, match="MSFConfig: not valid JSON"):
+        MSFConfig.from_json(text)
+    with pytest.raises(ValueError, match="MSFConfig: must be a JSON object, got list"):
+        MSFConfig.from_json("[1]")
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("changes", "message"),
     [
-        ("{", "not valid JSON"),
-        ("[1]", "expected a JSON object, got list"),
-        (json.dumps({**config().to_dict(), "levels": 1}), r"unknown keys \['levels'\]"),
-        (
-            json.dumps({k: v for k, v in config().to_dict().items() if k != "stages"}),
-            "'stages' is missing",
-        ),
-        (json.dumps({**config().to_dict(), "stages": [{"widht": 3}]}), "widht"),
+        ({"levels": 1}, "MSFConfig: unknown keys levels; known are image_size, "),
+        ({"stages": [{"widht": 3}]}, r"MSFConfig.stages\[0\]: unknown keys widht"),
+        ({"stages": [{"width": 16}]}, r"stages\[0\]: keys depth, heads are missing"),
+        ({"stages": [{"width": 16.0, "depth": 1, "heads": 1}]}, r"\[0\].width must be a whole num"),
+        ({"stages": [None]}, r"stages\[0\] must be an object, got None"),
+        ({"channels": 1.0}, "channels must be a whole number, got 1.0"),
+        ({"image_size": [8.9, 8]}, r"image_size\[0\] must be a whole number, got 8.9"),
+        ({"image_size": [8]}, r"image_size must be a list of 2, got \[8\]"),
+        ({"qk_norm": "no"}, "qk_norm must be true or false, got 'no'"),
+        ({"upsample": 1}, "upsample must be a string, got 1"),
+        ({"label_dropout": "0.1"}, "label_dropout must be a number, got '0.1'"),
+        ({"steps": "24"}, "steps must be a list, got '24'"),
     ],
 )
-def test_bad_json_is_one_clear_line(text, message):
+def test_bad_values_in_json_are_one_clear_line(changes, message):
+    values = {**config().to_dict(), **changes}
     with pytest.raises(ValueError, match=message) as error:
-        MSFConfig.from_json(text)
+        MSFConfig.from_json(json.dumps(values))
     assert "\n" not in str(error.value)
 
 

@@ -7,8 +7,7 @@ EPS = torch.finfo(torch.float32).eps
 
 
 def pixels(*shape, seed=0):
-    """8-bit images: on this grid every average and difference of the pyramid is exact in float32.
-    8-bit images: on this grid every average and difference of the pyramid is exact in float32."""
+    """8-bit images: on their grid every average and difference is exact in float32."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, shape, generator=generator) / 128.0 - 1
 

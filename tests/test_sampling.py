@@ -122,6 +122,10 @@ def test_without_classes_and_with_no_images():
         ({"labels": None}, r"labels must be \(B,\) in \[0, 3\)"),
         ({"steps": (1, 2, 3)}, "steps must be one value or 2, one a stage"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": (2, 0)}, "steps must be at least 1"),
+        ({"steps": (2, 2.5)}, "steps must be a whole number, got 2.5"),
+        ({"guidance_scale": (1.0, float("nan"))}, "guidance_scale must be finite"),
+        ({"guidance_interval": ((0, 1), (1, 0))}, "guidance_interval 0 <= low <= high <= 1"),
         ({"guidance_scale": (1.0,)}, "guidance_scale must be one value or 2"),
         ({"guidance_interval": ((0.0, 1.0),)}, "guidance_interval must be one value or 2"),
         ({"solver": "dopri5"}, "solver must be one of"),
@@ -130,10 +134,11 @@ def test_without_classes_and_with_no_images():
         ({"base": torch.zeros(4, 2, 8, 8)}, r"base must be \(4, 2, 4, 4\), got \(4, 2, 8, 8\)"),
     ],
 )
-def test_bad_requests_are_one_clear_line(options, message):
-    arguments = {"labels": LABELS, "seeds": range(4), **options}
+def test_bad_requests_are_one_clear_line_before_any_work(options, message):
+    arguments, model = {"labels": LABELS, "seeds": range(4), **options}, tiny_model()
+    model.stages[0].register_forward_pre_hook(lambda *_: pytest.fail("the base was generated"))
     with pytest.raises(ValueError, match=message):
-        sample(tiny_model(), arguments.pop("labels"), **arguments)
+        sample(model, arguments.pop("labels"), **arguments)
 
 
 def test_projection_needs_nearest_upsampling():

@@ -7,12 +7,15 @@ import threading
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import images, tiny_model
 from msf import MSF, MSFConfig, StageConfig, TrainingConfig
+from msf.data import ImageData
 from msf.training.batches import batches
-from msf.training.stage import StageTrainer
+from msf.training.stage import StageTrainer, computes_bf16
 from msf.training.train import Interrupted, train
 
 STAGE = StageConfig(width=16, depth=1, heads=2, patch=2)
@@ -186,6 +189,15 @@ def test_finished_run_resumes_to_itself(whole):
     assert digest(whole) == before
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_precision_follows_what_the_gpu_computes_itself(monkeypatch, native):
+    def supported(including_emulation=True):
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert computes_bf16(torch.device("cuda")) == native
+
+
 def test_loss_falls():
     torch.manual_seed(0)
     model = tiny_model(num_classes=0)
@@ -256,6 +268,59 @@ def test_not_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypat
     assert MSF.from_pretrained(tmp_path)
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    original = StageTrainer._average
+
+    def poisoned(self):
+        if self.step_number == 6:  # a checkpoint's last update: no later loss will show it
+            torch.nn.init.constant_(self.stage.output.bias, float("inf"))
+        original(self)
+
+    monkeypatch.setattr(StageTrainer, "_average", poisoned)
+    with pytest.raises(ValueError, match="base: the weights are not finite after step 6"):
+        run(tmp_path)
+    assert all(value.isfinite().all() for value in MSF.from_pretrained(tmp_path).parameters())
+    with safe_open(tmp_path / "state-base.safetensors", "pt") as file:
+        assert file.metadata()["step"] == "3"
+
+
+def test_tensorboard_has_every_point_once_after_a_resume(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path)  # logged until step 3, saved nothing
+    run(tmp_path, resume=True)
+    for stage in MODEL.stage_names:
+        events = EventAccumulator(str(tmp_path / "tensorboard" / stage)).Reload()
+        points = [(stage, event.step) for event in events.Scalars("loss")]
+        assert points == [row for row in steps(tmp_path) if row[0] == stage]
+
+
+def test_progress_ends_at_its_total_with_less_data_than_a_batch(tmp_path, capsys):
+    training = dataclasses.replace(TRAINING, steps=(2, 1), batch_size=10_000)
+    train(MODEL, training, "digits", tmp_path, stages=["base"])
+    assert capsys.readouterr().err.splitlines()[-1].startswith("base: 100%")
+
+
+class Latents(ImageData):
+    class_names = tuple("0123456789")
+    labels = torch.arange(20) % 10
+
+    def images(self, indices):
+        return images(len(indices), channels=4)
+
+
+def test_latents_are_trained_without_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr("msf.training.train.load_data", lambda *_, **__: Latents())
+    monkeypatch.setattr("msf.training.train.preview", lambda *_: pytest.fail("sampled a picture"))
+    config = dataclasses.replace(MODEL, channels=4)
+    train(config, TRAINING, "latents", tmp_path, stages=["base"], progress=False)
+    assert not list(tmp_path.glob("samples-*"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -284,8 +349,11 @@ def test_existing_folder_is_not_overwritten(whole, tmp_path):
     with pytest.raises(ValueError, match="exists and is not empty; continue its run with --resume"):
         run(whole)
     other = dataclasses.replace(TRAINING, learning_rate=1.0)
-    with pytest.raises(ValueError, match="the run in this folder differs in training"):
+    with pytest.raises(ValueError, match=r"folder differs in training.learning_rate; resume with"):
         train(MODEL, other, "digits", whole, resume=True, progress=False)
+    wider = dataclasses.replace(MODEL, label_dropout=0.2)
+    with pytest.raises(ValueError, match=r"folder differs in model.label_dropout; resume with"):
+        train(wider, TRAINING, "digits", whole, resume=True, progress=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         run(tmp_path / "file")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from .parsing import parse_dataclass, parse_object
 
 UPSAMPLE_MODES = ("nearest", "bilinear")
 POSITIONS = ("rope", "sincos")
@@ -110,9 +112,7 @@ class MSFConfig:
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        if self.levels == 1:
-            return ("base", "residual")
-        return ("base", *(f"residual_{i}" for i in range(1, self.levels + 1)))
+        return component_names(self.levels)
 
     def stage_size(self, index: int, size: tuple[int, int] | None = None) -> tuple[int, int]:
         """(height, width) at which stage ``index`` works on images of ``size``."""
@@ -125,28 +125,19 @@ class MSFConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MSFConfig:
-        """Inverse of ``to_dict``; lists may stand for tuples. ValueError names a wrong key."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"MSFConfig: unknown keys {unknown}; known are {sorted(known)}")
-        try:
-            stages = tuple(StageConfig(**stage) for stage in values["stages"])
-            sizes = {key: tuple(int(n) for n in values[key]) for key in ("image_size", "steps")}
-            return cls(**{**values, **sizes, "stages": stages})
-        except KeyError as error:
-            raise ValueError(f"MSFConfig: key {error} is missing") from None
-        except TypeError as error:
-            raise ValueError(f"MSFConfig: {error}") from None
+        """Inverse of ``to_dict``; lists may stand for tuples. ValueError names what is wrong."""
+        return parse_dataclass(cls, values, "MSFConfig")
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> MSFConfig:
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"MSFConfig: not valid JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"MSFConfig: expected a JSON object, got {type(values).__name__}")
-        return cls.from_dict(values)
+    def from_json(cls, text: str | bytes) -> MSFConfig:
+        return cls.from_dict(parse_object(text, "MSFConfig"))
+
+
+def component_names(levels: int) -> tuple[str, ...]:
+    """The base's and the residuals' names, which are their stages' too."""
+    if levels == 1:
+        return ("base", "residual")
+    return ("base", *(f"residual_{i}" for i in range(1, levels + 1)))

@@ -28,6 +28,24 @@ def logit_normal_times(
     return torch.randn(batch, generator=generator, device=device).sigmoid()
 
 
+def check_settings(
+    *, steps: int, guidance_scale: float, guidance_interval: tuple[float, float], solver: str
+) -> None:
+    """ValueError for what ``integrate`` cannot follow."""
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
+    if not isinstance(steps, int):
+        raise ValueError(f"steps must be a whole number, got {steps}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    low, high = guidance_interval
+    if not (math.isfinite(guidance_scale) and 0 <= low <= high <= 1):
+        raise ValueError(
+            "guidance_scale must be finite and guidance_interval 0 <= low <= high <= 1, "
+            f"got {guidance_scale} and {guidance_interval}"
+        )
+
+
 def integrate(
     velocity: Velocity,
     x: Tensor,
@@ -43,18 +61,13 @@ def integrate(
     in ``guidance_interval`` (arXiv 2404.07724): outside it the unconditional half is not computed.
     Heun costs two velocities a step and is of second order. The state stays in float32.
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
-    if not isinstance(steps, int):
-        raise ValueError(f"steps must be a whole number, got {steps}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_settings(
+        steps=steps,
+        guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval,
+        solver=solver,
+    )
     low, high = guidance_interval
-    if not (math.isfinite(guidance_scale) and 0 <= low <= high <= 1):
-        raise ValueError(
-            "guidance_scale must be finite and guidance_interval 0 <= low <= high <= 1, "
-            f"got {guidance_scale} and {guidance_interval}"
-        )
     times = [i / steps for i in range(steps + 1)]
     # On the device once, so that no step waits for a copy.
     table = torch.tensor(times, dtype=torch.float32, device=x.device)

@@ -190,6 +190,6 @@ def read_config(directory: str | os.PathLike[str]) -> MSFConfig:
     """The configuration that ``save_pretrained`` wrote. ValueError (one line) if it is corrupt."""
     file = Path(directory) / CONFIG_FILE
     try:
-        return MSFConfig.from_json(file.read_text())
+        return MSFConfig.from_json(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None

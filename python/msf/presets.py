@@ -19,8 +19,7 @@ class Preset:
 def latents(
     size: int, stages: tuple[StageConfig, ...], steps: tuple[int, ...], **options: Any
 ) -> MSFConfig:
-    """ImageNet at ``size`` pixels as latents (4, size / 8, size / 8) of the Stable Diffusion VAE.
-    ImageNet at ``size`` pixels as latents (4, size / 8, size / 8) of the Stable Diffusion VAE."""
+    """ImageNet at ``size`` pixels, as latents (4, size / 8, size / 8) of Stable Diffusion's VAE."""
     return MSFConfig(
         image_size=(size // 8, size // 8),
         channels=4,
@@ -32,11 +31,16 @@ def latents(
 
 
 def pixels(
-    size: int, classes: int, stages: tuple[StageConfig, ...], steps: tuple[int, ...]
+    size: int, classes: int, stages: tuple[StageConfig, ...], steps: tuple[int, ...], **options: Any
 ) -> MSFConfig:
     """Grey images of ``size`` pixels."""
     return MSFConfig(
-        image_size=(size, size), channels=1, num_classes=classes, stages=stages, steps=steps
+        image_size=(size, size),
+        channels=1,
+        num_classes=classes,
+        stages=stages,
+        steps=steps,
+        **options,
     )
 
 
@@ -53,23 +57,25 @@ def cpu_training(*steps: int) -> TrainingConfig:
 
 def cpu_presets() -> dict[str, Preset]:
     """Small enough to train on a CPU. ``textures-16`` and its baseline train on equal FLOPs."""
-    tiny = StageConfig(width=96, depth=4, heads=3)
-    small = StageConfig(width=128, depth=4, heads=4)
-    fine, coarse = replace(small, patch=2), replace(small, patch=4)
+    fine = StageConfig(width=128, depth=4, heads=4, patch=2)
+    coarse = replace(fine, patch=4)
     return {
+        # Digits stand in the middle of their image: with absolute positions the residual's loss after
+        # 1,200 steps was 0.26, with RoPE alone 0.38. A generated base is close to a true one here,
+        # hence little noise on it.
         "digits": Preset(
-            pixels(8, 10, (replace(tiny, patch=1), replace(tiny, patch=2)), (16, 4)),
-            cpu_training(1200, 800),
-            "8x8 digits of scikit-learn: minutes on one core",
+            pixels(8, 10, (fine, fine), (16, 4), positions="sincos", max_base_noise=0.1),
+            replace(cpu_training(3000, 1200), batch_size=64),
+            "8x8 digits of scikit-learn: four minutes on one core",
         ),
         "textures-16": Preset(
             pixels(16, 3, (fine, fine), (32, 8)),
-            cpu_training(7000, 2300),
-            "16x16 crops of brick, grass and gravel: half an hour on one core",
+            cpu_training(3500, 1150),
+            "16x16 crops of brick, grass and gravel: a quarter of an hour on one core",
         ),
         "textures-16-dit": Preset(
             pixels(16, 3, (fine,), (16,)),
-            cpu_training(4000),
+            cpu_training(2000),
             "N = 0: the baseline of textures-16",
         ),
         "textures-32": Preset(

@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from .flow import Velocity, integrate
+from .config import MSFConfig
+from .flow import Velocity, check_settings, integrate
 from .model import MSF
 from .seeds import generator
 
 Interval = tuple[float, float]
+
+
+@overload
+def sample(
+    model: MSF,
+    labels: Tensor | None = None,
+    *,
+    seeds: Sequence[int],
+    steps: int | Sequence[int] | None = None,
+    guidance_scale: float | Sequence[float] = 1.0,
+    guidance_interval: Interval | Sequence[Interval] = (0.0, 1.0),
+    solver: str = "euler",
+    base_noise: float = 0.0,
+    project_residual: bool = False,
+    base: Tensor | None = None,
+    size: tuple[int, int] | None = None,
+    return_components: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def sample(
+    model: MSF,
+    labels: Tensor | None = None,
+    *,
+    seeds: Sequence[int],
+    steps: int | Sequence[int] | None = None,
+    guidance_scale: float | Sequence[float] = 1.0,
+    guidance_interval: Interval | Sequence[Interval] = (0.0, 1.0),
+    solver: str = "euler",
+    base_noise: float = 0.0,
+    project_residual: bool = False,
+    base: Tensor | None = None,
+    size: tuple[int, int] | None = None,
+    return_components: Literal[True],
+) -> tuple[Tensor, list[Tensor]]: ...
 
 
 @torch.no_grad()
@@ -30,7 +67,7 @@ def sample(
     base: Tensor | None = None,
     size: tuple[int, int] | None = None,
     return_components: bool = False,
-) -> Any:
+) -> Tensor | tuple[Tensor, list[Tensor]]:
     """Generate images (B, C, H, W), float32, in the units of the training data.
 
     steps, guidance_scale and guidance_interval are one value for all stages, or one a stage, base
@@ -58,16 +95,16 @@ def sample(
     """
     config, device = model.config, model.pyramid.mean.device
     size = config.image_size if size is None else size
-    _check(model, labels, seeds, base_noise, project_residual, base, size)
-    integration = _per_stage(
-        len(model.stages),
-        steps=(config.steps if steps is None else steps, (int, float)),
-        guidance_scale=(guidance_scale, (int, float)),
-        guidance_interval=(guidance_interval, None),
+    _check(model, labels, seeds, base, size)
+    integration = stage_settings(
+        config,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval,
+        solver=solver,
+        base_noise=base_noise,
+        project_residual=project_residual,
     )
-    if not config.num_classes and any(stage["guidance_scale"] != 1 for stage in integration):
-        raise ValueError("sample: guidance_scale must be 1 for a model without classes")
-
     labels = None if labels is None else labels.to(device)
     x = None if base is None else base.to(device, torch.float32)
     components = [] if x is None else [x]
@@ -76,7 +113,7 @@ def sample(
         velocity = _velocity(model, i, labels, below, seeds, base_noise)
         shape = (config.channels, *config.stage_size(i, size))
         noise = image_noise(seeds, shape, i).to(device)
-        z = integrate(velocity, noise, solver=solver, **integration[i])
+        z = integrate(velocity, noise, **integration[i])
         x = model.pyramid.add(below, i, z)
         if below is None:
             components.append(x)
@@ -84,7 +121,43 @@ def sample(
         if project_residual:
             x = model.pyramid.project(x, below)
         components.append(x - model.pyramid.upsample(below))
+    assert x is not None  # there is always a base
     return (x, components) if return_components else x
+
+
+def stage_settings(
+    config: MSFConfig,
+    *,
+    steps: int | Sequence[int] | None,
+    guidance_scale: float | Sequence[float],
+    guidance_interval: Interval | Sequence[Interval],
+    solver: str,
+    base_noise: float,
+    project_residual: bool,
+) -> list[dict[str, Any]]:
+    """What ``integrate`` is given for every stage, by the arguments of ``sample``; ValueError where
+    these do not fit the model."""
+    settings = _per_stage(
+        len(config.stages),
+        steps=(config.steps if steps is None else steps, (int, float)),
+        guidance_scale=(guidance_scale, (int, float)),
+        guidance_interval=(guidance_interval, None),
+        solver=(solver, str),
+    )
+    for stage in settings:
+        check_settings(**stage)
+    if not config.num_classes and any(stage["guidance_scale"] != 1 for stage in settings):
+        raise ValueError("sample: guidance_scale must be 1 for a model without classes")
+    if not 0 <= base_noise <= config.max_base_noise:
+        raise ValueError(
+            f"sample: base_noise must be in [0, {config.max_base_noise}], as in training, "
+            f"got {base_noise}"
+        )
+    if project_residual and config.upsample != "nearest":
+        raise ValueError(
+            f"sample: project_residual needs upsample='nearest', not {config.upsample!r}"
+        )
+    return settings
 
 
 def image_noise(seeds: Sequence[int], shape: tuple[int, ...], *purpose: int) -> Tensor:
@@ -143,8 +216,6 @@ def _check(
     model: MSF,
     labels: Tensor | None,
     seeds: Sequence[int],
-    base_noise: float,
-    project_residual: bool,
     base: Tensor | None,
     size: tuple[int, int],
 ) -> None:
@@ -153,15 +224,6 @@ def _check(
     model.check_labels(None if labels is None else labels.cpu(), len(seeds), null=True)
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"sample: seeds must not be negative, got {min(seeds)}")
-    if not 0 <= base_noise <= config.max_base_noise:
-        raise ValueError(
-            f"sample: base_noise must be in [0, {config.max_base_noise}], as in training, "
-            f"got {base_noise}"
-        )
-    if project_residual and config.upsample != "nearest":
-        raise ValueError(
-            f"sample: project_residual needs upsample='nearest', not {config.upsample!r}"
-        )
     expected = (len(seeds), config.channels, *config.stage_size(0, size))
     if base is not None and tuple(base.shape) != expected:
         raise ValueError(f"sample: base must be {expected}, got {tuple(base.shape)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from msf import MSF
 from msf.cli import main
 from msf.cli.errors import explain
 
-from .helpers import STAGE, msf, write_config
+from .helpers import STAGE, TINY, msf, write_config
 
 PLACES = {"run": "run", "image": "image.png", "tiny": "tiny.json"}
 
@@ -78,7 +79,8 @@ BAD_INPUT = {
     "flops --preset digit": "preset must be one of digits, ",
     "flops --config {out}/none.json": "none.json: No such file or directory",
     "flops --config {image}": "not valid JSON",
-    "flops --config {bad}/list.json": 'must be {{"model": {{...}}, "training": {{...}}}}',
+    "flops --config {bad}/list.json": "list.json: must be a JSON object, got list",
+    "flops --config {bad}/empty.json": 'must be {{"model": {{...}}, "training": {{...}}}}',
     "flops --config {bad}/key.json": "model: unknown keys size; known are image_size, ",
     "flops --config {bad}/missing.json": "model: keys channels, num_classes, stages, steps are",
     "flops --config {bad}/type.json": "model.stages[1].width must be a whole number, got '16'",
@@ -102,7 +104,7 @@ BAD_INPUT = {
     "sample {run} --out {out}/x.png --steps 0": "steps must be at least 1, got 0",
     "sample {run} --out {out}/x.png --count 0": "--count must be at least 1, got 0",
     "sample {run} --out {out}/x.png --seed -1": "--seed must not be negative",
-    "sample {run} --out {out}/x.png --guidance-interval 1 0": "0 <= LOW <= HIGH <= 1, got 1.0 0.0",
+    "sample {run} --out {out}/x.png --guidance-interval 1 0": "0 <= low <= high <= 1, got 1.0 and",
     "sample {run} --out {out}/x.png --guidance-scale nan": "must be finite, got nan",
     "sample {run} --out {out}/x.png --base-noise 9": "base_noise must be in [0, 0.3]",
     "sample {run} --out {out}/x.png --threads 0": "--threads must be at least 1, got 0",
@@ -126,18 +128,25 @@ BAD_INPUT = {
     # Evaluation
     "evaluate {run} --samples 3": "num_samples must be at least ",
     "evaluate {run} --data textures": "textures has 3 classes, the model 10",
+    "evaluate {bad}/run-list": "training.json: must be a JSON object, got list",
+    "evaluate {bad}/run-data": "training.json: run.data must be a string, got 3",
+    "evaluate {run} --base-noise 9": "base_noise must be in [0, 0.3]",
+    "evaluate {run} --guidance-scale 1 2 3": "guidance_scale must be one value or 2, one a stage",
     "evaluate {run} --steps 1 2 3": "steps must be 2 positive numbers, one a stage",
     # Training
     "train --config {tiny} --data digits --out {run}": "not empty; continue its run with --resume",
-    "train --config {tiny} --data digits --out {run} --resume --seed 1": "differs in training;",
+    "train --config {tiny} --data digits --out {run} --resume --seed 1": "in training.seed; resume",
     "train --config {tiny} --data digits --out {tiny}": "is a file; --out must be a folder",
     "train --config {tiny} --data nothing --out {out}/x": "neither 'digits', 'textures' nor",
     "train --config {tiny} --data {bad}/photos --out {out}/x": "cannot read",
     "train --config {tiny} --data digits --out {out}/x --stage top": "one of base, residual",
-    "train --config {tiny} --data digits --out {out}/x --num-classes 3": "set num_classes to 10",
+    "train --config {tiny} --data digits --out {out}/x --num-classes 3": "num_classes set to 10",
     "train --config {tiny} --data digits --out {out}/x --batch-size 0": "must be positive",
     "train --config {tiny} --data digits --out {out}/x --steps 1 2 3": "must be 2 numbers",
     "train --preset msf-s-256 --data digits --out {out}/x": "digits are 8x8 with 1 channel",
+    "train --config {tiny} --data digits --out {bad}/run-list --resume": "must be a JSON object",
+    "train --config {tiny} --data digits --out {bad}/run-data --resume": "data must be a string",
+    "train --config {tiny} --data digits --out {bad}/config --resume": "MSFConfig: not valid",
     "train --config {tiny} --data digits --out {bad}/state --resume": "readable training",
     "train --data digits --out {out}/x": "one of the arguments --preset --config is required",
 }
@@ -150,17 +159,25 @@ def bad(workspace: Path) -> Path:
     bad.mkdir()
     stages = [STAGE, {**STAGE, "width": "16"}]
     (bad / "list.json").write_text("[]")
+    (bad / "empty.json").write_text("{}")
     (bad / "missing.json").write_text('{"model": {"image_size": [8, 8]}}')
     write_config(bad / "key.json", model={"size": 8})
     write_config(bad / "type.json", model={"stages": stages})
     write_config(bad / "size.json", model={"image_size": [8, 9]})
-    for name in ("truncated", "corrupt", "other", "config", "half", "state", "latents"):
+    for name in (
+        *("truncated", "corrupt", "other", "config", "half", "state", "latents"),
+        *("run-list", "run-data"),
+    ):
         shutil.copytree(workspace / "run", bad / name)
     weights = (workspace / "run" / "model.safetensors").read_bytes()
     (bad / "truncated" / "model.safetensors").write_bytes(weights[:-100])
     (bad / "corrupt" / "model.safetensors").write_bytes(b"\xff" * len(weights))
     (bad / "state" / "state-base.safetensors").write_bytes(b"")
     (bad / "config" / "config.json").write_text("{")
+    (bad / "run-list" / "training.json").write_text("[]")
+    (bad / "run-data" / "training.json").write_text(
+        json.dumps({"data": 3, "training": TINY["training"]})
+    )
     config = MSF.from_pretrained(workspace / "run").config
     (bad / "other" / "config.json").write_text(replace(config, num_classes=9).to_json())
     half = MSF.from_pretrained(workspace / "run")

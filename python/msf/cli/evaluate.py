@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..training.config import read_run
 from . import models, outputs, sampling
 
 if TYPE_CHECKING:
@@ -55,12 +56,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     settings = [_one_a_stage(steps, config) for steps in args.steps or [config.steps]]
     costs = [_gmacs(steps, args, config) for steps in settings]
     generators = [_generator(model, args, steps) for steps in settings]
-    _check_classes(source, config)
 
     evaluator = Evaluator(
         source,
         image_size=config.image_size,
         channels=config.channels,
+        num_classes=config.num_classes,
         num_samples=args.samples,
         seed=args.seed,
     )
@@ -91,8 +92,8 @@ def text(document: dict[str, Any]) -> str:
 def _source(args: argparse.Namespace) -> str:
     if args.data:
         return args.data
-    if training := models.read_training(args.model):
-        return training["data"]
+    if run := read_run(args.model):
+        return run.data
     raise ValueError(f"{args.model}: has no training.json to know its data by; give --data")
 
 
@@ -108,21 +109,10 @@ def _gmacs(steps: Sequence[int], args: argparse.Namespace, config: MSFConfig) ->
     return forwards * sum(cost.macs_per_image for cost in stage_costs(config, steps)) / 1e9
 
 
-def _check_classes(source: str, config: MSFConfig) -> None:
-    from ..data import load_data
-
-    data = load_data(source, split="test", image_size=config.image_size, channels=config.channels)
-    if config.num_classes not in (0, data.num_classes):
-        raise ValueError(
-            f"{source} has {data.num_classes} classes, the model {config.num_classes}; "
-            "choose --data with the classes that it was trained on"
-        )
-
-
 def _generator(model: MSF, args: argparse.Namespace, steps: Sequence[int]) -> Generate:
     import torch
 
-    options = sampling.options(args, steps)
+    options = sampling.options(args, steps, model.config)
 
     def generate(labels: Tensor, seeds: list[int], true_images: Tensor | None) -> Tensor:
         bases = None
@@ -132,7 +122,7 @@ def _generator(model: MSF, args: argparse.Namespace, steps: Sequence[int]) -> Ge
             model,
             labels if model.config.num_classes else None,
             seeds,
-            args.batch_size,
+            args,
             bases=bases,
             **options,
         )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import component_names
 from . import outputs, tables
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     pyramid = Pyramid(args.levels, x.shape[1], args.upsample)
     components = pyramid.split(x)
     merged = pyramid.merge(components)
-    names = ["base", *_residual_names(args.levels)]
+    names = component_names(args.levels)
     with outputs.atomic_folder(out) as folder:
         save_image(folder / "merged.png", merged[0])
         for name, component in zip(names, components, strict=True):
@@ -92,10 +93,6 @@ def _check_sides(path: Path, x: Tensor, levels: int) -> None:
             f"{path}: {tables.size(size)} (height x width) is not divisible by {multiple} "
             f"as --levels {levels} needs; {right}"
         )
-
-
-def _residual_names(levels: int) -> list[str]:
-    return ["residual"] if levels == 1 else [f"residual_{i}" for i in range(1, levels + 1)]
 
 
 def _variance_shares(components: list[Tensor]) -> list[float]:

@@ -8,10 +8,12 @@ what share of the image's variance each component holds.
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import factorize, models, outputs, tables
+from ..training.config import read_run
+from . import factorize, outputs, tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +55,7 @@ def _describe(directory: Path) -> dict[str, Any]:
     from ..flops import stage_costs
     from ..model import MSF
 
-    model = MSF.from_pretrained(directory)
+    model, run = MSF.from_pretrained(directory), read_run(directory)
     stages = [
         {
             "name": cost.name,
@@ -77,7 +79,7 @@ def _describe(directory: Path) -> dict[str, Any]:
         "model": str(directory),
         "config": model.config.to_dict(),
         "stages": stages,
-        "training": models.read_training(directory),
+        "training": None if run is None else asdict(run),
     }
 
 

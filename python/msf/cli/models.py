@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,17 +60,6 @@ def load(directory: Path, device: torch.device) -> MSF:
             "finish it with msf train --resume"
         )
     return model.to(device)
-
-
-def read_training(directory: Path) -> dict[str, Any] | None:
-    """``training.json`` of the run that made the model, if it is there."""
-    file = directory / "training.json"
-    if not file.exists():
-        return None
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON: {error}") from None
 
 
 def progress(batches: Iterable[Any], total: int) -> Iterable[Any]:

@@ -58,15 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     device = models.device(args)
-    options = sampling.options(args, args.steps)
     model = models.load(args.model, device)
+    options = sampling.options(args, args.steps, model.config)
     write = _writer(args, model.config.channels)
     count = args.count if args.count is not None else len(args.labels or range(COUNT))
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
     labels = _labels(args, model, count)
     seeds = range(args.seed, args.seed + count)
-    batches = sampling.generate(model, labels, seeds, args.batch_size, **options)
+    batches = sampling.generate(model, labels, seeds, args, **options)
     total = math.ceil(count / args.batch_size)
     write(args.out, model, models.progress(batches, total))
     return {

@@ -7,9 +7,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..training.config import PRECISIONS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..config import MSFConfig
     from ..model import MSF
 
 
@@ -52,27 +55,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="make the image, pooled, equal its base exactly",
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="auto: bf16 on a GPU that computes in it, fp32 elsewhere",
+    )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
 
 
-def options(args: argparse.Namespace, steps: Sequence[int] | None) -> dict[str, Any]:
-    """Keyword arguments of `msf.sample` that are the same for every batch."""
-    low, high = args.guidance_interval
-    if not 0 <= low <= high <= 1:
-        raise ValueError(f"--guidance-interval must be 0 <= LOW <= HIGH <= 1, got {low} {high}")
+def options(
+    args: argparse.Namespace, steps: Sequence[int] | None, config: MSFConfig
+) -> dict[str, Any]:
+    """Keyword arguments of `msf.sample` that are the same for every batch; ValueError if wrong."""
+    from ..sampling import stage_settings
+
     if args.seed < 0 or args.batch_size < 1:
         raise ValueError(
             "--seed must not be negative and --batch-size positive, "
             f"got {args.seed} and {args.batch_size}"
         )
-    return {
+    chosen = {
         "steps": one_or_all(steps),
         "guidance_scale": one_or_all(args.guidance_scale),
-        "guidance_interval": (low, high),
+        "guidance_interval": tuple(args.guidance_interval),
         "solver": args.solver,
         "base_noise": args.base_noise,
         "project_residual": args.project_residual,
     }
+    stage_settings(config, **chosen)
+    return chosen
 
 
 def one_or_all(values: Sequence[Any] | None) -> Any:
@@ -84,22 +96,27 @@ def generate(
     model: MSF,
     labels: Tensor | None,
     seeds: Sequence[int],
-    batch_size: int,
+    args: argparse.Namespace,
     *,
     bases: Tensor | None = None,
     **options: Any,
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """(images, components) on the CPU, batch by batch."""
     from ..sampling import sample
+    from ..training.stage import autocast
 
-    for start in range(0, len(seeds), batch_size):
-        rows = slice(start, start + batch_size)
-        images, components = sample(
-            model,
-            None if labels is None else labels[rows],
-            seeds=seeds[rows],
-            base=None if bases is None else bases[rows],
-            return_components=True,
-            **options,
-        )
+    device = model.pyramid.mean.device
+    # Unlike in training: the figures we publish for a CPU are the same on every CPU.
+    fp32 = args.precision == "auto" and device.type == "cpu"
+    for start in range(0, len(seeds), args.batch_size):
+        rows = slice(start, start + args.batch_size)
+        with autocast(device, "fp32" if fp32 else args.precision):
+            images, components = sample(
+                model,
+                None if labels is None else labels[rows],
+                seeds=seeds[rows],
+                base=None if bases is None else bases[rows],
+                return_components=True,
+                **options,
+            )
         yield images.cpu(), [component.cpu() for component in components]

@@ -12,12 +12,15 @@ from .textures import Textures
 __all__ = ["SPLITS", "Digits", "ImageData", "ImageFolder", "Textures", "load_data"]
 
 
-def load_data(source: str, *, split: str, image_size: tuple[int, int], channels: int) -> ImageData:
+def load_data(
+    source: str, *, split: str, image_size: tuple[int, int], channels: int, num_classes: int = 0
+) -> ImageData:
     """One split of ``"digits"``, ``"textures"`` or a folder with one subfolder a class.
 
     ``split`` is "train" (for the generator), "features" (for the evaluation's feature network) or
     "test" (the evaluation's reference). The three share no image and, for textures, no pixel; they
-    are the same on every machine and in every run. ``image_size`` is (height, width).
+    are the same on every machine and in every run. ``image_size`` is (height, width),
+    ``num_classes`` how many classes there must be, 0 for any number.
 
     Raises ValueError with one line for whatever the source cannot give, ImportError where the
     source needs a package of the ``train`` extra.
@@ -28,6 +31,16 @@ def load_data(source: str, *, split: str, image_size: tuple[int, int], channels:
         raise ValueError(
             f"data: image_size must be (height, width), both positive, got {image_size}"
         )
+    data = _open(source, split, image_size, channels)
+    if num_classes not in (0, data.num_classes):
+        raise ValueError(
+            f"data: {source} has {data.num_classes} classes, the model {num_classes}; choose other "
+            f"data, or train with num_classes set to {data.num_classes}, or 0 for no labels"
+        )
+    return data
+
+
+def _open(source: str, split: str, image_size: tuple[int, int], channels: int) -> ImageData:
     if source == "digits":
         return Digits(split, image_size, channels)
     if source == "textures":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .evaluate import Evaluator, Generate
 from .intervals import Figure
-from .metrics import frechet_distance, in_manifold, kid, precision_recall
+from .metrics import frechet_distance, in_manifold, kid, precision
 from .report import BaseGap, Report
 
 __all__ = [
@@ -16,5 +16,5 @@ __all__ = [
     "frechet_distance",
     "in_manifold",
     "kid",
-    "precision_recall",
+    "precision",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..data import SPLITS, ImageData, load_data
 from .features import extract, train_feature_network
 from .intervals import Figure, figure, subsets
-from .metrics import frechet_distance, in_manifold, kid
+from .metrics import frechet_distance, kid, precision
 from .report import BaseGap, Report
 
 # (labels (B,) int64, B seeds, true images (B, C, H, W) or None) -> images (B, C, H, W) in [-1, 1].
@@ -32,7 +32,8 @@ class Evaluator:
     features split.
 
     ``seed`` fixes the network, the choice of images, the generator's seeds and the intervals, which
-    come from ``replicates`` resamplings. ValueError where the splits are too small.
+    come from ``replicates`` resamplings. ``num_classes`` is as in ``load_data``. ValueError where
+    the splits are too small.
     """
 
     def __init__(
@@ -41,12 +42,19 @@ class Evaluator:
         *,
         image_size: tuple[int, int],
         channels: int,
+        num_classes: int = 0,
         num_samples: int | None = None,
         seed: int = 0,
         replicates: int = 100,
     ) -> None:
         self._train, features, self._test = (
-            load_data(source, split=split, image_size=image_size, channels=channels)
+            load_data(
+                source,
+                split=split,
+                image_size=image_size,
+                channels=channels,
+                num_classes=num_classes,
+            )
             for split in SPLITS
         )
         n = min(len(self._test), MAX_SAMPLES) if num_samples is None else num_samples
@@ -134,8 +142,8 @@ class Evaluator:
         figures = {
             "fd": self._figure(lambda i: self._distance(features, i)),
             "kid": self._figure(lambda i: kid(features[i], reference[i])),
-            "precision": self._figure(lambda i: coverage(reference[i], features[i])),
-            "recall": self._figure(lambda i: coverage(features[i], reference[i])),
+            "precision": self._figure(lambda i: precision(reference[i], features[i], NEIGHBOURS)),
+            "recall": self._figure(lambda i: precision(features[i], reference[i], NEIGHBOURS)),
         }
         if self._test.num_classes > 1:
             figures["accuracy"] = self._figure(lambda i: correct[i].mean().item())
@@ -154,11 +162,6 @@ class Evaluator:
             frechet_distance(features[a], self._reference[b])
             + frechet_distance(features[b], self._reference[a])
         ) / 2
-
-
-def coverage(points: Tensor, queries: Tensor) -> float:
-    """The share of ``queries`` in the manifold of ``points``."""
-    return in_manifold(points, queries, NEIGHBOURS).double().mean().item()
 
 
 def draw_like(labels: Tensor, data: ImageData, generator: torch.Generator) -> Tensor:

@@ -53,14 +53,10 @@ def in_manifold(points: Tensor, queries: Tensor, k: int = 3) -> Tensor:
     return (torch.cdist(queries, points) <= radii).any(1)
 
 
-def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019) of real (n, D) and generated (m, D).
-
-    Precision: the share of generated images inside the real manifold. Recall: the reverse.
-    """
-    precision = in_manifold(real, generated, k).double().mean()
-    recall = in_manifold(generated, real, k).double().mean()
-    return float(precision), float(recall)
+def precision(real: Tensor, generated: Tensor, k: int = 3) -> float:
+    """Improved precision (Kynkaanniemi et al. 2019): the share of generated (m, D) in the manifold
+    of real (n, D). With the two exchanged it is recall."""
+    return float(in_manifold(real, generated, k).double().mean())
 
 
 def _checked(name: str, a: Tensor, b: Tensor, least: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from ..parsing import parse_dataclass, parse_object
+
+RUN_FILE = "training.json"
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -61,3 +65,24 @@ class TrainingConfig:
             raise ValueError(
                 f"TrainingConfig: precision must be one of {PRECISIONS}, got {self.precision!r}"
             )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What ``training.json`` says of a run: ``data`` is its source, as in ``load_data``."""
+
+    data: str
+    training: TrainingConfig
+
+
+def read_run(directory: Path) -> RunConfig | None:
+    """The run that made ``directory``, None if it holds no ``training.json``. ValueError (one line)
+    if that is corrupt."""
+    file = directory / RUN_FILE
+    if not file.exists():
+        return None
+    values = parse_object(file.read_bytes(), file)
+    try:
+        return parse_dataclass(RunConfig, values, "run")
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None

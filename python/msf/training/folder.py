@@ -16,24 +16,21 @@ from typing import Any
 
 from ..config import MSFConfig
 from ..files import atomic_write
-from ..model import CONFIG_FILE, MSF
+from ..model import CONFIG_FILE, MSF, read_config
 from ..pyramid import Pyramid
-from .config import TrainingConfig
+from .config import RUN_FILE, RunConfig, read_run
 from .stage import StageTrainer
 
 
 class RunFolder:
-    """Opens ``path`` for a run of ``config`` on ``source``.
+    """Opens ``path`` for the training ``run`` of ``config``.
 
     ValueError when the folder holds something already and ``resume`` is not set, or when what it
     holds is no run, or one of another configuration.
     """
 
-    def __init__(
-        self, path: Path, config: MSFConfig, training: TrainingConfig, source: str, *, resume: bool
-    ) -> None:
-        self.path = path
-        self.description = {"data": source, "training": json.loads(json.dumps(asdict(training)))}
+    def __init__(self, path: Path, config: MSFConfig, run: RunConfig, *, resume: bool) -> None:
+        self.path, self.run = path, run
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path}: is a file; --out must be a folder")
         if path.exists() and any(path.iterdir()):
@@ -47,31 +44,23 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder and say in it what is trained. Until then nothing is written."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.path / "training.json") as temporary:
-            temporary.write_text(json.dumps(self.description, indent=2) + "\n")
+        with atomic_write(self.path / RUN_FILE) as temporary:
+            temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
 
     def _check_same(self, config: MSFConfig) -> None:
-        if not (self.path / "training.json").exists():
+        run = read_run(self.path)
+        if run is None:
             raise ValueError(
-                f"{self.path}: holds files but no run (training.json); choose another --out"
+                f"{self.path}: holds files but no run ({RUN_FILE}); choose another --out"
             )
-        for name, ours in (
-            (CONFIG_FILE, json.loads(config.to_json())),
-            ("training.json", self.description),
-        ):
-            file = self.path / name
-            if not file.exists():
-                continue
-            try:
-                theirs = json.loads(file.read_text())
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}: not valid JSON: {error}") from None
-            if theirs != ours:
-                keys = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
-                raise ValueError(
-                    f"{file}: the run in this folder differs in {', '.join(keys)}; "
-                    "resume with the same settings or choose another --out"
-                )
+        saved = (self.path / CONFIG_FILE).exists()
+        theirs = _settings(read_config(self.path) if saved else config, run)
+        ours = _settings(config, self.run)
+        if differing := [name for name in ours if ours[name] != theirs[name]]:
+            raise ValueError(
+                f"{self.path}: the run in this folder differs in {', '.join(differing)}; "
+                "resume with the same settings or choose another --out"
+            )
 
     def state_file(self, stage: str) -> Path:
         return self.path / f"state-{stage}.safetensors"
@@ -93,6 +82,7 @@ class RunFolder:
     def save(self, trainer: StageTrainer, averaged: MSF) -> None:
         # The state last: where writing the model fails, a resumed run repeats these steps and with
         # them the model.
+        trainer.check_finite()
         averaged.save_pretrained(self.path)
         trainer.save(self.state_file(trainer.name))
 
@@ -111,3 +101,13 @@ class RunFolder:
         kept = [row for row in self.metrics() if row["stage"] != stage or row["step"] <= after]
         with atomic_write(self.path / "metrics.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _settings(config: MSFConfig, run: RunConfig) -> dict[str, Any]:
+    """All that both parts of a resumed run must have in common, as JSON gives it back."""
+    settings = {
+        **{f"model.{name}": value for name, value in asdict(config).items()},
+        **{f"training.{name}": value for name, value in asdict(run.training).items()},
+        "data": run.data,
+    }
+    return json.loads(json.dumps(settings))

@@ -26,14 +26,15 @@ class Recorder:
 
     def __init__(self, trainer: StageTrainer, folder: RunFolder, progress: bool) -> None:
         self.trainer, self.folder = trainer, folder
-        self.writer = SummaryWriter(str(folder.path / "tensorboard"))
-        batch = trainer.config.batch_size
+        # A folder a stage: purging hides the points of all tags from that step on.
+        self.writer = SummaryWriter(
+            str(folder.path / "tensorboard" / trainer.name), purge_step=trainer.step_number + 1
+        )
         self.bar = tqdm(
-            total=trainer.total_steps * batch,
-            initial=trainer.step_number * batch,
+            total=trainer.total_steps,
+            initial=trainer.step_number,
             desc=trainer.name,
-            unit="img",
-            unit_scale=True,
+            unit="step",
             disable=not progress,
         )
         self.start_window()
@@ -55,7 +56,7 @@ class Recorder:
         self.loss += loss
         self.steps += 1
         self.images += images
-        self.bar.update(images)
+        self.bar.update()
         if self.steps == self.trainer.config.log_every:
             self.flush()
 
@@ -77,18 +78,16 @@ class Recorder:
         }
         self.folder.log(stage=trainer.name, step=step, **values)
         for name, value in values.items():
-            self.writer.add_scalar(f"{trainer.name}/{name}", value, step)
+            self.writer.add_scalar(name, value, step)
         self.bar.set_postfix(loss=f"{loss:.4f}")
         self.start_window()
 
     def picture(self, grid: Tensor) -> None:
-        """Keep a sample grid (C, h, w) in [-1, 1], unless it is of latents: no picture."""
-        if grid.shape[0] not in (1, 3):
-            return
+        """Keep a sample grid (C, h, w) in [-1, 1], C 1 or 3."""
         trainer = self.trainer
         name = f"samples-{trainer.name}-{trainer.step_number:06d}.png"
         save_image(self.folder.path / name, grid)
-        self.writer.add_image(f"{trainer.name}/samples", to_uint8(grid), trainer.step_number)
+        self.writer.add_image("samples", to_uint8(grid), trainer.step_number)
 
 
 def plot_losses(metrics: Sequence[dict[str, Any]], path: Path) -> None:

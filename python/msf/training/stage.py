@@ -28,10 +28,16 @@ def bf16_instructions() -> list[str]:
     return [name for name, present in found.items() if present]
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether ``device`` computes in bfloat16 itself; a GPU before Ampere emulates it too."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(bf16_instructions())
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bfloat16 autocast, or a disabled one, by ``TrainingConfig.precision``."""
-    fast = device.type == "cuda" or bool(bf16_instructions())
-    enabled = precision == "bf16" or (precision == "auto" and fast)
+    enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
@@ -88,6 +94,15 @@ class StageTrainer:
         decay = min(self.config.ema_decay, (1 + self.step_number) / (10 + self.step_number))
         averages: list[Tensor] = list(self.ema.parameters())
         torch._foreach_lerp_(averages, self.parameters, 1 - decay)
+
+    def check_finite(self) -> None:
+        """ValueError when the averaged weights, which never forget one, hold NaN or infinity."""
+        norms = torch._foreach_norm(list(self.ema.parameters()))
+        if not torch.stack(norms).isfinite().all():
+            raise ValueError(
+                f"{self.name}: the weights are not finite after step {self.step_number}; "
+                "the checkpoint before it is kept, try a lower learning rate"
+            )
 
     def state(self) -> dict[str, Tensor]:
         """Everything a step changes, as one flat dictionary of tensors."""

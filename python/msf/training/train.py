@@ -21,7 +21,7 @@ from ..model import MSF
 from ..sampling import sample
 from ..seeds import generator
 from .batches import batches
-from .config import TrainingConfig
+from .config import RunConfig, TrainingConfig
 from .folder import RunFolder
 from .recorder import Recorder, plot_losses
 from .stage import StageTrainer
@@ -84,13 +84,14 @@ def train(
         raise ValueError(
             f"training steps must be {len(names)} numbers, one a stage, got {training.steps}"
         )
-    data = load_data(source, split="train", image_size=config.image_size, channels=config.channels)
-    if config.num_classes not in (0, data.num_classes):
-        raise ValueError(
-            f"{source} has {data.num_classes} classes, the model {config.num_classes}; "
-            f"set num_classes to {data.num_classes}, or to 0 to train without labels"
-        )
-    folder = RunFolder(Path(out), config, training, source, resume=resume)
+    data = load_data(
+        source,
+        split="train",
+        image_size=config.image_size,
+        channels=config.channels,
+        num_classes=config.num_classes,
+    )
+    folder = RunFolder(Path(out), config, RunConfig(source, training), resume=resume)
     torch.manual_seed(training.seed)
     model = MSF(config)
     if not folder.restore_statistics(model.pyramid):
@@ -137,7 +138,8 @@ def _train_stage(
             if stop.received or step == last or step % config.sample_every == 0:
                 recorder.flush()
                 folder.save(trainer, averaged)
-                recorder.picture(preview(averaged, trainer.index, data))
+                if averaged.config.channels in (1, 3):  # latents are no picture
+                    recorder.picture(preview(averaged, trainer.index, data))
                 recorder.start_window()  # the time of a checkpoint is not that of training
             if stop.received:
                 raise Interrupted(
