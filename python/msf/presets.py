@@ -60,9 +60,9 @@ def cpu_presets() -> dict[str, Preset]:
     fine = StageConfig(width=128, depth=4, heads=4, patch=2)
     coarse = replace(fine, patch=4)
     return {
-        # Digits stand in the middle of their image: with absolute positions the residual's loss after
-        # 1,200 steps was 0.26, with RoPE alone 0.38. A generated base is close to a true one here,
-        # hence little noise on it.
+        # Digits stand in the middle of their image and a generated base is close to a true one:
+        # with absolute positions and little noise on the base, the residual's loss after 1,200
+        # steps was 0.26; with RoPE and noise up to 0.3 it was 0.38.
         "digits": Preset(
             pixels(8, 10, (fine, fine), (16, 4), positions="sincos", max_base_noise=0.1),
             replace(cpu_training(3000, 1200), batch_size=64),
