@@ -16,8 +16,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: install
 	msf train --preset digits --data digits --out runs/digits --resume
-	msf sample runs/digits --count 100 --out runs/digits/samples.png --overwrite
-	msf evaluate runs/digits --steps 16 4 --steps 16 16 --out runs/digits/evaluation.json --overwrite
+	msf sample runs/digits --solver heun --count 100 --out runs/digits/samples.png --overwrite
+	msf evaluate runs/digits --solver heun --steps 16 4 --steps 16 16 \
+	  --out runs/digits/evaluation.json --overwrite
 
 test: install
 	python -m pytest $(PYTEST_ARGS)

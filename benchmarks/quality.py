@@ -35,10 +35,11 @@ class Model:
     preset: str
     data: str
     steps: tuple[tuple[int, ...], ...]
+    solver: str = "euler"
 
 
 STUDIES = {
-    "digits": (Model("digits", "digits", ((16, 4), (16, 16))),),
+    "digits": (Model("digits", "digits", ((16, 4), (16, 16)), "heun"),),
     "textures": (
         Model("textures-16", "textures", ((16, 4), (32, 8), (64, 16))),
         Model("textures-16-dit", "textures", ((8,), (16,), (32,))),
@@ -69,7 +70,8 @@ def measure(model: Model, runs: Path) -> dict[str, Any]:
         "preset": model.preset,
         "training_seconds": seconds,
         "training_gmacs": training_gmacs(model.preset),
-        "evaluations": msf("evaluate", folder, *settings)["results"],
+        "solver": model.solver,
+        "evaluations": msf("evaluate", folder, "--solver", model.solver, *settings)["results"],
     }
 
 

@@ -45,6 +45,7 @@ def test_stage_names_and_sizes():
         ({"num_classes": -1}, "num_classes at least 0"),
         ({"upsample": "bicubic"}, "upsample must be one of"),
         ({"positions": "learned"}, "positions must be one of"),
+        ({"time_std": 0.0}, "time_std must be positive"),
         ({"label_dropout": 1.5}, r"label_dropout must be in \[0, 1\]"),
         ({"stages": (TINY, dataclasses.replace(TINY, heads=3))}, "residual: width / heads"),
         ({"stages": (TINY, dataclasses.replace(TINY, patch=3))}, "residual: image sides must be"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from msf.flow import integrate, logit_normal_times
+from msf.flow import evaluations, integrate, logit_normal_times
 
 MEAN, STD = 0.7, 0.2
 
@@ -62,11 +62,20 @@ def test_guidance_scale_one_is_never_guided():
     assert [guided for _, guided in calls] == [False, False]
 
 
-def test_times_are_logit_normal():
-    logits = logit_normal_times(20_000, generator=torch.Generator().manual_seed(0)).logit()
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_velocity_is_asked_for_as_often_as_said_and_never_at_the_end(solver):
+    calls = []
+    integrate(constant_velocity(calls), torch.zeros(1, 2), steps=4, solver=solver)
+    assert len(calls) == evaluations(4, solver)
+    assert max(t for t, _ in calls) == 0.75
+
+
+@pytest.mark.parametrize("std", [1.0, 1.8])
+def test_times_are_logit_normal(std):
+    logits = logit_normal_times(20_000, std, generator=torch.Generator().manual_seed(0)).logit()
     # 5 standard errors of the mean and of the standard deviation.
-    assert logits.mean().abs() < 5 / 20_000**0.5
-    assert (logits.std() - 1).abs() < 5 / 40_000**0.5
+    assert logits.mean().abs() < 5 * std / 20_000**0.5
+    assert (logits.std() - std).abs() < 5 * std / 40_000**0.5
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,9 @@ def test_stage_settings_reach_their_stage():
     for index, stage in enumerate(model.stages):
         stage.register_forward_pre_hook(count(index))
     sample(model, LABELS, seeds=range(4), steps=(3, 2), guidance_scale=(2.0, 1.0), solver="heun")
-    # Heun evaluates twice a step; only the guided stage runs the doubled batch.
-    assert calls == [6, 4]
-    assert batches == [8] * 6 + [4] * 4
+    # Heun evaluates twice a step but the last; only the guided stage runs the doubled batch.
+    assert calls == [5, 3]
+    assert batches == [8] * 5 + [4] * 3
 
 
 def test_guidance_interval_skips_the_unconditional_half():

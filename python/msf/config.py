@@ -37,8 +37,8 @@ class MSFConfig:
     is a plain single-stage DiT, the baseline.
 
     ``num_classes`` 0 means training without labels. ``max_base_noise`` is the largest sigma_aug of
-    the prior in training, in units of the base's standard deviation. ``steps`` are the sampler's
-    defaults, one number a stage.
+    the prior in training, in units of the base's standard deviation. ``time_std`` is the deviation
+    of the logit-normal training times. ``steps`` are the sampler's defaults, one number a stage.
     """
 
     image_size: tuple[int, int]
@@ -51,6 +51,7 @@ class MSFConfig:
     qk_norm: bool = True
     label_dropout: float = 0.1
     max_base_noise: float = 0.3
+    time_std: float = 1.0
 
     def __post_init__(self) -> None:
         for problem in self._problems():
@@ -73,6 +74,8 @@ class MSFConfig:
             yield f"upsample must be one of {UPSAMPLE_MODES}, got {self.upsample!r}"
         if self.positions not in POSITIONS:
             yield f"positions must be one of {POSITIONS}, got {self.positions!r}"
+        if self.time_std <= 0:
+            yield f"time_std must be positive, got {self.time_std}"
         if not 0 <= self.label_dropout <= 1 or self.max_base_noise < 0:
             yield (
                 "label_dropout must be in [0, 1] and max_base_noise at least 0, "

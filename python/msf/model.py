@@ -94,7 +94,7 @@ class MSF(nn.Module):
         data = self.pyramid.standardize(index, components[index])
         batch, device = len(data), data.device
         noise = torch.randn(data.shape, generator=generator, device=device)
-        t = logit_normal_times(batch, generator=generator, device=device)
+        t = logit_normal_times(batch, self.config.time_std, generator=generator, device=device)
         x_t, target = flow_interpolate(data, noise, t)
         if y is not None:
             drop = torch.rand(batch, generator=generator, device=device) < self.config.label_dropout

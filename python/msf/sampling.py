@@ -80,7 +80,7 @@ def sample(
             it is made in (up to rounding: a matrix product's depends on its shape).
         steps: the configuration's by default.
         guidance_interval: (low, high) in [0, 1], noise being at 0.
-        solver: "euler" or "heun" (two evaluations a step).
+        solver: "euler" or "heun" (two evaluations a step but the last).
         base_noise: sigma_aug, the noise added to every residual's prior, in the base's standard
             deviations.
         project_residual: make every scale, pooled, equal the scale below it up to rounding

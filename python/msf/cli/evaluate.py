@@ -102,11 +102,12 @@ def _one_a_stage(steps: Sequence[int], config: MSFConfig) -> list[int]:
 
 
 def _gmacs(steps: Sequence[int], args: argparse.Namespace, config: MSFConfig) -> float:
-    """To sample one image without guidance; Heun's solver evaluates the model twice a step."""
+    """To sample one image without guidance."""
     from ..flops import stage_costs
+    from ..flow import evaluations
 
-    forwards = 2 if args.solver == "heun" else 1
-    return forwards * sum(cost.macs_per_image for cost in stage_costs(config, steps)) / 1e9
+    costs = stage_costs(config, steps)
+    return sum(cost.macs * evaluations(cost.steps, args.solver) for cost in costs) / 1e9
 
 
 def _generator(model: MSF, args: argparse.Namespace, steps: Sequence[int]) -> Generate:
