@@ -1,7 +1,7 @@
 """Train small models from nothing and measure their samples: what `benchmarks/results/cpu/` keeps.
 
     python -m benchmarks.quality digits      minutes on one core
-    python -m benchmarks.quality textures    about an hour: MSF and the N = 0 baseline
+    python -m benchmarks.quality textures    half an hour: MSF and the N = 0 baseline
 
 The textures' two models train for equal FLOPs (the presets' steps are chosen so) and are compared
 at equal sampling FLOPs: n steps of the baseline cost as much as 2n base and n / 2 residual steps.

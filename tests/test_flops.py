@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from msf import MSF, PRESETS, MSFConfig, StageConfig
+from msf import MSF, PRESETS, MSFConfig, Preset, StageConfig
 from msf.flops import DIT_STEPS, DIT_XL_2, dit_baseline, stage_costs
 
 STAGES = (
@@ -82,3 +82,17 @@ def test_bad_steps(steps: tuple[int, ...]) -> None:
 def test_no_baseline_where_none_was_published() -> None:
     assert dit_baseline(config(1, 0, True)) is None
     assert dit_baseline(PRESETS["digits"].model) is None
+
+
+def test_textures_and_their_baseline_train_and_sample_on_equal_flops() -> None:
+    msf, dit = PRESETS["textures-16"], PRESETS["textures-16-dit"]
+
+    def training(chosen: Preset) -> int:
+        steps = zip(stage_costs(chosen.model), chosen.training.steps)
+        return chosen.training.batch_size * sum(cost.macs * n for cost, n in steps)
+
+    def sampling(chosen: Preset) -> int:
+        return sum(cost.macs_per_image for cost in stage_costs(chosen.model))
+
+    assert training(msf) == pytest.approx(training(dit), rel=0.01)
+    assert sampling(msf) == pytest.approx(sampling(dit), rel=0.02)

@@ -75,17 +75,17 @@ def cpu_presets() -> dict[str, Preset]:
                 # distance to real ones was 4 % larger.
                 time_std=1.8,
             ),
-            replace(cpu_training(3000, 1200), batch_size=64),
+            replace(cpu_training(4200, 600), batch_size=64),
             "8x8 digits of scikit-learn: four minutes on one core",
         ),
         "textures-16": Preset(
             pixels(16, 3, (fine, fine), (32, 8)),
-            cpu_training(3500, 1150),
-            "16x16 crops of brick, grass and gravel: a quarter of an hour on one core",
+            cpu_training(1800, 600),
+            "16x16 crops of brick, grass and gravel: ten minutes on one core",
         ),
         "textures-16-dit": Preset(
             pixels(16, 3, (fine,), (16,)),
-            cpu_training(2000),
+            cpu_training(1037),
             "N = 0: the baseline of textures-16",
         ),
         "textures-32": Preset(
