@@ -1,0 +1,36 @@
+"""Tiny training runs and what they leave behind."""
+
+import json
+
+from safetensors.torch import load_file
+
+from msf import MSFConfig, StageConfig, TrainingConfig
+from msf.training.train import train
+
+STAGE = StageConfig(width=16, depth=1, heads=2, patch=2)
+MODEL = MSFConfig(
+    image_size=(8, 8), channels=1, num_classes=10, stages=(STAGE, STAGE), steps=(2, 1)
+)
+TRAINING = TrainingConfig(
+    steps=(8, 6),
+    batch_size=16,
+    learning_rate=1e-2,
+    warmup=2,
+    log_every=2,
+    sample_every=3,
+    precision="fp32",
+)
+
+
+def run(out, **options):
+    return train(MODEL, TRAINING, "digits", out, progress=False, **options)
+
+
+def digest(folder):
+    files = [f for f in folder.iterdir() if f.suffix == ".safetensors"]
+    return {f.name: {k: v.numpy().tobytes() for k, v in load_file(f).items()} for f in files}
+
+
+def steps(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["stage"], row["step"]) for row in rows]

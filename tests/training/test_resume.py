@@ -1,0 +1,137 @@
+import os
+import signal
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from msf import MSF
+from msf.training.stage import StageTrainer
+from msf.training.train import Interrupted, train
+from runs import MODEL, TRAINING, digest, run, steps
+
+
+def interrupt_at(step, monkeypatch):
+    """Send this process a Ctrl-C during the given step, counted over both stages."""
+    original, calls = StageTrainer.step, []
+
+    def counted(self, *args):
+        calls.append(None)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args)
+
+    monkeypatch.setattr(StageTrainer, "step", counted)
+
+
+@pytest.mark.parametrize("step", [4, 11])
+def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, step):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch)
+        with pytest.raises(Interrupted, match="continue with --resume"):
+            run(out)
+    assert digest(out) != digest(whole)
+    run(out, resume=True)
+    assert digest(out) == digest(whole)
+    stages = [stage for stage, _ in steps(out)]
+    assert stages == sorted(stages)
+
+
+def test_resume_forgets_what_was_logged_beyond_the_checkpoint(whole, tmp_path):
+    run(tmp_path / "run")
+    (tmp_path / "run" / "state-residual.safetensors").unlink()
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "resi')
+    run(tmp_path / "run", resume=True)
+    assert steps(tmp_path / "run") == steps(whole)
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+def test_resume_forgets_a_line_that_was_cut_short(whole, tmp_path):
+    run(tmp_path / "run", stages=["base"])
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "ba')
+    run(tmp_path / "run", resume=True)
+    assert steps(tmp_path / "run") == steps(whole)
+
+
+def test_stages_trained_one_by_one_equal_both_at_once(whole, tmp_path):
+    assert run(tmp_path / "run", stages=["residual"]).untrained_stages == ("base",)
+    run(tmp_path / "run", stages=["base"], resume=True)
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+@pytest.mark.parametrize("writer", [MSF.save_pretrained, StageTrainer.save])
+def test_resume_after_a_checkpoint_that_could_not_be_written(whole, tmp_path, monkeypatch, writer):
+    original = StageTrainer.step
+
+    def last_step_fills_the_disk(self, *args):
+        loss = original(self, *args)
+        if self.name == "residual" and self.step_number == self.total_steps:
+            patch.setattr(*place, full)
+        return loss
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    place = (MSF if writer is MSF.save_pretrained else StageTrainer, writer.__name__)
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "step", last_step_fills_the_disk)
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path / "run")
+    run(tmp_path / "run", resume=True)
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+def test_resume_keeps_the_statistics_that_the_stages_were_trained_with(tmp_path):
+    for name in (str(digit) for digit in range(10)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("L", (8, 8), 255 - 20 * int(name)).save(tmp_path / "data" / name / "0.png")
+        Image.new("L", (8, 8), 20 * int(name)).save(tmp_path / "data" / name / "1.png")
+    arguments = (MODEL, TRAINING, str(tmp_path / "data"), tmp_path / "run")
+    first = train(*arguments, stages=["base"], progress=False)
+    for name in (str(digit) for digit in range(10)):
+        for index in range(2, 6):
+            Image.new("L", (8, 8), 0).save(tmp_path / "data" / name / f"{index}.png")
+    resumed = train(*arguments, resume=True, progress=False)
+    assert torch.equal(resumed.pyramid.mean, first.pyramid.mean)
+
+
+def test_resume_does_not_train_over_what_is_no_run(tmp_path):
+    MSF(MODEL).save_pretrained(tmp_path)
+    before = digest(tmp_path)
+    with pytest.raises(ValueError, match="holds files but no run"):
+        run(tmp_path, resume=True)
+    assert digest(tmp_path) == before
+
+
+def test_finished_run_resumes_to_itself(whole):
+    before = digest(whole)
+    run(whole, resume=True)
+    assert digest(whole) == before
+
+
+def test_tensorboard_has_every_point_once_after_a_resume(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path)  # logged until step 3, saved nothing
+    run(tmp_path, resume=True)
+    for stage in MODEL.stage_names:
+        events = EventAccumulator(str(tmp_path / "tensorboard" / stage)).Reload()
+        points = [(stage, event.step) for event in events.Scalars("loss")]
+        assert points == [row for row in steps(tmp_path) if row[0] == stage]
+
+
+def test_corrupt_state_is_one_clear_line(whole, tmp_path):
+    run(tmp_path / "run", stages=["base"])
+    state = tmp_path / "run" / "state-base.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a readable training state") as error:
+        run(tmp_path / "run", resume=True)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,93 @@
+import dataclasses
+
+import pytest
+import torch
+
+from models import images, tiny_model
+from msf.training.batches import batches
+from msf.training.stage import StageTrainer, computes_bf16
+from runs import TRAINING
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_precision_follows_what_the_gpu_computes_itself(monkeypatch, native):
+    def supported(including_emulation=True):
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert computes_bf16(torch.device("cuda")) == native
+
+
+def test_loss_falls():
+    torch.manual_seed(0)
+    model = tiny_model(num_classes=0)
+    trainer = StageTrainer(model, 0, dataclasses.replace(TRAINING, steps=(60, 1)))
+    losses = [float(trainer.step(images(16), None)) for _ in range(60)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_clipping_bounds_the_gradient(monkeypatch):
+    norms = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def recorded(parameters, limit):
+        parameters = list(parameters)
+        norms.append(float(clip(parameters, limit)))
+        after = torch.stack([p.grad.norm() for p in parameters]).norm()
+        assert after <= limit * (1 + 1e-4)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", recorded)
+    trainer = StageTrainer(tiny_model(), 0, dataclasses.replace(TRAINING, clip=1e-3))
+    trainer.step(images(4), torch.zeros(4, dtype=torch.int64))
+    assert norms[0] > 1e-3
+
+
+def test_learning_rate_warms_up_and_decays():
+    config = dataclasses.replace(TRAINING, steps=(100, 1), warmup=10, schedule="cosine")
+    trainer, rates = StageTrainer(tiny_model(), 0, config), []
+    for trainer.step_number in range(100):
+        rates.append(trainer.learning_rate())
+    assert rates[0] < rates[9] and max(rates) == max(rates[8:12])
+    assert rates[-1] < 1e-3 * config.learning_rate
+
+
+class Numbers:
+    """A data set of ``n`` numbered images."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def batch(self, indices):
+        return indices, indices
+
+
+def test_every_epoch_sees_every_image_once_in_another_order():
+    order = [images.tolist() for images, _ in batches(Numbers(10), 5, 0, 6, seed=0)]
+    epochs = [order[i] + order[i + 1] for i in (0, 2, 4)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    resumed = [images.tolist() for images, _ in batches(Numbers(10), 5, 3, 6, seed=0)]
+    assert resumed == order[3:]
+    assert len(next(iter(batches(Numbers(3), 8, 0, 1, seed=0)))[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": ()}, "must be positive"),
+        ({"batch_size": 0}, "must be positive"),
+        ({"sample_every": 0}, "sample_every must be positive"),
+        ({"learning_rate": 0.0}, "learning_rate and clip must be positive"),
+        ({"ema_decay": 1.0}, r"ema_decay in \[0, 1\)"),
+        ({"schedule": "step"}, "schedule must be constant or cosine"),
+        ({"precision": "fp16"}, "precision must be one of"),
+        ({"seed": -1}, "seed, warmup and weight_decay must not be negative"),
+        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
+    ],
+)
+def test_bad_training_configuration(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TRAINING, **changes)

@@ -1,0 +1,145 @@
+import dataclasses
+import threading
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from models import images
+from msf import MSF
+from msf.data import ImageData
+from msf.training.stage import StageTrainer
+from msf.training.train import train
+from runs import MODEL, TRAINING, run, steps
+
+
+def test_run_leaves_everything_a_user_needs(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert names >= {
+        *(
+            "config.json",
+            "model.safetensors",
+            "training.json",
+            "metrics.jsonl",
+            "tensorboard",
+            "loss.png",
+        ),
+        *("state-base.safetensors", "state-residual.safetensors"),
+        *("samples-base-000008.png", "samples-residual-000003.png"),
+    }
+    assert not [name for name in names if "tmp" in name]
+    model = MSF.from_pretrained(whole)
+    assert model.config == MODEL and model.untrained_stages == ()
+    assert steps(whole) == [
+        *(("base", n) for n in (2, 3, 5, 6, 8)),
+        *(("residual", n) for n in (2, 3, 5, 6)),
+    ]
+    with Image.open(whole / "samples-residual-000003.png") as grid:
+        assert grid.width > 2 * grid.height
+
+
+def test_the_kept_model_is_the_average_and_standardised_by_the_data(whole):
+    state = load_file(whole / "state-residual.safetensors")
+    kept = load_file(whole / "model.safetensors")
+    assert torch.equal(kept["stages.1.output.weight"], state["ema.output.weight"])
+    assert not torch.equal(kept["stages.1.output.weight"], state["weights.output.weight"])
+    assert not torch.equal(kept["pyramid.std"], torch.ones(2, 1))
+
+
+def test_not_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    original = StageTrainer.step
+
+    def poisoned(self, *args):
+        loss = original(self, *args)
+        return loss * float("nan") if self.step_number == 5 else loss
+
+    monkeypatch.setattr(StageTrainer, "step", poisoned)
+    with pytest.raises(ValueError, match="base: the loss became nan before step 5"):
+        run(tmp_path)
+    assert steps(tmp_path)[-1] == ("base", 3)
+    assert MSF.from_pretrained(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    original = StageTrainer._average
+
+    def poisoned(self):
+        if self.step_number == 6:  # a checkpoint's last update: no later loss will show it
+            torch.nn.init.constant_(self.stage.output.bias, float("inf"))
+        original(self)
+
+    monkeypatch.setattr(StageTrainer, "_average", poisoned)
+    with pytest.raises(ValueError, match="base: the weights are not finite after step 6"):
+        run(tmp_path)
+    assert all(value.isfinite().all() for value in MSF.from_pretrained(tmp_path).parameters())
+    with safe_open(tmp_path / "state-base.safetensors", "pt") as file:
+        assert file.metadata()["step"] == "3"
+
+
+def test_progress_ends_at_its_total_with_less_data_than_a_batch(tmp_path, capsys):
+    training = dataclasses.replace(TRAINING, steps=(2, 1), batch_size=10_000)
+    train(MODEL, training, "digits", tmp_path, stages=["base"])
+    assert capsys.readouterr().err.splitlines()[-1].startswith("base: 100%")
+
+
+class Latents(ImageData):
+    class_names = tuple("0123456789")
+    labels = torch.arange(20) % 10
+
+    def images(self, indices):
+        return images(len(indices), channels=4)
+
+
+def test_latents_are_trained_without_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr("msf.training.train.load_data", lambda *_, **__: Latents())
+    monkeypatch.setattr("msf.training.train.preview", lambda *_: pytest.fail("sampled a picture"))
+    config = dataclasses.replace(MODEL, channels=4)
+    train(config, TRAINING, "latents", tmp_path, stages=["base"], progress=False)
+    assert not list(tmp_path.glob("samples-*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": ["top"]}, "stage must be one of base, residual, got 'top'"),
+        (
+            {"config": dataclasses.replace(MODEL, num_classes=9)},
+            "digits has 10 classes, the model 9",
+        ),
+        ({"config": dataclasses.replace(MODEL, image_size=(16, 16))}, "digits"),
+        (
+            {"training": dataclasses.replace(TRAINING, steps=(8,))},
+            "training steps must be 2 numbers",
+        ),
+        ({"source": "/nonexistent"}, "neither 'digits', 'textures' nor an existing folder"),
+    ],
+)
+def test_bad_requests_are_one_clear_line_and_leave_nothing(tmp_path, options, message):
+    arguments = {"config": MODEL, "training": TRAINING, "source": "digits", **options}
+    with pytest.raises(ValueError, match=message) as error:
+        train(out=tmp_path / "run", progress=False, **arguments)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_existing_folder_is_not_overwritten(whole, tmp_path):
+    with pytest.raises(ValueError, match="exists and is not empty; continue its run with --resume"):
+        run(whole)
+    other = dataclasses.replace(TRAINING, learning_rate=1.0)
+    with pytest.raises(ValueError, match=r"folder differs in training.learning_rate; resume with"):
+        train(MODEL, other, "digits", whole, resume=True, progress=False)
+    wider = dataclasses.replace(MODEL, label_dropout=0.2)
+    with pytest.raises(ValueError, match=r"folder differs in model.label_dropout; resume with"):
+        train(wider, TRAINING, "digits", whole, resume=True, progress=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        run(tmp_path / "file")
+
+
+def test_trains_outside_the_main_thread(tmp_path):
+    worker = threading.Thread(target=run, args=(tmp_path,), kwargs={"stages": ["base"]})
+    worker.start()
+    worker.join()
+    assert (tmp_path / "state-base.safetensors").exists()
