@@ -83,6 +83,20 @@ def test_flat_images_keep_a_finite_scale():
         pyramid.measure([])
 
 
+def test_what_is_not_finite_is_not_measured():
+    pyramid = Pyramid(1, 1)
+    with pytest.raises(ValueError, match="the images hold NaN or infinity"):
+        pyramid.measure([torch.full((1, 1, 4, 4), float("nan"))])
+    assert pyramid.mean.tolist() == [[0.0], [0.0]]
+
+
+def test_wrong_kinds_are_one_clear_line():
+    with pytest.raises(TypeError, match=r"x must be a tensor .*, got tuple"):
+        Pyramid(1, 1).measure([(torch.zeros(1, 1, 4, 4), torch.zeros(1))])
+    with pytest.raises(TypeError, match="components must be a list of tensors, got one tensor"):
+        Pyramid(1, 1).merge(torch.zeros(2, 1, 4, 4))
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 6, 8), (1, 2, 8, 8), (1, 8, 8)])
 def test_bad_images_are_one_clear_line(shape):
     with pytest.raises(ValueError, match=r"x must be \(B, 1, H, W\) with sides a multiple of 4"):

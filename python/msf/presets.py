@@ -75,7 +75,7 @@ def cpu_presets() -> dict[str, Preset]:
                 # distance to real ones was 4 % larger.
                 time_std=1.8,
             ),
-            replace(cpu_training(4200, 600), batch_size=64),
+            replace(cpu_training(3000, 1200), batch_size=64),
             "8x8 digits of scikit-learn: four minutes on one core",
         ),
         "textures-16": Preset(

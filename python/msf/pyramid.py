@@ -34,6 +34,9 @@ class Pyramid(nn.Module):
 
     def split(self, x: Tensor) -> list[Tensor]:
         """x (B, C, H, W) -> [f_0 .. f_N], f_i (B, C, H / 2^{N-i}, W / 2^{N-i})."""
+        if not isinstance(x, Tensor):
+            kind = type(x).__name__
+            raise TypeError(f"Pyramid.split: x must be a tensor (B, C, H, W), got {kind}")
         multiple = 2**self.levels
         if (
             x.dim() != 4
@@ -52,6 +55,8 @@ class Pyramid(nn.Module):
 
     def merge(self, components: Sequence[Tensor]) -> Tensor:
         """[f_0 .. f_i] -> x_hat_i (B, C, h, w) at the last one's scale; inverse of ``split``."""
+        if isinstance(components, Tensor):
+            raise TypeError("Pyramid.merge: components must be a list of tensors, got one tensor")
         if not 1 <= len(components) <= self.levels + 1:
             raise ValueError(
                 f"Pyramid.merge: expected 1 to {self.levels + 1} components, got {len(components)}"
@@ -101,6 +106,8 @@ class Pyramid(nn.Module):
         if not count.all():
             raise ValueError("Pyramid.measure: no images to measure the statistics on")
         mean = total / count
+        if not squares.isfinite().all():
+            raise ValueError("Pyramid.measure: the images hold NaN or infinity")
         # A constant component (the residual of flat images) has no scale: keep it as it is.
         variance = (squares / count - mean.square()).clamp(min=0)
         self.mean.copy_(mean)

@@ -98,8 +98,11 @@ class RunFolder:
 
     def _forget_metrics(self, stage: str, after: int) -> None:
         """Drop what a killed run logged of ``stage`` beyond its state, and a line cut short."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return
         kept = [row for row in self.metrics() if row["stage"] != stage or row["step"] <= after]
-        with atomic_write(self.path / "metrics.jsonl") as temporary:
+        with atomic_write(file) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
