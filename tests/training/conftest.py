@@ -1,6 +1,6 @@
 import pytest
 
-from runs import run
+from training_runs import run
 
 
 @pytest.fixture(scope="session")

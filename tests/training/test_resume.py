@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from msf import MSF
 from msf.training.stage import StageTrainer
 from msf.training.train import Interrupted, train
-from runs import MODEL, TRAINING, digest, run, steps
+from training_runs import MODEL, TRAINING, digest, run, steps
 
 
 def interrupt_at(step, monkeypatch):

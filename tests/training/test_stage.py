@@ -6,7 +6,7 @@ import torch
 from models import images, tiny_model
 from msf.training.batches import batches
 from msf.training.stage import StageTrainer, computes_bf16
-from runs import TRAINING
+from training_runs import TRAINING
 
 
 @pytest.mark.parametrize("native", [True, False])

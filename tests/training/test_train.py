@@ -3,6 +3,7 @@ import threading
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -10,9 +11,10 @@ from safetensors.torch import load_file
 from models import images
 from msf import MSF
 from msf.data import ImageData
+from msf.training.recorder import plot_losses
 from msf.training.stage import StageTrainer
 from msf.training.train import train
-from runs import MODEL, TRAINING, run, steps
+from training_runs import MODEL, TRAINING, run, steps
 
 
 def test_run_leaves_everything_a_user_needs(whole):
@@ -60,6 +62,15 @@ def test_not_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypat
         run(tmp_path)
     assert steps(tmp_path)[-1] == ("base", 3)
     assert MSF.from_pretrained(tmp_path)
+
+
+def test_one_logged_point_is_plotted_visibly(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    plot_losses([{"stage": "base", "step": 1, "loss": 0.5}], tmp_path / "loss.png")
+    (line,) = figures[0].axes[0].lines
+    assert line.get_xydata().tolist() == [[1, 0.5]]
+    assert line.get_marker() != "None"
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
