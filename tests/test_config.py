@@ -49,7 +49,10 @@ def test_stage_names_and_sizes():
         ({"label_dropout": 1.5}, r"label_dropout must be in \[0, 1\]"),
         ({"stages": (TINY, dataclasses.replace(TINY, heads=3))}, "residual: width / heads"),
         ({"stages": (TINY, dataclasses.replace(TINY, patch=3))}, "residual: image sides must be"),
-        ({"stages": (TINY, dataclasses.replace(TINY, depth=0))}, "every size must be positive"),
+        (
+            {"stages": (TINY, dataclasses.replace(TINY, depth=0))},
+            "residual: depth must be positive, got 0$",
+        ),
     ],
 )
 def test_bad_configuration_is_one_clear_line(changes, message):

@@ -10,7 +10,7 @@ from msf.data import load_data
 from msf.evaluation import Evaluator, frechet_distance, in_manifold, kid, precision
 from msf.evaluation.evaluate import draw_like
 from msf.evaluation.features import extract, train_feature_network
-from msf.evaluation.intervals import figure, subsets
+from msf.evaluation.intervals import DISTANCE, PROPORTION, figure, subsets
 
 
 def gaussian(n, mean, cov):
@@ -127,6 +127,17 @@ def test_interval_of_a_mean_is_the_textbook_one():
     # Pairs are resampled, whose spread is known to 1 / sqrt(2 * 200) = 5 %; quantiles add 3 %.
     assert interval.value - interval.low == pytest.approx(half_width, rel=0.2)
     assert interval.high - interval.value == pytest.approx(half_width, rel=0.2)
+
+
+def test_interval_ends_where_the_values_do():
+    chosen = subsets(20, 100, seed=0)
+    x = (torch.arange(20) < 19).double()  # a share of 0.95 +- 0.1
+    share = figure(lambda i: float(x[i].mean()), 20, chosen)
+    assert share.high > 1
+    clipped = figure(lambda i: float(x[i].mean()), 20, chosen, PROPORTION)
+    assert (clipped.value, clipped.low, clipped.high) == (share.value, share.low, 1.0)
+    distance = figure(lambda i: float(1 - x[i].mean()), 20, chosen, DISTANCE)
+    assert distance.low == 0 < distance.value < distance.high
 
 
 def test_interval_covers_what_repeated_experiments_give():
@@ -301,6 +312,16 @@ def test_bad_generators_get_one_line(evaluator):
 def test_sample_numbers_that_do_not_fit(num_samples):
     with pytest.raises(ValueError, match=f"at least 8 and at most the 534 .*got {num_samples}"):
         Evaluator("digits", image_size=(8, 8), channels=1, num_samples=num_samples)
+
+
+def test_too_small_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i in range(30):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a" / f"{i}.png")
+    with pytest.raises(
+        ValueError, match=r"at least 8 images in the test split, .* has \d; .*about 100 or more"
+    ):
+        Evaluator(str(tmp_path), image_size=(8, 8), channels=1)
 
 
 def test_folder_with_one_class_has_no_accuracy(tmp_path):

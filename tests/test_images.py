@@ -5,6 +5,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from models import images, tiny_model
+from msf.cli.outputs import atomic_folder
 from msf.files import atomic_write
 from msf.images import component_grid, save_image, tile, to_uint8
 
@@ -55,6 +56,17 @@ def test_written_file_is_as_readable_as_any_other(tmp_path):
     with atomic_write(tmp_path / "x.safetensors") as path:
         save_file({"x": torch.zeros(1)}, path)
     assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_errors_name_the_file_that_was_to_be_written(tmp_path):
+    file = tmp_path / "none" / "x.png"
+    with pytest.raises(FileNotFoundError) as error:
+        save_image(file, images(1, channels=1)[0])
+    assert error.value.filename == str(file)
+    folder = tmp_path / ("long" * 64)
+    with pytest.raises(OSError, match="too long") as error, atomic_folder(folder):
+        pass
+    assert error.value.filename == str(folder)
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import msf
 from msf_kernels import build_config
 
 if sys.version_info >= (3, 11):
@@ -73,6 +74,11 @@ def test_extension_describes_its_build() -> None:
     assert re.fullmatch(r"\w+ [\d.]+", config["cxx_compiler"])
     assert config["cuda"] == bool(config["cuda_compiler"]) == bool(config["cuda_architectures"])
     assert all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in config["cuda_architectures"])
+
+
+def test_tab_completion_offers_the_public_names() -> None:
+    assert dir(msf) == sorted(msf.__all__)
+    assert all(hasattr(msf, name) for name in dir(msf))
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -113,7 +113,8 @@ def test_without_classes_and_with_no_images():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seeds": [0, 1, 2]}, r"labels must be int64 \(3,\), got torch.int64 \(4,\)"),
+        ({"seeds": [0, 1, 2]}, "give a seed for every label, got 4 labels and 3 seeds"),
+        ({"labels": LABELS.float()}, r"labels must be int64 \(4,\), got torch.float32 \(4,\)"),
         ({"seeds": [0, 1, 2, -3]}, "seeds must not be negative, got -3"),
         (
             {"labels": torch.tensor([0, 0, 0, 4])},
@@ -124,6 +125,10 @@ def test_without_classes_and_with_no_images():
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": (2, 0)}, "steps must be at least 1"),
         ({"steps": (2, 2.5)}, "steps must be a whole number, got 2.5"),
+        ({"steps": True}, "steps must be a whole number, got True"),
+        ({"guidance_interval": None}, r"guidance_interval must be \(low, high\), got None"),
+        ({"guidance_interval": 0.5}, r"guidance_interval must be \(low, high\), got 0.5"),
+        ({"guidance_interval": (0.5,)}, r"guidance_interval must be \(low, high\), got \(0.5,\)"),
         ({"guidance_scale": (1.0, float("nan"))}, "guidance_scale must be finite"),
         ({"guidance_interval": ((0, 1), (1, 0))}, "guidance_interval 0 <= low <= high <= 1"),
         ({"guidance_scale": (1.0,)}, "guidance_scale must be one value or 2"),
@@ -139,6 +144,30 @@ def test_bad_requests_are_one_clear_line_before_any_work(options, message):
     model.stages[0].register_forward_pre_hook(lambda *_: pytest.fail("the base was generated"))
     with pytest.raises(ValueError, match=message):
         sample(model, arguments.pop("labels"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": [0, 1, 2, 3]}, r"labels must be a tensor \(B,\) of int64, got a list"),
+        ({"seeds": 4}, "seeds must be a sequence of whole numbers, one an image, got 4"),
+        ({"seeds": "0123"}, "seeds must be a sequence of whole numbers, one an image, got '0123'"),
+        ({"seeds": [0.0, 1.0, 2.0, 3.0]}, "seeds must be a sequence of whole numbers"),
+        ({"seeds": torch.rand(4)}, "seeds must be a sequence of whole numbers"),
+        ({"seeds": torch.zeros(2, 2, dtype=torch.int64)}, r"got \[\[0, 0\], \[0, 0\]\]"),
+    ],
+)
+def test_wrong_types_are_one_clear_line(options, message):
+    arguments = {"labels": LABELS, "seeds": range(4), **options}
+    with pytest.raises(TypeError, match=message) as error:
+        sample(tiny_model(), arguments.pop("labels"), **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_seeds_may_be_a_tensor():
+    model = tiny_model()
+    expected = sample(model, LABELS, seeds=[3, 1, 4, 5])
+    assert torch.equal(sample(model, LABELS, seeds=torch.tensor([3, 1, 4, 5])), expected)
 
 
 def test_projection_needs_nearest_upsampling():

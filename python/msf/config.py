@@ -82,8 +82,9 @@ class MSFConfig:
                 f"got {self.label_dropout} and {self.max_base_noise}"
             )
         for name, stage in zip(self.stage_names, self.stages):
-            if min(stage.width, stage.depth, stage.heads, stage.patch) < 1 or stage.mlp_ratio <= 0:
-                yield f"{name}: every size must be positive, got {stage}"
+            for field, value in asdict(stage).items():
+                if value <= 0:
+                    yield f"{name}: {field} must be positive, got {value}"
             if stage.width % stage.heads or stage.head_dim % 4:
                 yield (
                     f"{name}: width / heads must be a multiple of 4, "

@@ -9,6 +9,17 @@ from pathlib import Path
 
 
 @contextmanager
+def reported_as(path: Path, temporary: Path) -> Iterator[None]:
+    """The system's errors name ``path``, which the user knows, where they name ``temporary``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            error.filename = str(error.filename).replace(str(temporary), str(path), 1)
+        raise
+
+
+@contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it to ``path`` on success, remove it on
     failure.
@@ -17,11 +28,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes its files unreadable to others, 0600
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with reported_as(path, temporary):
+        try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)  # safetensors makes its files unreadable to others, 0600
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -41,11 +41,16 @@ def check_settings(
     """ValueError for what ``integrate`` cannot follow."""
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
-    if not isinstance(steps, int):
+    if not isinstance(steps, int) or isinstance(steps, bool):
         raise ValueError(f"steps must be a whole number, got {steps}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    low, high = guidance_interval
+    try:
+        low, high = guidance_interval
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"guidance_interval must be (low, high), got {guidance_interval}"
+        ) from None
     if not (math.isfinite(guidance_scale) and 0 <= low <= high <= 1):
         raise ValueError(
             "guidance_scale must be finite and guidance_interval 0 <= low <= high <= 1, "

@@ -128,7 +128,10 @@ class MSF(nn.Module):
         return self.pyramid.upsample(x)
 
     def check_labels(self, y: Tensor | None, batch: int, *, null: bool = False) -> None:
-        """ValueError unless y is (batch,) int64, on the CPU in range, or None without classes."""
+        """ValueError unless y is (batch,) int64, on the CPU in range, or None without classes;
+        TypeError for what is no tensor."""
+        if y is not None and not isinstance(y, Tensor):
+            raise TypeError(f"labels must be a tensor (B,) of int64, got a {type(y).__name__}")
         classes = self.config.num_classes
         if (y is None) != (classes == 0):
             expected = f"(B,) in [0, {classes})" if classes else "None, this model has no classes"

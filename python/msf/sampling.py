@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import reprlib
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
@@ -21,7 +23,7 @@ def sample(
     model: MSF,
     labels: Tensor | None = None,
     *,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | Tensor,
     steps: int | Sequence[int] | None = None,
     guidance_scale: float | Sequence[float] = 1.0,
     guidance_interval: Interval | Sequence[Interval] = (0.0, 1.0),
@@ -39,7 +41,7 @@ def sample(
     model: MSF,
     labels: Tensor | None = None,
     *,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | Tensor,
     steps: int | Sequence[int] | None = None,
     guidance_scale: float | Sequence[float] = 1.0,
     guidance_interval: Interval | Sequence[Interval] = (0.0, 1.0),
@@ -57,7 +59,7 @@ def sample(
     model: MSF,
     labels: Tensor | None = None,
     *,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | Tensor,
     steps: int | Sequence[int] | None = None,
     guidance_scale: float | Sequence[float] = 1.0,
     guidance_interval: Interval | Sequence[Interval] = (0.0, 1.0),
@@ -76,8 +78,9 @@ def sample(
     Args:
         labels: (B,) int64 in [0, num_classes]; ``num_classes`` means no class; None for a model
             without.
-        seeds: one non-negative int an image. An image depends on its seed, not on the batch that
-            it is made in (up to rounding: a matrix product's depends on its shape).
+        seeds: one non-negative int an image, in a sequence or a tensor (B,). An image depends on
+            its seed, not on the batch that it is made in (up to rounding: a matrix product's
+            depends on its shape).
         steps: the configuration's by default.
         guidance_interval: (low, high) in [0, 1], noise being at 0.
         solver: "euler" or "heun" (two evaluations a step but the last).
@@ -92,8 +95,10 @@ def sample(
 
     Raises:
         ValueError: a wrong shape, range or combination.
+        TypeError: labels that are no tensor, seeds that are no whole numbers.
     """
     config, device = model.config, model.pyramid.mean.device
+    seeds = _whole_numbers(seeds)
     size = config.image_size if size is None else size
     _check(model, labels, seeds, base, size)
     integration = stage_settings(
@@ -201,7 +206,8 @@ def _per_stage(stages: int, **settings: tuple[Any, Any]) -> list[dict[str, Any]]
     """[{name: value}] a stage from {name: (one value or one a stage, type of one value)}."""
     rows: list[dict[str, Any]] = [{} for _ in range(stages)]
     for name, (value, scalar) in settings.items():
-        single = isinstance(value, scalar) if scalar else isinstance(value[0], (int, float))
+        nested = isinstance(value, Sequence) and any(isinstance(item, Sequence) for item in value)
+        single = isinstance(value, scalar) if scalar else not nested
         values = [value] * stages if single else list(value)
         if len(values) != stages:
             raise ValueError(
@@ -210,6 +216,17 @@ def _per_stage(stages: int, **settings: tuple[Any, Any]) -> list[dict[str, Any]]
         for row, item in zip(rows, values):
             row[name] = item
     return rows
+
+
+def _whole_numbers(seeds: Sequence[int] | Tensor) -> list[int]:
+    values = seeds.tolist() if isinstance(seeds, Tensor) else seeds
+    try:
+        return [operator.index(seed) for seed in values]
+    except TypeError:
+        raise TypeError(
+            "sample: seeds must be a sequence of whole numbers, one an image, "
+            f"got {reprlib.repr(values)}"
+        ) from None
 
 
 def _check(
@@ -221,7 +238,14 @@ def _check(
 ) -> None:
     config = model.config
     config.check_size(size)
-    model.check_labels(None if labels is None else labels.cpu(), len(seeds), null=True)
+    if isinstance(labels, Tensor):
+        labels = labels.cpu()  # where their range is checked
+        if labels.dim() == 1 and len(labels) != len(seeds):
+            raise ValueError(
+                "sample: give a seed for every label, "
+                f"got {len(labels)} labels and {len(seeds)} seeds"
+            )
+    model.check_labels(labels, len(seeds), null=True)
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"sample: seeds must not be negative, got {min(seeds)}")
     expected = (len(seeds), config.channels, *config.stage_size(0, size))

@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from msf import MSF
 from msf.cli import main
@@ -56,7 +58,9 @@ def test_full_disk_leaves_nothing_half_written(
         status = main(arguments)
     assert status == 1
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith(f"msf {arguments[0]}: cannot write: File too large; free some space")
+    assert message.startswith(
+        f"msf {arguments[0]}: cannot write: File too large; free some space, "
+    )
     left = {file.name for file in tmp_path.rglob("*") if file.is_file()}
     assert {name for name in left if not name.startswith("events.out")} == (
         {"training.json", "metrics.jsonl"} if arguments[0] == "train" else set()
@@ -103,7 +107,11 @@ BAD_INPUT = {
     "sample {run} --out {out}/x.png --steps 4 2 1": "steps must be one value or 2, one a stage",
     "sample {run} --out {out}/x.png --steps 0": "steps must be at least 1, got 0",
     "sample {run} --out {out}/x.png --count 0": "--count must be at least 1, got 0",
-    "sample {run} --out {out}/x.png --seed -1": "--seed must not be negative",
+    "sample {run} --out {out}/x.png --count 1000000000": "--count must be at most 10000 for --out",
+    "sample {run} --out {out}/x --count 1000000000": "--count must be at most 1000000 for --out",
+    "sample {run} --out {out}/x.safetensors --count 1000000000": "must be at most 16777216 for",
+    "sample {run} --out {out}/x.png --seed -1": "--seed must not be negative, got -1",
+    "sample {run} --out {out}/x.png --batch-size 0": "--batch-size must be at least 1, got 0",
     "sample {run} --out {out}/x.png --guidance-interval 1 0": "0 <= low <= high <= 1, got 1.0 and",
     "sample {run} --out {out}/x.png --guidance-scale nan": "must be finite, got nan",
     "sample {run} --out {out}/x.png --base-noise 9": "base_noise must be in [0, 0.3]",
@@ -124,9 +132,10 @@ BAD_INPUT = {
     "inspect {bad}/cut.png": "cut.png: not a readable image",
     "inspect {image} --levels 3 --out {out}/x": "12x20 (height x width) is not divisible by 8",
     "inspect {image} --levels 0 --out {out}/x": "--levels must be at least 1, got 0",
-    "inspect {out}/none.png": "no config.json here",
+    "inspect {bad}/deep.png": "only 8-bit images are, not mode I;16); give an 8-bit PNG or JPEG",
+    "inspect {out}/none.png": "none.png: no such file or folder",
     # Evaluation
-    "evaluate {run} --samples 3": "num_samples must be at least ",
+    "evaluate {run} --samples 3": "num_samples (--samples) must be at least ",
     "evaluate {run} --data textures": "textures has 3 classes, the model 10",
     "evaluate {bad}/run-list": "training.json: must be a JSON object, got list",
     "evaluate {bad}/run-data": "training.json: run.data must be a string, got 3",
@@ -141,7 +150,7 @@ BAD_INPUT = {
     "train --config {tiny} --data {bad}/photos --out {out}/x": "cannot read",
     "train --config {tiny} --data digits --out {out}/x --stage top": "one of base, residual",
     "train --config {tiny} --data digits --out {out}/x --num-classes 3": "num_classes set to 10",
-    "train --config {tiny} --data digits --out {out}/x --batch-size 0": "must be positive",
+    "train --config {tiny} --data digits --out {out}/x --batch-size 0": "batch_size must be at",
     "train --config {tiny} --data digits --out {out}/x --steps 1 2 3": "must be 2 numbers",
     "train --preset msf-s-256 --data digits --out {out}/x": "digits are 8x8 with 1 channel",
     "train --config {tiny} --data digits --out {bad}/run-list --resume": "must be a JSON object",
@@ -187,6 +196,7 @@ def bad(workspace: Path) -> Path:
     for stage in latents.stages:
         torch.nn.init.ones_(stage.output.weight)
     latents.save_pretrained(bad / "latents")
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(bad / "deep.png")
     (bad / "cut.png").write_bytes((workspace / "image.png").read_bytes()[:200])
     for name in "abcdefghij":
         folder = bad / "photos" / name

@@ -77,14 +77,15 @@ def test_every_epoch_sees_every_image_once_in_another_order():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": ()}, "must be positive"),
-        ({"batch_size": 0}, "must be positive"),
-        ({"sample_every": 0}, "sample_every must be positive"),
-        ({"learning_rate": 0.0}, "learning_rate and clip must be positive"),
-        ({"ema_decay": 1.0}, r"ema_decay in \[0, 1\)"),
+        ({"steps": ()}, r"steps must be positive numbers, got \(\)$"),
+        ({"steps": (4, 0)}, r"steps must be positive numbers, got \(4, 0\)$"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0$"),
+        ({"sample_every": 0}, "sample_every must be at least 1, got 0$"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0$"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0$"),
         ({"schedule": "step"}, "schedule must be constant or cosine"),
         ({"precision": "fp16"}, "precision must be one of"),
-        ({"seed": -1}, "seed, warmup and weight_decay must not be negative"),
+        ({"seed": -1}, "seed must not be negative, got -1$"),
         ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
     ],
 )

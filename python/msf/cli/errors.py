@@ -29,7 +29,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return "interrupted", 130
     if (number := _errno(error)) in FULL:
         return (
-            f"cannot write: {os.strerror(number)}; free some space, nothing half-written was left",
+            f"cannot write: {os.strerror(number)}; free some space, "
+            "images and checkpoints are whole or absent",
             1,
         )
     if isinstance(error, OSError) and error.filename:

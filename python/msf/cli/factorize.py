@@ -71,13 +71,13 @@ def _read(path: Path) -> Tensor:
     try:
         with Image.open(path) as file:
             if file.mode.startswith(("I", "F")):
-                raise ValueError(f"mode {file.mode} is not 8 bits a channel")
+                raise ValueError(f"only 8-bit images are, not mode {file.mode}")
             grey = file.mode in ("1", "L", "LA")
             pixels = np.array(file.convert("L" if grey else "RGB"))
     except Exception as error:  # Pillow's decoders raise whatever the broken file leads them to
         reason = str(error).replace(f"{str(path)!r}", "it")
         raise ValueError(
-            f"{path}: not a readable image ({reason}); give a PNG or JPEG file"
+            f"{path}: not a readable image ({reason}); give an 8-bit PNG or JPEG file"
         ) from None
     x = torch.from_numpy(pixels).reshape(1, *pixels.shape[:2], -1).movedim(-1, 1)
     return x.float() / 127.5 - 1

@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.path.is_file():
         return factorize.run(args)
+    if not args.path.exists():
+        raise ValueError(f"{args.path}: no such file or folder")
     return _describe(args.path)
 
 

@@ -2,7 +2,8 @@
 
 A .png file gets one grid: base, residuals and the merged image side by side. A folder gets one PNG
 an image, named by its index. A .safetensors file gets the tensor "images" (B, C, H, W), the only
-form for latents. An image depends on its seed and label, not on --batch-size or --count.
+form for latents. A grid holds at most 10,000 images, a folder 1,000,000, and either file what takes
+4 GiB as float32. Up to rounding, an image does not depend on --batch-size or --count.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from . import models, outputs, sampling, tables
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..config import MSFConfig
     from ..model import MSF
 
     Batches = Iterable[tuple[Tensor, list[Tensor]]]
 
 COUNT = 16
+MOST_IN_GRID = 10_000
+MOST_IN_FOLDER = 1_000_000  # six digits a name
+MOST_BYTES = 4 * 2**30  # a grid's or a tensor's images are in memory, twice at the end
 
 
 def class_numbers(text: str) -> list[int]:
@@ -64,6 +69,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     count = args.count if args.count is not None else len(args.labels or range(COUNT))
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
+    if count > (most := _most(args.out, model.config)):
+        raise ValueError(
+            f"--count must be at most {most} for --out {args.out}, got {count}; "
+            "sample in parts, each with its --seed and --out"
+        )
     labels = _labels(args, model, count)
     seeds = range(args.seed, args.seed + count)
     batches = sampling.generate(model, labels, seeds, args, **options)
@@ -82,6 +92,15 @@ def text(document: dict[str, Any]) -> str:
     first, last = document["seeds"]
     size = tables.size(document["size"])
     return f"{document['out']}: {document['images']} images of {size}, seeds {first} to {last}"
+
+
+def _most(out: Path, config: MSFConfig) -> int:
+    """How many images ``out`` may hold."""
+    suffix = out.suffix.lower()
+    if suffix not in (".png", ".safetensors"):
+        return MOST_IN_FOLDER
+    fitting = MOST_BYTES // (4 * config.channels * math.prod(config.image_size))
+    return min(fitting, MOST_IN_GRID) if suffix == ".png" else fitting
 
 
 def _labels(args: argparse.Namespace, model: MSF, count: int) -> Tensor | None:

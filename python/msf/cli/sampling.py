@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--project-residual",
         action="store_true",
-        help="make the image, pooled, equal its base exactly",
+        help="make the image, pooled, equal its base up to rounding",
     )
     parser.add_argument(
         "--precision",
@@ -70,11 +70,10 @@ def options(
     """Keyword arguments of `msf.sample` that are the same for every batch; ValueError if wrong."""
     from ..sampling import stage_settings
 
-    if args.seed < 0 or args.batch_size < 1:
-        raise ValueError(
-            "--seed must not be negative and --batch-size positive, "
-            f"got {args.seed} and {args.batch_size}"
-        )
+    if args.seed < 0:
+        raise ValueError(f"--seed must not be negative, got {args.seed}")
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
     chosen = {
         "steps": one_or_all(steps),
         "guidance_scale": one_or_all(args.guidance_scale),

@@ -46,7 +46,10 @@ class ImageFolder(ImageData):
             self.paths += chosen
             labels += [label] * len(chosen)
         if not self.paths:
-            raise ValueError(f"data: {root} has too few images: none falls into the {split} split")
+            raise ValueError(
+                f"data: {root} has too few images: none falls into the {split} split; "
+                "the split is 80/10/10, so give about 100 or more"
+            )
         self.labels = torch.tensor(labels)
 
     def images(self, indices: Tensor) -> Tensor:
@@ -59,10 +62,10 @@ class ImageFolder(ImageData):
         try:
             with Image.open(path) as file:
                 if file.mode.startswith(("I", "F")):
-                    raise ValueError(f"mode {file.mode} is not 8 bits a channel")
+                    raise ValueError(f"only 8-bit images, not mode {file.mode}")
                 image = ImageOps.exif_transpose(file).convert(self._mode)
         except Exception as error:  # Pillow's decoders raise whatever the broken file leads them to
-            raise ValueError(f"data: cannot read {path}: {error}; repair or remove it") from None
+            raise ValueError(f"data: cannot read {path}: {error}; replace or remove it") from None
         pixels = np.array(ImageOps.fit(image, self._size, Image.Resampling.BICUBIC))
         return from_uint8(torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).movedim(-1, 0))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ..data import SPLITS, ImageData, load_data
 from .features import extract, train_feature_network
-from .intervals import Figure, figure, subsets
+from .intervals import DISTANCE, PROPORTION, Figure, figure, subsets
 from .metrics import frechet_distance, kid, precision
 from .report import BaseGap, Report
 
@@ -60,9 +61,14 @@ class Evaluator:
         n = min(len(self._test), MAX_SAMPLES) if num_samples is None else num_samples
         # Both manifolds of an interval's subset need more points than neighbours.
         least = 2 * (NEIGHBOURS + 1)
+        if len(self._test) < least:
+            raise ValueError(
+                f"evaluation: needs at least {least} images in the test split, {source!r} has "
+                f"{len(self._test)}; the split is 80/10/10, so give about 100 or more"
+            )
         if not least <= n <= len(self._test):
             raise ValueError(
-                f"evaluation: num_samples must be at least {least} and at most the "
+                f"evaluation: num_samples (--samples) must be at least {least} and at most the "
                 f"{len(self._test)} images in the test split of {source!r}, got {n}"
             )
         n -= n % 2
@@ -79,7 +85,7 @@ class Evaluator:
         self._reference, classes = self._extract(lambda at: self._test.images(self._chosen[at]))
         self._real, real_classes = self._extract(lambda at: self._train.images(drawn[at]))
         self._floor = self._figures(self._real, real_classes)
-        self._crossed_floor = self._figure(lambda i: self._crossed(self._real, i))
+        self._crossed_floor = self._figure(lambda i: self._crossed(self._real, i), DISTANCE)
         self.settings = {
             "source": source,
             "image_size": list(image_size),
@@ -109,13 +115,15 @@ class Evaluator:
         figures = self._figures(generated, classes)
         if not conditional:
             figures.pop("accuracy", None)
-        ratio = self._figure(lambda i: self._distance(generated, i) / self._distance(self._real, i))
+        ratio = self._figure(
+            lambda i: self._distance(generated, i) / self._distance(self._real, i), DISTANCE
+        )
         bases = None
         if true_bases:
             on_true, _ = self._extract(lambda at: images(at, self._test.images(self._chosen[at])))
             bases = BaseGap(
-                true=self._figure(lambda i: self._crossed(on_true, i)),
-                generated=self._figure(lambda i: self._crossed(generated, i)),
+                true=self._figure(lambda i: self._crossed(on_true, i), DISTANCE),
+                generated=self._figure(lambda i: self._crossed(generated, i), DISTANCE),
                 real=self._crossed_floor,
                 gap=self._figure(lambda i: self._crossed(generated, i) - self._crossed(on_true, i)),
             )
@@ -140,17 +148,25 @@ class Evaluator:
     def _figures(self, features: Tensor, classes: Tensor) -> dict[str, Figure]:
         reference, correct = self._reference, (classes == self.labels).double()
         figures = {
-            "fd": self._figure(lambda i: self._distance(features, i)),
+            "fd": self._figure(lambda i: self._distance(features, i), DISTANCE),
             "kid": self._figure(lambda i: kid(features[i], reference[i])),
-            "precision": self._figure(lambda i: precision(reference[i], features[i], NEIGHBOURS)),
-            "recall": self._figure(lambda i: precision(features[i], reference[i], NEIGHBOURS)),
+            "precision": self._figure(
+                lambda i: precision(reference[i], features[i], NEIGHBOURS), PROPORTION
+            ),
+            "recall": self._figure(
+                lambda i: precision(features[i], reference[i], NEIGHBOURS), PROPORTION
+            ),
         }
         if self._test.num_classes > 1:
-            figures["accuracy"] = self._figure(lambda i: correct[i].mean().item())
+            figures["accuracy"] = self._figure(lambda i: correct[i].mean().item(), PROPORTION)
         return figures
 
-    def _figure(self, statistic: Callable[[Tensor], float]) -> Figure:
-        return figure(statistic, len(self.labels), self._subsets)
+    def _figure(
+        self,
+        statistic: Callable[[Tensor], float],
+        bounds: tuple[float, float] = (-math.inf, math.inf),
+    ) -> Figure:
+        return figure(statistic, len(self.labels), self._subsets, bounds)
 
     def _distance(self, features: Tensor, i: Tensor) -> float:
         return frechet_distance(features[i], self._reference[i])
@@ -173,7 +189,8 @@ def draw_like(labels: Tensor, data: ImageData, generator: torch.Generator) -> Te
         if len(pool) < wanted:
             raise ValueError(
                 f"evaluation: class {data.class_names[label]!r} has {wanted} test images but only "
-                f"{len(pool)} for training to compare them with; lower num_samples"
+                f"{len(pool)} for training to compare them with; lower num_samples "
+                "(--samples)"
             )
         drawn[where] = pool[torch.randperm(len(pool), generator=generator)[:wanted]]
     return drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 FRACTION = 0.8
+PROPORTION = (0.0, 1.0)
+DISTANCE = (0.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,12 @@ def subsets(n: int, replicates: int, seed: int) -> list[Tensor]:
     ]
 
 
-def figure(statistic: Callable[[Tensor], float], n: int, chosen: list[Tensor]) -> Figure:
+def figure(
+    statistic: Callable[[Tensor], float],
+    n: int,
+    chosen: list[Tensor],
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Figure:
     """``statistic`` of range(n), with a 95 % interval from its values on the subsets ``chosen``.
 
     The m-out-of-n bootstrap without replacement (Politis and Romano 1994). With m = 0.8 n images
@@ -49,11 +57,15 @@ def figure(statistic: Callable[[Tensor], float], n: int, chosen: list[Tensor]) -
 
     The interval is centred on the value and leaves in its finite-sample bias, which the floor
     beside it has too. Against repeated experiments on Gaussians (n = 100 to 534, D = 64) its width
-    is right where two sets differ, and up to 1.5 times too wide where they do not.
+    is right where two sets differ, and up to 1.5 times too wide where they do not. It is clipped to
+    ``bounds``, the values that the statistic can take: ``PROPORTION`` for precision, recall and
+    accuracy, ``DISTANCE`` for Frechet distances and their ratio. The unbiased kernel distance and
+    the gap may be negative.
     """
     value = statistic(torch.arange(n))
     replicates = torch.tensor([statistic(subset) for subset in chosen], dtype=torch.float64)
     m = len(chosen[0])
     deviations = (replicates - replicates.mean()) * (m / (n - m)) ** 0.5
     low, high = torch.quantile(deviations, torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return Figure(value, value + float(low), value + float(high))
+    least, most = bounds
+    return Figure(value, max(value + float(low), least), min(value + float(high), most))

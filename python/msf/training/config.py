@@ -37,24 +37,25 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.steps or min(self.steps) < 1 or self.batch_size < 1 or self.log_every < 1:
-            raise ValueError(
-                f"TrainingConfig: steps, batch_size and log_every must be positive, got {self}"
-            )
-        if self.sample_every < 1:
-            raise ValueError(
-                f"TrainingConfig: sample_every must be positive, got {self.sample_every}"
-            )
-        if self.learning_rate <= 0 or self.clip <= 0 or not 0 <= self.ema_decay < 1:
-            raise ValueError(
-                "TrainingConfig: learning_rate and clip must be positive and ema_decay in [0, 1), "
-                f"got {self.learning_rate}, {self.clip}, {self.ema_decay}"
-            )
-        if min(self.seed, self.warmup, self.weight_decay) < 0:
-            raise ValueError(
-                "TrainingConfig: seed, warmup and weight_decay must not be negative, "
-                f"got {self.seed}, {self.warmup}, {self.weight_decay}"
-            )
+        if not self.steps or min(self.steps) < 1:
+            raise ValueError(f"TrainingConfig: steps must be positive numbers, got {self.steps}")
+        for name in ("batch_size", "log_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"TrainingConfig: {name} must be at least 1, got {getattr(self, name)}"
+                )
+        for name in ("learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(
+                    f"TrainingConfig: {name} must be positive, got {getattr(self, name)}"
+                )
+        for name in ("seed", "warmup", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"TrainingConfig: {name} must not be negative, got {getattr(self, name)}"
+                )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"TrainingConfig: ema_decay must be in [0, 1), got {self.ema_decay}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"TrainingConfig: betas must be in [0, 1), got {self.betas}")
         if self.schedule not in ("constant", "cosine"):

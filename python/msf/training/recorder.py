@@ -69,7 +69,7 @@ class Recorder:
         if not math.isfinite(loss):
             raise ValueError(
                 f"{trainer.name}: the loss became {loss} before step {step}; "
-                "the checkpoint before it is kept, try a lower learning rate"
+                "these weights were not saved, try a lower learning rate"
             )
         values = {
             "loss": loss,
@@ -100,7 +100,7 @@ def plot_losses(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     for row in metrics:
         stages[row["stage"]].append((row["step"], row["loss"]))
     for stage, points in stages.items():
-        axes.plot(*zip(*points), label=stage)
+        axes.plot(*zip(*points), marker=".", label=stage)  # one point has no line
     axes.set(xlabel="step", ylabel="velocity loss (mean squared error)")
     axes.legend()
     with atomic_write(path) as temporary:

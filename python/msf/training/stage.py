@@ -101,7 +101,7 @@ class StageTrainer:
         if not torch.stack(norms).isfinite().all():
             raise ValueError(
                 f"{self.name}: the weights are not finite after step {self.step_number}; "
-                "the checkpoint before it is kept, try a lower learning rate"
+                "they were not saved, try a lower learning rate"
             )
 
     def state(self) -> dict[str, Tensor]:
