@@ -66,7 +66,7 @@ def test_dropped_labels_become_the_null_class():
 def test_prior_is_the_standardised_noised_upsampled_image_below():
     model, x = tiny_model(), images(2, (4, 4))
     noise, level = torch.randn(x.shape, generator=generator()), torch.tensor([0.0, 0.3])
-    prior = model.prior(x, level, noise=noise)
+    prior = model.prior(x, level, noise)
     low = model.pyramid.standardize(0, x) + level.view(2, 1, 1, 1) * noise
     assert torch.equal(prior, low.repeat_interleave(2, 2).repeat_interleave(2, 3))
 

@@ -104,26 +104,19 @@ class MSF(nn.Module):
             level = (
                 torch.rand(batch, generator=generator, device=device) * self.config.max_base_noise
             )
-            prior = self.prior(self.pyramid.merge(components[:index]), level, generator=generator)
+            below = self.pyramid.merge(components[:index])
+            noise = torch.randn(below.shape, generator=generator, device=device)
+            prior = self.prior(below, level, noise)
         velocity = self.stages[index](x_t, t, y, prior, level)
         return F.mse_loss(velocity.float(), target)
 
-    def prior(
-        self,
-        x: Tensor,
-        level: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-    ) -> Tensor:
-        """p_i (B, C, 2h, 2w): x_hat_{i-1} (B, C, h, w) standardised, noised by ``level`` (B,),
-        upsampled.
+    def prior(self, x: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        """p_i (B, C, 2h, 2w): x_hat_{i-1} (B, C, h, w) standardised, plus ``level`` (B,) times
+        ``noise`` (B, C, h, w), upsampled.
 
         Our choice: the noise is added before upsampling, where the errors of a generated base are,
         and every scale's prior is standardised by the base's statistics.
         """
-        if noise is None:
-            noise = torch.randn(x.shape, generator=generator, device=x.device)
         x = self.pyramid.standardize(0, x) + level[:, None, None, None] * noise
         return self.pyramid.upsample(x)
 

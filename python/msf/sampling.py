@@ -187,7 +187,7 @@ def _velocity(
     if below is not None:
         noise = image_noise(seeds, tuple(below.shape[1:]), index, 1).to(below.device)
         level = torch.full((batch,), base_noise, device=below.device)
-        prior = model.prior(below, level, noise=noise)
+        prior = model.prior(below, level, noise)
 
     def twice(value: Tensor | None) -> Tensor | None:
         return None if value is None else torch.cat([value, value])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..training.config import read_run
-from . import models, outputs, sampling
+from . import models, outputs, sampling, settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         outputs.check_file(args.out, args.overwrite)
     model = models.load(args.model, device)
     config, source = model.config, _source(args)
-    settings = [_one_a_stage(steps, config) for steps in args.steps or [config.steps]]
-    costs = [_gmacs(steps, args, config) for steps in settings]
-    generators = [_generator(model, args, steps) for steps in settings]
+    all_steps = [settings.one_a_stage(steps, config) for steps in args.steps or [config.steps]]
+    costs = [_gmacs(steps, args, config) for steps in all_steps]
+    generators = [_generator(model, args, steps) for steps in all_steps]
 
     evaluator = Evaluator(
         source,
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
     )
     results = []
-    for steps, cost, generate in zip(settings, costs, generators, strict=True):
+    for steps, cost, generate in zip(all_steps, costs, generators, strict=True):
         print(f"evaluating {len(evaluator.seeds)} images at steps {steps}", file=sys.stderr)
         report = evaluator.evaluate(
             generate,
@@ -95,10 +95,6 @@ def _source(args: argparse.Namespace) -> str:
     if run := read_run(args.model):
         return run.data
     raise ValueError(f"{args.model}: has no training.json to know its data by; give --data")
-
-
-def _one_a_stage(steps: Sequence[int], config: MSFConfig) -> list[int]:
-    return list(steps) * len(config.stages) if len(steps) == 1 else list(steps)
 
 
 def _gmacs(steps: Sequence[int], args: argparse.Namespace, config: MSFConfig) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import MSFConfig
@@ -34,3 +35,8 @@ def read(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig | None]:
         return model, parse_dataclass(TrainingConfig, values["training"], "training")
     except ValueError as error:
         raise ValueError(f"{args.config}: {error}") from None
+
+
+def one_a_stage(steps: Sequence[int], config: MSFConfig) -> list[int]:
+    """``--steps``: a single number stands for every stage."""
+    return list(steps) * len(config.stages) if len(steps) == 1 else list(steps)

@@ -97,8 +97,7 @@ def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
         if getattr(args, name) is not None
     }
     if args.steps:
-        steps = args.steps * len(config.stages) if len(args.steps) == 1 else args.steps
-        changes["steps"] = tuple(steps)
+        changes["steps"] = tuple(settings.one_a_stage(args.steps, config))
     if args.num_classes is not None:
         config = replace(config, num_classes=args.num_classes)
     return config, replace(training, **changes)
