@@ -8,8 +8,9 @@ from .attention.op import attention
 from .attention.rope import rope_2d
 from .backend import BackendUnavailable, available_backends, backend, explain_backends
 from .build import build_config
-from .flow.op import flow_interpolate, guided_euler_step
+from .flow.op import flow_interpolate, guided_euler_merge, guided_euler_step
 from .pyramid.op import pyramid_merge, pyramid_split
+from .tokens.op import merge_tokens
 
 OPERATORS = (
     "adaln_modulate",
@@ -18,8 +19,10 @@ OPERATORS = (
     "attention",
     "pyramid_split",
     "pyramid_merge",
+    "merge_tokens",
     "flow_interpolate",
     "guided_euler_step",
+    "guided_euler_merge",
 )
 
 __all__ = [
@@ -34,7 +37,9 @@ __all__ = [
     "flow_interpolate",
     "gate_residual",
     "gate_residual_adaln",
+    "guided_euler_merge",
     "guided_euler_step",
+    "merge_tokens",
     "pyramid_merge",
     "pyramid_split",
     "rope_2d",

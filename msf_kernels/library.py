@@ -1,8 +1,8 @@
 """Registers operators with PyTorch: schema, implementations, fake and gradient, once for all.
 
 A fake and a gradient belong to the operator and not to a backend, so torch.compile and autograd
-see one operator whichever kernel runs. Operators are functional: every output is a new contiguous
-tensor, never an input or a view of one.
+see one operator whichever kernel runs. Operators are functional: every output is a new tensor,
+never an input or a view of one, contiguous or channels-last as the first tensor that came in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import backend
+from .layout import conform
 
 NAMESPACE = "msf"
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -62,10 +63,10 @@ def define(
 
 
 def _run_reference(reference: Callable[..., Any], *args: Any) -> Any:
-    """The reference as an operator: its own precision under autocast, contiguous outputs."""
+    """The reference as an operator: its own precision under autocast, its outputs laid out."""
     device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
     with torch.autocast(device, enabled=False):
         result = reference(*args)
     if isinstance(result, Tensor):
-        return result.contiguous()
-    return tuple(output.contiguous() for output in result)
+        return conform((result,), args)[0]
+    return conform(result, args)

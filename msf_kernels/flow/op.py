@@ -1,4 +1,7 @@
-"""flow_interpolate and guided_euler_step as operators."""
+"""flow_interpolate, guided_euler_step and guided_euler_merge as operators.
+
+Their gradients are plain PyTorch: neither training nor sampling asks for them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..layout import empty
 from ..library import define
+from ..pyramid.op import check_merge, clamp_bounds
 from . import reference
 
 
@@ -22,7 +27,8 @@ def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Te
         t: (B,) in [0, 1], of data's dtype or float32; gets no gradient.
 
     Returns:
-        x_t = (1 - t) * noise + t * data and velocity = data - noise, (B, ...) in data's dtype.
+        x_t = (1 - t) * noise + t * data and velocity = data - noise, (B, ...) in data's dtype and
+        memory format.
 
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
@@ -45,6 +51,10 @@ def guided_euler_step(
     v_uncond: Tensor | None,
     guidance_scale: float | Tensor,
     dt: float | Tensor,
+    *,
+    step: Tensor | None = None,
+    start: Tensor | None = None,
+    patch: int | None = None,
 ) -> Tensor:
     """One Euler step along the guided velocity.
 
@@ -53,41 +63,132 @@ def guided_euler_step(
 
     Args:
         x: the state, any shape; float32 or float64 keeps small steps exact.
-        v_cond, v_uncond: velocities of x's shape; one dtype with x, or one 16-bit dtype beside
-            float32. Without v_uncond the step is x + dt * v_cond.
-        guidance_scale, dt: floats, or 0-dimensional tensors so that a sampler may read them from
-            a table on the device; they get no gradient.
+        v_cond, v_uncond: velocities of x's shape, or tokens (see patch); one dtype with x, or one
+            16-bit dtype beside float32. Without v_uncond the step is x + dt * v_cond.
+        guidance_scale, dt: floats or 0-dimensional tensors; they get no gradient.
+        step: 0-dimensional int64 on x's device, less than S: guidance_scale and dt are then tables
+            (S,) on that device of which this row counts, so that one CUDA graph serves all steps.
+        start: of x's shape and dtype: the result is half-way between it and the Euler step from x.
+            Where x itself came from start by an Euler step, that is Heun's method.
+        patch: x is (B, C, H, W) and the velocities are tokens (B, H/p * W/p, p * p * C) of patches
+            that wide, row by row, channels as (row, column, C): a transformer's output as it is.
 
     Returns:
-        The new state in x's dtype.
+        The new state in x's dtype and memory format.
 
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
     op = "guided_euler_step"
+    scale, dt = _check_step(op, x, v_cond, v_uncond, guidance_scale, dt, step, patch)
+    if start is not None:
+        checks.tensors(op, x=x, start=start)
+        checks.dtype(op, "start", start, x.dtype)
+        checks.shape(op, "start", start, "x.shape", tuple(x.shape))
+    return _guided_euler_step(x, v_cond, v_uncond, scale, dt, step, start, patch or 0)
+
+
+def guided_euler_merge(
+    x: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    guidance_scale: float | Tensor,
+    dt: float | Tensor,
+    base: Tensor,
+    *,
+    step: Tensor | None = None,
+    patch: int | None = None,
+    mode: str = "nearest",
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    clamp: tuple[float, float] | None = None,
+) -> Tensor:
+    """The last step of a residual's sampling and the merge with its base, in one pass.
+
+    Equal to ``pyramid_merge(base, guided_euler_step(x, ...), ...)``; the arguments are theirs. It
+    has no gradient.
+
+    Args:
+        x: the standardised residual (B, C, H, W), float64, float32, bfloat16 or float16.
+        base: (B, C, H/2, W/2) in x's dtype.
+
+    Returns:
+        (B, C, H, W) in x's dtype and memory format.
+
+    Raises:
+        TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
+    """
+    op = "guided_euler_merge"
+    scale, dt = _check_step(op, x, v_cond, v_uncond, guidance_scale, dt, step, patch)
+    checks.tensors(op, x=x, base=base)
+    check_merge(op, base, "x", x, mode, mean, std)
+    bounds = clamp_bounds(op, clamp)
+    return _guided_euler_merge(
+        x, v_cond, v_uncond, scale, dt, step, patch or 0, base, mean, std, mode, *bounds
+    )
+
+
+def _check_step(
+    op: str,
+    x: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    guidance_scale: float | Tensor,
+    dt: float | Tensor,
+    step: Tensor | None,
+    patch: int | None,
+) -> tuple[Tensor, Tensor]:
+    """guidance_scale and dt as tensors, after checking what both steps share."""
     velocities = {"v_cond": v_cond}
     if v_uncond is not None:
         velocities["v_uncond"] = v_uncond
     checks.tensors(op, x=x, **velocities)
     checks.dtypes(op, x=x, **velocities)
     for name, tensor in velocities.items():
-        checks.shape(op, name, tensor, "x.shape", tuple(x.shape))
-    scale, step = _scalar("guidance_scale", guidance_scale, x), _scalar("dt", dt, x)
-    return _guided_euler_step(x, v_cond, v_uncond, scale, step)
+        if patch is None:
+            checks.shape(op, name, tensor, "x.shape", tuple(x.shape))
+        else:
+            checks.shape(op, name, tensor, "(B, H/p * W/p, p * p * C)", _tokens(op, x, patch))
+    if step is not None:
+        _check_row(op, x, step)
+    scalars = {"guidance_scale": guidance_scale, "dt": dt}
+    scale, dt = (_scalar(op, name, value, x, step) for name, value in scalars.items())
+    return scale, dt
 
 
-def _scalar(name: str, value: float | Tensor, x: Tensor) -> Tensor:
-    op = "guided_euler_step"
-    if not isinstance(value, Tensor):
+def _tokens(op: str, x: Tensor, patch: int) -> tuple[int, ...]:
+    """The shape of x's patches as tokens."""
+    checks.dimensions(op, "x", x, "(B, C, H, W)")
+    batch, channels, height, width = x.shape
+    if patch < 1 or height % patch or width % patch:
+        raise ValueError(f"{op}: patch must divide H and W, {height} x {width}, got {patch}")
+    return batch, height // patch * (width // patch), patch * patch * channels
+
+
+def _check_row(op: str, x: Tensor, step: Tensor) -> None:
+    if not isinstance(step, Tensor) or step.dtype != torch.int64 or step.dim():
+        kind = f"{step.dtype} {tuple(step.shape)}" if isinstance(step, Tensor) else type(step)
+        raise TypeError(f"{op}: step must be a 0-dimensional int64 tensor, got {kind}")
+    if step.device != x.device:
+        raise ValueError(f"{op}: step must be on the device of x, {x.device}, got {step.device}")
+
+
+def _scalar(op: str, name: str, value: float | Tensor, x: Tensor, step: Tensor | None) -> Tensor:
+    if step is not None:
+        if not isinstance(value, Tensor) or value.dim() != 1:
+            raise ValueError(f"{op}: {name} must be a table (S,) of steps, where step is given")
+        checks.tensors(op, x=x, **{name: value})
+    elif not isinstance(value, Tensor):
         if not isinstance(value, (float, int)):
             raise TypeError(f"{op}: {name} must be a float or a tensor, got {type(value).__name__}")
         # A product, because torch.compile keeps it symbolic; torch.tensor(value) recompiles at
         # each new value until it gives up.
         return torch.ones((), dtype=torch.float64, device="cpu") * value
-    checks.tensors(op, x=x, **{name: value})
-    if value.dim():
-        shape = tuple(value.shape)
-        raise ValueError(f"{op}: {name} must be a float or a 0-dimensional tensor, got {shape}")
+    else:
+        checks.tensors(op, x=x, **{name: value})
+        if value.dim():
+            shape = tuple(value.shape)
+            raise ValueError(f"{op}: {name} must be a float or a 0-dimensional tensor, got {shape}")
     checks.constant(op, name, value)
     return value
 
@@ -100,60 +201,48 @@ def _interpolate_gradient(ctx: Any, grad_x_t: Tensor | None, grad_velocity: Tens
     if grad_x_t is None and grad_velocity is None:
         return None, None, None
     (t,) = ctx.saved_tensors
-    return *_flow_interpolate_backward(grad_x_t, grad_velocity, t), None
+    return *reference.flow_interpolate_backward(grad_x_t, grad_velocity, t), None
 
-
-def _interpolate_backward_fake(
-    grad_x_t: Tensor | None, grad_velocity: Tensor | None, t: Tensor
-) -> tuple[Tensor, Tensor]:
-    like = grad_x_t if grad_x_t is not None else grad_velocity
-    assert like is not None
-    return like.new_empty(like.shape), like.new_empty(like.shape)
-
-
-_flow_interpolate_backward = define(
-    "flow_interpolate_backward(Tensor? grad_x_t, Tensor? grad_velocity, Tensor t) "
-    "-> (Tensor, Tensor)",
-    reference=reference.flow_interpolate_backward,
-    fake=_interpolate_backward_fake,
-)
 
 _flow_interpolate = define(
     "flow_interpolate(Tensor data, Tensor noise, Tensor t) -> (Tensor, Tensor)",
     reference=reference.flow_interpolate,
-    fake=lambda data, noise, t: (data.new_empty(data.shape), data.new_empty(data.shape)),
+    fake=lambda data, noise, t: (empty(data), empty(data)),
     setup_context=_interpolate_setup,
     backward=_interpolate_gradient,
 )
 
 
 def _euler_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.save_for_backward(*inputs[1:])
+    _, v_cond, v_uncond, scale, dt, step, start, ctx.patch = inputs
+    ctx.has_start = start is not None
+    ctx.save_for_backward(v_cond, v_uncond, scale, dt, step)
 
 
 def _euler_gradient(ctx: Any, grad: Tensor | None) -> Any:
     if grad is None:
-        return None, None, None, None, None
-    v_uncond = ctx.saved_tensors[1]
-    grad_cond, grad_uncond = _guided_euler_step_backward(grad, *ctx.saved_tensors)
-    return grad, grad_cond, None if v_uncond is None else grad_uncond, None, None
+        return (None,) * 8
+    v_cond, v_uncond, scale, dt, step = ctx.saved_tensors
+    grad_x, grad_cond, grad_uncond = reference.guided_euler_step_backward(
+        grad, v_cond, v_uncond, scale, dt, step, ctx.has_start, ctx.patch
+    )
+    grad_start = grad_x if ctx.has_start else None
+    return grad_x, grad_cond, grad_uncond, None, None, None, grad_start, None
 
-
-_guided_euler_step_backward = define(
-    "guided_euler_step_backward(Tensor grad, Tensor v_cond, Tensor? v_uncond, "
-    "Tensor guidance_scale, Tensor dt) -> (Tensor, Tensor)",
-    reference=reference.guided_euler_step_backward,
-    fake=lambda grad, v_cond, v_uncond, guidance_scale, dt: (
-        v_cond.new_empty(v_cond.shape),
-        v_cond.new_empty(0 if v_uncond is None else v_uncond.shape),
-    ),
-)
 
 _guided_euler_step = define(
     "guided_euler_step(Tensor x, Tensor v_cond, Tensor? v_uncond, Tensor guidance_scale, "
-    "Tensor dt) -> Tensor",
+    "Tensor dt, Tensor? step, Tensor? start, int patch) -> Tensor",
     reference=reference.guided_euler_step,
-    fake=lambda x, v_cond, v_uncond, guidance_scale, dt: x.new_empty(x.shape),
+    fake=lambda x, *_: empty(x),
     setup_context=_euler_setup,
     backward=_euler_gradient,
+)
+
+_guided_euler_merge = define(
+    "guided_euler_merge(Tensor x, Tensor v_cond, Tensor? v_uncond, Tensor guidance_scale, "
+    "Tensor dt, Tensor? step, int patch, Tensor base, Tensor? mean, Tensor? std, str mode, "
+    "float low, float high) -> Tensor",
+    reference=reference.guided_euler_merge,
+    fake=lambda x, *_: empty(x),
 )

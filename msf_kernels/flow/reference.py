@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dtypes import widen
+from ..pyramid import reference as pyramid
 
 
 def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,30 +35,97 @@ def flow_interpolate_backward(
 
 
 def guided_euler_step(
-    x: Tensor, v_cond: Tensor, v_uncond: Tensor | None, guidance_scale: Tensor, dt: Tensor
+    x: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    guidance_scale: Tensor,
+    dt: Tensor,
+    step: Tensor | None,
+    start: Tensor | None,
+    patch: int,
 ) -> Tensor:
     """x + dt * (v_uncond + guidance_scale * (v_cond - v_uncond)), in x's dtype.
 
-    Classifier-free guidance (Ho & Salimans, 2022); x + dt * v_cond where v_uncond is None.
+    Classifier-free guidance (Ho & Salimans, 2022); x + dt * v_cond where v_uncond is None. With
+    ``step`` the two scalars are tables (S,) and this is their row. With ``start`` the result is
+    half-way between it and the above: the second half of a Heun step. With ``patch`` > 0 the
+    velocities are tokens of patches that wide.
     """
-    velocity = widen(v_cond)
+    scale, dt = _row(guidance_scale, step), _row(dt, step)
+    velocity = _image(v_cond, x, patch)
     if v_uncond is not None:
-        wide = widen(v_uncond)
-        velocity = wide + guidance_scale * (velocity - wide)
-    return (widen(x) + dt * velocity).to(x.dtype)
+        wide = _image(v_uncond, x, patch)
+        velocity = wide + scale * (velocity - wide)
+    x_next = widen(x) + dt * velocity
+    if start is not None:
+        x_next = (widen(start) + x_next) / 2
+    return x_next.to(x.dtype)
 
 
 def guided_euler_step_backward(
-    grad: Tensor, v_cond: Tensor, v_uncond: Tensor | None, guidance_scale: Tensor, dt: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of v_cond and v_uncond (empty where that is None); that of x is `grad` itself."""
-    grad_v = dt * widen(grad)
+    grad: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    guidance_scale: Tensor,
+    dt: Tensor,
+    step: Tensor | None,
+    has_start: bool,
+    patch: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of x, v_cond and v_uncond; that of start is that of x."""
+    scale, dt = _row(guidance_scale, step), _row(dt, step)
+    wide = widen(grad) / 2 if has_start else widen(grad)
+    grad_x, grad_v = wide.to(grad.dtype), dt * wide
+    if patch:
+        grad_v = _tokens(grad_v, patch)
     if v_uncond is None:
-        return grad_v.to(v_cond.dtype), v_cond.new_empty(0)
-    grad_cond = guidance_scale * grad_v
-    return grad_cond.to(v_cond.dtype), (grad_v - grad_cond).to(v_uncond.dtype)
+        return grad_x, grad_v.to(v_cond.dtype), None
+    grad_cond = scale * grad_v
+    return grad_x, grad_cond.to(v_cond.dtype), (grad_v - grad_cond).to(v_uncond.dtype)
+
+
+def guided_euler_merge(
+    x: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    guidance_scale: Tensor,
+    dt: Tensor,
+    step: Tensor | None,
+    patch: int,
+    base: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    mode: str,
+    low: float,
+    high: float,
+) -> Tensor:
+    """pyramid_merge(base, guided_euler_step(x, ...)): the last step of a residual's stage."""
+    residual = guided_euler_step(x, v_cond, v_uncond, guidance_scale, dt, step, None, patch)
+    return pyramid.pyramid_merge(base, residual, mean, std, mode, low, high)
 
 
 def _per_sample(t: Tensor, like: Tensor) -> Tensor:
     """(B,) -> (B, 1, ...) in the compute dtype."""
     return widen(t).view(-1, *[1] * (like.dim() - 1))
+
+
+def _row(table: Tensor, step: Tensor | None) -> Tensor:
+    """Row ``step`` of a table (S,), without telling the host; the scalar itself without step."""
+    return table if step is None else table.index_select(0, step.view(1)).view(())
+
+
+def _image(velocity: Tensor, x: Tensor, patch: int) -> Tensor:
+    """The velocity in x's layout and the compute dtype."""
+    velocity = widen(velocity)
+    if not patch:
+        return velocity
+    channels, height, width = x.shape[1:]
+    tokens = velocity.unflatten(2, (patch, patch, channels))
+    tokens = tokens.unflatten(1, (height // patch, width // patch))
+    return tokens.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def _tokens(image: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) -> (B, H/p * W/p, p * p * C): the inverse of unpatchifying."""
+    blocks = image.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)

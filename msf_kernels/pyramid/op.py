@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import checks
+from ..layout import empty
 from ..library import define
 from . import reference
 
 MODES = ("nearest", "bilinear")
 
 
-def pyramid_split(x: Tensor, *, mode: str = "nearest") -> tuple[Tensor, Tensor]:
+def pyramid_split(
+    x: Tensor,
+    *,
+    mode: str = "nearest",
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Split images into a base at half the resolution and the residual it leaves.
 
-    base is the 2x2 average of x, residual is x minus the upsampled base. `pyramid_merge` with the
-    same mode inverts it.
+    base is the 2x2 average of x, residual is (x - upsample(base) - mean) / std. `pyramid_merge`
+    with the same mode and statistics inverts it.
 
     Args:
         x: (B, C, H, W) float64, float32, bfloat16 or float16, H and W even.
         mode: how the base is upsampled, "nearest" or "bilinear" (half-pixel centres).
+        mean, std: (C,) of the residual, in x's dtype or float32; they get no gradient.
 
     Returns:
-        base (B, C, H/2, W/2) and residual (B, C, H, W) in x's dtype.
+        base (B, C, H/2, W/2) and residual (B, C, H, W) in x's dtype and memory format.
 
     Raises:
-        TypeError, ValueError: wrong kind, dtype, shape or mode.
+        TypeError, ValueError: wrong kinds, dtypes, shapes, devices or mode.
     """
     op = "pyramid_split"
     checks.tensors(op, x=x)
@@ -37,7 +46,8 @@ def pyramid_split(x: Tensor, *, mode: str = "nearest") -> tuple[Tensor, Tensor]:
     height, width = x.shape[-2:]
     if height % 2 or width % 2 or not height or not width:
         raise ValueError(f"{op}: height and width must be even, got {height} x {width}")
-    return _pyramid_split(x, mode)
+    check_statistics(op, x, mean, std)
+    return _pyramid_split(x, mean, std, mode)
 
 
 def pyramid_merge(
@@ -47,6 +57,7 @@ def pyramid_merge(
     mode: str = "nearest",
     mean: Tensor | None = None,
     std: Tensor | None = None,
+    clamp: tuple[float, float] | None = None,
 ) -> Tensor:
     """Merge a base with its residual: upsample(base) + residual * std + mean.
 
@@ -55,63 +66,102 @@ def pyramid_merge(
         residual: (B, C, H, W) in base's dtype.
         mode: "nearest" or "bilinear" (half-pixel centres).
         mean, std: (C,) of the residual, in its dtype or float32; they get no gradient.
+        clamp: (low, high) to clamp the result to; for sampling, it has no gradient.
 
     Returns:
-        (B, C, H, W) in base's dtype.
+        (B, C, H, W) in base's dtype and memory format.
 
     Raises:
-        TypeError, ValueError: wrong kinds, dtypes, shapes, devices or mode.
+        TypeError, ValueError: wrong kinds, dtypes, shapes, devices, mode or bounds.
     """
     op = "pyramid_merge"
-    statistics = {"mean": mean, "std": std}
-    given = {name: tensor for name, tensor in statistics.items() if tensor is not None}
-    checks.tensors(op, base=base, residual=residual, **given)
-    checks.dtype(op, "residual", residual, base.dtype)
+    checks.tensors(op, base=base, residual=residual)
+    check_merge(op, base, "residual", residual, mode, mean, std)
+    low, high = clamp_bounds(op, clamp)
+    if clamp is not None:
+        for name, tensor in {"base": base, "residual": residual}.items():
+            checks.constant(f"{op} with clamp", name, tensor)
+    return _pyramid_merge(base, residual, mean, std, mode, low, high)
+
+
+def check_merge(
+    op: str,
+    base: Tensor,
+    name: str,
+    residual: Tensor,
+    mode: str,
+    mean: Tensor | None,
+    std: Tensor | None,
+) -> None:
+    """``residual``, called ``name``, and its statistics fit on ``base``."""
+    checks.dtype(op, name, residual, base.dtype)
     checks.choice(op, "mode", mode, MODES)
     checks.dimensions(op, "base", base, "(B, C, H/2, W/2)")
     batch, channels, height, width = base.shape
-    sizes = (batch, channels, 2 * height, 2 * width)
-    checks.shape(op, "residual", residual, "(B, C, H, W)", sizes)
-    for name, tensor in given.items():
-        checks.shape(op, name, tensor, "(C,)", (channels,))
-        checks.dtype(op, name, tensor, residual.dtype, torch.float32)
-        checks.constant(op, name, tensor)
-    return _pyramid_merge(base, residual, mean, std, mode)
+    checks.shape(op, name, residual, "(B, C, H, W)", (batch, channels, 2 * height, 2 * width))
+    check_statistics(op, residual, mean, std)
 
 
-def _split_fake(x: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+def check_statistics(op: str, x: Tensor, mean: Tensor | None, std: Tensor | None) -> None:
+    """mean and std, where given, are (C,) of x's dtype or float32 and ask for no gradient."""
+    for name, tensor in {"mean": mean, "std": std}.items():
+        if tensor is not None:
+            checks.tensors(op, x=x, **{name: tensor})
+            checks.shape(op, name, tensor, "(C,)", (x.shape[1],))
+            checks.dtype(op, name, tensor, x.dtype, torch.float32)
+            checks.constant(op, name, tensor)
+
+
+def clamp_bounds(op: str, clamp: tuple[float, float] | None) -> tuple[float, float]:
+    """(low, high), infinite for None."""
+    low, high = (-math.inf, math.inf) if clamp is None else clamp
+    if not low <= high:
+        raise ValueError(f"{op}: clamp must be (low, high) with low <= high, got {clamp}")
+    return low, high
+
+
+def _split_fake(
+    x: Tensor, mean: Tensor | None, std: Tensor | None, mode: str
+) -> tuple[Tensor, Tensor]:
+    return _half(x), empty(x)
+
+
+def _half(x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
-    return x.new_empty((batch, channels, height // 2, width // 2)), x.new_empty(x.shape)
+    return empty(x, batch, channels, height // 2, width // 2)
 
 
 def _split_backward_fake(
-    grad_base: Tensor | None, grad_residual: Tensor | None, mode: str
+    grad_base: Tensor | None, grad_residual: Tensor | None, std: Tensor | None, mode: str
 ) -> Tensor:
-    if grad_residual is not None:
-        return grad_residual.new_empty(grad_residual.shape)
-    assert grad_base is not None
+    if grad_base is None:
+        assert grad_residual is not None
+        return empty(grad_residual)
     batch, channels, height, width = grad_base.shape
-    return grad_base.new_empty((batch, channels, 2 * height, 2 * width))
+    return empty(grad_base, batch, channels, 2 * height, 2 * width)
 
 
 def _split_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    _, ctx.mode = inputs
+    _, _, std, ctx.mode = inputs
+    ctx.save_for_backward(std)
 
 
 def _split_gradient(ctx: Any, grad_base: Tensor | None, grad_residual: Tensor | None) -> Any:
     if grad_base is None and grad_residual is None:
-        return None, None
-    return _pyramid_split_backward(grad_base, grad_residual, ctx.mode), None
+        return None, None, None, None
+    grad = _pyramid_split_backward(grad_base, grad_residual, *ctx.saved_tensors, ctx.mode)
+    return grad, None, None, None
 
 
 _pyramid_split_backward = define(
-    "pyramid_split_backward(Tensor? grad_base, Tensor? grad_residual, str mode) -> Tensor",
+    "pyramid_split_backward(Tensor? grad_base, Tensor? grad_residual, Tensor? std, str mode) "
+    "-> Tensor",
     reference=reference.pyramid_split_backward,
     fake=_split_backward_fake,
 )
 
 _pyramid_split = define(
-    "pyramid_split(Tensor x, str mode) -> (Tensor, Tensor)",
+    "pyramid_split(Tensor x, Tensor? mean, Tensor? std, str mode) -> (Tensor, Tensor)",
     reference=reference.pyramid_split,
     fake=_split_fake,
     setup_context=_split_setup,
@@ -120,26 +170,27 @@ _pyramid_split = define(
 
 
 def _merge_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    _, _, _, std, ctx.mode = inputs
+    _, _, _, std, ctx.mode, _, _ = inputs
     ctx.save_for_backward(std)
 
 
 def _merge_gradient(ctx: Any, grad: Tensor | None) -> Any:
     if grad is None:
-        return None, None, None, None, None
-    return *_pyramid_merge_backward(grad, *ctx.saved_tensors, ctx.mode), None, None, None
+        return (None,) * 7
+    return *_pyramid_merge_backward(grad, *ctx.saved_tensors, ctx.mode), *(None,) * 5
 
 
 _pyramid_merge_backward = define(
     "pyramid_merge_backward(Tensor grad, Tensor? std, str mode) -> (Tensor, Tensor)",
     reference=reference.pyramid_merge_backward,
-    fake=lambda grad, std, mode: _split_fake(grad, mode),
+    fake=lambda grad, std, mode: (_half(grad), empty(grad)),
 )
 
 _pyramid_merge = define(
-    "pyramid_merge(Tensor base, Tensor residual, Tensor? mean, Tensor? std, str mode) -> Tensor",
+    "pyramid_merge(Tensor base, Tensor residual, Tensor? mean, Tensor? std, str mode, float low, "
+    "float high) -> Tensor",
     reference=reference.pyramid_merge,
-    fake=lambda base, residual, mean, std, mode: residual.new_empty(residual.shape),
+    fake=lambda base, residual, mean, std, mode, low, high: empty(base, *residual.shape),
     setup_context=_merge_setup,
     backward=_merge_gradient,
 )

@@ -13,23 +13,33 @@ from torch import Tensor
 from ..dtypes import widen
 
 
-def pyramid_split(x: Tensor, mode: str) -> tuple[Tensor, Tensor]:
-    """base = pool(x) (B, C, H/2, W/2); residual = x - upsample(base) (B, C, H, W).
+def pyramid_split(
+    x: Tensor, mean: Tensor | None, std: Tensor | None, mode: str
+) -> tuple[Tensor, Tensor]:
+    """base = pool(x) (B, C, H/2, W/2); residual = (x - upsample(base) - mean) / std (B, C, H, W).
 
-    The residual belongs to the base as rounded to x's dtype, so that merging gives x back.
+    The residual belongs to the base as rounded to x's dtype, so that merging gives x back. mean
+    and std are (C,).
     """
     base = _pool(widen(x)).to(x.dtype)
-    return base, (widen(x) - _upsample(widen(base), mode)).to(x.dtype)
+    residual = widen(x) - _upsample(widen(base), mode)
+    if mean is not None:
+        residual = residual - _channels(mean)
+    if std is not None:
+        residual = residual / _channels(std)
+    return base, residual.to(x.dtype)
 
 
 def pyramid_split_backward(
-    grad_base: Tensor | None, grad_residual: Tensor | None, mode: str
+    grad_base: Tensor | None, grad_residual: Tensor | None, std: Tensor | None, mode: str
 ) -> Tensor:
     """Gradient of x from those of base and residual, of which one may be None."""
     if grad_residual is None:
         assert grad_base is not None
         return (_upsample(widen(grad_base), "nearest") / 4).to(grad_base.dtype)
     wide = widen(grad_residual)
+    if std is not None:
+        wide = wide / _channels(std)
     pooled = -_upsample_adjoint(wide, mode)
     if grad_base is not None:
         pooled = pooled + grad_base
@@ -37,15 +47,22 @@ def pyramid_split_backward(
 
 
 def pyramid_merge(
-    base: Tensor, residual: Tensor, mean: Tensor | None, std: Tensor | None, mode: str
+    base: Tensor,
+    residual: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    mode: str,
+    low: float,
+    high: float,
 ) -> Tensor:
-    """x = upsample(base) + residual * std + mean (B, C, H, W); mean and std are (C,)."""
+    """x = upsample(base) + residual * std + mean (B, C, H, W), clamped to [low, high]; mean and
+    std are (C,)."""
     detail = widen(residual)
     if std is not None:
         detail = detail * _channels(std)
     if mean is not None:
         detail = detail + _channels(mean)
-    return (_upsample(widen(base), mode) + detail).to(residual.dtype)
+    return (_upsample(widen(base), mode) + detail).clamp(low, high).to(residual.dtype)
 
 
 def pyramid_merge_backward(grad: Tensor, std: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:

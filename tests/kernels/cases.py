@@ -40,18 +40,24 @@ def _rotated(qkv: Tensor, q: Tensor | None = None, k: Tensor | None = None) -> T
 
 
 def _merge(mode: str, mean: bool = False, std: bool = False) -> Callable[..., Tensor]:
-    statistics = torch.tensor([0.5, 2.0, -1.5], device=DEVICE)
-
     def merge(base: Tensor, residual: Tensor) -> Tensor:
         return msf.pyramid_merge(
             base,
             residual,
             mode=mode,
-            mean=statistics if mean else None,
-            std=statistics if std else None,
+            mean=STATISTICS if mean else None,
+            std=STATISTICS if std else None,
         )
 
     return merge
+
+
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    return msf.pyramid_split(x, mode="bilinear", mean=STATISTICS, std=STATISTICS)
+
+
+def _tokens(base: Tensor, skip: Tensor, position: Tensor | None = None) -> Tensor:
+    return msf.merge_tokens(base, skip, position, grid=(2, 3))
 
 
 def _interpolate(data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,14 +65,22 @@ def _interpolate(data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     return msf.flow_interpolate(data, noise, t)
 
 
-def _euler_from_table(x: Tensor, v_cond: Tensor, v_uncond: Tensor) -> Tensor:
+def _euler(x: Tensor, v_cond: Tensor, v_uncond: Tensor) -> Tensor:
     scale, dt = torch.tensor([3.0, 0.25], device=DEVICE)
     return msf.guided_euler_step(x, v_cond, v_uncond, scale, dt)
 
 
+def _heun_of_tokens(x: Tensor, v_cond: Tensor, v_uncond: Tensor, start: Tensor) -> Tensor:
+    scale, dt = torch.tensor([[1.0, 3.0], [0.5, 0.25]], device=DEVICE)
+    step = torch.tensor(1, device=DEVICE)
+    return msf.guided_euler_step(x, v_cond, v_uncond, scale, dt, step=step, start=start, patch=2)
+
+
+STATISTICS = torch.tensor([0.5, 2.0, -1.5], device=DEVICE)
 ROWS, BROADCAST, TOKENS = ("B", 5), (1, 5), ("B", 3, 5)
 QKV, WEIGHT = ("B", 6, 24), (4,)
-HALF, FULL = ("B", 3, 2, 3), ("B", 3, 4, 6)
+HALF, FULL, PATCHES = ("B", 3, 2, 3), ("B", 3, 4, 6), ("B", 6, 12)
+COARSE, FINE = ("B", 6, 20), ("B", 24, 5)
 
 CASES = [
     Case("adaln_modulate", msf.adaln_modulate, (TOKENS, ROWS, ROWS)),
@@ -86,11 +100,15 @@ CASES = [
     Case("attention-norm-rope", _rotated, (QKV, WEIGHT, WEIGHT)),
     Case("pyramid_split-nearest", msf.pyramid_split, (FULL,)),
     Case("pyramid_split-bilinear", lambda x: msf.pyramid_split(x, mode="bilinear"), (FULL,)),
+    Case("pyramid_split-standardised", _split, (FULL,)),
     Case("pyramid_merge-nearest", _merge("nearest"), (HALF, FULL)),
     Case("pyramid_merge-nearest-mean", _merge("nearest", mean=True), (HALF, FULL)),
     Case("pyramid_merge-bilinear", _merge("bilinear", mean=True, std=True), (HALF, FULL)),
+    Case("merge_tokens", _tokens, (COARSE, FINE)),
+    Case("merge_tokens-position", _tokens, (COARSE, FINE, (24, 5))),
     Case("flow_interpolate", _interpolate, (FULL, FULL)),
-    Case("guided_euler_step", _euler_from_table, (FULL, FULL, FULL)),
+    Case("guided_euler_step", _euler, (FULL, FULL, FULL)),
+    Case("guided_euler_step-tokens", _heun_of_tokens, (FULL, PATCHES, PATCHES, FULL)),
     Case(
         "guided_euler_step-floats",
         lambda x, v_cond, v_uncond: msf.guided_euler_step(x, v_cond, v_uncond, 3.0, 0.25),

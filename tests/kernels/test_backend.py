@@ -36,14 +36,8 @@ def answering(value: float, **predicates: object) -> Implementation:
 
 
 @pytest.mark.parametrize("op", msf.OPERATORS)
-def test_every_operator_and_its_backward_have_a_reference(op: str) -> None:
-    for name in (op, f"{op}_backward"):
-        assert msf.available_backends(name) == ("reference",)
-        assert msf.explain_backends(name) == {
-            "cuda": f"{name} has no cuda kernel in this version",
-            "triton": f"{name} has no triton kernel in this version",
-            "reference": None,
-        }
+def test_every_operator_has_a_reference(op: str) -> None:
+    assert msf.explain_backends(op)["reference"] is None
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])

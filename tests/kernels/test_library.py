@@ -52,7 +52,8 @@ class Recorder(TorchDispatchMode):
 
 
 def test_cases_cover_every_operator() -> None:
-    assert {case.name.split("-")[0] for case in CASES} == set(msf.OPERATORS)
+    without_gradient = {"guided_euler_merge"}
+    assert {case.name.split("-")[0] for case in CASES} == set(msf.OPERATORS) - without_gradient
 
 
 @case_by_case
@@ -67,11 +68,15 @@ def test_opcheck_of_forward_and_backward(case: Case) -> None:
     with Recorder() as recorder:
         gradients(case, inputs, cotangents)
     name = case.name.split("-")[0]
-    assert [op._opname for op, _ in recorder.calls] == [name, f"{name}_backward"]
-    (forward, forward_args), (backward, backward_args) = recorder.calls
+    (forward, forward_args), *backward_calls = recorder.calls
     torch.library.opcheck(forward, forward_args)
-    detached = (arg.detach() if isinstance(arg, Tensor) else arg for arg in backward_args)
-    torch.library.opcheck(backward, tuple(detached))
+    # The gradients of the flow are plain PyTorch.
+    assert [op._opname for op, _ in backward_calls] == [f"{name}_backward"] * (
+        hasattr(torch.ops.msf, f"{name}_backward")
+    )
+    for backward, backward_args in backward_calls:
+        detached = (arg.detach() if isinstance(arg, Tensor) else arg for arg in backward_args)
+        torch.library.opcheck(backward, tuple(detached))
 
 
 @case_by_case

@@ -1,0 +1,30 @@
+"""The memory format of an operator's outputs: that of its first tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """channels_last for images (B, C, H, W) stored so, else contiguous."""
+    if x.dim() != 4 or x.is_contiguous():
+        return torch.contiguous_format
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def empty(x: Tensor, *shape: int) -> Tensor:
+    """An output of ``shape``, x's by default, in x's dtype and memory format."""
+    sizes = shape or x.shape
+    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+def conform(outputs: Iterable[Tensor], args: Iterable[Any]) -> tuple[Tensor, ...]:
+    """``outputs`` in the memory format of the first tensor among ``args``."""
+    form = memory_format(next(arg for arg in args if isinstance(arg, Tensor)))
+    plain = torch.contiguous_format
+    return tuple(o.contiguous(memory_format=form if o.dim() == 4 else plain) for o in outputs)

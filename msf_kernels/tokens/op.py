@@ -1,0 +1,87 @@
+"""merge_tokens as an operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .. import checks
+from ..library import define
+from . import reference
+
+
+def merge_tokens(
+    base: Tensor, skip: Tensor, position: Tensor | None = None, *, grid: tuple[int, int]
+) -> Tensor:
+    """Merge coarse tokens into fine ones: shuffle(base) + skip + position.
+
+    The token-space counterpart of `pyramid_merge`, between the scales of a multi-patch transformer
+    (MPDiT, arXiv 2603.26357): pixel shuffle (arXiv 1609.05158), skip connection and positions.
+
+    Args:
+        base: (B, h * w, 4 * D) float64, float32, bfloat16 or float16: a token's channels hold the
+            2x2 tokens that it becomes, as (row, column, D).
+        skip: (B, 4 * h * w, D) in base's dtype, tokens of the fine grid row by row.
+        position: (4 * h * w, D) in base's dtype or float32.
+        grid: (h, w) of the coarse grid.
+
+    Returns:
+        (B, 4 * h * w, D) in base's dtype, computed in float32 and rounded once.
+
+    Raises:
+        TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
+    """
+    op = "merge_tokens"
+    given = {} if position is None else {"position": position}
+    checks.tensors(op, base=base, skip=skip, **given)
+    checks.dtype(op, "skip", skip, base.dtype)
+    checks.dimensions(op, "base", base, "(B, h * w, 4 * D)")
+    batch, tokens, channels = base.shape
+    if len(grid) != 2 or grid[0] * grid[1] != tokens or channels % 4:
+        raise ValueError(
+            f"{op}: base must be (B, h * w, 4 * D) with (h, w) = grid = {tuple(grid)}, "
+            f"got {tuple(base.shape)}"
+        )
+    checks.shape(op, "skip", skip, "(B, 4 * h * w, D)", (batch, 4 * tokens, channels // 4))
+    if position is not None:
+        checks.dtypes(op, base=base, position=position)
+        checks.shape(op, "position", position, "(4 * h * w, D)", (4 * tokens, channels // 4))
+    return _merge_tokens(base, skip, position, *grid)
+
+
+def _setup(ctx: Any, inputs: Any, output: Any) -> None:
+    _, _, position, *ctx.grid = inputs
+    ctx.save_for_backward(position)
+
+
+def _gradient(ctx: Any, grad: Tensor | None) -> Any:
+    if grad is None:
+        return None, None, None, None, None
+    (position,) = ctx.saved_tensors
+    grad_base, grad_position = _merge_tokens_backward(grad, position, *ctx.grid)
+    return grad_base, grad, None if position is None else grad_position, None, None
+
+
+def _backward_fake(
+    grad: Tensor, position: Tensor | None, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    batch, tokens, channels = grad.shape
+    grad_base = grad.new_empty((batch, tokens // 4, 4 * channels))
+    return grad_base, grad.new_empty(0) if position is None else position.new_empty(position.shape)
+
+
+_merge_tokens_backward = define(
+    "merge_tokens_backward(Tensor grad, Tensor? position, int height, int width) "
+    "-> (Tensor, Tensor)",
+    reference=reference.merge_tokens_backward,
+    fake=_backward_fake,
+)
+
+_merge_tokens = define(
+    "merge_tokens(Tensor base, Tensor skip, Tensor? position, int height, int width) -> Tensor",
+    reference=reference.merge_tokens,
+    fake=lambda base, skip, position, height, width: skip.new_empty(skip.shape),
+    setup_context=_setup,
+    backward=_gradient,
+)
