@@ -1,8 +1,17 @@
+// The Python module: launchers by raw addresses and a stream, so that no version of torch is built
+// in. Compiled into msf_kernels._C and, with the emulated kernels, into a module of the tests.
 #include <pybind11/pybind11.h>
+
+#if MSF_HAVE_KERNELS
+#include "launchers.hpp"
+#endif
+#if MSF_HAVE_CUDA
+#include <cuda_runtime_api.h>
+#endif
 
 namespace py = pybind11;
 
-// Every MSF_* macro comes from CMakeLists.txt.
+// Every MSF_* macro comes from the build.
 static py::dict build_config() {
   py::dict config;
   config["version"] = MSF_VERSION;
@@ -13,6 +22,100 @@ static py::dict build_config() {
   return config;
 }
 
-PYBIND11_MODULE(_C, m) {
+// Why the kernels cannot run here, or None. The CUDA runtime is linked statically and looks for the
+// driver when asked, so this works on a machine without one.
+static py::object problem() {
+#if MSF_HAVE_CUDA
+  int driver = 0, count = 0;
+  cudaDriverGetVersion(&driver);
+  if (driver == 0) return py::str("no NVIDIA driver on this machine");
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  return error == cudaSuccess ? py::object(py::none()) : py::str(cudaGetErrorString(error));
+#elif MSF_HAVE_KERNELS
+  return py::none();
+#else
+  return py::str("this installation was built without nvcc");
+#endif
+}
+
+#if MSF_HAVE_KERNELS
+namespace pybind11::detail {
+
+// An aggregate from a tuple of its fields, or its default from None.
+template <class T, class... Fields>
+struct AggregateCaster {
+  PYBIND11_TYPE_CASTER(T, const_name("tuple"));
+
+  bool load(handle source, bool convert) {
+    if (source.is_none()) return true;
+    make_caster<std::tuple<Fields...>> fields;
+    if (!fields.load(source, convert)) return false;
+    value = std::apply([](auto... field) { return T{field...}; },
+                       cast_op<std::tuple<Fields...>>(fields));
+    return true;
+  }
+};
+
+template <>
+struct type_caster<msf::Address> {
+  PYBIND11_TYPE_CASTER(msf::Address, const_name("int"));
+
+  bool load(handle source, bool convert) {
+    make_caster<uintptr_t> number;
+    if (source.is_none()) return true;
+    if (!number.load(source, convert)) return false;
+    value = {reinterpret_cast<void*>(static_cast<uintptr_t>(number))};
+    return true;
+  }
+};
+
+template <>
+struct type_caster<msf::DType> {
+  PYBIND11_TYPE_CASTER(msf::DType, const_name("int"));
+
+  bool load(handle source, bool convert) {
+    make_caster<int> number;
+    if (!number.load(source, convert)) return false;
+    value = static_cast<msf::DType>(static_cast<int>(number));
+    return true;
+  }
+};
+
+using msf::Address;
+template <>
+struct type_caster<msf::ImageView>
+    : AggregateCaster<msf::ImageView, Address, int64_t, int64_t, int64_t, int64_t> {};
+template <>
+struct type_caster<msf::Extent> : AggregateCaster<msf::Extent, int, int, int, int> {};
+template <>
+struct type_caster<msf::TokenGrid> : AggregateCaster<msf::TokenGrid, int, int, int, int> {};
+template <>
+struct type_caster<msf::Statistics> : AggregateCaster<msf::Statistics, Address, Address> {};
+template <>
+struct type_caster<msf::Clamp> : AggregateCaster<msf::Clamp, double, double> {};
+template <>
+struct type_caster<msf::Scalar> : AggregateCaster<msf::Scalar, double, Address> {};
+template <>
+struct type_caster<msf::Velocity>
+    : AggregateCaster<msf::Velocity, msf::DType, msf::ImageView, msf::ImageView, msf::Scalar,
+                      msf::Scalar, Address, int> {};
+
+}  // namespace pybind11::detail
+#endif
+
+PYBIND11_MODULE(MSF_MODULE, m) {
   m.def("build_config", &build_config, "What this extension was built with.");
+  m.def("problem", &problem, "Why its kernels cannot run on this machine, or None.");
+#if MSF_HAVE_KERNELS
+  m.def("pyramid_split", &msf::pyramid_split);
+  m.def("pyramid_split_backward", &msf::pyramid_split_backward);
+  m.def("pyramid_merge", &msf::pyramid_merge);
+  m.def("pyramid_merge_backward", &msf::pyramid_merge_backward);
+  m.def("merge_tokens", &msf::merge_tokens);
+  m.def("merge_tokens_backward", &msf::merge_tokens_backward);
+  m.def("flow_interpolate", &msf::flow_interpolate);
+  m.def("guided_euler_step", &msf::guided_euler_step);
+  m.def("guided_euler_step_of_tokens", &msf::guided_euler_step_of_tokens);
+  m.def("guided_euler_merge", &msf::guided_euler_merge);
+#endif
 }

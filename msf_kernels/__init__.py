@@ -6,7 +6,13 @@ Each operator has one schema, one gradient and one or more backends; see `backen
 from .adaln.op import adaln_modulate, gate_residual, gate_residual_adaln
 from .attention.op import attention
 from .attention.rope import rope_2d
-from .backend import BackendUnavailable, available_backends, backend, explain_backends
+from .backend import (
+    BackendUnavailable,
+    available_backends,
+    backend,
+    backends_of,
+    explain_backends,
+)
 from .build import build_config
 from .flow.op import flow_interpolate, guided_euler_merge, guided_euler_step
 from .pyramid.op import pyramid_merge, pyramid_split
@@ -32,6 +38,7 @@ __all__ = [
     "attention",
     "available_backends",
     "backend",
+    "backends_of",
     "build_config",
     "explain_backends",
     "flow_interpolate",

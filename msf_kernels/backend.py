@@ -83,6 +83,11 @@ def explain_backends(op: str) -> dict[str, str | None]:
     return {name: _unavailable(op, name) for name in BACKENDS}
 
 
+def backends_of(op: str) -> tuple[str, ...]:
+    """The backends that have an implementation of operator `op`, on whatever machine."""
+    return tuple(name for name in BACKENDS if name in _registry[op])
+
+
 def available_backends(op: str) -> tuple[str, ...]:
     """The backends that can run operator `op` on this machine, in automatic order."""
     return tuple(name for name, reason in explain_backends(op).items() if reason is None)

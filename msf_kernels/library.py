@@ -7,17 +7,21 @@ never an input or a view of one, contiguous or channels-last as the first tensor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import backend
+from . import backend, extension
 from .layout import conform
 
 NAMESPACE = "msf"
+
+# Whether the kernels of a backend can run, and what they can take.
+SUPPORT = {"cuda": extension}
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -26,6 +30,7 @@ def define(
     *,
     reference: Callable[..., Any],
     fake: Callable[..., Any],
+    kernels: Sequence[str] = (),
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
 ) -> Callable[..., Any]:
@@ -35,6 +40,8 @@ def define(
         schema: `name(arguments) -> results` in the schema language of torch.library.
         reference: the equation in plain PyTorch; takes the arguments by position.
         fake: the same signature; returns empty tensors of the right shapes and dtypes.
+        kernels: the backends besides the reference. Each is a module of that name beside the
+            reference's, imported at its first call, with a function of the operator's name.
         backward, setup_context: as in torch.library.register_autograd. Absent gradients arrive as
             None. An operator without them cannot be differentiated and says so.
     """
@@ -44,6 +51,12 @@ def define(
 
     implementation = backend.Implementation(partial(_run_reference, reference))
     backend.register(name, "reference", implementation)
+    package = reference.__module__.rpartition(".")[0]
+    for kernel in kernels:
+        run = partial(_run_kernel, f"{package}.{kernel}", name)
+        support = SUPPORT[kernel]
+        implementation = backend.Implementation(run, support.available, support.can_run)
+        backend.register(name, kernel, implementation)
     for key, automatic in (("CPU", ("reference",)), ("CUDA", backend.BACKENDS)):
         _library.impl(name, partial(backend.run, name, automatic), key)
 
@@ -60,6 +73,10 @@ def define(
         qualified, backward or no_gradient, setup_context=setup, lib=_library
     )
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _run_kernel(module: str, name: str, *args: Any) -> Any:
+    return getattr(importlib.import_module(module), name)(*args)
 
 
 def _run_reference(reference: Callable[..., Any], *args: Any) -> Any:

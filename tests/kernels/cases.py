@@ -19,6 +19,10 @@ class Case:
     call: Callable[..., Any]  # takes the differentiable inputs
     shapes: tuple[tuple[int | str, ...], ...]  # of these inputs; "B" is the batch size
 
+    @property
+    def op(self) -> str:
+        return self.name.split("-")[0]
+
     def inputs(self, dtype: torch.dtype = torch.float64, batch: int = 2) -> list[Tensor]:
         sizes = ([batch if size == "B" else size for size in shape] for shape in self.shapes)
         return [normal(*shape, dtype=dtype).requires_grad_() for shape in sizes]

@@ -4,11 +4,33 @@ import pytest
 import torch
 
 import msf_kernels
+from msf_kernels import extension
+from numerics import DEVICE
+
+from .emulated import emulated
 
 
-@pytest.fixture(params=["reference"], autouse=True)
-def backend_name(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test of an operator runs on every backend named here."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test of an operator runs on every backend that has kernels for it: those of a case, or
+    of the module's OP."""
+    if "case" in metafunc.fixturenames:
+        from .cases import CASES
+
+        pairs = [(case, name) for case in CASES for name in msf_kernels.backends_of(case.op)]
+        ids = [f"{case.name}-{name}" for case, name in pairs]
+        metafunc.parametrize(("case", "backend_name"), pairs, ids=ids, indirect=["backend_name"])
+    else:
+        op = getattr(metafunc.module, "OP", None)
+        names = msf_kernels.backends_of(op) if op else ("reference",)
+        metafunc.parametrize("backend_name", names, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The backend under test. Without a GPU "cuda" runs the kernels compiled for the host, and
+    "triton" runs in its interpreter."""
+    if request.param == "cuda" and DEVICE == "cpu":
+        monkeypatch.setattr(extension, "emulation", emulated())
     with msf_kernels.backend(request.param):
         yield request.param
 

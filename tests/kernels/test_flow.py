@@ -7,6 +7,7 @@ from torch import Tensor
 from msf_kernels import flow_interpolate, guided_euler_step
 from numerics import DEVICE, assert_rounded_once, normal
 
+OP = "flow_interpolate"
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 shapes = pytest.mark.parametrize("shape", [(2, 3, 4, 6), (1, 7, 5), (3,)], ids=str)
 dtypes = pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=["fp32", "bf16", "fp16"])

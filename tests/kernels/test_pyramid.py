@@ -8,6 +8,7 @@ from torch import Tensor
 from msf_kernels import pyramid_merge, pyramid_split
 from numerics import DEVICE, assert_rounded_once, normal
 
+OP = "pyramid_split"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 modes = pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

@@ -1,0 +1,66 @@
+"""What a result was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Device, driver and versions; None for what is not there."""
+    machine: dict[str, Any] = {
+        "device": device_name(device),
+        "driver": None,
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "commit": _output("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine["driver"] = _output(
+            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"
+        )
+        machine["multiprocessors"] = properties.multi_processor_count
+        machine["l2_bytes"] = properties.L2_cache_size
+    return machine
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"CPU, {capability}, {threads} of {os.cpu_count()} cores"
+
+
+def slug(device: torch.device) -> str:
+    """The device as a folder name: "NVIDIA H200" is h200."""
+    if device.type == "cpu":
+        return "cpu"
+    words = re.findall(r"[a-z0-9]+", device_name(device).lower())
+    return "-".join(word for word in words if word not in ("nvidia", "geforce"))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    try:
+        process = subprocess.run(
+            command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return process.stdout.strip()

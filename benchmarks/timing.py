@@ -1,0 +1,173 @@
+"""Microseconds a call: CUDA graphs of many calls on a GPU, a plain loop on a CPU.
+
+A replay makes one call on each of many sets of buffers. On a GPU the L2 cache is overwritten
+before it, and the sets together exceed 4 times that cache, so that every call finds its inputs in
+device memory, as in a model. Everything runs on one side stream (`side_stream`): no graph can be
+captured on the default stream, and a backward runs on the stream of its forward.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+Call = Callable[[], Any]
+Clock = Callable[[], float]  # seconds
+
+MIN_SETS = 4
+MAX_SETS = 1024  # the smallest latents would need 10,000 sets; graphs of 40 kernels a call get slow
+HOST_CALLS = 20  # few enough that 50 kernels each fit into the queue of 1024 launches
+
+
+@dataclass(frozen=True)
+class Work:
+    """The calls of one replay; `scope` holds while they are made."""
+
+    calls: Sequence[Call]
+    scope: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def run(self) -> list[Any]:
+        """Make the calls and return all their results, so that none reuses another's memory."""
+        with self.scope():
+            return [call() for call in self.calls]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Does the work once more. A graph reads memory that the work holds, so they live together."""
+
+    work: Work
+    graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        if self.graph is None:
+            self.work.run()
+        else:
+            self.graph.replay()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds a call, over the rounds."""
+
+    median_us: float
+    p10_us: float
+    p90_us: float
+
+
+def side_stream(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a new stream the current one; nothing on a CPU."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
+
+
+def buffer_sets(bytes_a_call: int, device: torch.device) -> int:
+    """How many calls, each on buffers of its own, move more than 4 times the L2 cache."""
+    if device.type == "cpu":
+        return MIN_SETS
+    l2 = torch.cuda.get_device_properties(device).L2_cache_size
+    return min(max(MIN_SETS, math.ceil(4 * l2 / bytes_a_call)), MAX_SETS)
+
+
+def replay_of(work: Work, device: torch.device) -> Replay:
+    """Warm the work up and, on a GPU, capture it."""
+    work.run()  # compiles, loads modules, creates handles
+    if device.type == "cpu":
+        return Replay(work)
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(device)):
+        results = work.run()
+    del results  # their memory stays the graph's
+    return Replay(work, graph)
+
+
+class Stopwatch(Protocol):
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def laps(self) -> list[float]:
+        """The seconds from each start to its stop, since the last call."""
+
+
+class HostStopwatch:
+    def __init__(self, clock: Clock = time.perf_counter) -> None:
+        self.clock = clock
+        self.times: list[float] = []
+
+    def start(self) -> None:
+        self.times.append(self.clock())
+
+    def stop(self) -> None:
+        self.times.append(self.clock())
+
+    def laps(self) -> list[float]:
+        times, self.times = self.times, []
+        return [stop - start for start, stop in zip(times[::2], times[1::2])]
+
+
+class CudaStopwatch:
+    """Starts with an L2 cache that holds nothing of use."""
+
+    def __init__(self, device: torch.device) -> None:
+        l2 = torch.cuda.get_device_properties(device).L2_cache_size
+        self.scratch = torch.empty(4 * l2, dtype=torch.uint8, device=device)
+        self.events: list[torch.cuda.Event] = []
+
+    def start(self) -> None:
+        self.scratch.zero_()
+        self.stop()
+
+    def stop(self) -> None:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self.events.append(event)
+
+    def laps(self) -> list[float]:
+        events, self.events = self.events, []
+        events[-1].synchronize()
+        pairs = zip(events[::2], events[1::2])
+        return [start.elapsed_time(stop) / 1e3 for start, stop in pairs]
+
+
+def stopwatch_of(device: torch.device) -> Stopwatch:
+    return HostStopwatch() if device.type == "cpu" else CudaStopwatch(device)
+
+
+def interleave(replays: Sequence[Replay], rounds: int, stopwatch: Stopwatch) -> list[Timing]:
+    """Time the replays A, B, C, A, B, C ..., so that a drift of the clocks meets all alike."""
+    laps = []
+    for _ in range(rounds):
+        replays[-1]()  # keeps the GPU busy while the host queues the round
+        for replay in replays:
+            stopwatch.start()
+            replay()
+            stopwatch.stop()
+        laps.append(stopwatch.laps())
+    microseconds = 1e6 * np.array(laps) / [len(replay.work.calls) for replay in replays]
+    p10, p50, p90 = np.percentile(microseconds, [10, 50, 90], axis=0).tolist()
+    return [Timing(*values) for values in zip(p50, p10, p90)]
+
+
+def host_us(work: Work, device: torch.device, rounds: int) -> float | None:
+    """Microseconds that a call keeps the host, the GPU working from its queue; None on a CPU."""
+    if device.type == "cpu":
+        return None
+    samples = []
+    with work.scope():
+        for _ in range(rounds):
+            torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            for i in range(HOST_CALLS):
+                work.calls[i % len(work.calls)]()
+            samples.append(time.perf_counter() - start)  # before the GPU is done
+        torch.cuda.synchronize(device)
+    return 1e6 * median(samples) / HOST_CALLS

@@ -1,0 +1,52 @@
+// Pooling and upsampling by 2 in a thread's registers. Additions follow the order of
+// msf_kernels/pyramid/reference.py, so results agree with it bit for bit.
+#pragma once
+
+#include "image.cuh"
+
+namespace msf {
+
+// Average of the 2x2 pixels of base pixel k.
+template <class T, class L, int kMargin>
+__device__ Compute<T> pool(Patch<T, L, 2, kMargin>& x, int k) {
+  return ((x(k, 0, 0) + x(k, 1, 0)) + (x(k, 0, 1) + x(k, 1, 1))) / 4;
+}
+
+// The pixel (dy, dx) of the 2x2 that base pixel k becomes.
+template <class T, class L, int kMargin>
+__device__ Compute<T> upsample(Patch<T, L, 1, kMargin>& base, int k, int dy, int dx) {
+  if constexpr (kMargin == 0) {
+    return base(k, 0, 0);
+  } else {
+    using C = Compute<T>;
+    const int row = dy ? 1 : -1, column = dx ? 1 : -1;
+    const C near = C(0.75) * base(k, 0, 0) + C(0.25) * base(k, row, 0);
+    const C next = C(0.75) * base(k, 0, column) + C(0.25) * base(k, row, column);
+    return C(0.75) * near + C(0.25) * next;
+  }
+}
+
+// The adjoint of upsample: what base pixel k gets of a gradient of the pixels above.
+template <class T, class L, int kMargin>
+__device__ Compute<T> upsample_adjoint(Patch<T, L, 2, kMargin>& grad, int k) {
+  if constexpr (kMargin == 0) {
+    return pool(grad, k) * 4;
+  } else {
+    using C = Compute<T>;
+    C columns[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      columns[j] = C(0.75) * (grad(k, 0, j - 1) + grad(k, 1, j - 1)) +
+                   C(0.25) * (grad(k, 2, j - 1) + grad(k, -1, j - 1));
+    }
+    return C(0.75) * (columns[1] + columns[2]) + C(0.25) * (columns[3] + columns[0]);
+  }
+}
+
+// Comparisons, because fminf and fmaxf drop NaN.
+template <class C>
+__device__ C clamped(C value, C low, C high) {
+  return value < low ? low : value > high ? high : value;
+}
+
+}  // namespace msf

@@ -1,0 +1,122 @@
+"""The CUDA kernels of csrc/kernels/flow.cu."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..extension import address, dtype, image, launch, wide
+from ..layout import empty, memory_format
+
+
+def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    data, noise = _dense(data, data), _dense(noise, data)
+    x_t, velocity = empty(data), empty(data)
+    time = wide(t, data)
+    tensors = map(address, (data, noise, time, x_t, velocity))
+    batch = len(data)
+    size = data.numel() // max(1, batch)
+    launch("flow_interpolate", data, dtype(data), batch, size, *tensors)
+    return x_t, velocity
+
+
+def guided_euler_step(
+    x: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    guidance_scale: Tensor,
+    dt: Tensor,
+    step: Tensor | None,
+    start: Tensor | None,
+    patch: int,
+) -> Tensor:
+    x_next = empty(x)
+    scale, dt = _on_device(guidance_scale, x), _on_device(dt, x)
+    if patch:
+        v_cond, v_uncond = _tokens(v_cond), _tokens(v_uncond)
+        velocity = _velocity(v_cond, v_uncond, scale, dt, step, patch)
+        images = image(x), velocity, image(start), image(x_next)
+        launch("guided_euler_step_of_tokens", x, dtype(x), x.shape, *images)
+        return x_next
+    x, v_cond, v_uncond, start = (_dense(tensor, x_next) for tensor in (x, v_cond, v_uncond, start))
+    velocity = _velocity(v_cond, v_uncond, scale, dt, step, patch)
+    tensors = address(x), velocity, address(start), address(x_next)
+    launch("guided_euler_step", x, dtype(x), x.numel(), *tensors)
+    return x_next
+
+
+def guided_euler_merge(
+    x: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    guidance_scale: Tensor,
+    dt: Tensor,
+    step: Tensor | None,
+    patch: int,
+    base: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    mode: str,
+    low: float,
+    high: float,
+) -> Tensor:
+    merged = empty(x)
+    scale, dt = _on_device(guidance_scale, x), _on_device(dt, x)
+    mean, std = wide(mean, x), wide(std, x)
+    if patch:
+        v_cond, v_uncond = _tokens(v_cond), _tokens(v_uncond)
+    elif v_uncond is not None and v_uncond.stride() != v_cond.stride():
+        v_cond, v_uncond = v_cond.contiguous(), v_uncond.contiguous()
+    velocity = _velocity(v_cond, v_uncond, scale, dt, step, patch)
+    images = image(x), velocity, image(base), image(merged)
+    statistics, bilinear = (address(mean), address(std)), mode == "bilinear"
+    bounds = (low, high)
+    launch("guided_euler_merge", x, dtype(x), base.shape, *images, statistics, bilinear, bounds)
+    return merged
+
+
+def _dense(x: Any, like: Tensor) -> Any:
+    """x in the memory format of ``like``; None stays None."""
+    return None if x is None else x.contiguous(memory_format=memory_format(like))
+
+
+def _tokens(velocity: Any) -> Any:
+    """Contiguous tokens but for any batch stride, as the halves of a guided batch have."""
+    if velocity is None or velocity[:1].is_contiguous():
+        return velocity
+    return velocity.contiguous()
+
+
+def _on_device(scalar: Tensor, x: Tensor) -> Tensor:
+    """A number on the host stays there, in float64; a table comes in the compute dtype."""
+    if scalar.dim() == 0 and scalar.device.type == "cpu":
+        return scalar
+    table = wide(scalar, x)
+    assert table is not None
+    return table
+
+
+def _velocity(
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    scale: Tensor,
+    dt: Tensor,
+    step: Tensor | None,
+    patch: int,
+) -> tuple[Any, ...]:
+    """The Velocity of csrc/launchers.hpp."""
+    images = (_strided(v_cond), _strided(v_uncond))
+    return (dtype(v_cond), *images, _scalar(scale), _scalar(dt), address(step), patch)
+
+
+def _strided(velocity: Tensor | None) -> tuple[int, ...] | None:
+    if velocity is None:
+        return None
+    return (velocity.data_ptr(), *(*velocity.stride(), 0, 0, 0, 0)[:4])
+
+
+def _scalar(scalar: Tensor) -> tuple[float, int]:
+    if scalar.dim() == 0 and scalar.device.type == "cpu":
+        return float(scalar), 0
+    return 0.0, scalar.data_ptr()

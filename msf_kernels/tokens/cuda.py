@@ -1,0 +1,33 @@
+"""The CUDA kernels of csrc/kernels/tokens.cu."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..extension import address, dtype, launch
+
+
+def merge_tokens(
+    base: Tensor, skip: Tensor, position: Tensor | None, height: int, width: int
+) -> Tensor:
+    batch, _, channels = skip.shape
+    base, skip = base.contiguous(), skip.contiguous()
+    position = None if position is None else position.contiguous()
+    x = skip.new_empty(skip.shape)
+    grid, tensors = (batch, height, width, channels), map(address, (base, skip, position, x))
+    position_dtype = dtype(x if position is None else position)
+    launch("merge_tokens", x, dtype(x), position_dtype, grid, *tensors)
+    return x
+
+
+def merge_tokens_backward(
+    grad: Tensor, position: Tensor | None, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    batch, tokens, channels = grad.shape
+    grad = grad.contiguous()
+    grad_base = grad.new_empty((batch, tokens // 4, 4 * channels))
+    grad_position = None if position is None else position.new_empty(position.shape)
+    grid, tensors = (batch, height, width, channels), map(address, (grad, grad_base, grad_position))
+    position_dtype = dtype(grad if position is None else position)
+    launch("merge_tokens_backward", grad, dtype(grad), position_dtype, grid, *tensors)
+    return grad_base, grad.new_empty(0) if grad_position is None else grad_position

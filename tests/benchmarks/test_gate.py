@@ -1,0 +1,155 @@
+"""The gate lets right arms pass and no wrong one, and what is wrong is never timed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.arms import Arm
+from benchmarks.gate import check, expected_results
+from benchmarks.measure import Session, measure
+from benchmarks.registry import Benchmark, Case, draw, find
+from benchmarks.roofline import Roofline
+from benchmarks.timing import HostStopwatch
+
+FP32, BF16 = torch.float32, torch.bfloat16
+SHAPE = (16, 4, 32, 32)
+FORWARD, BACKWARD = (
+    benchmark for benchmark in find("pyramid_merge") if benchmark.variant == "nearest"
+)
+names = pytest.mark.parametrize("benchmark", find(), ids=lambda benchmark: benchmark.name)
+dtypes = pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+
+
+def case_of(benchmark: Benchmark, dtype: torch.dtype = FP32) -> Case:
+    return draw(benchmark, SHAPE, dtype, torch.Generator().manual_seed(0))
+
+
+def wrong(function: Callable[..., Any], benchmark: Benchmark, dtype: torch.dtype = FP32) -> str:
+    case = case_of(benchmark, dtype)
+    verdict = check(Arm("triton", function), benchmark, case, expected_results(benchmark, case))
+    return verdict.wrong or ""
+
+
+@names
+@dtypes
+@pytest.mark.parametrize("name", ["eager", "reference"])
+def test_right_arms_pass(benchmark: Benchmark, dtype: torch.dtype, name: str) -> None:
+    case = draw(benchmark, benchmark.shapes[0], dtype, torch.Generator().manual_seed(0))
+    arm = Arm(name, benchmark.eager if name == "eager" else benchmark.ours)
+    verdict = check(arm, benchmark, case, expected_results(benchmark, case))
+    assert verdict.wrong is None
+    assert verdict.error is not None and verdict.bound is not None
+    assert 0 < verdict.error <= verdict.bound < (1e-5 if dtype == FP32 else 1e-2)
+
+
+def element_off(x: Tensor) -> Tensor:
+    """A quarter instead of zero: in the norm of 65536 elements less than their rounding."""
+    x = x.clone()
+    x.view(-1)[x.abs().argmin()] = 0.25
+    return x
+
+
+def last_row_unwritten(x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    out[..., :-1, :] = x[..., :-1, :]
+    return out
+
+
+PLANTED: dict[str, tuple[Callable[[Tensor], Any], torch.dtype, str]] = {
+    "scale off by 0.1 %": (lambda x: 1.001 * x, FP32, r"output 0 errs by 1\.0e-03, more than"),
+    "last row zero": (lambda x: x.index_fill(2, torch.tensor(31), 0), BF16, r"output 0 errs by"),
+    "last row unwritten": (last_row_unwritten, BF16, "output 0 holds NaN"),
+    "uninitialised": (torch.empty_like, FP32, "output 0 holds NaN"),
+    "one NaN": (lambda x: x.index_fill(3, torch.tensor(5), torch.nan), FP32, "output 0 holds NaN"),
+    "one element": (element_off, BF16, "one element of output 0 is off"),
+    "dtype": (Tensor.float, BF16, "output 0 is .* torch.float32, not .* torch.bfloat16"),
+    "shape": (lambda x: x[:-1], FP32, r"output 0 is \(15, 4, 32, 32\)"),
+    "number": (lambda x: (x, x), FP32, "2 results, not 1"),
+}
+
+
+@pytest.mark.parametrize(("change", "dtype", "line"), PLANTED.values(), ids=PLANTED)
+def test_wrong_output(change: Callable[[Tensor], Any], dtype: torch.dtype, line: str) -> None:
+    assert re.match(line, wrong(lambda *args: change(FORWARD.eager(*args)), FORWARD, dtype))
+
+
+class ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 1.001 * grad
+
+
+GRADIENTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "right": (Tensor.clone, ""),
+    "scale off by 0.1 %": (ScaledGradient.apply, r"gradient 1 errs by 1\.0e-03"),
+    "missing": (Tensor.detach, "gradient 1 is missing"),
+}
+
+
+@pytest.mark.parametrize(("change", "line"), GRADIENTS.values(), ids=GRADIENTS)
+def test_wrong_gradient_of_the_second_input(change: Callable[[Tensor], Tensor], line: str) -> None:
+    found = wrong(lambda a, b, *others: BACKWARD.eager(a, change(b), *others), BACKWARD)
+    assert re.match(line, found) if line else not found
+
+
+def test_a_peer_may_round_its_intermediates_and_ours_may_not() -> None:
+    (benchmark,) = (b for b in find("pyramid_split") if b.variant == "nearest" and b.gradients)
+    case = case_of(benchmark, BF16)
+    expected = expected_results(benchmark, case)
+    assert check(Arm("eager", benchmark.eager), benchmark, case, expected).wrong is None
+    assert check(Arm("cuda", benchmark.eager), benchmark, case, expected).wrong
+
+
+def session() -> Session:
+    return Session(torch.Generator().manual_seed(0), Roofline(10.0, 1.0), HostStopwatch(), 2)
+
+
+def test_only_what_is_right_is_timed() -> None:
+    planted = replace(FORWARD, eager=lambda *args: 1.001 * FORWARD.eager(*args))
+    eager, reference = measure(session(), planted, SHAPE, FP32, ["eager", "reference"])
+    assert eager.status == "incorrect" and eager.note and eager.error
+    assert eager.median_us is None and eager.percent is None
+    assert reference.status == "ok" and reference.median_us
+    assert reference.peer_ratio is None  # there is no correct peer
+
+
+@pytest.mark.parametrize("calls_before", [0, 1], ids=["in the gate", "in the timing"])
+def test_an_exception_is_one_line_and_the_others_go_on(calls_before: int) -> None:
+    calls = 0
+
+    def fails(*args: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > calls_before:
+            raise RuntimeError("out of luck\nand of memory")
+        return FORWARD.eager(*args)
+
+    planted = replace(FORWARD, eager=fails)
+    eager, reference = measure(session(), planted, SHAPE, FP32, ["eager", "reference"])
+    assert (eager.status, eager.note) == ("failed", "RuntimeError: out of luck")
+    assert eager.median_us is None
+    assert reference.status == "ok" and reference.median_us
+
+
+def test_a_backend_that_cannot_run_is_skipped_with_its_reason() -> None:
+    (cuda,) = measure(session(), FORWARD, SHAPE, FP32, ["cuda"])
+    assert cuda.status == "skipped" and cuda.note and cuda.median_us is None
+
+
+def test_compiled_backward_is_right_and_timed() -> None:
+    eager, compiled = measure(session(), BACKWARD, SHAPE, FP32, ["eager", "compile"])
+    assert compiled.status == "ok", compiled.note
+    assert compiled.median_us and eager.median_us
+    best = min(compiled.median_us, eager.median_us)
+    assert compiled.peer_ratio == best / compiled.median_us

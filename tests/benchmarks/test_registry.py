@@ -1,0 +1,80 @@
+"""What is registered: counted bytes, sizes past the caches, names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+import msf_kernels
+from benchmarks.arms import Arm, gradients, results
+from benchmarks.registry import Benchmark, draw, find, tensors
+
+names = pytest.mark.parametrize("benchmark", find(), ids=lambda benchmark: benchmark.name)
+H200_L2 = 60_000_000
+
+
+def storages(found: Iterable[Tensor | None]) -> dict[int, int]:
+    """Address -> bytes: a gradient that is passed on as it came counts once."""
+    return {tensor.data_ptr(): tensor.nbytes for tensor in found if tensor is not None}
+
+
+@names
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_bytes_are_those_of_the_tensors(benchmark: Benchmark, dtype: torch.dtype) -> None:
+    case = draw(benchmark, benchmark.shapes[0], dtype, torch.Generator().manual_seed(0))
+    counted = benchmark.bytes(*case.args)
+    if not benchmark.gradients:
+        outputs = results(Arm("reference", benchmark.ours), benchmark, case)
+        assert counted == sum(storages((*case.args, *outputs)).values())
+        return
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        outputs = tensors(benchmark.ours(*case.args))
+    moved = storages((*case.cotangents, *gradients(outputs, benchmark, case)))
+    # What the forward saved may be read, or only looked at for its dtype.
+    assert sum(moved.values()) <= counted <= sum((moved | storages(saved)).values())
+
+
+@names
+def test_the_largest_shape_is_past_the_cache(benchmark: Benchmark) -> None:
+    with FakeTensorMode():
+        shape = benchmark.shapes_for(torch.device("cuda"), quick=True)[-1]
+        args = benchmark.inputs(shape, torch.bfloat16, torch.Generator())
+        assert benchmark.bytes(*args) >= 4 * H200_L2
+
+
+@names
+def test_shapes_on_a_cpu_are_small(benchmark: Benchmark) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert set(benchmark.shapes_for(cuda, quick=False)) == set(benchmark.shapes)
+    small = benchmark.shapes_for(cpu, quick=False)
+    assert small and set(small) < set(benchmark.shapes)
+    quick = benchmark.shapes_for(cpu, quick=True)
+    assert quick == tuple(dict.fromkeys((small[0], small[-1])))
+
+
+def test_names_are_unique_and_operators_exist() -> None:
+    known = [benchmark.name for benchmark in find()]
+    assert len(set(known)) == len(known)
+    assert {benchmark.op for benchmark in find()} <= set(msf_kernels.OPERATORS)
+    both = {name for name in known if f"{name} backward" in known}
+    assert both == {
+        *(f"pyramid_{op} {mode}" for op in ("split", "merge") for mode in ("nearest", "bilinear")),
+        "merge_tokens",
+    }
+
+
+def test_inputs_are_fresh() -> None:
+    (benchmark,) = find("flow_interpolate")
+    generator = torch.Generator().manual_seed(0)
+    first, second = (draw(benchmark, (1, 4, 8, 8), torch.float32, generator) for _ in range(2))
+    assert not torch.equal(first.args[0], second.args[0])
+
+
+def test_unknown_op() -> None:
+    with pytest.raises(ValueError, match=r"^unknown op 'conv': known are [\w, ]+pyramid_merge"):
+        find("conv")

@@ -1,0 +1,158 @@
+"""The commands as processes, and their files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import run, table
+from benchmarks.machine import slug
+from benchmarks.markdown import heading, markdown
+from benchmarks.results import Report, Row, load, save
+from benchmarks.roofline import Roofline
+
+ROOT = Path(__file__).resolve().parents[2]
+RATES = Roofline(copy_gb_s=4000.0, matmul_tflop_s=800.0)
+
+
+def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def files() -> set[Path]:
+    return set((ROOT / "benchmarks" / "results").rglob("*"))
+
+
+def test_a_quick_run_and_its_table(tmp_path: Path) -> None:
+    before = files()
+    out = tmp_path / "new" / "folder"
+    arms = ("eager", "reference", "cuda")
+    ran = command("run", "--op", "flow_interpolate", "--quick", "--arms", *arms, "--out", out)
+    assert ran.returncode == 0, ran.stderr
+    path = out / "flow_interpolate-quick.json"
+    assert list(out.iterdir()) == [path]
+    document = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert document["machine"]["torch"] == torch.__version__
+    assert {row["arm"] for row in document["rows"]} == set(arms)
+    assert {row["dtype"] for row in document["rows"]} == {"float32", "bfloat16"}
+    timed = [row for row in document["rows"] if row["arm"] != "cuda"]
+    assert all(row["status"] == "ok" and row["p10_us"] <= row["median_us"] for row in timed)
+
+    tabled = command("table", path)
+    assert tabled.returncode == 0, tabled.stderr
+    # The run printed the same, from the same rows.
+    assert tabled.stdout == ran.stdout
+    assert "### flow_interpolate\n" in tabled.stdout
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(out.iterdir())) == 2 and files() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the results are kept")
+def test_on_a_cpu_nothing_is_written_unasked(capsys: pytest.CaptureFixture[str]) -> None:
+    before = files()
+    assert run.main(["--op", "flow_interpolate", "--quick", "--arms", "reference"]) == 0
+    assert "| reference |" in capsys.readouterr().out and files() == before
+
+
+def row(**changes: object) -> Row:
+    fields = {"op": "a", "benchmark": "a b", "shape": (2, 3), "dtype": "float32", "arm": "eager"}
+    return Row(**{**fields, "bytes": 10**9, "flops": 0, **changes})  # type: ignore[arg-type]
+
+
+TIMED = row(
+    median_us=500.0, p10_us=490.0, p90_us=510.0, host_us=7.0, percent=50.0, peer_ratio=1.0, noise=1
+)
+ROWS = [
+    TIMED,
+    row(arm="compile", status="incorrect", note="output 0 errs by 1, more than 2", error=1.0),
+    row(arm="cuda", status="skipped", note="no kernel"),
+    row(benchmark="c", flops=10**12, median_us=2500.0, p10_us=1.0, p90_us=2.0, percent=50.0),
+]
+
+
+def test_report_round_trip(tmp_path: Path) -> None:
+    machine = {"device": "NVIDIA H200", "torch": "2.11.0", "triton": None}
+    machine |= {"driver": "1", "cuda": "13.0", "commit": "abc"}
+    report = Report("2026-01-01T00:00:00+00:00", machine, 7, RATES, ROWS)
+    save(report, tmp_path / "report.json")
+    assert load(tmp_path / "report.json") == report
+    assert heading(report).startswith(
+        "NVIDIA H200 (driver 1, cuda 13.0, torch 2.11.0, commit abc), 2026-01-01T00:00:00+00:00. "
+    )
+
+
+def test_markdown() -> None:
+    first, second = markdown(ROWS, RATES).split("\n### ")[1:]
+    lines = first.splitlines()
+    assert lines[0] == "a b"
+    assert lines[4] == (
+        "| 2x3 | fp32 | eager | 500 | 490 to 510 | 7 | 2000 GB/s | 50 | 1.00x | ±1.0 % |"
+    )
+    assert "| compile | incorrect: output 0 errs by 1, more than 2 |" in lines[5]
+    assert lines[7] == "No cuda: no kernel."
+    assert "| 400 TFLOP/s | 50 |" in second
+    cells = [line.count("|") for line in lines[2:6]]
+    assert set(cells) == {11}
+
+
+BAD_RUNS = {
+    "op": (("--op", "conv"), "unknown op 'conv': known are "),
+    "arm": (("--arms", "tpu"), "argument --arms: invalid choice: 'tpu'"),
+    "out": (("--op", "flow_interpolate", "--out", __file__), "[Errno 17] File exists"),
+    "option": (("--fast",), "unrecognized arguments: --fast"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "line"), BAD_RUNS.values(), ids=BAD_RUNS)
+def test_bad_arguments_are_one_line(
+    arguments: tuple[str, ...], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run.main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"benchmarks.run: {line}") and error.count("\n") == 1
+
+
+BAD_RESULTS = {
+    "missing": (None, "[Errno 2] No such file or directory"),
+    "no JSON": ("{", "{path}: not valid JSON"),
+    "a list": ("[]", "{path}: must be a JSON object, got list"),
+    "another JSON": ("{}", "{path}: not a result of benchmarks.run"),
+    "another row": ('{"rows": [{"shape": [], "speed": 1}]}', "{path}: not a result of"),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), BAD_RESULTS.values(), ids=BAD_RESULTS)
+def test_bad_result_is_one_line(
+    text: str | None, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "result.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        table.main([str(path)])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"benchmarks.table: {line.format(path=path)}")
+    assert error.count("\n") == 1 and not path.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm4-80gb"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+    ],
+)
+def test_folder_of_a_device(name: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert slug(torch.device("cuda")) == folder
+    assert slug(torch.device("cpu")) == "cpu"

@@ -1,0 +1,182 @@
+"""What each built-in of the emulated CUDA does, against answers worked out by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from .semantics import launch
+
+LANES = range(32)
+
+
+def integers(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int32)
+
+
+def test_indices_in_three_dimensions() -> None:
+    grid, block = (2, 3, 4), (5, 2, 3)
+    out = integers(24 * 30, 12)
+    launch("indices", out, grid=grid, block=block)
+    order = [
+        (*thread[::-1], *index[::-1], *block, *grid)
+        for index in itertools.product(*map(range, grid[::-1]))
+        for thread in itertools.product(*map(range, block[::-1]))
+    ]
+    assert out.tolist() == [list(row) for row in order]
+
+
+@pytest.mark.parametrize(
+    ("argument", "width", "direct", "up", "down", "xor"),
+    [
+        (
+            3,
+            32,
+            [3 for _ in LANES],
+            [0, 1, 2, *range(29)],
+            [*range(3, 32), 29, 30, 31],
+            [n ^ 3 for n in LANES],
+        ),
+        (
+            3,
+            8,
+            [n // 8 * 8 + 3 for n in LANES],
+            [n + lane for n in (0, 8, 16, 24) for lane in (0, 1, 2, 0, 1, 2, 3, 4)],
+            [n + lane for n in (0, 8, 16, 24) for lane in (3, 4, 5, 6, 7, 5, 6, 7)],
+            [n ^ 3 for n in LANES],
+        ),
+        # Beyond a segment every lane keeps its own; but xor may read an earlier segment.
+        (
+            10,
+            8,
+            [n // 8 * 8 + 2 for n in LANES],
+            list(LANES),
+            list(LANES),
+            [n ^ 10 if n // 8 % 2 else n for n in LANES],
+        ),
+    ],
+)
+def test_shuffles(
+    argument: int, width: int, direct: list[int], up: list[int], down: list[int], xor: list[int]
+) -> None:
+    out = integers(4, 32)
+    parameters = torch.tensor([argument, width], dtype=torch.int32)
+    launch("shuffles", out, parameters, parameters[1:], block=(32,))
+    assert out.tolist() == [direct, up, down, xor]
+
+
+def test_shuffles_of_eight_bytes() -> None:
+    values = torch.arange(64, dtype=torch.float64) + 2**-40
+    exact = values.view(2, 32).sum(1).repeat_interleave(32)
+    launch("warp_sums", values, block=(64,))
+    assert torch.equal(values, exact)
+
+
+def test_votes_where_the_last_warp_is_not_full() -> None:
+    out = integers(40, 3)
+    launch("votes", out, block=(40,))
+    assert out.tolist() == 32 * [[0x49249249, 0, 1]] + 8 * [[0b10010010, 1, 0]]
+
+
+def test_halves_of_a_warp_vote_apart() -> None:
+    out = integers(32)
+    launch("half_warps", out, block=(32,))
+    assert [value & 0xFFFFFFFF for value in out.tolist()] == 16 * [0xAAAA] + 16 * [0xAAAA0000]
+
+
+def test_block_votes() -> None:
+    out = integers(40, 3)
+    launch("block_votes", out, block=(40,))
+    assert out.tolist() == 40 * [[8, 1, 0]]
+
+
+@pytest.mark.parametrize("order", ["fifo", "lifo", "random:1", "random:2"])
+@pytest.mark.parametrize("threads", [1, 32, 40, 1024])
+def test_barrier(order: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MSF_EMULATION_ORDER", order)
+    values = torch.rand(threads)
+    mirrored = values.flip(0)
+    launch("reverse", values, block=(threads,), shared_bytes=4 * threads)
+    assert torch.equal(values, mirrored)
+
+
+@pytest.mark.parametrize("order", ["fifo", "lifo", "random:1", "random:2"])
+def test_warp_barrier(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MSF_EMULATION_ORDER", order)
+    out = integers(32)
+    launch("rotate_warp", out, block=(32,))
+    assert out.tolist() == [31, *range(31)]
+
+
+def test_every_block_finds_its_shared_memory_poisoned() -> None:
+    out = torch.zeros(3, 4)
+    launch("unwritten_shared", out, grid=(3,), shared_bytes=8)
+    assert out[:, :3].isnan().all()
+    assert out[:, 3].tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("order", "first", "second"),
+    [
+        ("fifo", [[0, 1, 2], [6, 7, 8]], [[3, 4, 5], [9, 10, 11]]),
+        ("lifo", [[8, 7, 6], [2, 1, 0]], [[11, 10, 9], [5, 4, 3]]),
+    ],
+)
+def test_order(
+    order: str, first: list[list[int]], second: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert turns(order, 3, monkeypatch) == (first, second)
+
+
+def test_random_order_follows_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [turns(f"random:{seed}", 50, monkeypatch) for seed in (7, 7, 8)]
+    assert runs[0] == runs[1] != runs[2]
+    for block in itertools.chain(*runs[0]):
+        assert block != sorted(block)
+    assert sorted(itertools.chain(*runs[0][0], *runs[0][1])) == list(range(200))
+
+
+def turns(
+    order: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[list[int]], list[list[int]]]:
+    """For two blocks, each thread's turn before a barrier and after it."""
+    monkeypatch.setenv("MSF_EMULATION_ORDER", order)
+    first, second = integers(2, threads), integers(2, threads)
+    launch("turns", integers(1), first, second, grid=(2,), block=(threads,))
+    return first.tolist(), second.tolist()
+
+
+def test_atomic_add_returns_the_old_value() -> None:
+    counter, old = integers(1), integers(720)
+    launch("count", counter, old, grid=(2, 3, 4), block=(5, 2, 3))
+    assert counter.item() == 720
+    assert sorted(old.tolist()) == list(range(720))
+
+
+def test_last_block_reads_what_all_wrote() -> None:
+    total = integers(1)
+    launch("last_block", integers(9), integers(1), total, grid=(9,))
+    assert total.item() == 45
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 12), (torch.float64, 27)])
+def test_arithmetic_rounds_every_step(dtype: torch.dtype, bits: int) -> None:
+    step = 2.0**-bits  # (1 + step)^2 = 1 + 2 step + step^2, whose last term no product holds
+    inputs = torch.tensor([1 + step, 1 + step, -1 - 2 * step, 0.0625], dtype=dtype)
+    out = torch.zeros(7, dtype=dtype)
+    launch("float_arithmetic" if dtype == torch.float32 else "double_arithmetic", inputs, out)
+    fused = step**2
+    assert out.tolist() == [2 + 2 * step, 2 + 3 * step, 1 + 2 * step, 0, fused, fused, 4]
+
+
+def test_vectors() -> None:
+    out = torch.zeros(10)
+    launch("float_vectors", torch.arange(10.0), out)
+    assert out.tolist() == [1, 1, 2, 3, 7, 6, 5, 4, 9, 8]
+
+    out = integers(12)
+    launch("integer_vectors", out)
+    assert out.tolist() == [-1, 2, -3, 4, 5, 6, 7, 8, -9, 9, 9, 10]
