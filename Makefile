@@ -15,7 +15,10 @@ export PATH := $(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: install
-	msf train --preset digits --data digits --out runs/digits --resume
+	train() { msf train --preset digits --data digits --out runs/digits --resume --stage $$1; }
+	train base & base=$$!
+	train residual || { kill $$base; exit 1; }
+	wait $$base
 	msf sample runs/digits --solver heun --count 100 --out runs/digits/samples.png --overwrite
 	msf evaluate runs/digits --solver heun --steps 16 4 --steps 16 16 \
 	  --out runs/digits/evaluation.json --overwrite

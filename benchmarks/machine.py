@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,14 +38,6 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     return f"CPU, {capability}, {threads} of {os.cpu_count()} cores"
-
-
-def slug(device: torch.device) -> str:
-    """The device as a folder name: "NVIDIA H200" is h200."""
-    if device.type == "cpu":
-        return "cpu"
-    words = re.findall(r"[a-z0-9]+", device_name(device).lower())
-    return "-".join(word for word in words if word not in ("nvidia", "geforce"))
 
 
 def _version(package: str) -> str | None:

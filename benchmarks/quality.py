@@ -1,7 +1,9 @@
 """Train small models from nothing and measure their samples: what `benchmarks/results/cpu/` keeps.
 
-    python -m benchmarks.quality digits      minutes on one core
+    python -m benchmarks.quality digits      minutes on two cores
     python -m benchmarks.quality textures    half an hour: MSF and the N = 0 baseline
+
+A model's stages train at the same time, each in a process with one thread.
 
 The textures' two models train for equal FLOPs (the presets' steps are chosen so) and are compared
 at equal sampling FLOPs: n steps of the baseline cost as much as 2n base and n / 2 residual steps.
@@ -47,10 +49,18 @@ STUDIES = {
 }
 
 
-def msf(*arguments: str) -> dict[str, Any]:
-    """Run `msf ARGUMENTS --json` on one thread, with its progress on our standard error."""
+def msf(*arguments: str) -> subprocess.Popen[bytes]:
+    """Start `msf ARGUMENTS --json` on one thread, with its progress on our standard error."""
     command = [sys.executable, "-m", "msf.cli", *arguments, "--threads", "1", "--json"]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
+def answer(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """What the command says when it is done; CalledProcessError where it fails."""
+    output, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return json.loads(output)
 
 
 def training_gmacs(name: str) -> float:
@@ -63,15 +73,19 @@ def training_gmacs(name: str) -> float:
 def measure(model: Model, runs: Path) -> dict[str, Any]:
     folder = str(runs / model.preset)
     start = time.perf_counter()
-    msf("train", "--preset", model.preset, "--data", model.data, "--out", folder)
+    train = ("train", "--preset", model.preset, "--data", model.data, "--out", folder, "--resume")
+    stages = [msf(*train, "--stage", name) for name in preset(model.preset).model.stage_names]
+    for stage in stages:
+        answer(stage)
     seconds = time.perf_counter() - start
     settings = [word for steps in model.steps for word in ("--steps", *map(str, steps))]
+    evaluations = answer(msf("evaluate", folder, "--solver", model.solver, *settings))
     return {
         "preset": model.preset,
         "training_seconds": seconds,
         "training_gmacs": training_gmacs(model.preset),
         "solver": model.solver,
-        "evaluations": msf("evaluate", folder, "--solver", model.solver, *settings)["results"],
+        "evaluations": evaluations["results"],
     }
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from msf_kernels.measured import slug
+
 from . import machine
 from .arms import ARMS
 from .markdown import heading, markdown
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the result")
     args = parser.parse_args(argv)
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    folder = args.out or (RESULTS / machine.slug(device) if device.type == "cuda" else None)
+    folder = args.out or (RESULTS / slug(device) if device.type == "cuda" else None)
     try:
         benchmarks = find(args.op)
         if folder:

@@ -16,7 +16,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("cuda", "triton", "reference")  # the automatic order for CUDA tensors
+BACKENDS = ("cuda", "triton", "reference")  # the automatic order on a GPU nobody measured
 
 
 class BackendUnavailable(RuntimeError):

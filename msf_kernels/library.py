@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backend, extension
+from . import backend, extension, measured
 from .layout import conform
 
 NAMESPACE = "msf"
@@ -57,8 +57,8 @@ def define(
         support = SUPPORT[kernel]
         implementation = backend.Implementation(run, support.available, support.can_run)
         backend.register(name, kernel, implementation)
-    for key, automatic in (("CPU", ("reference",)), ("CUDA", backend.BACKENDS)):
-        _library.impl(name, partial(backend.run, name, automatic), key)
+    _library.impl(name, partial(_run_on_cpu, name), "CPU")
+    _library.impl(name, partial(_run_on_gpu, name), "CUDA")
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)
@@ -73,6 +73,15 @@ def define(
         qualified, backward or no_gradient, setup_context=setup, lib=_library
     )
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _run_on_cpu(name: str, *args: Any) -> Any:
+    return backend.run(name, ("reference",), *args)
+
+
+def _run_on_gpu(name: str, *args: Any) -> Any:
+    device = next(arg.device for arg in args if isinstance(arg, Tensor) and arg.is_cuda)
+    return backend.run(name, measured.order(name, device), *args)
 
 
 def _run_kernel(module: str, name: str, *args: Any) -> Any:

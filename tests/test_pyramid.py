@@ -64,15 +64,17 @@ def test_measured_statistics_standardise_every_component():
         assert (z.std(1, correction=0) - 1).abs().max() < 1e-5
 
 
-def test_add_inverts_standardise():
+def test_sampling_ends_where_the_standardised_components_began():
     pyramid = Pyramid(1, 3)
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 + 1
     pyramid.measure([x])
     base, residual = pyramid.split(x)
-    merged = pyramid.add(
-        pyramid.add(None, 0, pyramid.standardize(0, base)), 1, pyramid.standardize(1, residual)
-    )
-    torch.testing.assert_close(merged, x)
+    below = pyramid.unstandardize(0, pyramid.standardize(0, base))
+    torch.testing.assert_close(below, base)
+    # A step of length 0 leaves the residual as it is.
+    last_step = pyramid.last_step(below, 1, patch=2)
+    z = pyramid.standardize(1, residual)
+    torch.testing.assert_close(last_step(z, torch.zeros(4, 16, 12), None, 1.0, 0.0), x)
 
 
 def test_flat_images_keep_a_finite_scale():

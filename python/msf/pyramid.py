@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msf_kernels import pyramid_merge, pyramid_split
+from msf_kernels import guided_euler_merge, pyramid_merge, pyramid_split
 
 
 class Pyramid(nn.Module):
@@ -74,12 +75,22 @@ class Pyramid(nn.Module):
         """Component ``index`` (B, C, h, w) in data units -> zero mean, unit variance a channel."""
         return (f - self.mean[index, :, None, None]) / self.std[index, :, None, None]
 
-    def add(self, x: Tensor | None, index: int, z: Tensor) -> Tensor:
-        """x_hat_i = U(x) + f_i (B, C, 2h, 2w), ``z`` being f_i standardised; x is None for f_0."""
-        mean, std = self.mean[index], self.std[index]
-        if x is None:
-            return z * std[:, None, None] + mean[:, None, None]
-        return pyramid_merge(x, z, mode=self.mode, mean=mean, std=std)
+    def unstandardize(self, index: int, z: Tensor) -> Tensor:
+        """The inverse of ``standardize``."""
+        return z * self.std[index, :, None, None] + self.mean[index, :, None, None]
+
+    def last_step(self, below: Tensor, index: int, patch: int) -> Callable[..., Tensor]:
+        """The step that ends the sampling of f_i and, in the same pass, adds it to what lies
+        ``below``: it takes the arguments of ``guided_euler_step`` and returns x_hat_i in data
+        units."""
+        return partial(
+            guided_euler_merge,
+            base=below,
+            patch=patch,
+            mode=self.mode,
+            mean=self.mean[index],
+            std=self.std[index],
+        )
 
     def project(self, x: Tensor, base: Tensor) -> Tensor:
         """The image closest to x (B, C, 2h, 2w) with D(x) == base (B, C, h, w); nearest only."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import reprlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -118,11 +119,12 @@ def sample(
         velocity = _velocity(model, i, labels, below, seeds, base_noise)
         shape = (config.channels, *config.stage_size(i, size))
         noise = image_noise(seeds, shape, i).to(device)
-        z = integrate(velocity, noise, **integration[i])
-        x = model.pyramid.add(below, i, z)
+        solve = partial(integrate, velocity, noise, patch=config.stages[i].patch, **integration[i])
         if below is None:
+            x = model.pyramid.unstandardize(i, solve())
             components.append(x)
             continue
+        x = solve(last=model.pyramid.last_step(below, i, config.stages[i].patch))
         if project_residual:
             x = model.pyramid.project(x, below)
         components.append(x - model.pyramid.upsample(below))
@@ -194,9 +196,10 @@ def _velocity(
 
     def velocity(x: Tensor, t: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
         if not guided or labels is None:
-            return stage(x, t, labels, prior, level), None
+            return stage(x, t, labels, prior, level, as_tokens=True), None
         y = torch.cat([labels, torch.full_like(labels, null)])
-        v_cond, v_uncond = stage(twice(x), twice(t), y, twice(prior), twice(level)).chunk(2)
+        inputs = twice(x), twice(t), y, twice(prior), twice(level)
+        v_cond, v_uncond = stage(*inputs, as_tokens=True).chunk(2)
         return v_cond, v_uncond
 
     return velocity

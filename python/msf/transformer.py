@@ -172,11 +172,14 @@ class StageTransformer(nn.Module):
         y: Tensor | None = None,
         prior: Tensor | None = None,
         base_noise: Tensor | None = None,
+        *,
+        as_tokens: bool = False,
     ) -> Tensor:
         """Velocity (B, C, H, W) at x (B, C, H, W) and time t (B,) in [0, 1], noise being at 0.
 
         y (B,) int64 labels, ``num_classes`` for none of them; prior (B, C, H, W) standardised, with
-        noise of level base_noise (B,) in it. Any H, W that the patch divides.
+        noise of level base_noise (B,) in it. Any H, W that the patch divides. as_tokens: leave the
+        velocity in patches (B, N, p * p * C), which the sampler's step reads as they are.
         """
         size = (x.shape[2], x.shape[3])
         grid = (size[0] // self.stage.patch, size[1] // self.stage.patch)
@@ -199,7 +202,8 @@ class StageTransformer(nn.Module):
         h = adaln_modulate(x, shift, scale)
         for block, modulation, (shift, scale, *_) in zip(self.blocks, modulations, modulations[1:]):
             x, h = block(x, h, modulation, shift, scale, rope)
-        return unpatchify(self.output(h), self.stage.patch, size)
+        tokens = self.output(h)
+        return tokens if as_tokens else unpatchify(tokens, self.stage.patch, size)
 
     def condition(self, t: Tensor, y: Tensor | None, base_noise: Tensor | None) -> Tensor:
         """(B, D): what every modulation is computed from."""

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from benchmarks import run, table
-from benchmarks.machine import slug
 from benchmarks.markdown import heading, markdown
 from benchmarks.results import Report, Row, load, save
 from benchmarks.roofline import Roofline
+from msf_kernels.measured import slug
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = Roofline(copy_gb_s=4000.0, matmul_tflop_s=800.0)

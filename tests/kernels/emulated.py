@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from types import ModuleType
 
 from emulation.build import CSRC, build, load
@@ -18,9 +19,12 @@ DEFINITIONS = [
 ]
 
 
-@functools.lru_cache
-def emulated(variant: str = "plain") -> ModuleType:
-    """The extension with emulated kernels; compiled at the first call, which takes half a minute."""
+@functools.cache
+def emulated() -> ModuleType:
+    """The extension with emulated kernels, compiled at the first call, which takes half a minute.
+
+    MSF_EMULATION_VARIANT is "asan" or "tsan" in a process that the sanitizer was loaded into.
+    """
     sources = [CSRC / "bindings.cpp", *sorted((CSRC / "kernels").glob("*.cu"))]
-    library = build(sources, variant, definitions=DEFINITIONS, module=True)
-    return load("msf_emulated", library)
+    variant = os.environ.get("MSF_EMULATION_VARIANT", "plain")
+    return load("msf_emulated", build(sources, variant, definitions=DEFINITIONS, module=True))

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from msf_kernels import flow_interpolate, guided_euler_step
+import msf_kernels
+from msf_kernels import (
+    flow_interpolate,
+    guided_euler_merge,
+    guided_euler_step,
+    pyramid_merge,
+)
 from numerics import DEVICE, assert_rounded_once, normal
 
 OP = "flow_interpolate"
@@ -62,6 +71,84 @@ def test_euler_step(
     expected = torch.autograd.grad(exact, exact_inputs, grad.double())
     for one, right in zip((x, *got), (exact, *expected), strict=True):
         assert_rounded_once(one, right)
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) -> (B, H/p * W/p, p * p * C), by way of PyTorch's unfold."""
+    channels = x.shape[1]
+    tokens = torch.nn.functional.unfold(x.double(), patch, stride=patch).mT
+    tokens = tokens.unflatten(2, (channels, patch * patch)).transpose(2, 3)
+    return tokens.flatten(2).to(x.dtype)
+
+
+STEP = {"patch": [None, 1, 2], "guided": [True, False], "heun": [True, False]}
+STEPS = [dict(zip(STEP, values)) for values in itertools.product(*STEP.values())]
+steps = pytest.mark.parametrize("options", STEPS, ids=lambda o: "-".join(map(str, o.values())))
+
+
+@steps
+@pytest.mark.parametrize("velocity", [FP32, BF16], ids=["fp32", "bf16"])
+def test_step_of_tokens_tables_and_heun(options: dict[str, Any], velocity: torch.dtype) -> None:
+    """Bit for bit the plain steps that they stand for, whichever backend those ran on."""
+    x, start = normal(2, 2, 3, 4, 6, dtype=FP32)
+    velocities = list(normal(2, 2, 3, 4, 6, dtype=velocity))[: 1 + options["guided"]]
+    expected = guided_euler_step(x, *(*velocities, None)[:2], 3.5, 0.3)
+    if options["heun"]:
+        expected = (start + expected) / 2
+    if patch := options["patch"]:
+        velocities = [patchify(v, patch) for v in velocities]
+    scale, dt = torch.tensor([[9.0, 3.5], [9.0, 0.3]], device=DEVICE)
+    got = guided_euler_step(
+        x,
+        *(*velocities, None)[:2],
+        scale,
+        dt,
+        step=torch.tensor(1, device=DEVICE),
+        start=start if options["heun"] else None,
+        patch=patch,
+    )
+    assert torch.equal(got, expected)
+
+
+@steps
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+def test_last_step_with_merge(options: dict[str, Any], mode: str, dtype: torch.dtype) -> None:
+    """Bit for bit the step and then the merge."""
+    x, *velocities = normal(3, 2, 3, 4, 6, dtype=dtype)
+    velocities = velocities[: 1 + options["guided"]]
+    base, mean, std = normal(2, 3, 2, 3, dtype=dtype), normal(3).float(), normal(3).float()
+    merge = {"mode": mode, "mean": mean, "std": std, "clamp": (-2.0, 2.0)}
+    step = guided_euler_step(x, *(*velocities, None)[:2], 1.5, 0.25)
+    expected = pyramid_merge(base, step, **merge)
+    if patch := options["patch"]:
+        velocities = [patchify(v, patch) for v in velocities]
+    got = guided_euler_merge(x, *(*velocities, None)[:2], 1.5, 0.25, base, patch=patch, **merge)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("size", [64, 63, 1], ids=str)
+@pytest.mark.parametrize("velocity", [FP32, BF16, FP16], ids=["fp32", "bf16", "fp16"])
+def test_steps_agree_with_the_reference_bit_for_bit(size: int, velocity: torch.dtype) -> None:
+    x = normal(3, size, dtype=FP32)
+    v_cond, v_uncond = normal(2, 3, size, dtype=velocity)
+    t = torch.rand(3, device=DEVICE)
+
+    def results() -> tuple[Tensor, ...]:
+        step = guided_euler_step(x, v_cond, v_uncond, 1.7, 0.3)
+        return step, *flow_interpolate(v_cond, v_uncond, t)
+
+    got = results()
+    with msf_kernels.backend("reference"):
+        assert all(map(torch.equal, got, results()))
+
+
+def test_last_step_has_no_derivative() -> None:
+    x, v = normal(2, 2, 3, 4, 6, dtype=FP32)
+    base = normal(2, 3, 2, 3, dtype=FP32).requires_grad_()
+    merged = guided_euler_merge(x, v, None, 1.0, 0.5, base)
+    with pytest.raises(NotImplementedError, match="msf::guided_euler_merge has no derivative"):
+        merged.sum().backward()
 
 
 def test_floats_and_a_table_give_the_same_bits() -> None:
@@ -127,6 +214,37 @@ BAD = {
         lambda: guided_euler_step(image, image, None, 1.0, "0.1"),
         TypeError,
         "guided_euler_step: dt must be a float or a tensor, got str",
+    ),
+    "patch that does not divide": (
+        lambda: guided_euler_step(image, image, None, 1.0, 0.1, patch=3),
+        ValueError,
+        "guided_euler_step: patch must divide H and W, 4 x 4, got 3",
+    ),
+    "image where tokens are due": (
+        lambda: guided_euler_step(image, image, None, 1.0, 0.1, patch=2),
+        ValueError,
+        "guided_euler_step: v_cond must be (B, H/p * W/p, p * p * C) = (2, 4, 12), "
+        "got (2, 3, 4, 4)",
+    ),
+    "row of a number": (
+        lambda: guided_euler_step(image, image, None, 1.0, 0.1, step=torch.tensor(0)),
+        ValueError,
+        "guided_euler_step: guidance_scale must be a table (S,) of steps, where step is given",
+    ),
+    "row that is no whole number": (
+        lambda: guided_euler_step(image, image, None, t, t, step=t),
+        TypeError,
+        "guided_euler_step: step must be a 0-dimensional int64 tensor, got torch.float32 (2,)",
+    ),
+    "start of another dtype": (
+        lambda: guided_euler_step(image, image, None, 1.0, 0.1, start=image.float()),
+        TypeError,
+        "guided_euler_step: start must be float64, got float32",
+    ),
+    "base of the residual's size": (
+        lambda: guided_euler_merge(image, image, None, 1.0, 0.1, image),
+        ValueError,
+        "guided_euler_merge: x must be (B, C, H, W) = (2, 3, 8, 8), got (2, 3, 4, 4)",
     ),
     "dt wants a gradient": (
         lambda: guided_euler_step(image, image, None, 1.0, scalar.clone().requires_grad_()),

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import msf_kernels
 from msf_kernels import pyramid_merge, pyramid_split
 from numerics import DEVICE, assert_rounded_once, normal
 
@@ -102,12 +103,78 @@ def test_nearest_residual_pools_to_zero_and_the_merge_pools_to_the_base() -> Non
     assert torch.equal(F.avg_pool2d(pyramid_merge(base, residual), 2), base)
 
 
-def test_channels_last_input() -> None:
-    x = normal(2, 3, 8, 8, dtype=torch.float32)
-    for one, other in zip(
-        pyramid_split(x.to(memory_format=torch.channels_last)), pyramid_split(x), strict=True
-    ):
-        assert torch.equal(one, other)
+@modes
+@dtypes
+def test_standardised_split(dtype: torch.dtype, mode: str) -> None:
+    x = normal(2, 3, 8, 12, dtype=dtype).requires_grad_()
+    mean, std = normal(3).float(), (0.5 + normal(3).abs()).float()
+    base, residual = pyramid_split(x, mode=mode, mean=mean, std=std)
+    (exact_x,) = exactly(x)
+    detail = exact_x - eager_upsample(base.detach().double(), mode)
+    exact = (detail - mean.double()[:, None, None]) / std.double()[:, None, None]
+    # The subtractions before the division may cancel to a tenth of their operands.
+    assert_rounded_once(residual, exact, terms=4, condition=10)
+
+    grad = normal(*x.shape, dtype=dtype)
+    (got,) = torch.autograd.grad(residual, x, grad)
+    scaled = grad.double() / std.double()[:, None, None]
+    detail = exact_x - eager_upsample(F.avg_pool2d(exact_x, 2), mode)
+    (expected,) = torch.autograd.grad(detail, exact_x, scaled)
+    assert_rounded_once(got, expected, terms=16)
+
+
+@modes
+def test_merge_inverts_a_standardised_split(mode: str) -> None:
+    x = normal(2, 3, 8, 12, dtype=torch.float32)
+    statistics = {"mean": normal(3).float(), "std": (0.5 + normal(3).abs()).float()}
+    base, residual = pyramid_split(x, mode=mode, **statistics)
+    merged = pyramid_merge(base, residual, mode=mode, **statistics)
+    # Six operations, none on numbers of more than 16.
+    assert (merged - x).abs().max() <= 6 * 16 * torch.finfo(torch.float32).eps
+
+
+@modes
+@dtypes
+def test_clamped_merge(dtype: torch.dtype, mode: str) -> None:
+    base, residual = normal(2, 3, 4, 6, dtype=dtype), normal(2, 3, 8, 12, dtype=dtype)
+    residual[0, 0, 0, 0] = torch.nan
+    free = pyramid_merge(base, residual, mode=mode)
+    clamped = pyramid_merge(base, residual, mode=mode, clamp=(-0.5, 1.0))
+    assert torch.equal(clamped.nan_to_num(7.0), free.clamp(-0.5, 1.0).nan_to_num(7.0))
+    assert clamped[0, 0, 0, 0].isnan() and (clamped == 1.0).any()
+
+
+@modes
+@dtypes
+@pytest.mark.parametrize("channels", [3, 16], ids=["3", "16"])
+def test_channels_last(dtype: torch.dtype, mode: str, channels: int) -> None:
+    """Images in channels-last give the same bits, gradients too, in channels-last."""
+    x = normal(2, channels, 8, 16, dtype=dtype)
+    plain = x.clone().requires_grad_()
+    last = x.to(memory_format=torch.channels_last).requires_grad_()
+    outputs, expected = pyramid_split(last, mode=mode), pyramid_split(plain, mode=mode)
+    cotangents = [normal(*output.shape, dtype=dtype) for output in expected]
+    for one, right in zip(outputs, expected, strict=True):
+        assert torch.equal(one, right) and one.is_contiguous(memory_format=torch.channels_last)
+    (got,) = torch.autograd.grad(outputs, last, cotangents)
+    (right,) = torch.autograd.grad(expected, plain, cotangents)
+    assert torch.equal(got, right)
+    merged, right = pyramid_merge(*outputs, mode=mode), pyramid_merge(*expected, mode=mode)
+    assert torch.equal(merged, right)
+    assert merged.is_contiguous(memory_format=torch.channels_last)
+
+
+@modes
+def test_backends_agree_bit_for_bit(mode: str) -> None:
+    """At sizes with 16-byte vectors, with edges, and with more planes than one block holds."""
+    for shape in [(2, 3, 16, 32), (1, 1, 2, 2), (70, 5, 4, 6)]:
+        x = normal(*shape, dtype=torch.float32)
+        outputs = pyramid_split(x, mode=mode)
+        merged = pyramid_merge(*outputs, mode=mode)
+        with msf_kernels.backend("reference"):
+            expected = pyramid_split(x, mode=mode)
+            assert all(map(torch.equal, outputs, expected))
+            assert torch.equal(merged, pyramid_merge(*expected, mode=mode))
 
 
 base, residual, row = normal(2, 3, 2, 4), normal(2, 3, 4, 8), normal(3)
@@ -151,6 +218,16 @@ BAD = {
         lambda: pyramid_merge(base, residual, mean=row[:2]),
         ValueError,
         "pyramid_merge: mean must be (C,) = (3,), got (2,)",
+    ),
+    "bounds the wrong way round": (
+        lambda: pyramid_merge(base, residual, clamp=(1.0, -1.0)),
+        ValueError,
+        "pyramid_merge: clamp must be (low, high) with low <= high, got (1.0, -1.0)",
+    ),
+    "a gradient through the clamp": (
+        lambda: pyramid_merge(base.clone().requires_grad_(), residual, clamp=(-1.0, 1.0)),
+        ValueError,
+        "pyramid_merge with clamp: base gets no gradient, pass base.detach()",
     ),
     "std that wants a gradient": (
         lambda: pyramid_merge(base, residual, std=row.clone().requires_grad_()),

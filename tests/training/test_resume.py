@@ -63,6 +63,23 @@ def test_stages_trained_one_by_one_equal_both_at_once(whole, tmp_path):
     assert digest(tmp_path / "run") == digest(whole)
 
 
+def test_two_processes_train_two_stages_at_once(whole, tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(
+            target=run, args=(tmp_path / "run",), kwargs={"stages": [n], "resume": True}
+        )
+        for n in MODEL.stage_names
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert digest(tmp_path / "run") == digest(whole)
+    assert sorted(steps(tmp_path / "run")) == sorted(steps(whole))
+
+
 @pytest.mark.parametrize("writer", [MSF.save_pretrained, StageTrainer.save])
 def test_resume_after_a_checkpoint_that_could_not_be_written(whole, tmp_path, monkeypatch, writer):
     original = StageTrainer.step

@@ -5,11 +5,16 @@ training.json                    data source and ``TrainingConfig``
 state-<stage>.safetensors        all that training changes, to continue from
 metrics.jsonl, tensorboard/      losses and rates
 samples-<stage>-<step>.png, loss.png
+
+Several processes may train different stages into one folder at once.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +22,6 @@ from typing import Any
 from ..config import MSFConfig
 from ..files import atomic_write
 from ..model import CONFIG_FILE, MSF, read_config
-from ..pyramid import Pyramid
 from .config import RUN_FILE, RunConfig, read_run
 from .stage import StageTrainer
 
@@ -33,7 +37,8 @@ class RunFolder:
         self.path, self.run = path, run
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path}: is a file; --out must be a folder")
-        if path.exists() and any(path.iterdir()):
+        # What another process is just writing has a hidden name.
+        if path.exists() and any(not file.name.startswith(".") for file in path.iterdir()):
             if not resume:
                 raise ValueError(
                     f"{path}: exists and is not empty; continue its run with --resume "
@@ -65,13 +70,11 @@ class RunFolder:
     def state_file(self, stage: str) -> Path:
         return self.path / f"state-{stage}.safetensors"
 
-    def restore_statistics(self, pyramid: Pyramid) -> bool:
-        """Take the statistics that the run began with, which images added since must not change;
-        False where it has saved nothing yet."""
+    def saved_model(self) -> MSF | None:
+        """The model as last saved, None where nothing is yet."""
         if not (self.path / CONFIG_FILE).exists():
-            return False
-        pyramid.load_state_dict(MSF.from_pretrained(self.path).pyramid.state_dict())
-        return True
+            return None
+        return MSF.from_pretrained(self.path)
 
     def load(self, trainer: StageTrainer) -> None:
         """Continue ``trainer`` from the folder, if its stage was trained here before."""
@@ -80,11 +83,16 @@ class RunFolder:
         self._forget_metrics(trainer.name, after=trainer.step_number)
 
     def save(self, trainer: StageTrainer, averaged: MSF) -> None:
-        # The state last: where writing the model fails, a resumed run repeats these steps and with
-        # them the model.
+        """Keep ``trainer``'s state, and its stage in the model, whose other stages stay as they
+        were last saved, perhaps by another process; they are ``averaged``'s the first time."""
         trainer.check_finite()
-        averaged.save_pretrained(self.path)
-        trainer.save(self.state_file(trainer.name))
+        with self._locked():
+            model = self.saved_model() or averaged
+            model.stages[trainer.index].load_state_dict(trainer.ema.state_dict())
+            # The state last: where writing the model fails, a resumed run repeats these steps and
+            # with them the model.
+            model.save_pretrained(self.path)
+            trainer.save(self.state_file(trainer.name))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every complete line of metrics.jsonl."""
@@ -93,7 +101,7 @@ class RunFolder:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def log(self, **row: Any) -> None:
-        with open(self.path / "metrics.jsonl", "a") as file:
+        with self._locked(), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
 
     def _forget_metrics(self, stage: str, after: int) -> None:
@@ -101,9 +109,17 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return
-        kept = [row for row in self.metrics() if row["stage"] != stage or row["step"] <= after]
-        with atomic_write(file) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        with self._locked():
+            kept = [row for row in self.metrics() if row["stage"] != stage or row["step"] <= after]
+            with atomic_write(file) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone in the folder, while another process may be training another stage into it."""
+        with open(self.path / ".lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
 def _settings(config: MSFConfig, run: RunConfig) -> dict[str, Any]:

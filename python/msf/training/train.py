@@ -70,7 +70,7 @@ def train(
     progress: bool = True,
 ) -> MSF:
     """Train ``stages`` (all by default) of a model on ``source`` into the folder ``out``; returns
-    it.
+    it. Stages train independently: other processes may train others into ``out`` at the same time.
 
     source: as in ``load_data``. resume: continue the run that ``out`` holds, if any; the result is
     bit for bit that of an uninterrupted run on the same machine. Raises ``Interrupted`` when
@@ -94,19 +94,22 @@ def train(
     folder = RunFolder(Path(out), config, RunConfig(source, training), resume=resume)
     torch.manual_seed(training.seed)
     model = MSF(config)
-    if not folder.restore_statistics(model.pyramid):
+    saved = folder.saved_model()
+    if saved is None:
         model.pyramid.measure(_statistics_batches(data, training.seed))
+    else:  # images added since must not change the statistics
+        model.pyramid.load_state_dict(saved.pyramid.state_dict())
     folder.create()
     model.to(device)
-    averaged = copy.deepcopy(model).requires_grad_(False).eval()
-    trainers = [StageTrainer(model, index, training) for index in range(len(names))]
+    averaged = (saved or copy.deepcopy(model)).to(device).requires_grad_(False).eval()
+    chosen = [index for index, name in enumerate(names) if stages is None or name in stages]
+    trainers = [StageTrainer(model, index, training) for index in chosen]
     for trainer in trainers:
         folder.load(trainer)
         averaged.stages[trainer.index] = trainer.ema
     with StopSignal() as stop:
         for trainer in trainers:
-            if stages is None or trainer.name in stages:
-                _train_stage(trainer, data, folder, averaged, stop, progress)
+            _train_stage(trainer, data, folder, averaged, stop, progress)
     plot_losses(folder.metrics(), folder.path / "loss.png")
     return averaged
 
