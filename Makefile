@@ -1,9 +1,10 @@
-# `make demo` and `make test` do all set-up themselves, in the active virtual environment or .venv.
+# `make demo` and `make test` do all set-up themselves, in the active virtual environment or .venv;
+# `make gpu` takes the Python that is there.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint typecheck install clean
+.PHONY: demo test lint typecheck install audit clean gpu gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-full
 
 # Installed only where `import torch` fails; an installed torch, CPU or CUDA, is never replaced.
 TORCH_VERSION := 2.13.0
@@ -73,6 +74,40 @@ $(STAMP): Makefile pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 	sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d , | xargs python -m pip install $$cmake
 	python -m pip install --no-build-isolation -c $(VENV)/msf-constraints.txt -e '.[test,dev]'
 	echo $(CURDIR) > $(STAMP)
+
+audit: install
+	python -m msf_kernels.audit
+
+# On a machine with a GPU, in its own Python and without network. Each part takes minutes; the
+# extension is built for the GPU that is there, and a test that is skipped is listed.
+gpu: gpu-build gpu-test gpu-sanitize gpu-bench
+
+gpu-build:
+	arch=$$($(PYTHON) -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
+	MSF_CUDA=ON MSF_CUDA_ARCHS=$$arch $(PYTHON) -m pip install --no-index --no-deps \
+	  --no-build-isolation --force-reinstall -e .
+	$(PYTHON) -m msf.cli doctor
+	$(PYTHON) -m msf_kernels.audit --backend cuda
+
+gpu-test:
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+# Without PyTorch's cache every tensor is an allocation of its own, with bounds to check.
+gpu-sanitize:
+	for tool in memcheck racecheck; do
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	    $(PYTHON) -m pytest -q tests/kernels -k 'cuda and (bitwise or strided)'
+	done
+
+gpu-bench:
+	$(PYTHON) -m benchmarks.run --quick
+
+# Every shape of every operator: some minutes for each.
+gpu-bench-full:
+	for op in pyramid_split pyramid_merge merge_tokens flow_interpolate guided_euler_step \
+	    guided_euler_merge; do
+	  $(PYTHON) -m benchmarks.run --op $$op
+	done
 
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backend, extension, measured
+from . import backend, extension, measured, triton_support
 from .layout import conform
 
 NAMESPACE = "msf"
 
 # Whether the kernels of a backend can run, and what they can take.
-SUPPORT = {"cuda": extension}
+SUPPORT = {"cuda": extension, "triton": triton_support}
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 

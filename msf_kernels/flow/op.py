@@ -207,7 +207,7 @@ def _interpolate_gradient(ctx: Any, grad_x_t: Tensor | None, grad_velocity: Tens
 _flow_interpolate = define(
     "flow_interpolate(Tensor data, Tensor noise, Tensor t) -> (Tensor, Tensor)",
     reference=reference.flow_interpolate,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=lambda data, noise, t: (empty(data), empty(data)),
     setup_context=_interpolate_setup,
     backward=_interpolate_gradient,
@@ -235,7 +235,7 @@ _guided_euler_step = define(
     "guided_euler_step(Tensor x, Tensor v_cond, Tensor? v_uncond, Tensor guidance_scale, "
     "Tensor dt, Tensor? step, Tensor? start, int patch) -> Tensor",
     reference=reference.guided_euler_step,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=lambda x, *_: empty(x),
     setup_context=_euler_setup,
     backward=_euler_gradient,
@@ -246,6 +246,6 @@ _guided_euler_merge = define(
     "Tensor dt, Tensor? step, int patch, Tensor base, Tensor? mean, Tensor? std, str mode, "
     "float low, float high) -> Tensor",
     reference=reference.guided_euler_merge,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=lambda x, *_: empty(x),
 )

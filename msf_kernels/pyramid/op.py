@@ -157,14 +157,14 @@ _pyramid_split_backward = define(
     "pyramid_split_backward(Tensor? grad_base, Tensor? grad_residual, Tensor? std, str mode) "
     "-> Tensor",
     reference=reference.pyramid_split_backward,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=_split_backward_fake,
 )
 
 _pyramid_split = define(
     "pyramid_split(Tensor x, Tensor? mean, Tensor? std, str mode) -> (Tensor, Tensor)",
     reference=reference.pyramid_split,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=_split_fake,
     setup_context=_split_setup,
     backward=_split_gradient,
@@ -185,7 +185,7 @@ def _merge_gradient(ctx: Any, grad: Tensor | None) -> Any:
 _pyramid_merge_backward = define(
     "pyramid_merge_backward(Tensor grad, Tensor? std, str mode) -> (Tensor, Tensor)",
     reference=reference.pyramid_merge_backward,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=lambda grad, std, mode: (_half(grad), empty(grad)),
 )
 
@@ -193,7 +193,7 @@ _pyramid_merge = define(
     "pyramid_merge(Tensor base, Tensor residual, Tensor? mean, Tensor? std, str mode, float low, "
     "float high) -> Tensor",
     reference=reference.pyramid_merge,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=lambda base, residual, mean, std, mode, low, high: empty(base, *residual.shape),
     setup_context=_merge_setup,
     backward=_merge_gradient,

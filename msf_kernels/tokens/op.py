@@ -75,14 +75,14 @@ _merge_tokens_backward = define(
     "merge_tokens_backward(Tensor grad, Tensor? position, int height, int width) "
     "-> (Tensor, Tensor)",
     reference=reference.merge_tokens_backward,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=_backward_fake,
 )
 
 _merge_tokens = define(
     "merge_tokens(Tensor base, Tensor skip, Tensor? position, int height, int width) -> Tensor",
     reference=reference.merge_tokens,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=lambda base, skip, position, height, width: skip.new_empty(skip.shape),
     setup_context=_setup,
     backward=_gradient,

@@ -1,0 +1,55 @@
+"""What every kernel takes of every GPU: registers, shared memory, spills. Needs no GPU.
+
+Ends with status 1 where a kernel spills, exceeds its budget of registers, or a backend cannot be
+audited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from dataclasses import asdict
+
+from .row import Row
+
+BACKENDS = ("cuda", "triton")
+COLUMNS = ("backend", "architecture", "registers", "shared", "spill", "kernel")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="msf_kernels.audit", description=__doc__)
+    parser.add_argument("--backend", choices=BACKENDS, help="only this one")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    rows: list[Row] = []
+    problems: list[str] = []
+    for backend in [args.backend] if args.backend else BACKENDS:
+        try:
+            rows += importlib.import_module(f"msf_kernels.audit.{backend}").rows()
+        except (ImportError, RuntimeError) as error:
+            problems.append(f"{backend}: {error}")
+    problems += [problem for row in rows if (problem := row.problem())]
+    if args.json:
+        print(json.dumps({"rows": [asdict(row) for row in rows], "problems": problems}, indent=1))
+    else:
+        print(_table(rows))
+        print("\n".join([f"{len(rows)} kernels, {len(problems)} problems", *problems]))
+    return bool(problems)
+
+
+def _table(rows: list[Row]) -> str:
+    lines = [COLUMNS]
+    for row in rows:
+        registers = f"{row.registers} of {row.budget}"
+        spill, kernel = str(row.spill + row.stack), f"{row.kernel} ({row.configuration})"
+        lines.append((row.backend, row.architecture, registers, str(row.shared), spill, kernel))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Compiles the Triton kernels as shipped, for GPUs that need not be here, and reads what they take.
+
+The operators' own Triton functions run on tensors without memory (the `AUDITED` of each family), so
+signatures, alignment and launch parameters are those of real calls; but each launch only compiles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from .. import triton_support
+from .row import Row
+
+FAMILIES = ("pyramid", "tokens", "flow")
+ARCHITECTURES = (80, 90, 120)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LAYOUTS = {"planar": torch.contiguous_format, "channels-last": torch.channels_last}
+
+# Five blocks of 128 threads, of two dozen loads each, fit an SM of 65536 registers.
+BUDGET = 96
+
+
+class Target:
+    """Stands in for a driver: the GPU that Triton compiles for."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self) -> int:
+        return self.architecture  # Triton keeps what it has compiled by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def rows() -> Iterator[Row]:
+    """One row for each kernel, configuration and architecture. Triton starts no kernel after this.
+
+    Raises:
+        RuntimeError: TRITON_INTERPRET=1 is set, under which Triton cannot compile.
+    """
+    if triton_support.interpreted():
+        raise RuntimeError("the audit compiles Triton kernels: unset TRITON_INTERPRET")
+    for family in FAMILIES:
+        module = importlib.import_module(f"msf_kernels.{family}.triton")
+        for architecture in ARCHITECTURES:
+            for configuration, call in _calls(module.AUDITED):
+                for kernel, compiled, log in _compile(call, architecture):
+                    if log:  # else it was compiled before, for another configuration
+                        yield _row(f"{family}.{kernel}", configuration, architecture, compiled, log)
+
+
+def _calls(audited: dict[str, Callable[..., Any]]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    for name, call in audited.items():
+        for layout, memory_format in LAYOUTS.items():
+            for dtype in DTYPES:
+                new = partial(_new, dtype=DTYPES[dtype], memory_format=memory_format)
+                yield f"{name}, {layout}, {dtype}", partial(call, new)
+
+
+def _new(*shape: int, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    plain = torch.contiguous_format
+    form = memory_format if len(shape) == 4 else plain
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=form)
+
+
+def _compile(call: Callable[[], Any], architecture: int) -> list[tuple[str, Any, str]]:
+    """(kernel, compiled kernel, log of ptxas) of every launch in the call."""
+    compiled = []
+    run = JITFunction.run
+
+    def compile_only(kernel: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+        log = io.StringIO()
+        with contextlib.redirect_stdout(log):
+            result = run(kernel, *args, warmup=True, **options)
+        compiled.append((kernel.__name__, result, log.getvalue()))
+        return result
+
+    driver.set_active(Target(architecture))
+    with knobs.nvidia.scope(), knobs.compilation.scope():
+        # What comes from the cache has no log.
+        knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = True
+        with mock.patch.object(JITFunction, "run", compile_only):
+            call()
+    return compiled
+
+
+def _row(kernel: str, configuration: str, architecture: int, compiled: Any, log: str) -> Row:
+    (registers,) = map(int, re.findall(r"Used (\d+) registers", log))
+    stack, stores, loads = map(int, re.findall(r"(\d+) bytes (?:stack frame|spill \w+)", log))
+    return Row(
+        backend="triton",
+        kernel=kernel,
+        configuration=configuration,
+        architecture=f"sm_{architecture}",
+        registers=registers,
+        shared=compiled.metadata.shared,
+        spill=stores + loads,
+        stack=stack,
+        budget=BUDGET,
+    )

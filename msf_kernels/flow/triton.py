@@ -1,0 +1,288 @@
+"""flow_interpolate, guided_euler_step and guided_euler_merge in Triton, each in one pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..layout import empty, memory_format
+from ..pyramid.triton import clamp, launch_pyramid, restore
+from ..triton_support.arithmetic import narrow, widen
+from ..triton_support.image import (
+    Image,
+    Tile,
+    dense,
+    image,
+    load_channel,
+    load_pair,
+    load_pixel,
+    own_tile,
+    patches,
+    store_pair,
+    store_pixel,
+)
+from ..triton_support.launch import launch, power_of_2
+from ..triton_support.resample import upsample
+
+
+@dataclass(frozen=True)
+class Block:
+    """How many elements a program has, and how many programs there are."""
+
+    elements: int
+    warps: int
+    count: int
+
+    @classmethod
+    def of(cls, size: int, element_size: int) -> Block:
+        """A thread reads 16 bytes at once, of the smallest elements, and a block has 128."""
+        elements = min(power_of_2(size), 128 * 16 // element_size)
+        warps = max(1, elements * element_size // 16 // 32)
+        return cls(elements, warps, triton.cdiv(size, elements))
+
+
+@triton.jit
+def interpolate_kernel(data, noise, t, x_t, velocity, size, ELEMENTS: tl.constexpr):
+    """The ``size`` elements of a sample take a whole number of programs."""
+    blocks = tl.cdiv(size, ELEMENTS)
+    sample = tl.program_id(0) // blocks
+    i = (tl.program_id(0) % blocks).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
+    exists = i < size
+    i += sample.to(tl.int64) * size
+    time = widen(tl.load(t + sample))
+    wide, wide_noise = widen(tl.load(data + i, mask=exists)), widen(tl.load(noise + i, mask=exists))
+    dtype = x_t.dtype.element_ty
+    tl.store(x_t + i, narrow((1 - time) * wide_noise + time * wide, dtype), mask=exists)
+    tl.store(velocity + i, narrow(wide - wide_noise, dtype), mask=exists)
+
+
+@triton.jit
+def scalar(number, table, step, DTYPE: tl.constexpr):
+    """Row ``step`` of the table (the first if that is None), the number where there is no table."""
+    if table is None:
+        return tl.full((), number, DTYPE)
+    elif step is None:
+        return tl.load(table).to(DTYPE)
+    else:
+        return tl.load(table + tl.load(step)).to(DTYPE)
+
+
+@triton.jit
+def step_kernel(
+    x,
+    cond,
+    uncond,
+    start,
+    x_next,
+    scale: tl.float64,
+    scales,
+    dt: tl.float64,
+    dts,
+    step,
+    size,
+    ELEMENTS: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
+    exists = i < size
+    value = widen(tl.load(x + i, mask=exists))
+    velocity = widen(tl.load(cond + i, mask=exists))
+    if uncond is not None:
+        wide = widen(tl.load(uncond + i, mask=exists))
+        velocity = wide + scalar(scale, scales, step, value.dtype) * (velocity - wide)
+    value = value + scalar(dt, dts, step, value.dtype) * velocity
+    if start is not None:
+        value = (widen(tl.load(start + i, mask=exists)) + value) * 0.5
+    tl.store(x_next + i, narrow(value, x_next.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def step_of_tokens_kernel(
+    x,
+    cond,
+    uncond,
+    start,
+    x_next,
+    scale: tl.float64,
+    scales,
+    dt: tl.float64,
+    dts,
+    step,
+    extent,
+    PATCH: tl.constexpr,
+    PLANAR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
+    h, w = tile[2], tile[3]
+    value = load_pixel(x, tile, h, w)
+    velocity = load_pixel(cond, tile, h, w, PATCH)
+    if uncond is not None:
+        wide = load_pixel(uncond, tile, h, w, PATCH)
+        velocity = wide + scalar(scale, scales, step, value.dtype) * (velocity - wide)
+    value = value + scalar(dt, dts, step, value.dtype) * velocity
+    if start is not None:
+        value = (load_pixel(start, tile, h, w) + value) * 0.5
+    store_pixel(x_next, tile, value)
+
+
+@triton.jit
+def step_of_pair(
+    x, cond, uncond, scale, dt, tile, extent, y, PATCH: tl.constexpr, PLANAR: tl.constexpr
+):
+    """Two pixels of row y after the step, rounded as a residual of its own would be."""
+    value = load_pair(x, tile, extent, y, PLANAR)
+    velocity = load_pair(cond, tile, extent, y, PLANAR, 0, PATCH)
+    if uncond is not None:
+        wide = load_pair(uncond, tile, extent, y, PLANAR, 0, PATCH)
+        velocity = wide + scale * (velocity - wide)
+    return widen(narrow(value + dt * velocity, x.data.dtype.element_ty))
+
+
+@triton.jit
+def step_merge_kernel(
+    x,
+    cond,
+    uncond,
+    base,
+    merged,
+    scale: tl.float64,
+    scales,
+    dt: tl.float64,
+    dts,
+    step,
+    mean,
+    std,
+    low: tl.float64,
+    high: tl.float64,
+    PATCH: tl.constexpr,
+    extent,
+    BILINEAR: tl.constexpr,
+    PLANAR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
+    mean, std = load_channel(mean, tile, extent), load_channel(std, tile, extent)
+    upper, lower = upsample(base, tile, extent, BILINEAR, PLANAR)
+    factor, time = scalar(scale, scales, step, upper.dtype), scalar(dt, dts, step, upper.dtype)
+    y = 2 * tile[2]
+    top = step_of_pair(x, cond, uncond, factor, time, tile, extent, y, PATCH, PLANAR)
+    bottom = step_of_pair(x, cond, uncond, factor, time, tile, extent, y + 1, PATCH, PLANAR)
+    top, bottom = upper + restore(top, mean, std), lower + restore(bottom, mean, std)
+    store_pair(merged, tile, y, clamp(top, low, high), PLANAR)
+    store_pair(merged, tile, y + 1, clamp(bottom, low, high), PLANAR)
+
+
+def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    x_t, velocity = empty(data), empty(data)
+    size = math.prod(data.shape[1:])
+    block = Block.of(size, data.element_size())
+    tensors = in_layout_of(data, data), in_layout_of(noise, data), dense(t), x_t, velocity
+    programs = len(data) * block.count
+    constants = size, block.elements
+    launch(interpolate_kernel, data.device, programs, *tensors, *constants, warps=block.warps)
+    return x_t, velocity
+
+
+def guided_euler_step(
+    x: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    guidance_scale: Tensor,
+    dt: Tensor,
+    step: Tensor | None,
+    start: Tensor | None,
+    patch: int,
+) -> Tensor:
+    x_next = empty(x)
+    scalars = *number(guidance_scale, step), *number(dt, step), step
+    if patch:
+        tile = Tile.of([t for t in (x, start, x_next) if t is not None], 1)
+        velocities = (as_image(v, x, patch) for v in (v_cond, v_uncond))
+        images = image(x), *velocities, image(start), image(x_next)
+        constants = tile.extent, patch, tile.planar, tile.rows, tile.columns
+        arguments = *images, *scalars, *constants
+        launch(step_of_tokens_kernel, x.device, tile.count, *arguments, warps=tile.warps)
+        return x_next
+    block = Block.of(x.numel(), min(x.element_size(), v_cond.element_size()))
+    tensors = *(in_layout_of(t, x) for t in (x, v_cond, v_uncond, start)), x_next
+    arguments = *tensors, *scalars, x.numel(), block.elements
+    launch(step_kernel, x.device, block.count, *arguments, warps=block.warps)
+    return x_next
+
+
+def guided_euler_merge(
+    x: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    guidance_scale: Tensor,
+    dt: Tensor,
+    step: Tensor | None,
+    patch: int,
+    base: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    mode: str,
+    low: float,
+    high: float,
+) -> Tensor:
+    merged = empty(x)
+    velocities = (as_image(v, x, patch) for v in (v_cond, v_uncond))
+    images = image(x), *velocities, image(base), image(merged)
+    scalars = *number(guidance_scale, step), *number(dt, step), step
+    numbers = dense(mean), dense(std), low, high, max(patch, 1)
+    launch_pyramid(step_merge_kernel, (x, merged), mode, *images, *scalars, *numbers)
+    return merged
+
+
+def in_layout_of(x: Tensor | None, like: Tensor) -> Tensor | None:
+    """x dense and in the memory format of an output as ``like``."""
+    return None if x is None else x.contiguous(memory_format=memory_format(like))
+
+
+def as_image(velocity: Tensor | None, x: Tensor, patch: int) -> Image | None:
+    if velocity is None or not patch:
+        return image(velocity)
+    return patches(velocity, patch, x.shape[1], x.shape[3])
+
+
+def number(value: Tensor, step: Tensor | None) -> tuple[float, Tensor | None]:
+    """What the host knows goes by value, the rest as a table; nothing waits for the GPU."""
+    if step is None and value.device.type == "cpu":
+        return float(value), None
+    return 0.0, value.contiguous()
+
+
+def audited_step(patch: int, new: Callable[..., Tensor]) -> Tensor:
+    x = new(2, 16, 64, 64)
+    v = new(2, 1024, 64) if patch else new(2, 16, 64, 64)
+    step = torch.empty((), dtype=torch.int64, device=x.device)
+    return guided_euler_step(x, v, v, new(50), new(50), step, x, patch)
+
+
+def audited_merge(patch: int, mode: str, new: Callable[..., Tensor]) -> Tensor:
+    x, base = new(2, 16, 64, 64), new(2, 16, 32, 32)
+    v = new(2, 1024, 64) if patch else x
+    statistics = new(16), new(16)
+    return guided_euler_merge(
+        x, v, v, new(), new(), None, patch, base, *statistics, mode, -1.0, 1.0
+    )
+
+
+# Calls that launch every kernel; new(*shape) makes a tensor. See audit/triton.py.
+AUDITED = {
+    "interpolate": lambda new: flow_interpolate(new(2, 16, 64, 64), new(2, 16, 64, 64), new(2)),
+    "step": partial(audited_step, 0),
+    "step of tokens": partial(audited_step, 2),
+    "merge nearest": partial(audited_merge, 0, "nearest"),
+    "merge nearest of tokens": partial(audited_merge, 2, "nearest"),
+    "merge bilinear of tokens": partial(audited_merge, 2, "bilinear"),
+}

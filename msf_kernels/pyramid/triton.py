@@ -1,0 +1,227 @@
+"""pyramid_split, pyramid_merge and their gradients in Triton, each in one pass over memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..layout import empty
+from ..triton_support.image import (
+    Tile,
+    dense,
+    image,
+    load_channel,
+    load_pair,
+    load_pixel,
+    own_tile,
+    store_pair,
+    store_pixel,
+)
+from ..triton_support.launch import launch
+from ..triton_support.resample import divide_pair, pool, upsample, upsample_adjoint
+
+
+@triton.jit
+def standardise(value, mean, std):
+    if mean is not None:
+        value = value - mean[:, :, None]
+    return divide_pair(value, std)
+
+
+@triton.jit
+def restore(value, mean, std):
+    if std is not None:
+        value = value * std[:, :, None]
+    return value if mean is None else value + mean[:, :, None]
+
+
+@triton.jit
+def clamp(value, low, high):
+    """Comparisons, because tl.clamp drops NaN."""
+    low, high = tl.full((), low, value.dtype), tl.full((), high, value.dtype)
+    return tl.where(value < low, low, tl.where(value > high, high, value))
+
+
+@triton.jit
+def split_kernel(
+    x,
+    base,
+    residual,
+    mean,
+    std,
+    extent,
+    BILINEAR: tl.constexpr,
+    PLANAR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
+    mean, std = load_channel(mean, tile, extent), load_channel(std, tile, extent)
+    y = 2 * tile[2]
+    top = load_pair(x, tile, extent, y, PLANAR)
+    bottom = load_pair(x, tile, extent, y + 1, PLANAR)
+    upper, lower = upsample(x, tile, extent, BILINEAR, PLANAR, True)
+    store_pixel(base, tile, pool(top, bottom))
+    store_pair(residual, tile, y, standardise(top - upper, mean, std), PLANAR)
+    store_pair(residual, tile, y + 1, standardise(bottom - lower, mean, std), PLANAR)
+
+
+@triton.jit
+def split_backward_kernel(
+    grad_base,
+    grad_residual,
+    grad_x,
+    std,
+    extent,
+    BILINEAR: tl.constexpr,
+    PLANAR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
+    y = 2 * tile[2]
+    if grad_residual is None:
+        quarter = load_pixel(grad_base, tile, tile[2], tile[3]) * 0.25
+        top = tl.join(quarter, quarter)
+        bottom = top
+    else:
+        std = load_channel(std, tile, extent)
+        top = divide_pair(load_pair(grad_residual, tile, extent, y, PLANAR), std)
+        bottom = divide_pair(load_pair(grad_residual, tile, extent, y + 1, PLANAR), std)
+        pooled = -upsample_adjoint(grad_residual, std, tile, extent, top, bottom, BILINEAR, PLANAR)
+        if grad_base is not None:
+            pooled = pooled + load_pixel(grad_base, tile, tile[2], tile[3])
+        quarter = (pooled * 0.25)[:, :, None]
+        top, bottom = top + quarter, bottom + quarter
+    store_pair(grad_x, tile, y, top, PLANAR)
+    store_pair(grad_x, tile, y + 1, bottom, PLANAR)
+
+
+@triton.jit
+def merge_kernel(
+    base,
+    residual,
+    x,
+    mean,
+    std,
+    low: tl.float64,
+    high: tl.float64,
+    extent,
+    BILINEAR: tl.constexpr,
+    PLANAR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
+    mean, std = load_channel(mean, tile, extent), load_channel(std, tile, extent)
+    y = 2 * tile[2]
+    upper, lower = upsample(base, tile, extent, BILINEAR, PLANAR)
+    top = upper + restore(load_pair(residual, tile, extent, y, PLANAR), mean, std)
+    bottom = lower + restore(load_pair(residual, tile, extent, y + 1, PLANAR), mean, std)
+    store_pair(x, tile, y, clamp(top, low, high), PLANAR)
+    store_pair(x, tile, y + 1, clamp(bottom, low, high), PLANAR)
+
+
+@triton.jit
+def merge_backward_kernel(
+    grad,
+    grad_base,
+    grad_residual,
+    std,
+    extent,
+    BILINEAR: tl.constexpr,
+    PLANAR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
+    y = 2 * tile[2]
+    std = load_channel(std, tile, extent)
+    top = load_pair(grad, tile, extent, y, PLANAR)
+    bottom = load_pair(grad, tile, extent, y + 1, PLANAR)
+    pooled = upsample_adjoint(grad, None, tile, extent, top, bottom, BILINEAR, PLANAR)
+    store_pixel(grad_base, tile, pooled)
+    store_pair(grad_residual, tile, y, restore(top, None, std), PLANAR)
+    store_pair(grad_residual, tile, y + 1, restore(bottom, None, std), PLANAR)
+
+
+def launch_pyramid(kernel: Any, above: Sequence[Tensor], mode: str, *args: Any) -> None:
+    """Start a kernel whose last arguments are the sizes of the base, BILINEAR and the tile's."""
+    bilinear = mode == "bilinear"
+    tile = Tile.of(above, 2, 8 if bilinear else 16)  # the surroundings take registers, too
+    constants = bilinear, tile.planar, tile.rows, tile.columns
+    device = above[0].device
+    launch(kernel, device, tile.count, *args, tile.extent, *constants, warps=tile.warps)
+
+
+def pyramid_split(
+    x: Tensor, mean: Tensor | None, std: Tensor | None, mode: str
+) -> tuple[Tensor, Tensor]:
+    batch, channels, height, width = x.shape
+    base, residual = empty(x, batch, channels, height // 2, width // 2), empty(x)
+    images = image(x), image(base), image(residual)
+    launch_pyramid(split_kernel, (x, residual), mode, *images, dense(mean), dense(std))
+    return base, residual
+
+
+def pyramid_split_backward(
+    grad_base: Tensor | None, grad_residual: Tensor | None, std: Tensor | None, mode: str
+) -> Tensor:
+    if grad_base is not None:
+        batch, channels, height, width = grad_base.shape
+        grad = empty(grad_base, batch, channels, 2 * height, 2 * width)
+    else:
+        assert grad_residual is not None
+        grad = empty(grad_residual)
+    above = (grad,) if grad_residual is None else (grad, grad_residual)
+    images = image(grad_base), image(grad_residual), image(grad)
+    launch_pyramid(split_backward_kernel, above, mode, *images, dense(std))
+    return grad
+
+
+def pyramid_merge(
+    base: Tensor,
+    residual: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    mode: str,
+    low: float,
+    high: float,
+) -> Tensor:
+    x = empty(base, *residual.shape)
+    images = image(base), image(residual), image(x)
+    numbers = dense(mean), dense(std), low, high
+    launch_pyramid(merge_kernel, (residual, x), mode, *images, *numbers)
+    return x
+
+
+def pyramid_merge_backward(grad: Tensor, std: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
+    batch, channels, height, width = grad.shape
+    grad_base, grad_residual = empty(grad, batch, channels, height // 2, width // 2), empty(grad)
+    images = image(grad), image(grad_base), image(grad_residual)
+    launch_pyramid(merge_backward_kernel, (grad, grad_residual), mode, *images, dense(std))
+    return grad_base, grad_residual
+
+
+# Calls that launch every kernel; new(*shape) makes a tensor. See audit/triton.py.
+AUDITED = {
+    f"{name} {mode}": partial(call, mode)
+    for mode in ("nearest", "bilinear")
+    for name, call in {
+        "split": lambda mode, new: pyramid_split(new(2, 16, 64, 64), new(16), new(16), mode),
+        "split backward": lambda mode, new: pyramid_split_backward(
+            new(2, 16, 32, 32), new(2, 16, 64, 64), new(16), mode
+        ),
+        "merge": lambda mode, new: pyramid_merge(
+            new(2, 16, 32, 32), new(2, 16, 64, 64), new(16), new(16), mode, -1.0, 1.0
+        ),
+        "merge backward": lambda mode, new: pyramid_merge_backward(
+            new(2, 16, 64, 64), new(16), mode
+        ),
+    }.items()
+}

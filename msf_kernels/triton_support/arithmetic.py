@@ -1,0 +1,39 @@
+"""What all Triton kernels do: load, widen, compute, and round once at the store."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import interpreted
+
+# The interpreter's own conversions of bfloat16 truncate, and are wrong for subnormal numbers.
+INTERPRETED = tl.constexpr(interpreted())
+
+
+@triton.jit
+def widen(x):
+    """x in its compute dtype."""
+    if x.dtype == tl.float64:
+        return x
+    elif INTERPRETED and x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """x rounded to DTYPE, to nearest even."""
+    if INTERPRETED and tl.bfloat16 == DTYPE:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        return (rounded >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(DTYPE)
+
+
+@triton.jit
+def divide(x, y):
+    """x / y, correctly rounded; Triton's own division of float32 is not."""
+    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)

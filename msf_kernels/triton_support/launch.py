@@ -1,0 +1,25 @@
+"""How Triton kernels start."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+
+def launch(
+    kernel: Any, device: torch.device, programs: int, *args: Any, warps: int, **constants: Any
+) -> None:
+    """Start a kernel's programs on the device; none of them where a tensor is empty."""
+    if not programs:
+        return
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
+        # A fused multiply-add would round once where the reference rounds twice.
+        kernel[(programs,)](*args, **constants, num_warps=warps, enable_fp_fusion=False)
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of 2 that is not less than n; 1 for 0."""
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,108 @@
+"""Pooling and upsampling by 2 in registers, in Triton.
+
+The additions follow the order of pyramid/reference.py, so that results agree with it bit for bit.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .arithmetic import divide, narrow, widen
+from .image import load_pair, load_pixel, nearest
+
+
+@triton.jit
+def pool(top, bottom):
+    """The mean of 2x2 pixels, of which two rows are given."""
+    left, right = tl.split(top + bottom)
+    return (left + right) * 0.25
+
+
+@triton.jit
+def blend(near, far):
+    """Linear upsampling by 2 with half-pixel centres, one axis at a time."""
+    return 0.75 * near + 0.25 * far
+
+
+@triton.jit
+def load_base(base, tile, extent, y, SHIFT: tl.constexpr, POOL: tl.constexpr, PLANAR: tl.constexpr):
+    """Base pixels (y, w + SHIFT); with POOL those of the image above it, rounded as if stored."""
+    if POOL:
+        top = load_pair(base, tile, extent, 2 * y, PLANAR, SHIFT)
+        bottom = load_pair(base, tile, extent, 2 * y + 1, PLANAR, SHIFT)
+        return widen(narrow(pool(top, bottom), base.data.dtype.element_ty))
+    elif SHIFT == 0:  # without a clamp, which the compiler cannot see to change nothing
+        return load_pixel(base, tile, y, tile[3])
+    else:
+        return load_pixel(base, tile, y, nearest(tile[3] + SHIFT, extent[3]))
+
+
+@triton.jit
+def upsample_rows(
+    base, tile, extent, SHIFT: tl.constexpr, POOL: tl.constexpr, PLANAR: tl.constexpr
+):
+    """Column w + SHIFT of the base upsampled along its height: the two rows above row h."""
+    h, height = tile[2], extent[2]
+    own = load_base(base, tile, extent, h, SHIFT, POOL, PLANAR)
+    before = load_base(base, tile, extent, nearest(h - 1, height), SHIFT, POOL, PLANAR)
+    after = load_base(base, tile, extent, nearest(h + 1, height), SHIFT, POOL, PLANAR)
+    return blend(own, before), blend(own, after)
+
+
+@triton.jit
+def upsample(
+    base, tile, extent, BILINEAR: tl.constexpr, PLANAR: tl.constexpr, POOL: tl.constexpr = False
+):
+    """The two rows of two pixels above each base pixel, (ROWS, COLUMNS, 2) each."""
+    if BILINEAR:
+        top, bottom = upsample_rows(base, tile, extent, 0, POOL, PLANAR)
+        top_left, bottom_left = upsample_rows(base, tile, extent, -1, POOL, PLANAR)
+        top_right, bottom_right = upsample_rows(base, tile, extent, 1, POOL, PLANAR)
+        top = tl.join(blend(top, top_left), blend(top, top_right))
+        return top, tl.join(blend(bottom, bottom_left), blend(bottom, bottom_right))
+    else:
+        own = load_base(base, tile, extent, tile[2], 0, POOL, PLANAR)
+        pair = tl.join(own, own)
+        return pair, pair
+
+
+@triton.jit
+def divide_pair(pair, std):
+    return pair if std is None else divide(pair, std[:, :, None])
+
+
+@triton.jit
+def adjoint_rows(above, top, bottom, below):
+    return 0.75 * (top + bottom) + 0.25 * (below + above)
+
+
+@triton.jit
+def adjoint_of_column(grad, std, tile, extent, x):
+    """Column x of a gradient / std through the adjoint of upsampling along the height."""
+    y, height = 2 * tile[2], 2 * extent[2]
+    above = load_pixel(grad, tile, nearest(y - 1, height), x)
+    top, bottom = load_pixel(grad, tile, y, x), load_pixel(grad, tile, y + 1, x)
+    below = load_pixel(grad, tile, nearest(y + 2, height), x)
+    if std is not None:
+        above, top = divide(above, std), divide(top, std)
+        bottom, below = divide(bottom, std), divide(below, std)
+    return adjoint_rows(above, top, bottom, below)
+
+
+@triton.jit
+def upsample_adjoint(
+    grad, std, tile, extent, top, bottom, BILINEAR: tl.constexpr, PLANAR: tl.constexpr
+):
+    """What each base pixel gets of a gradient / std, of which the rows above it are given."""
+    if BILINEAR:
+        y, x, height, width = 2 * tile[2], 2 * tile[3], 2 * extent[2], 2 * extent[3]
+        above = load_pair(grad, tile, extent, nearest(y - 1, height), PLANAR)
+        below = load_pair(grad, tile, extent, nearest(y + 2, height), PLANAR)
+        rows = adjoint_rows(divide_pair(above, std), top, bottom, divide_pair(below, std))
+        left, right = tl.split(rows)
+        before = adjoint_of_column(grad, std, tile, extent, nearest(x - 1, width))
+        after = adjoint_of_column(grad, std, tile, extent, nearest(x + 2, width))
+        return 0.75 * (left + right) + 0.25 * (after + before)
+    else:
+        return pool(top, bottom) * 4

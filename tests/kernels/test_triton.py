@@ -1,0 +1,289 @@
+"""What is special to Triton: rounding, tiles, the late import, memory, the compiled code.
+
+That the operators are right is what the tests that run on every backend say.
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from emulation.build import environment
+from msf_kernels import triton_support
+from msf_kernels.audit.row import Row
+from numerics import DEVICE, normal
+
+triton = pytest.importorskip("triton")
+import triton.language as tl
+
+from msf_kernels.audit import triton as audit_triton
+from msf_kernels.flow import reference as flow_reference
+from msf_kernels.flow import triton as flow_triton
+from msf_kernels.pyramid import reference as pyramid_reference
+from msf_kernels.pyramid import triton as pyramid_triton
+from msf_kernels.triton_support.arithmetic import narrow, widen
+from msf_kernels.triton_support.image import Tile
+from msf_kernels.triton_support.launch import launch
+
+HERE = Path(__file__).parent
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+BLOCK = 8192
+
+runs = pytest.mark.skipif(bool(triton_support.available()), reason=str(triton_support.available()))
+
+
+@triton.jit
+def convert_kernel(x, y, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = widen(tl.load(x + i, mask=i < n))
+    tl.store(y + i, narrow(value, y.dtype.element_ty), mask=i < n)
+
+
+def converted(x: Tensor, dtype: torch.dtype) -> Tensor:
+    y = torch.empty(len(x), dtype=dtype, device=DEVICE)
+    programs = triton.cdiv(len(x), BLOCK)
+    launch(convert_kernel, y.device, programs, x.to(DEVICE), y, len(x), BLOCK, warps=4)
+    return y.cpu()
+
+
+def same_bits(x: Tensor, y: Tensor) -> bool:
+    """Any NaN equals any other."""
+    integers = {2: torch.int16, 4: torch.int32}[x.element_size()]
+    return bool(((x.view(integers) == y.view(integers)) | (x.isnan() & y.isnan())).all())
+
+
+@runs
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16"])
+def test_conversions_round_as_those_of_pytorch(dtype: torch.dtype) -> None:
+    # Every upper half of a float32, above lower halves at and beside the ties of both formats.
+    low = torch.tensor([0, 1, 0x0FFF, 0x1000, 0x1001, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+    high = torch.arange(-(2**15), 2**15)[:, None] << 16
+    x = (high + low).flatten().int().view(FP32)
+    assert same_bits(converted(x, dtype), x.to(dtype))
+    halves = torch.arange(-(2**15), 2**15).short().view(dtype)
+    assert same_bits(converted(halves, FP32), halves.float())
+
+
+STATISTICS = normal(2, 3, dtype=FP32).abs() + 0.1
+TABLES = torch.tensor([[9.0, 3.3], [9.0, 0.123]], device=DEVICE)
+ROW = torch.tensor(1, device=DEVICE)
+TOKENS = normal(2, 2, 24, 12, dtype=FP32)
+
+# Arguments of every operator on images (2, 3, 8, 12), made by new(height, width).
+CALLS: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "pyramid_split": lambda new, mode: (new(8, 12), *STATISTICS, mode),
+    "pyramid_split_backward": lambda new, mode: (new(4, 6), new(8, 12), STATISTICS[1], mode),
+    "pyramid_merge": lambda new, mode: (new(4, 6), new(8, 12), *STATISTICS, mode, -1.0, 1.0),
+    "pyramid_merge_backward": lambda new, mode: (new(8, 12), STATISTICS[1], mode),
+    "flow_interpolate": lambda new, _: (new(8, 12), new(8, 12), TABLES[1] / 10),
+    "guided_euler_step": lambda new, _: (new(8, 12), *TOKENS, *TABLES, ROW, new(8, 12), 2),
+    "guided_euler_merge": lambda new, mode: (
+        *(new(8, 12), new(8, 12), new(8, 12), *TABLES, ROW, 0),
+        *(new(4, 6), *STATISTICS, mode, -1.0, 1.0),
+    ),
+}
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "planar": lambda x: x,
+    "channels-last": lambda x: x.to(memory_format=torch.channels_last),
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "expanded": lambda x: x[..., :1].expand(x.shape),
+}
+
+
+def assert_equal_to_the_reference(name: str, *args: Any) -> None:
+    modules = (pyramid_triton, pyramid_reference), (flow_triton, flow_reference)
+    kernels, reference = next(pair for pair in modules if hasattr(pair[0], name))
+    got, expected = getattr(kernels, name)(*args), getattr(reference, name)(*args)
+    for one, right in zip(*((r,) if isinstance(r, Tensor) else r for r in (got, expected))):
+        assert one.dtype == right.dtype and torch.equal(one, right)
+
+
+@runs
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [*((layout, FP32) for layout in LAYOUTS), ("planar", BF16)], ids=str
+)
+def test_results_are_those_of_the_reference_bit_for_bit(
+    name: str, layout: str, dtype: torch.dtype
+) -> None:
+    for mode in ("nearest", "bilinear") if "pyramid" in name or "merge" in name else ("",):
+        new = lambda *size: LAYOUTS[layout](normal(2, 3, *size, dtype=dtype))  # noqa: E731
+        assert_equal_to_the_reference(name, *CALLS[name](new, mode))
+
+
+@runs
+@pytest.mark.parametrize("layout", ["planar", "channels-last"])
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_images_of_many_tiles(layout: str, mode: str) -> None:
+    # More than 128 columns, and more rows than one tile has.
+    shape = (1, 3, 6, 264) if layout == "planar" else (1, 130, 4, 6)
+    x = LAYOUTS[layout](normal(*shape, dtype=FP32))
+    assert Tile.of([x], 2).count >= 4
+    assert_equal_to_the_reference("pyramid_split", x, None, None, mode)
+    base = pyramid_reference.pyramid_split(x, None, None, mode)[0]
+    assert_equal_to_the_reference("pyramid_merge", base, x, None, None, mode, -9.0, 9.0)
+
+
+@runs
+def test_vectors_of_many_blocks() -> None:
+    x, v, noise = normal(3, 2, 700, dtype=FP32)
+    number = torch.tensor(1 / 3, dtype=torch.float64)  # the host's numbers are float64
+    assert_equal_to_the_reference("flow_interpolate", x, noise, TABLES[1, :2] / 10)
+    for dtype in (FP32, torch.float64):
+        tensors = x.to(dtype), v.to(dtype), noise.to(dtype), number, number
+        assert_equal_to_the_reference("guided_euler_step", *tensors, None, None, 0)
+
+
+@runs
+def test_not_a_number_passes_the_clamp() -> None:
+    x = normal(1, 1, 4, 4, dtype=FP32)
+    x[0, 0, 1, 2] = torch.nan
+    merged = pyramid_triton.pyramid_merge(0 * x[..., ::2, ::2], x, None, None, "nearest", -1.0, 1.0)
+    assert torch.equal(merged.isnan(), x.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, FP32, BF16], ids=["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize("shape", [(2, 3, 2, 2), (1, 4, 64, 64), (3, 130, 6, 10), (0, 3, 4, 4)])
+def test_tiles_cover_an_image_in_accesses_of_16_bytes(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x = torch.empty(shape, dtype=dtype)
+    for image in (x, x.to(memory_format=torch.channels_last)):
+        tile = Tile.of([image], 2)
+        inner, columns = (shape[1], shape[3] // 2) if tile.planar else (shape[3] // 2, shape[1])
+        assert tile.planar == (image is x)
+        rows = shape[2] // 2 * inner
+        assert tile.count == shape[0] * -(-rows // tile.rows) * -(-columns // tile.columns)
+        assert tile.rows < 2 * rows and tile.columns < 2 * columns and tile.warps <= 4
+        if tile.warps == 4:
+            a_thread = tile.rows * tile.columns // 128 * (2 if tile.planar else 1)
+            assert a_thread * dtype.itemsize == 16
+
+
+def process(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(HERE.parent), *(path for path in sys.path if path)])
+    environment = {**os.environ, "PYTHONPATH": paths, **variables}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_importing_the_operators_imports_no_kernels() -> None:
+    code = (
+        "import sys, msf_kernels; print(*(m for m in sys.modules if m.startswith('msf_kernels')))"
+    )
+    names = process(code).stdout.split()
+    assert "msf_kernels.triton_support" in names
+    assert not [name for name in names if name.endswith(".triton") or "triton_support." in name]
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    triton_support.available.cache_clear()
+    yield
+    triton_support.available.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        (None, "Triton is not installed: "),
+        (SimpleNamespace(__version__="3.2.0"), "Triton must be 3.3 or later, got 3.2.0"),
+        (triton, "no CUDA GPU; set TRITON_INTERPRET=1 to run Triton on the CPU"),
+    ],
+    ids=["absent", "old", "no GPU"],
+)
+def test_why_triton_cannot_run(module: Any, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", module)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (triton_support.available() or "").startswith(line)
+    reason = "the tensors are on cpu; set TRITON_INTERPRET=1 to run Triton there"
+    assert triton_support.can_run(None, torch.ones(1)) == reason
+
+
+COMPILE = """
+import re
+from functools import partial
+import torch
+from msf_kernels.audit import triton as audit
+from msf_kernels.pyramid.triton import AUDITED
+new = partial(audit._new, dtype=torch.float32, memory_format=torch.contiguous_format)
+((name, compiled, log),) = audit._compile(partial(AUDITED["split nearest"], new), 90)
+row = audit._row(name, "", 90, compiled, log)
+assert row.problem() is None and 8 <= row.registers <= row.budget, row
+code = compiled.asm["ptx"]
+assert "div.rn.f32" in code and not re.search(r"fma\\.|\\.ftz|div\\.full", code)
+assert set(re.findall(r"(?:ld|st)\\.global\\.v4", code)) == {"ld.global.v4", "st.global.v4"}
+audit.FAMILIES, audit.ARCHITECTURES, audit.DTYPES = ("tokens",), (80,), {"bf16": torch.bfloat16}
+assert [row.problem() for row in audit.rows()] == [None, None]
+"""
+
+
+def test_kernels_compile_without_a_gpu() -> None:
+    result = process(COMPILE, TRITON_INTERPRET="0")
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_audit_says_that_it_cannot_interpret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match=r"^the audit compiles Triton kernels: unset TRITON_INT"):
+        next(audit_triton.rows())
+
+
+@pytest.mark.parametrize(
+    ("registers", "spill", "stack", "line"),
+    [
+        (64, 0, 0, None),
+        (65, 0, 0, "k (c) on sm_90: takes 65 registers, want at most 64"),
+        (8, 4, 0, "k (c) on sm_90: spills 4 bytes, has 0 bytes of stack, want none"),
+        (8, 0, 8, "k (c) on sm_90: spills 0 bytes, has 8 bytes of stack, want none"),
+    ],
+)
+def test_problems_of_a_row(registers: int, spill: int, stack: int, line: str | None) -> None:
+    row = Row("triton", "k", "c", "sm_90", registers, 0, spill, stack, budget=64)
+    assert row.problem() == line
+
+
+CLEAN = """
+import torch, msf_kernels as msf
+x = torch.randn(2, 3, 10, 14, dtype=torch.bfloat16)
+for form in (torch.contiguous_format, torch.channels_last):
+    x = x.contiguous(memory_format=form)
+    for mode in ("nearest", "bilinear"):
+        base, residual = msf.pyramid_split(x, mode=mode)
+        msf.pyramid_merge(base, residual, mode=mode)
+    tokens = torch.randn(2, 35, 12)
+    msf.guided_euler_step(x.float(), tokens, tokens, 3.0, 0.1, patch=2)
+msf.flow_interpolate(x, x, torch.rand(2))
+msf.merge_tokens(torch.randn(2, 6, 20), torch.randn(2, 24, 5), grid=(2, 3))
+"""
+OUT_OF_BOUNDS = """
+import torch
+from msf_kernels.flow.triton import interpolate_kernel
+from msf_kernels.triton_support.launch import launch
+x = [torch.zeros(64) for _ in range(5)]
+launch(interpolate_kernel, x[0].device, 1, *x, 65, 128, warps=1)
+"""
+
+
+def test_masks_keep_to_the_tensors() -> None:
+    # The interpreter copies each element with memcpy, which AddressSanitizer watches.
+    variables = environment("asan", preload=True) | {"CUDA_VISIBLE_DEVICES": ""}
+    variables |= {"TRITON_INTERPRET": "1", "MSF_BACKEND": "triton"}
+    clean = process(CLEAN, **variables)
+    assert clean.returncode == 0, clean.stderr[-4000:]
+    wrong = process(OUT_OF_BOUNDS, **variables)
+    assert wrong.returncode != 0 and "heap-buffer-overflow" in wrong.stderr

@@ -1,0 +1,111 @@
+"""What only a GPU can show. Without one these tests are skipped, and listed as such."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import msf
+import msf_kernels
+from kernels.cases import CASES, Case
+from models import images, tiny_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+CALLS = [(case, name) for case in CASES for name in msf_kernels.backends_of(case.op)]
+backends = pytest.mark.parametrize("name", ["cuda", "triton", "auto"])
+
+
+def capture(
+    call: Callable[[], tuple[Tensor, ...]],
+) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+    """A CUDA graph of the call, and the outputs that its replay writes."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()  # compiles
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call()
+    return graph, outputs
+
+
+@pytest.mark.parametrize(("case", "name"), CALLS, ids=[f"{c.name}-{n}" for c, n in CALLS])
+def test_every_operator_is_captured_in_a_graph(case: Case, name: str) -> None:
+    with msf_kernels.backend(name), torch.no_grad():
+        inputs = case.inputs(torch.bfloat16)
+        graph, outputs = capture(lambda: case.outputs(inputs))
+        for tensor, other in zip(inputs, case.inputs(torch.bfloat16), strict=True):
+            tensor.copy_(other)
+        for output in outputs:
+            output.fill_(torch.nan)
+        graph.replay()
+        assert all(map(torch.equal, outputs, case.outputs(inputs)))
+
+
+def test_one_graph_serves_all_steps() -> None:
+    x, v_cond, v_uncond = torch.randn(3, 2, 4, 8, 8, device="cuda")
+    table = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.3, 0.2]], device="cuda")
+    step = torch.zeros((), dtype=torch.int64, device="cuda")
+    for name in msf_kernels.available_backends("guided_euler_step"):
+        with msf_kernels.backend(name):
+            step.zero_()
+            graph, (x_next,) = capture(
+                lambda: (msf_kernels.guided_euler_step(x, v_cond, v_uncond, *table, step=step),)
+            )
+            for i in range(3):
+                step.fill_(i)
+                graph.replay()
+                scalars = table[:, i].tolist()
+                expected = msf_kernels.guided_euler_step(x, v_cond, v_uncond, *scalars)
+                assert torch.equal(x_next, expected)
+
+
+@backends
+def test_training_agrees_with_the_reference(name: str) -> None:
+    model, x = tiny_model().cuda(), images(4).cuda()
+    y = torch.arange(4, device="cuda") % 3
+
+    def gradients(backend: str) -> list[Tensor]:
+        generator = torch.Generator("cuda").manual_seed(0)
+        with msf_kernels.backend(backend):
+            loss = model.training_losses(x, y, generator=generator)["total"]
+            return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
+
+    if name not in ("auto", *msf_kernels.available_backends("adaln_modulate")):
+        pytest.skip(f"no {name} kernel of every operator yet")
+    for got, expected in zip(gradients(name), gradients("reference"), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_sampling_agrees_with_the_cpu() -> None:
+    model, labels = tiny_model(), torch.tensor([0, 1, 2])
+    settings = {"seeds": range(3), "steps": (4, 2), "guidance_scale": 2.0, "solver": "heun"}
+    expected = msf.sample(model, labels, **settings)
+    got = msf.sample(model.cuda(), labels.cuda(), **settings).cpu()
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_more_elements_than_32_bits_count(name: str) -> None:
+    x = torch.randn(33, 16, 2048, 2048, dtype=torch.bfloat16, device="cuda")  # 2.2e9
+    with msf_kernels.backend(name):
+        base, residual = msf_kernels.pyramid_split(x)
+        merged = msf_kernels.pyramid_merge(base, residual)
+    with msf_kernels.backend("reference"):
+        expected = msf_kernels.pyramid_split(x[-1:])
+        assert torch.equal(base[-1:], expected[0]) and torch.equal(residual[-1:], expected[1])
+        assert torch.equal(merged[-1:], msf_kernels.pyramid_merge(*expected))
+
+
+def test_the_extension_runs_here() -> None:
+    extension = importlib.import_module("msf_kernels.extension")
+    assert extension.available() is None
+    assert extension.can_run(torch.zeros(1, device="cuda")) is None
