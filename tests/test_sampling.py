@@ -18,7 +18,7 @@ def test_noise_of_an_image_depends_on_its_seed_and_purpose_alone():
 @pytest.mark.parametrize("levels", [0, 1, 2])
 def test_images_do_not_depend_on_their_batch(levels):
     model = tiny_model(levels)
-    options = {"steps": 3, "guidance_scale": 1.5, "base_noise": 0.1}
+    options = {"steps": 3, "guidance_scale": 1.5, "base_noise": 0.1 if levels else 0.0}
     together = sample(model, LABELS, seeds=range(4), **options)
     alone = torch.cat([sample(model, LABELS[i : i + 1], seeds=[i], **options) for i in range(4)])
     assert together.shape == (4, 2, 8, 8)
@@ -173,3 +173,9 @@ def test_seeds_may_be_a_tensor():
 def test_projection_needs_nearest_upsampling():
     with pytest.raises(ValueError, match="project_residual needs upsample='nearest'"):
         sample(tiny_model(upsample="bilinear"), LABELS, seeds=range(4), project_residual=True)
+
+
+@pytest.mark.parametrize("options", [{"base_noise": 0.1}, {"project_residual": True}], ids=str)
+def test_what_needs_a_residual_says_so(options):
+    with pytest.raises(ValueError, match="need a residual, this model has none"):
+        sample(tiny_model(0), LABELS, seeds=range(4), **options)

@@ -271,10 +271,9 @@ def audited_step(patch: int, new: Callable[..., Tensor]) -> Tensor:
 def audited_merge(patch: int, mode: str, new: Callable[..., Tensor]) -> Tensor:
     x, base = new(2, 16, 64, 64), new(2, 16, 32, 32)
     v = new(2, 1024, 64) if patch else x
-    statistics = new(16), new(16)
-    return guided_euler_merge(
-        x, v, v, new(), new(), None, patch, base, *statistics, mode, -1.0, 1.0
-    )
+    number, statistic = torch.ones((), dtype=torch.float64), new(16)
+    tensors = base, statistic, statistic
+    return guided_euler_merge(x, v, v, number, number, None, patch, *tensors, mode, -1.0, 1.0)
 
 
 # Calls that launch every kernel; new(*shape) makes a tensor. See audit/triton.py.

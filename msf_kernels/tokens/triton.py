@@ -10,53 +10,66 @@ from torch import Tensor
 
 from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.image import dense
-from ..triton_support.launch import launch, power_of_2
+from ..triton_support.launch import launch, power_of_2, tiles
 
 SAMPLES = 4  # whose gradients a thread reads at once, to have that many loads in flight
 
 
 @dataclass(frozen=True)
 class Tile:
-    """The shape of a program's tile: fine tokens of one sample by channels."""
+    """The shape of the programs' tiles over tokens by channels, and how many there are."""
 
     rows: int
     columns: int
     warps: int
-    count: int  # of tiles in a sample
+    count: int
 
     @classmethod
-    def of(cls, x: Tensor, most_rows: int) -> Tile:
+    def of(cls, tokens: int, channels: int, element_size: int, most_rows: int) -> Tile:
         """A thread owns 16 bytes of a token's channels, a warp up to a whole row of the tile."""
-        _, tokens, channels = x.shape
-        a_thread = 16 // x.element_size()
+        a_thread = 16 // element_size
         rows = min(power_of_2(tokens), most_rows)
         columns = min(power_of_2(channels), 32 * a_thread)
         warps = max(1, rows * columns // a_thread // 32)
-        return cls(rows, columns, warps, triton.cdiv(tokens, rows) * triton.cdiv(channels, columns))
+        return cls(rows, columns, warps, tiles(tokens, channels, rows, columns))
 
 
 @triton.jit
-def own_tile(height, width, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """This program's tile of a sample: which sample, where in x and in base, and what exists."""
+def own_channels(channels, COLUMNS: tl.constexpr):
+    """Which tile in the column of tiles this program's is, and its channels."""
     across = tl.cdiv(channels, COLUMNS)
-    down = tl.cdiv(4 * height * width, ROWS)
-    index = tl.program_id(0) // across
-    token = index % down * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return tl.program_id(0) // across, channel
+
+
+@triton.jit
+def offsets(token, channel, width, channels):
+    """Where an element of a sample's fine tokens lies, and where in base (h, w, 2, 2, D)."""
     y, x = token // (2 * width), token % (2 * width)
-    # base is (h, w, 2, 2, D)
     coarse = (y // 2 * width + x // 2) * 4 + y % 2 * 2 + x % 2
-    exists = (y < 2 * height) & (channel < channels)
-    fine = token.to(tl.int64) * channels + channel
-    return index // down, fine, coarse.to(tl.int64) * channels + channel, exists
+    return token.to(tl.int64) * channels + channel, coarse.to(tl.int64) * channels + channel
 
 
 @triton.jit
 def merge_kernel(
-    base, skip, position, x, height, width, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    base,
+    skip,
+    position,
+    x,
+    batch,
+    height,
+    width,
+    channels,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    sample, fine, coarse, exists = own_tile(height, width, channels, ROWS, COLUMNS)
-    start = sample.to(tl.int64) * (4 * height * width) * channels
+    index, channel = own_channels(channels, COLUMNS)
+    row = index * ROWS + tl.arange(0, ROWS)[:, None]
+    tokens = 4 * height * width
+    sample, token = row // tokens, row % tokens
+    exists = (sample < batch) & (channel < channels)
+    fine, coarse = offsets(token, channel, width, channels)
+    start = sample.to(tl.int64) * tokens * channels
     value = widen(tl.load(base + start + coarse, mask=exists))
     value = value + widen(tl.load(skip + start + fine, mask=exists))
     if position is not None:
@@ -76,34 +89,37 @@ def merge_backward_kernel(
     SAMPLES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    index, fine, coarse, exists = own_tile(height, width, channels, 1, COLUMNS)
-    first = index * SAMPLES
-    # The sum over the samples needs all of them in one program, and then in one order.
+    """A program has one token, of SAMPLES samples or, for the position's gradient, of all."""
+    index, channel = own_channels(channels, COLUMNS)
+    tokens = 4 * height * width
+    first = index // tokens * SAMPLES
     end = first + SAMPLES if grad_position is None else batch
+    fine, coarse = offsets(index % tokens, channel, width, channels)
     dtype = grad.dtype.element_ty
     total = tl.zeros((1, COLUMNS), tl.float64 if dtype == tl.float64 else tl.float32)
     # Not a range, because the interpreter of Triton 3.6 cannot count one with NumPy 2.4.
     while first < end:
         sample = first + tl.arange(0, SAMPLES)[:, None]
-        start = sample.to(tl.int64) * (4 * height * width) * channels
-        mask = (sample < batch) & exists
-        value = tl.load(grad + start + fine, mask=mask, other=0)
-        tl.store(grad_base + start + coarse, value, mask=mask)
+        start = sample.to(tl.int64) * tokens * channels
+        exists = (sample < batch) & (channel < channels)
+        value = tl.load(grad + start + fine, mask=exists, other=0)
+        tl.store(grad_base + start + coarse, value, mask=exists)
         total += tl.sum(widen(value), 0)[None, :]
         first += SAMPLES
     if grad_position is not None:
         total = narrow(total, grad_position.dtype.element_ty)
-        tl.store(grad_position + fine, total, mask=exists)
+        tl.store(grad_position + fine, total, mask=channel < channels)
 
 
 def merge_tokens(
     base: Tensor, skip: Tensor, position: Tensor | None, height: int, width: int
 ) -> Tensor:
     x = skip.new_empty(skip.shape)
-    tile = Tile.of(x, 4)
+    batch, tokens, channels = x.shape
+    tile = Tile.of(batch * tokens, channels, x.element_size(), 4)
     tensors = base.contiguous(), skip.contiguous(), dense(position), x
-    sizes = height, width, x.shape[2], tile.rows, tile.columns
-    launch(merge_kernel, x.device, len(x) * tile.count, *tensors, *sizes, warps=tile.warps)
+    sizes = batch, height, width, channels, tile.rows, tile.columns
+    launch(merge_kernel, x.device, tile.count, *tensors, *sizes, warps=tile.warps)
     return x
 
 
@@ -113,11 +129,11 @@ def merge_tokens_backward(
     batch, tokens, channels = grad.shape
     grad_base = grad.new_empty(batch, tokens // 4, 4 * channels)
     grad_position = None if position is None else position.new_empty(position.shape)
-    tile = Tile.of(grad, 1)
+    groups = triton.cdiv(batch, SAMPLES) if position is None else 1
+    tile = Tile.of(groups * tokens, channels, grad.element_size(), 1)
     tensors = grad.contiguous(), grad_base, grad_position
     sizes = batch, height, width, channels, SAMPLES, tile.columns
-    programs = tile.count * (triton.cdiv(batch, SAMPLES) if position is None else 1)
-    launch(merge_backward_kernel, grad.device, programs, *tensors, *sizes, warps=tile.warps)
+    launch(merge_backward_kernel, grad.device, tile.count, *tensors, *sizes, warps=tile.warps)
     return grad_base, grad.new_empty(0) if grad_position is None else grad_position
 
 

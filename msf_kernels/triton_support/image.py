@@ -1,7 +1,7 @@
 """Images in Triton kernels: the tile of pixels that a program owns, how it reads and writes them.
 
 Two images lie over each other: a base (B, C, H, W) and what is above it (B, C, 2H, 2W). A program
-owns a tile of base pixels of one sample and the 2x2 pixels above each. A tile's columns run along
+owns a tile of base pixels and the 2x2 pixels above each. A tile's columns run along
 the width of planar images (NCHW) and along the channels of others (channels last or any strides),
 so that neighbours in a tile are neighbours in memory and 16 bytes are read at once.
 """
@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import narrow, widen
-from .launch import power_of_2
+from .launch import power_of_2, tiles
 
 
 class Image(NamedTuple):
@@ -66,11 +66,12 @@ class Tile:
         height, width = (side // scale for side in sides)
         planar = all(x.stride(3) == 1 for x in images)
         inner, wide = (channels, width) if planar else (width, channels)
+        high = batch * height * inner
         a_thread = max(1, access // images[0].element_size() // (scale if planar else 1))
         columns = min(power_of_2(wide), 128)
-        rows = min(power_of_2(height * inner), max(1, 128 * a_thread // columns))
+        rows = min(power_of_2(high), max(1, 128 * a_thread // columns))
         warps = max(1, rows * columns // a_thread // 32)
-        count = batch * triton.cdiv(height * inner, rows) * triton.cdiv(wide, columns)
+        count = tiles(high, wide, rows, columns)
         return cls((batch, channels, height, width), planar, rows, columns, warps, count)
 
 
@@ -81,19 +82,18 @@ def own_tile(extent, PLANAR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.const
     The last two are the columns above it, 2 * COLUMNS of them, and which of those exist: pixels
     above a planar tile are read by the row and split into even and odd ones in registers.
     """
-    _, channels, height, width = extent
+    batch, channels, height, width = extent
     if PLANAR:
         inner, wide = channels, width
     else:
         inner, wide = width, channels
-    across, down = tl.cdiv(wide, COLUMNS), tl.cdiv(height * inner, ROWS)
-    index = tl.program_id(0) // across
+    across = tl.cdiv(wide, COLUMNS)
+    row = tl.program_id(0) // across * ROWS + tl.arange(0, ROWS)[:, None]
     first = tl.program_id(0) % across * COLUMNS
-    row = index % down * ROWS + tl.arange(0, ROWS)[:, None]
     column = first + tl.arange(0, COLUMNS)[None, :]
     above = 2 * first + tl.arange(0, 2 * COLUMNS)[None, :]
-    b, h, i = index // down, row // inner, row % inner
-    exists, exists_above = (h < height) & (column < wide), (h < height) & (above < 2 * wide)
+    b, h, i = row // inner // height, row // inner % height, row % inner
+    exists, exists_above = (b < batch) & (column < wide), (b < batch) & (above < 2 * wide)
     if PLANAR:
         return b, i, h, column, exists, above, exists_above
     else:
@@ -106,7 +106,8 @@ def address(image, b, c, y, x, PATCH: tl.constexpr = 1):
     place = image.data + b.to(tl.int64) * image.batch + c.to(tl.int64) * image.channel
     if PATCH > 1:
         place += (y % PATCH * PATCH + x % PATCH).to(tl.int64) * image.pixel
-    return place + (y // PATCH).to(tl.int64) * image.row + (x // PATCH).to(tl.int64) * image.column
+        y, x = y // PATCH, x // PATCH
+    return place + y.to(tl.int64) * image.row + x.to(tl.int64) * image.column
 
 
 @triton.jit

@@ -23,3 +23,14 @@ def launch(
 def power_of_2(n: int) -> int:
     """The smallest power of 2 that is not less than n; 1 for 0."""
     return 1 << max(0, n - 1).bit_length()
+
+
+def tiles(rows: int, columns: int, tile_rows: int, tile_columns: int) -> int:
+    """How many tiles cover rows x columns.
+
+    Raises:
+        OverflowError: there are too many rows for the kernels, which count them in 32 bits.
+    """
+    if rows > 2**31 - tile_rows:
+        raise OverflowError(f"Triton kernels take fewer than 2^31 rows of pixels, got {rows}")
+    return -(-rows // tile_rows) * -(-columns // tile_columns)

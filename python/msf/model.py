@@ -75,6 +75,8 @@ class MSF(nn.Module):
         self.check_labels(y, len(x))
         if x.dtype != torch.float32:
             raise ValueError(f"training_losses: x must be float32, got {x.dtype}")
+        if not len(x):
+            raise ValueError("training_losses: x must hold images, got an empty batch")
         components = self.pyramid.split(x)
         self.config.check_size(tuple(x.shape[2:]))
         losses = {

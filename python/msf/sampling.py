@@ -160,6 +160,10 @@ def stage_settings(
             f"sample: base_noise must be in [0, {config.max_base_noise}], as in training, "
             f"got {base_noise}"
         )
+    if not config.levels and (base_noise or project_residual):
+        raise ValueError(
+            "sample: base_noise and project_residual need a residual, this model has none (N = 0)"
+        )
     if project_residual and config.upsample != "nearest":
         raise ValueError(
             f"sample: project_residual needs upsample='nearest', not {config.upsample!r}"

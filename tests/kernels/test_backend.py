@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,3 +134,48 @@ def test_environment_variable(value: str, line: str) -> None:
     )
     assert (process.returncode == 0) == (line == "")
     assert line in process.stderr
+
+
+def test_measured_backends_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = importlib.import_module("msf_kernels.measured")
+    gpu, table = torch.device("cuda", 0), {OP: ["triton", "reference", "cuda"]}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    measured._table.cache_clear()
+    assert measured.order(OP, gpu) == selection.BACKENDS
+    (tmp_path / "h200.json").write_text(json.dumps(table))
+    measured._table.cache_clear()
+    assert measured.order(f"{OP}_backward", gpu) == measured.order(OP, gpu) == table[OP]
+    assert measured.order("attention", gpu) == selection.BACKENDS
+    measured._table.cache_clear()
+
+
+BUILT = ["80", "90a", "120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [((8, 0), True), ((8, 9), True), ((9, 0), True), ((7, 5), False), ((10, 0), False)],
+    ids=str,
+)
+def test_the_extension_declines_a_gpu_it_was_not_built_for(
+    capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extension = importlib.import_module("msf_kernels.extension")
+    build = SimpleNamespace(build_config=lambda: {"cuda_architectures": BUILT})
+    monkeypatch.setattr(extension, "_module", lambda: build)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    extension._architecture_problem.cache_clear()
+    reason = extension._architecture_problem(torch.device("cuda", 0))
+    extension._architecture_problem.cache_clear()
+    name = "sm_{}{}".format(*capability)
+    assert reason is None if runs else reason and reason.startswith(f"this GPU is {name}, ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for the reasons on a CPU")
+def test_cuda_tensors_only_and_why() -> None:
+    op, x = "pyramid_split", normal(1, 1, 2, 2)
+    reason = msf.explain_backends(op)["cuda"]
+    assert reason
+    with msf.backend("cuda"), pytest.raises(msf.BackendUnavailable, match=re.escape(reason)):
+        msf.pyramid_split(x)

@@ -7,6 +7,7 @@ That the operators are right is what the tests that run on every backend say.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -161,14 +162,22 @@ def test_tiles_cover_an_image_in_accesses_of_16_bytes(
     x = torch.empty(shape, dtype=dtype)
     for image in (x, x.to(memory_format=torch.channels_last)):
         tile = Tile.of([image], 2)
-        inner, columns = (shape[1], shape[3] // 2) if tile.planar else (shape[3] // 2, shape[1])
         assert tile.planar == (image is x)
-        rows = shape[2] // 2 * inner
-        assert tile.count == shape[0] * -(-rows // tile.rows) * -(-columns // tile.columns)
-        assert tile.rows < 2 * rows and tile.columns < 2 * columns and tile.warps <= 4
+        batch, channels, height, width = tile.extent
+        inner, columns = (channels, width) if tile.planar else (width, channels)
+        rows = batch * height * inner
+        assert tile.count == -(-rows // tile.rows) * -(-columns // tile.columns)
+        assert tile.rows < 2 * max(rows, 1) and tile.columns < 2 * columns and tile.warps <= 4
         if tile.warps == 4:
             a_thread = tile.rows * tile.columns // 128 * (2 if tile.planar else 1)
             assert a_thread * dtype.itemsize == 16
+
+
+def test_more_rows_than_a_kernel_can_count() -> None:
+    x = torch.empty(2**31, 1, 2, 2, dtype=BF16, device="meta")
+    line = "Triton kernels take fewer than 2^31 rows of pixels, got 2147483648"
+    with pytest.raises(OverflowError, match=re.escape(line)):
+        Tile.of([x], 2)
 
 
 def process(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
