@@ -75,7 +75,7 @@ def cpu_presets() -> dict[str, Preset]:
                 # Nearly uniform: uniform times gave a 4 % smaller distance than a deviation of 1.
                 time_std=1.8,
             ),
-            cpu_training(4000, 1000),
+            cpu_training(4200, 1500),
             "8x8 digits of scikit-learn: four minutes on two cores, a stage on each",
         ),
         "textures-16": Preset(
