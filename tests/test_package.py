@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import requires, version
@@ -74,6 +75,15 @@ def test_extension_describes_its_build() -> None:
     assert re.fullmatch(r"\w+ [\d.]+", config["cxx_compiler"])
     assert config["cuda"] == bool(config["cuda_compiler"]) == bool(config["cuda_architectures"])
     assert all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in config["cuda_architectures"])
+
+
+def test_import_is_quick() -> None:
+    """Each of these takes longer to import than the package."""
+    code = "import sys, msf; print(*{'torch._dynamo', 'triton', 'matplotlib'} & set(sys.modules))"
+    output = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert output.stdout.split() == []
 
 
 def test_tab_completion_offers_the_public_names() -> None:
