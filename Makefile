@@ -16,9 +16,10 @@ export PATH := $(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: install
-	train() { msf train --preset digits --data digits --out runs/digits --resume --stage $$1; }
-	train base & base=$$!
-	train residual || { kill $$base; exit 1; }
+	train="msf train --preset digits --data digits --out runs/digits --resume --stage"
+	$$train base & base=$$!
+	trap 'kill $$base 2>/dev/null || true' EXIT
+	$$train residual
 	wait $$base
 	msf sample runs/digits --solver heun --count 100 --out runs/digits/samples.png --overwrite
 	msf evaluate runs/digits --solver heun --steps 16 4 --steps 16 16 \
@@ -80,11 +81,17 @@ audit: install
 
 # On a machine with a GPU, in its own Python and without network. Each part takes minutes; the
 # extension is built for the GPU that is there, and a test that is skipped is listed.
-gpu: gpu-build gpu-test gpu-sanitize gpu-bench
+gpu: gpu-build
+	$(MAKE) gpu-test
+	$(MAKE) gpu-sanitize
+	$(MAKE) gpu-bench
 
 gpu-build:
+	@if ! $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+	  echo "make gpu: needs an NVIDIA GPU and a torch with CUDA, and finds none" >&2; exit 1
+	fi
 	arch=$$($(PYTHON) -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
-	MSF_CUDA=ON MSF_CUDA_ARCHS=$$arch $(PYTHON) -m pip install --no-index --no-deps \
+	MSF_CUDA=ON MSF_WERROR=ON MSF_CUDA_ARCHS=$$arch $(PYTHON) -m pip install --no-index --no-deps \
 	  --no-build-isolation --force-reinstall -e .
 	$(PYTHON) -m msf.cli doctor
 	$(PYTHON) -m msf_kernels.audit --backend cuda
@@ -96,7 +103,8 @@ gpu-test:
 gpu-sanitize:
 	for tool in memcheck racecheck; do
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
-	    $(PYTHON) -m pytest -q tests/kernels -k 'cuda and (bitwise or strided)'
+	    $(PYTHON) -m pytest -q tests/kernels \
+	    -k 'cuda and (bitwise or strided or bit_for_bit or channels_last or test_merge)'
 	done
 
 gpu-bench:

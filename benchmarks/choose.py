@@ -1,10 +1,10 @@
 """From a result of `benchmarks.run`, the order in which our backends are chosen on that GPU.
 
-    python -m benchmarks.choose benchmarks/results/h200/all.json
+    python -m benchmarks.choose benchmarks/results/h200/*.json
 
-writes msf_kernels/measured/h200.json, named after the result's folder. An operator's backends are
-ordered by the geometric mean of their times over the shapes, dtypes and directions that all of them
-ran correctly.
+writes msf_kernels/measured/h200.json, named after the results' folder. An operator's backends are
+ordered by the geometric mean of their times over the shapes, dtypes and directions. One that was
+wrong or failed in any of them is left out.
 """
 
 from __future__ import annotations
@@ -26,34 +26,36 @@ from .results import Row, load
 
 def orders(rows: Iterable[Row]) -> dict[str, list[str]]:
     """{operator: its backends, fastest first}."""
-    times: dict[str, dict[str, dict[object, float]]] = defaultdict(lambda: defaultdict(dict))
+    costs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row.arm in BACKENDS and row.median_us:
-            times[row.op][row.arm][(row.benchmark, row.shape, row.dtype)] = row.median_us
-    return {op: _fastest_first(arms) for op, arms in times.items()}
+        if row.arm in BACKENDS and row.status != "skipped":
+            cost = math.log(row.median_us) if row.median_us else math.inf
+            costs[row.op][row.arm].append(cost)
+    return {op: ranked for op, arms in costs.items() if (ranked := _fastest_first(arms))}
 
 
-def _fastest_first(arms: dict[str, dict[object, float]]) -> list[str]:
-    common = set.intersection(*(set(runs) for runs in arms.values()))
-
-    def cost(arm: str) -> float:
-        return sum(math.log(arms[arm][run]) for run in common)
-
-    return sorted(arms, key=cost)
+def _fastest_first(arms: dict[str, list[float]]) -> list[str]:
+    """By the sum of the costs, of those that ran as often as any and always correctly."""
+    runs = max(map(len, arms.values()))
+    totals = {arm: sum(costs) for arm, costs in arms.items() if len(costs) == runs}
+    return sorted((arm for arm in totals if math.isfinite(totals[arm])), key=totals.__getitem__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="benchmarks.choose", description=__doc__)
-    parser.add_argument("result", type=Path, metavar="RESULT.json")
-    path = parser.parse_args(argv).result
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULT.json")
+    paths = parser.parse_args(argv).results
     try:
-        table = orders(load(path).rows)
+        table = orders(row for path in paths for row in load(path).rows)
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    folders = {path.resolve().parent.name for path in paths}
+    if len(folders) > 1:
+        parser.error(f"results must be of one GPU's folder, got {', '.join(sorted(folders))}")
     if not table:
-        parser.error(f"{path}: no time of a backend of ours in it")
+        parser.error(f"{paths[0]}: no time of a backend of ours in it")
     FOLDER.mkdir(exist_ok=True)
-    with atomic_write(FOLDER / f"{path.resolve().parent.name}.json") as temporary:
+    with atomic_write(FOLDER / f"{folders.pop()}.json") as temporary:
         temporary.write_text(json.dumps(table, indent=2) + "\n")
     return 0
 

@@ -78,13 +78,14 @@ def backend(name: str) -> Iterator[None]:
 
 def explain_backends(op: str) -> dict[str, str | None]:
     """For each backend None where it can run operator `op` on this machine, else the reason."""
-    if op not in _registry:
-        raise ValueError(f"unknown operator {op!r}: known are {', '.join(sorted(_registry))}")
+    backends_of(op)  # says so where there is no such operator
     return {name: _unavailable(op, name) for name in BACKENDS}
 
 
 def backends_of(op: str) -> tuple[str, ...]:
     """The backends that have an implementation of operator `op`, on whatever machine."""
+    if op not in _registry:
+        raise ValueError(f"unknown operator {op!r}: known are {', '.join(sorted(_registry))}")
     return tuple(name for name in BACKENDS if name in _registry[op])
 
 

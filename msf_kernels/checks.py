@@ -62,6 +62,17 @@ def choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")
 
 
+def whole_numbers(op: str, name: str, letters: str, values: Any, count: int) -> None:
+    """The values are ``count`` positive whole numbers, which ``letters`` names."""
+    if (
+        not isinstance(values, (tuple, list))
+        or len(values) != count
+        or not all(type(value) is int and value > 0 for value in values)
+    ):
+        got = type(values).__name__ if isinstance(values, Tensor) else repr(values)
+        raise ValueError(f"{op}: {name} must be {letters}, positive whole numbers, got {got}")
+
+
 def constant(op: str, name: str, tensor: Tensor) -> None:
     """The tensor asks for no gradient, because the operator gives it none."""
     if torch.compiler.is_compiling():  # Dynamo cannot ask this of a tensor that it holds constant

@@ -75,14 +75,14 @@ def _problem() -> str | None:
 
 @functools.lru_cache
 def _architecture_problem(device: torch.device) -> str | None:
-    """A binary runs on GPUs of its major version and at least its minor one; one for "90a" on 9.0
-    alone."""
+    """A binary runs on GPUs of its major version and at least its minor one; one for "90a" or
+    "100f" is taken to run on that one alone."""
     capability = torch.cuda.get_device_capability(device)
     built = _module().build_config()["cuda_architectures"]
     for name in built:
-        major, minor = divmod(int(name.rstrip("a")), 10)
-        exact = name.endswith("a") and (major, minor) != capability
-        if not exact and capability[0] == major and capability[1] >= minor:
+        major, minor = divmod(int(name.rstrip("af")), 10)
+        newest = minor if name[-1] in "af" else 9
+        if capability[0] == major and minor <= capability[1] <= newest:
             return None
     return (
         f"this GPU is sm_{capability[0]}{capability[1]}, the extension was built for "

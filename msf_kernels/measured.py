@@ -30,7 +30,8 @@ def slug(device: torch.device) -> str:
 def order(op: str, device: torch.device) -> Sequence[str]:
     """The backends of an operator (and of its backward), fastest first; ours is cuda, triton,
     reference where this GPU was not measured."""
-    return _table(device).get(op.removesuffix("_backward"), BACKENDS)
+    fastest = _table(device).get(op.removesuffix("_backward"), ())
+    return *fastest, *(name for name in BACKENDS if name not in fastest)
 
 
 @functools.lru_cache

@@ -20,6 +20,7 @@ void with_type(DType dtype, Body body) {
     case DType::bfloat16: return body(Type<__nv_bfloat16>{});
     case DType::float16: return body(Type<__half>{});
   }
+  throw std::runtime_error("msf: unknown dtype");
 }
 
 // Calls body(Type<T>{}, Type<U>{}) for a tensor beside another: of one type, or float with 16 bits.

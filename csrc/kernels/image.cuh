@@ -40,30 +40,32 @@ __device__ void for_each_place(const Extent& base, Body body) {
   const unsigned index = blockIdx.x * blockDim.x + threadIdx.x;
   if (index >= per_row * base.height) return;
   const int h = index / per_row, in_row = index % per_row;
-  const int planes = base.batch * (L::kPlanar ? base.channels : 1);
-  for (int plane = blockIdx.y * blockDim.y + threadIdx.y; plane < planes;
+  const int64_t planes = int64_t(base.batch) * (L::kPlanar ? base.channels : 1);
+  for (int64_t plane = blockIdx.y * blockDim.y + threadIdx.y; plane < planes;
        plane += gridDim.y * blockDim.y) {
     if constexpr (L::kPlanar) {
-      body(Place{plane / base.channels, plane % base.channels, h, in_row * L::kVector});
+      const unsigned p = plane, channels = base.channels;  // launch_places: less than 2^31
+      body(Place{int(p / channels), int(p % channels), h, in_row * L::kVector});
     } else {
       const int pixel = in_row / per_pixel, vector = in_row % per_pixel;
-      body(Place{plane, vector * L::kVector, h, pixel});
+      body(Place{int(plane), vector * L::kVector, h, pixel});
     }
   }
 }
 
 template <class L, class Kernel, class... Args>
 void launch_places(Kernel kernel, const Extent& base, Address stream, Args... args) {
-  constexpr unsigned kThreads = 256, kMaxGridY = 65535;
-  const unsigned per_plane = unsigned(base.height) * base.width *
-                             (L::kPlanar ? 1 : base.channels) / L::kVector;
-  const unsigned planes = unsigned(base.batch) * (L::kPlanar ? base.channels : 1);
+  const int64_t per_plane =
+      int64_t(base.height) * base.width * (L::kPlanar ? 1 : base.channels) / L::kVector;
+  const int64_t planes = int64_t(base.batch) * (L::kPlanar ? base.channels : 1);
   if (per_plane == 0 || planes == 0) return;
+  if (per_plane > INT32_MAX || planes > INT32_MAX) {
+    throw std::runtime_error("msf: images must have fewer than 2^31 planes and vectors in each");
+  }
   unsigned x = 1;
   while (x < per_plane && x < kThreads) x *= 2;
   const unsigned y = kThreads / x;  // small planes share a block
-  const unsigned rows = (planes + y - 1) / y;
-  launch(kernel, dim3((per_plane + x - 1) / x, rows < kMaxGridY ? rows : kMaxGridY), dim3(x, y), 0,
+  launch(kernel, dim3((per_plane + x - 1) / x, grid_rows((planes + y - 1) / y)), dim3(x, y), 0,
          cuda_stream(stream), base, args...);
 }
 
@@ -139,14 +141,15 @@ struct Patch {
   }
 };
 
-// Per-channel mean and deviation of a thread's pixels. Absent ones are 0 and 1, which change no bit.
+// Per-channel mean and deviation of a thread's pixels.
 template <class T, class L>
 struct ChannelStatistics {
   static constexpr int kDepth = L::kPlanar ? 1 : L::kVector;
   Compute<T> mean[kDepth], std[kDepth];
-  bool scaled;  // a division by 1 would be the most expensive part of a split
+  bool shifted, scaled;  // adding 0 would lose a sign, dividing by 1 time
 
-  __device__ ChannelStatistics(const Statistics& view, int channel) : scaled(bool(view.std)) {
+  __device__ ChannelStatistics(const Statistics& view, int channel)
+      : shifted(bool(view.mean)), scaled(bool(view.std)) {
 #pragma unroll
     for (int k = 0; k < kDepth; ++k) {
       mean[k] = view.mean ? view.mean.as<const Compute<T>>()[channel + k] : 0;
@@ -154,11 +157,12 @@ struct ChannelStatistics {
     }
   }
   __device__ Compute<T> standardise(Compute<T> value, int k) const {
-    value -= mean[L::kPlanar ? 0 : k];
+    if (shifted) value -= mean[L::kPlanar ? 0 : k];
     return scaled ? value / std[L::kPlanar ? 0 : k] : value;
   }
   __device__ Compute<T> restore(Compute<T> value, int k) const {
-    return value * std[L::kPlanar ? 0 : k] + mean[L::kPlanar ? 0 : k];
+    if (scaled) value *= std[L::kPlanar ? 0 : k];
+    return shifted ? value + mean[L::kPlanar ? 0 : k] : value;
   }
 };
 

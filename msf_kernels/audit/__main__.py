@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import subprocess
 import sys
 from dataclasses import asdict
 
@@ -27,9 +28,13 @@ def main() -> int:
     problems: list[str] = []
     for backend in [args.backend] if args.backend else BACKENDS:
         try:
-            rows += importlib.import_module(f"msf_kernels.audit.{backend}").rows()
-        except (ImportError, RuntimeError) as error:
+            found = list(importlib.import_module(f"msf_kernels.audit.{backend}").rows())
+        except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
             problems.append(f"{backend}: {error}")
+            continue
+        rows += found
+        if not found:
+            problems.append(f"{backend}: no kernel found in what the compiler printed")
     problems += [problem for row in rows if (problem := row.problem())]
     if args.json:
         print(json.dumps({"rows": [asdict(row) for row in rows], "problems": problems}, indent=1))

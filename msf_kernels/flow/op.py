@@ -66,8 +66,9 @@ def guided_euler_step(
         v_cond, v_uncond: velocities of x's shape, or tokens (see patch); one dtype with x, or one
             16-bit dtype beside float32. Without v_uncond the step is x + dt * v_cond.
         guidance_scale, dt: floats or 0-dimensional tensors; they get no gradient.
-        step: 0-dimensional int64 on x's device, less than S: guidance_scale and dt are then tables
-            (S,) on that device of which this row counts, so that one CUDA graph serves all steps.
+        step: 0-dimensional int64 on x's device: guidance_scale and dt are then tables (S,) on that
+            device of which this row counts, so that one CUDA graph serves all steps. It must be in
+            [0, S), which on a GPU is not checked: the host would have to wait for it.
         start: of x's shape and dtype: the result is half-way between it and the Euler step from x.
             Where x itself came from start by an Euler step, that is Heun's method.
         patch: x is (B, C, H, W) and the velocities are tokens (B, H/p * W/p, p * p * C) of patches
@@ -123,6 +124,9 @@ def guided_euler_merge(
     checks.tensors(op, x=x, base=base)
     check_merge(op, base, "x", x, mode, mean, std)
     bounds = clamp_bounds(op, clamp)
+    for name, tensor in {"x": x, "v_cond": v_cond, "v_uncond": v_uncond, "base": base}.items():
+        if tensor is not None:
+            checks.constant(op, name, tensor)
     return _guided_euler_merge(
         x, v_cond, v_uncond, scale, dt, step, patch or 0, base, mean, std, mode, *bounds
     )
@@ -144,6 +148,8 @@ def _check_step(
         velocities["v_uncond"] = v_uncond
     checks.tensors(op, x=x, **velocities)
     checks.dtypes(op, x=x, **velocities)
+    if v_uncond is not None:
+        checks.dtype(op, "v_uncond", v_uncond, v_cond.dtype)
     for name, tensor in velocities.items():
         if patch is None:
             checks.shape(op, name, tensor, "x.shape", tuple(x.shape))
@@ -153,14 +159,18 @@ def _check_step(
         _check_row(op, x, step)
     scalars = {"guidance_scale": guidance_scale, "dt": dt}
     scale, dt = (_scalar(op, name, value, x, step) for name, value in scalars.items())
+    if step is not None:
+        checks.shape(op, "dt", dt, "(S,) as guidance_scale", tuple(scale.shape))
+        _check_range(op, step, len(scale))
     return scale, dt
 
 
 def _tokens(op: str, x: Tensor, patch: int) -> tuple[int, ...]:
     """The shape of x's patches as tokens."""
     checks.dimensions(op, "x", x, "(B, C, H, W)")
+    checks.whole_numbers(op, "patch", "(p,)", (patch,), 1)
     batch, channels, height, width = x.shape
-    if patch < 1 or height % patch or width % patch:
+    if height % patch or width % patch:
         raise ValueError(f"{op}: patch must divide H and W, {height} x {width}, got {patch}")
     return batch, height // patch * (width // patch), patch * patch * channels
 
@@ -171,6 +181,14 @@ def _check_row(op: str, x: Tensor, step: Tensor) -> None:
         raise TypeError(f"{op}: step must be a 0-dimensional int64 tensor, got {kind}")
     if step.device != x.device:
         raise ValueError(f"{op}: step must be on the device of x, {x.device}, got {step.device}")
+
+
+def _check_range(op: str, step: Tensor, length: int) -> None:
+    """On the CPU; on a GPU the host would have to wait for the value."""
+    if step.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if not 0 <= int(step) < length:
+        raise ValueError(f"{op}: step must be in [0, {length}), got {int(step)}")
 
 
 def _scalar(op: str, name: str, value: float | Tensor, x: Tensor, step: Tensor | None) -> Tensor:

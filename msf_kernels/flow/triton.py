@@ -170,7 +170,10 @@ def step_merge_kernel(
     COLUMNS: tl.constexpr,
 ):
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
-    mean, std = load_channel(mean, tile, extent), load_channel(std, tile, extent)
+    if mean is not None:
+        mean = load_channel(mean, tile, extent)
+    if std is not None:
+        std = load_channel(std, tile, extent)
     upper, lower = upsample(base, tile, extent, BILINEAR, PLANAR)
     factor, time = scalar(scale, scales, step, upper.dtype), scalar(dt, dts, step, upper.dtype)
     y = 2 * tile[2]
@@ -268,10 +271,13 @@ def audited_step(patch: int, new: Callable[..., Tensor]) -> Tensor:
     return guided_euler_step(x, v, v, new(50), new(50), step, x, patch)
 
 
-def audited_merge(patch: int, mode: str, new: Callable[..., Tensor]) -> Tensor:
+def audited_merge(
+    patch: int, mode: str, new: Callable[..., Tensor], standardised: bool = True
+) -> Tensor:
     x, base = new(2, 16, 64, 64), new(2, 16, 32, 32)
     v = new(2, 1024, 64) if patch else x
-    number, statistic = torch.ones((), dtype=torch.float64), new(16)
+    number = torch.ones((), dtype=torch.float64)
+    statistic = new(16) if standardised else None
     tensors = base, statistic, statistic
     return guided_euler_merge(x, v, v, number, number, None, patch, *tensors, mode, -1.0, 1.0)
 
@@ -283,5 +289,6 @@ AUDITED = {
     "step of tokens": partial(audited_step, 2),
     "merge nearest": partial(audited_merge, 0, "nearest"),
     "merge nearest of tokens": partial(audited_merge, 2, "nearest"),
+    "merge without statistics": partial(audited_merge, 0, "nearest", standardised=False),
     "merge bilinear of tokens": partial(audited_merge, 2, "bilinear"),
 }

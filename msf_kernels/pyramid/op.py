@@ -45,7 +45,9 @@ def pyramid_split(
     checks.choice(op, "mode", mode, MODES)
     height, width = x.shape[-2:]
     if height % 2 or width % 2 or not height or not width:
-        raise ValueError(f"{op}: height and width must be even, got {height} x {width}")
+        raise ValueError(
+            f"{op}: height and width must be even and positive, got {height} x {width}"
+        )
     check_statistics(op, x, mean, std)
     return _pyramid_split(x, mean, std, mode)
 
@@ -114,10 +116,13 @@ def check_statistics(op: str, x: Tensor, mean: Tensor | None, std: Tensor | None
 
 def clamp_bounds(op: str, clamp: tuple[float, float] | None) -> tuple[float, float]:
     """(low, high), infinite for None."""
-    low, high = (-math.inf, math.inf) if clamp is None else clamp
-    if not low <= high:
-        raise ValueError(f"{op}: clamp must be (low, high) with low <= high, got {clamp}")
-    return low, high
+    if clamp is None:
+        return -math.inf, math.inf
+    numbers = isinstance(clamp, (tuple, list)) and all(isinstance(v, (float, int)) for v in clamp)
+    if not numbers or len(clamp) != 2 or not clamp[0] <= clamp[1]:
+        got = type(clamp).__name__ if isinstance(clamp, Tensor) else repr(clamp)
+        raise ValueError(f"{op}: clamp must be (low, high) with low <= high, got {got}")
+    return clamp
 
 
 def _split_fake(

@@ -61,7 +61,10 @@ def split_kernel(
     COLUMNS: tl.constexpr,
 ):
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
-    mean, std = load_channel(mean, tile, extent), load_channel(std, tile, extent)
+    if mean is not None:
+        mean = load_channel(mean, tile, extent)
+    if std is not None:
+        std = load_channel(std, tile, extent)
     y = 2 * tile[2]
     top = load_pair(x, tile, extent, y, PLANAR)
     bottom = load_pair(x, tile, extent, y + 1, PLANAR)
@@ -90,7 +93,8 @@ def split_backward_kernel(
         top = tl.join(quarter, quarter)
         bottom = top
     else:
-        std = load_channel(std, tile, extent)
+        if std is not None:
+            std = load_channel(std, tile, extent)
         top = divide_pair(load_pair(grad_residual, tile, extent, y, PLANAR), std)
         bottom = divide_pair(load_pair(grad_residual, tile, extent, y + 1, PLANAR), std)
         pooled = -upsample_adjoint(grad_residual, std, tile, extent, top, bottom, BILINEAR, PLANAR)
@@ -118,7 +122,10 @@ def merge_kernel(
     COLUMNS: tl.constexpr,
 ):
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
-    mean, std = load_channel(mean, tile, extent), load_channel(std, tile, extent)
+    if mean is not None:
+        mean = load_channel(mean, tile, extent)
+    if std is not None:
+        std = load_channel(std, tile, extent)
     y = 2 * tile[2]
     upper, lower = upsample(base, tile, extent, BILINEAR, PLANAR)
     top = upper + restore(load_pair(residual, tile, extent, y, PLANAR), mean, std)
@@ -141,7 +148,8 @@ def merge_backward_kernel(
 ):
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
     y = 2 * tile[2]
-    std = load_channel(std, tile, extent)
+    if std is not None:
+        std = load_channel(std, tile, extent)
     top = load_pair(grad, tile, extent, y, PLANAR)
     bottom = load_pair(grad, tile, extent, y + 1, PLANAR)
     pooled = upsample_adjoint(grad, None, tile, extent, top, bottom, BILINEAR, PLANAR)
@@ -224,6 +232,21 @@ AUDITED = {
         ),
         "merge backward": lambda mode, new: pyramid_merge_backward(
             new(2, 16, 64, 64), new(16), mode
+        ),
+        "split without statistics": lambda mode, new: pyramid_split(
+            new(2, 16, 64, 64), None, None, mode
+        ),
+        "split backward without statistics": lambda mode, new: pyramid_split_backward(
+            new(2, 16, 32, 32), new(2, 16, 64, 64), None, mode
+        ),
+        "split backward of the base": lambda mode, new: pyramid_split_backward(
+            new(2, 16, 32, 32), None, None, mode
+        ),
+        "merge without statistics": lambda mode, new: pyramid_merge(
+            new(2, 16, 32, 32), new(2, 16, 64, 64), None, None, mode, -1.0, 1.0
+        ),
+        "merge backward without statistics": lambda mode, new: pyramid_merge_backward(
+            new(2, 16, 64, 64), None, mode
         ),
     }.items()
 }

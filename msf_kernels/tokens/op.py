@@ -38,7 +38,8 @@ def merge_tokens(
     checks.dtype(op, "skip", skip, base.dtype)
     checks.dimensions(op, "base", base, "(B, h * w, 4 * D)")
     batch, tokens, channels = base.shape
-    if len(grid) != 2 or grid[0] * grid[1] != tokens or channels % 4:
+    checks.whole_numbers(op, "grid", "(h, w)", grid, 2)
+    if grid[0] * grid[1] != tokens or channels % 4:
         raise ValueError(
             f"{op}: base must be (B, h * w, 4 * D) with (h, w) = grid = {tuple(grid)}, "
             f"got {tuple(base.shape)}"
@@ -59,8 +60,9 @@ def _gradient(ctx: Any, grad: Tensor | None) -> Any:
     if grad is None:
         return None, None, None, None, None
     (position,) = ctx.saved_tensors
-    grad_base, grad_position = _merge_tokens_backward(grad, position, *ctx.grid)
-    return grad_base, grad, None if position is None else grad_position, None, None
+    learned = position if ctx.needs_input_grad[2] else None  # fixed positions cost no sum
+    grad_base, grad_position = _merge_tokens_backward(grad, learned, *ctx.grid)
+    return grad_base, grad, None if learned is None else grad_position, None, None
 
 
 def _backward_fake(

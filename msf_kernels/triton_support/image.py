@@ -167,9 +167,6 @@ def nearest(i, size):
 
 @triton.jit
 def load_channel(statistic, tile, extent):
-    """A per-channel number for each pixel of the tile, broadcast; None for None."""
-    if statistic is None:
-        return None
-    else:
-        c = tile[1]
-        return widen(tl.load(statistic + c, mask=c < extent[1], other=1))
+    """A per-channel number for each pixel of the tile, broadcast."""
+    c = tile[1]
+    return widen(tl.load(statistic + c, mask=c < extent[1], other=1))

@@ -22,9 +22,10 @@ def test_the_fastest_comes_first_by_the_geometric_mean() -> None:
     }
 
 
-def test_only_what_all_ran_correctly_counts() -> None:
-    rows = [row("cuda", 2), row("triton", 3), row("cuda", 9, 2), row("triton", None, 2)]
-    assert choose.orders(rows) == {"gate_residual": ["cuda", "triton"]}
+def test_what_was_wrong_once_is_never_chosen() -> None:
+    rows = [row("cuda", 9), row("triton", 3), row("cuda", 9, 2), row("triton", None, 2)]
+    assert choose.orders(rows) == {"gate_residual": ["cuda"]}
+    assert choose.orders([row("cuda", None)]) == {}
 
 
 def test_the_table_is_named_after_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,16 +70,16 @@ def _interpolate(data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _euler(x: Tensor, v_cond: Tensor, v_uncond: Tensor) -> Tensor:
-    scale, dt = torch.tensor([3.0, 0.25], device=DEVICE)
-    return msf.guided_euler_step(x, v_cond, v_uncond, scale, dt)
+    return msf.guided_euler_step(x, v_cond, v_uncond, *TABLE[1])
 
 
 def _heun_of_tokens(x: Tensor, v_cond: Tensor, v_uncond: Tensor, start: Tensor) -> Tensor:
-    scale, dt = torch.tensor([[1.0, 3.0], [0.5, 0.25]], device=DEVICE)
-    step = torch.tensor(1, device=DEVICE)
-    return msf.guided_euler_step(x, v_cond, v_uncond, scale, dt, step=step, start=start, patch=2)
+    scale, dt = TABLE.unbind(1)
+    return msf.guided_euler_step(x, v_cond, v_uncond, scale, dt, step=STEP, start=start, patch=2)
 
 
+# Made once, because a graph cannot capture a copy from the host.
+TABLE, STEP = torch.tensor([[1.0, 0.5], [3.0, 0.25]], device=DEVICE), torch.tensor(1, device=DEVICE)
 STATISTICS = torch.tensor([0.5, 2.0, -1.5], device=DEVICE)
 ROWS, BROADCAST, TOKENS = ("B", 5), (1, 5), ("B", 3, 5)
 QKV, WEIGHT = ("B", 6, 24), (4,)

@@ -143,14 +143,6 @@ def test_steps_agree_with_the_reference_bit_for_bit(size: int, velocity: torch.d
         assert all(map(torch.equal, got, results()))
 
 
-def test_last_step_has_no_derivative() -> None:
-    x, v = normal(2, 2, 3, 4, 6, dtype=FP32)
-    base = normal(2, 3, 2, 3, dtype=FP32).requires_grad_()
-    merged = guided_euler_merge(x, v, None, 1.0, 0.5, base)
-    with pytest.raises(NotImplementedError, match="msf::guided_euler_merge has no derivative"):
-        merged.sum().backward()
-
-
 def test_floats_and_a_table_give_the_same_bits() -> None:
     x, v_cond, v_uncond = normal(3, 2, 5, dtype=FP32)
     scale, dt = torch.tensor([1.7, 0.3], device=DEVICE)
@@ -215,6 +207,11 @@ BAD = {
         TypeError,
         "guided_euler_step: dt must be a float or a tensor, got str",
     ),
+    "velocities of two dtypes": (
+        lambda: guided_euler_step(image.float(), image.float(), image.half(), 1.0, 0.1),
+        TypeError,
+        "guided_euler_step: v_uncond must be float32, got float16",
+    ),
     "patch that does not divide": (
         lambda: guided_euler_step(image, image, None, 1.0, 0.1, patch=3),
         ValueError,
@@ -227,7 +224,9 @@ BAD = {
         "got (2, 3, 4, 4)",
     ),
     "row of a number": (
-        lambda: guided_euler_step(image, image, None, 1.0, 0.1, step=torch.tensor(0)),
+        lambda: guided_euler_step(
+            image, image, None, 1.0, 0.1, step=torch.tensor(0, device=DEVICE)
+        ),
         ValueError,
         "guided_euler_step: guidance_scale must be a table (S,) of steps, where step is given",
     ),
@@ -235,6 +234,25 @@ BAD = {
         lambda: guided_euler_step(image, image, None, t, t, step=t),
         TypeError,
         "guided_euler_step: step must be a 0-dimensional int64 tensor, got torch.float32 (2,)",
+    ),
+    "tables of two lengths": (
+        lambda: guided_euler_step(
+            image, image, None, t, t[:1], step=torch.tensor(0, device=DEVICE)
+        ),
+        ValueError,
+        "guided_euler_step: dt must be (S,) as guidance_scale = (2,), got (1,)",
+    ),
+    "patch that is no whole number": (
+        lambda: guided_euler_step(image, image, None, 1.0, 0.1, patch=2.0),
+        ValueError,
+        "guided_euler_step: patch must be (p,), positive whole numbers, got (2.0,)",
+    ),
+    "gradient of the last step": (
+        lambda: guided_euler_merge(
+            image, image, None, 1.0, 0.1, image[..., :2, :2].clone().requires_grad_()
+        ),
+        ValueError,
+        "guided_euler_merge: base gets no gradient, pass base.detach()",
     ),
     "start of another dtype": (
         lambda: guided_euler_step(image, image, None, 1.0, 0.1, start=image.float()),
@@ -259,3 +277,11 @@ def test_bad_input(call, error, line) -> None:
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value) == line
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU the row is not checked")
+@pytest.mark.parametrize("row", [-1, 2])
+def test_row_out_of_range(row: int) -> None:
+    line = rf"guided_euler_step: step must be in \[0, 2\), got {row}"
+    with pytest.raises(ValueError, match=line):
+        guided_euler_step(image, image, None, t, t, step=torch.tensor(row))

@@ -124,6 +124,15 @@ def test_standardised_split(dtype: torch.dtype, mode: str) -> None:
 
 
 @modes
+def test_zeros_keep_their_sign(mode: str) -> None:
+    base, residual = (
+        -torch.zeros(1, 1, 2, 2, device=DEVICE),
+        -torch.zeros(1, 1, 4, 4, device=DEVICE),
+    )
+    assert pyramid_merge(base, residual, mode=mode).signbit().all()
+
+
+@modes
 def test_merge_inverts_a_standardised_split(mode: str) -> None:
     x = normal(2, 3, 8, 12, dtype=torch.float32)
     statistics = {"mean": normal(3).float(), "std": (0.5 + normal(3).abs()).float()}
@@ -187,12 +196,12 @@ BAD = {
     "odd height": (
         lambda: pyramid_split(residual[:, :, :3]),
         ValueError,
-        "pyramid_split: height and width must be even, got 3 x 8",
+        "pyramid_split: height and width must be even and positive, got 3 x 8",
     ),
     "empty image": (
         lambda: pyramid_split(residual[:, :, :0]),
         ValueError,
-        "pyramid_split: height and width must be even, got 0 x 8",
+        "pyramid_split: height and width must be even and positive, got 0 x 8",
     ),
     "unknown mode": (
         lambda: pyramid_split(residual, mode="bicubic"),
@@ -223,6 +232,11 @@ BAD = {
         lambda: pyramid_merge(base, residual, clamp=(1.0, -1.0)),
         ValueError,
         "pyramid_merge: clamp must be (low, high) with low <= high, got (1.0, -1.0)",
+    ),
+    "one bound": (
+        lambda: pyramid_merge(base, residual, clamp=(1.0,)),
+        ValueError,
+        "pyramid_merge: clamp must be (low, high) with low <= high, got (1.0,)",
     ),
     "a gradient through the clamp": (
         lambda: pyramid_merge(base.clone().requires_grad_(), residual, clamp=(-1.0, 1.0)),

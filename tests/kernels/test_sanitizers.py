@@ -17,7 +17,7 @@ FILES = [str(HERE / f"test_{name}.py") for name in ("library", "pyramid", "token
 # ThreadSanitizer 100 times as much as AddressSanitizer, so it gets each operator's call only.
 TESTS = {
     "asan": "cuda and not (compiles or opcheck or gradcheck or recompile or bad_input)",
-    "tsan": "cuda and (strided or bitwise)",
+    "tsan": "cuda and (strided or bitwise or bit_for_bit or (channels_last and 16))",
 }
 OUT_OF_BOUNDS = """
 import torch

@@ -75,6 +75,16 @@ BAD = {
         ValueError,
         "merge_tokens: base must be (B, h * w, 4 * D) with (h, w) = grid = (2, 2), got (2, 6, 20)",
     ),
+    "negative grid": (
+        lambda: merge_tokens(base, skip, grid=(-2, -3)),
+        ValueError,
+        "merge_tokens: grid must be (h, w), positive whole numbers, got (-2, -3)",
+    ),
+    "grid of another kind": (
+        lambda: merge_tokens(base, skip, grid=2.0),
+        ValueError,
+        "merge_tokens: grid must be (h, w), positive whole numbers, got 2.0",
+    ),
     "channels that are no multiple of 4": (
         lambda: merge_tokens(base[..., :18], skip, grid=(2, 3)),
         ValueError,
