@@ -157,11 +157,17 @@ struct ChannelStatistics {
     }
   }
   __device__ Compute<T> standardise(Compute<T> value, int k) const {
-    if (shifted) value -= mean[L::kPlanar ? 0 : k];
+    return divide(shifted ? value - mean[L::kPlanar ? 0 : k] : value, k);
+  }
+  // A gradient's share of the two: it knows no mean.
+  __device__ Compute<T> divide(Compute<T> value, int k) const {
     return scaled ? value / std[L::kPlanar ? 0 : k] : value;
   }
+  __device__ Compute<T> multiply(Compute<T> value, int k) const {
+    return scaled ? value * std[L::kPlanar ? 0 : k] : value;
+  }
   __device__ Compute<T> restore(Compute<T> value, int k) const {
-    if (scaled) value *= std[L::kPlanar ? 0 : k];
+    value = multiply(value, k);
     return shifted ? value + mean[L::kPlanar ? 0 : k] : value;
   }
 };

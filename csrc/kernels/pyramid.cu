@@ -82,13 +82,12 @@ __global__ void pyramid_split_backward_kernel(Extent extent, Image<const T> grad
     } else {
       from_base = {};
     }
-    // The mean of a gradient's statistics is absent: this divides by std alone.
     constexpr int kSide = 2 + 2 * kMargin, kDepth = ChannelStatistics<T, L>::kDepth;
     constexpr int kColumns = Patch<T, L, 2, kMargin>::kOwn + 2 * kMargin;
 #pragma unroll
     for (int i = 0; i < kSide * kColumns * kDepth; ++i) {
       Compute<T>& value = grad.pixels[i / kDepth / kColumns][i / kDepth % kColumns][i % kDepth];
-      value = statistics.standardise(value, i % kDepth);
+      value = statistics.divide(value, i % kDepth);
     }
     Patch<T, L, 2, 0> out;
 #pragma unroll
@@ -138,7 +137,7 @@ __global__ void pyramid_merge_backward_kernel(Extent extent, Image<const T> grad
       to_base(k, 0, 0) = upsample_adjoint(grad, k);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        to_residual(k, i / 2, i % 2) = statistics.restore(grad(k, i / 2, i % 2), k);
+        to_residual(k, i / 2, i % 2) = statistics.multiply(grad(k, i / 2, i % 2), k);
       }
     }
     to_base.store(grad_base, p);
