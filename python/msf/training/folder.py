@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -117,9 +118,12 @@ class RunFolder:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Alone in the folder, while another process may be training another stage into it."""
-        with open(self.path / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(descriptor)
 
 
 def _settings(config: MSFConfig, run: RunConfig) -> dict[str, Any]:
