@@ -6,8 +6,6 @@
 namespace msf {
 namespace {
 
-__device__ int64_t thread_index() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
-
 // Blocks are (vectors of a sample, samples).
 template <class T, int kVector>
 __global__ void flow_interpolate_kernel(int64_t batch, int64_t size, const T* data, const T* noise,

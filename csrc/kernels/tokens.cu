@@ -4,34 +4,29 @@
 namespace msf {
 namespace {
 
-// A vector of a fine token, and where its channels lie in the coarse one.
-struct FineVector {
-  int64_t token, channel;  // in a sample's fine tokens
-  int64_t coarse;          // offset in a sample's base
-};
-
+// Where the channels of a sample's fine tokens, of which this is the index-th vector, lie in its base.
 template <int kVector>
-__device__ FineVector fine_vector(const TokenGrid& grid, int64_t index) {
+__device__ int64_t coarse_offset(const TokenGrid& grid, int64_t index) {
   const int vectors = grid.channels / kVector;
   const int64_t token = index / vectors, channel = index % vectors * kVector;
   const int width = 2 * grid.width;
   const int row = token / width, column = token % width;
   const int64_t coarse = int64_t(row / 2) * grid.width + column / 2;
   const int quarter = row % 2 * 2 + column % 2;
-  return {token, channel, (coarse * 4 + quarter) * grid.channels + channel};
+  return (coarse * 4 + quarter) * grid.channels + channel;
 }
 
 // Blocks are (vectors of a sample's fine tokens, samples).
 template <class T, class P, int kVector>
 __global__ void merge_tokens_kernel(TokenGrid grid, int64_t size, const T* base, const T* skip,
                                     const P* position, T* x) {
-  const int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t index = thread_index();
   if (index * kVector >= size) return;
-  const FineVector v = fine_vector<kVector>(grid, index);
+  const int64_t coarse = coarse_offset<kVector>(grid, index);
   Vector<P, kVector> shift{};
   if (position) shift = shift.load(position + index * kVector);
   for (int64_t b = blockIdx.y; b < grid.batch; b += gridDim.y) {
-    const auto below = Vector<T, kVector>::load(base + b * size + v.coarse);
+    const auto below = Vector<T, kVector>::load(base + b * size + coarse);
     const auto beside = Vector<T, kVector>::load(skip + b * size + index * kVector);
     Vector<T, kVector> sum;
 #pragma unroll
@@ -47,12 +42,12 @@ __global__ void merge_tokens_kernel(TokenGrid grid, int64_t size, const T* base,
 template <class T, int kVector>
 __global__ void merge_tokens_backward_kernel(TokenGrid grid, int64_t size, const T* grad,
                                              T* grad_base) {
-  const int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t index = thread_index();
   if (index * kVector >= size) return;
-  const FineVector v = fine_vector<kVector>(grid, index);
+  const int64_t coarse = coarse_offset<kVector>(grid, index);
   for (int64_t b = blockIdx.y; b < grid.batch; b += gridDim.y) {
     Vector<T, kVector>::load(grad + b * size + index * kVector)
-        .store(grad_base + b * size + v.coarse);
+        .store(grad_base + b * size + coarse);
   }
 }
 
@@ -60,7 +55,7 @@ __global__ void merge_tokens_backward_kernel(TokenGrid grid, int64_t size, const
 template <class T, class P, int kVector>
 __global__ void sum_over_batch_kernel(TokenGrid grid, int64_t size, const T* grad,
                                       P* grad_position) {
-  const int64_t first = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * kVector;
+  const int64_t first = thread_index() * kVector;
   if (first >= size) return;
   Compute<T> sums[kVector] = {};
   for (int64_t b = 0; b < grid.batch; ++b) {
