@@ -11,8 +11,12 @@ from ..dtypes import compute_dtype
 from ..library import define
 from . import reference
 
+ROUNDINGS = ("fp32", "eager")
 
-def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6) -> Tensor:
+
+def adaln_modulate(
+    x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, rounding: str = "fp32"
+) -> Tensor:
     """Layer normalisation without weights, then modulation: LN(x) * (1 + scale) + shift.
 
     The adaLN of DiT (Peebles & Xie, 2022, section 3.2).
@@ -22,23 +26,9 @@ def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6
         shift, scale: (B, D) or (1, D), possibly strided views of one (B, 6D) tensor; x's dtype,
             or float32 beside a 16-bit dtype.
         eps: added to the variance.
-
-    Returns:
-        (B, N, D) in x's dtype, computed in float32 and rounded once.
-
-    Raises:
-        TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
-    """
-    _check("adaln_modulate", {"x": x}, {"shift": shift, "scale": scale})
-    return _adaln_modulate(x, shift, scale, eps)[0]
-
-
-def gate_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """The gated residual of adaLN-Zero: x + gate * y.
-
-    Args:
-        x, y: (B, N, D); one dtype, or one 16-bit dtype beside float32.
-        gate: (B, D) or (1, D), possibly strided; dtypes as for y.
+        rounding: "fp32" computes in float32 and rounds once; "eager" rounds where PyTorch does that
+            runs `layer_norm(x) * (1 + scale) + shift` in 16 bits, operation by operation, so that
+            a model trained or published so gives the same images. Tensors of one dtype only.
 
     Returns:
         (B, N, D) in x's dtype.
@@ -46,12 +36,37 @@ def gate_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    _check("gate_residual", {"x": x, "y": y}, {"gate": gate})
-    return _gate_residual(x, y, gate)
+    _check("adaln_modulate", {"x": x}, {"shift": shift, "scale": scale}, rounding)
+    return _adaln_modulate(x, shift, scale, eps, rounding == "eager")[0]
+
+
+def gate_residual(x: Tensor, y: Tensor, gate: Tensor, *, rounding: str = "fp32") -> Tensor:
+    """The gated residual of adaLN-Zero: x + gate * y.
+
+    Args:
+        x, y: (B, N, D); one dtype, or one 16-bit dtype beside float32.
+        gate: (B, D) or (1, D), possibly strided; dtypes as for y.
+        rounding: "fp32" or "eager", as in `adaln_modulate`.
+
+    Returns:
+        (B, N, D) in x's dtype.
+
+    Raises:
+        TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
+    """
+    _check("gate_residual", {"x": x, "y": y}, {"gate": gate}, rounding)
+    return _gate_residual(x, y, gate, rounding == "eager")
 
 
 def gate_residual_adaln(
-    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    *,
+    eps: float = 1e-6,
+    rounding: str = "fp32",
 ) -> tuple[Tensor, Tensor]:
     """gate_residual, then adaln_modulate of its result, in one pass over memory.
 
@@ -59,6 +74,7 @@ def gate_residual_adaln(
         x, y: (B, N, D); one dtype, or one 16-bit dtype beside float32.
         gate, shift, scale: (B, D) or (1, D), possibly strided; dtypes as for y.
         eps: added to the variance.
+        rounding: "fp32" or "eager", as in `adaln_modulate`.
 
     Returns:
         x_out = x + gate * y and h = LN(x_out) * (1 + scale) + shift, both (B, N, D) in x's dtype.
@@ -67,12 +83,14 @@ def gate_residual_adaln(
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
     modulation = {"gate": gate, "shift": shift, "scale": scale}
-    _check("gate_residual_adaln", {"x": x, "y": y}, modulation)
-    x_out, h, _, _ = _gate_residual_adaln(x, y, gate, shift, scale, eps)
+    _check("gate_residual_adaln", {"x": x, "y": y}, modulation, rounding)
+    x_out, h, _, _ = _gate_residual_adaln(x, y, gate, shift, scale, eps, rounding == "eager")
     return x_out, h
 
 
-def _check(op: str, tokens: dict[str, Tensor], modulation: dict[str, Tensor]) -> None:
+def _check(
+    op: str, tokens: dict[str, Tensor], modulation: dict[str, Tensor], rounding: str
+) -> None:
     checks.tensors(op, **tokens, **modulation)
     checks.dtypes(op, **tokens, **modulation)
     x = tokens["x"]
@@ -83,6 +101,10 @@ def _check(op: str, tokens: dict[str, Tensor], modulation: dict[str, Tensor]) ->
     for name, tensor in modulation.items():
         if tensor.shape != (1, channels):
             checks.shape(op, name, tensor, "(B, D)", (batch, channels))
+    checks.choice(op, "rounding", rounding, ROUNDINGS)
+    if rounding == "eager":
+        for name, tensor in (tokens | modulation).items():
+            checks.dtype(f'{op}: with rounding="eager"', name, tensor, x.dtype)
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +125,7 @@ _adaln_modulate_backward = define(
 
 
 def _adaln_modulate_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, shift, scale, _ = inputs
+    x, shift, scale, *_ = inputs
     _, mean, rstd = output
     ctx.save_for_backward(x, shift, scale, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
@@ -111,14 +133,15 @@ def _adaln_modulate_setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _adaln_modulate_gradient(ctx: Any, grad: Tensor | None, *_: None) -> Any:
     if grad is None:
-        return None, None, None, None
-    return *_adaln_modulate_backward(grad, *ctx.saved_tensors), None
+        return None, None, None, None, None
+    return *_adaln_modulate_backward(grad, *ctx.saved_tensors), None, None
 
 
 _adaln_modulate = define(
-    "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps) -> (Tensor, Tensor, Tensor)",
+    "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps, bool eager) "
+    "-> (Tensor, Tensor, Tensor)",
     reference=reference.adaln_modulate,
-    fake=lambda x, shift, scale, eps: (*_like(x), *_statistics(x)),
+    fake=lambda x, shift, scale, eps, eager: (*_like(x), *_statistics(x)),
     setup_context=_adaln_modulate_setup,
     backward=_adaln_modulate_gradient,
 )
@@ -131,20 +154,20 @@ _gate_residual_backward = define(
 
 
 def _gate_residual_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    _, y, gate = inputs
+    _, y, gate, _ = inputs
     ctx.save_for_backward(y, gate)
 
 
 def _gate_residual_gradient(ctx: Any, grad: Tensor | None) -> Any:
     if grad is None:
-        return None, None, None
-    return grad, *_gate_residual_backward(grad, *ctx.saved_tensors)
+        return None, None, None, None
+    return grad, *_gate_residual_backward(grad, *ctx.saved_tensors), None
 
 
 _gate_residual = define(
-    "gate_residual(Tensor x, Tensor y, Tensor gate) -> Tensor",
+    "gate_residual(Tensor x, Tensor y, Tensor gate, bool eager) -> Tensor",
     reference=reference.gate_residual,
-    fake=lambda x, y, gate: _like(x)[0],
+    fake=lambda x, y, gate, eager: _like(x)[0],
     setup_context=_gate_residual_setup,
     backward=_gate_residual_gradient,
 )
@@ -161,7 +184,7 @@ _gate_residual_adaln_backward = define(
 
 
 def _gate_residual_adaln_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    _, y, gate, shift, scale, _ = inputs
+    _, y, gate, shift, scale, *_ = inputs
     x_out, _, mean, rstd = output
     ctx.save_for_backward(x_out, y, gate, shift, scale, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
@@ -172,17 +195,18 @@ def _gate_residual_adaln_gradient(
 ) -> Any:
     x_out, y, gate, *rest = ctx.saved_tensors
     if grad_h is not None:
-        return *_gate_residual_adaln_backward(grad_h, grad_x_out, x_out, y, gate, *rest), None
+        grads = _gate_residual_adaln_backward(grad_h, grad_x_out, x_out, y, gate, *rest)
+        return *grads, None, None
     if grad_x_out is not None:
-        return grad_x_out, *_gate_residual_backward(grad_x_out, y, gate), None, None, None
-    return None, None, None, None, None, None
+        return grad_x_out, *_gate_residual_backward(grad_x_out, y, gate), None, None, None, None
+    return None, None, None, None, None, None, None
 
 
 _gate_residual_adaln = define(
-    "gate_residual_adaln(Tensor x, Tensor y, Tensor gate, Tensor shift, Tensor scale, float eps) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "gate_residual_adaln(Tensor x, Tensor y, Tensor gate, Tensor shift, Tensor scale, float eps, "
+    "bool eager) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln,
-    fake=lambda x, y, gate, shift, scale, eps: (*_like(x, x), *_statistics(x)),
+    fake=lambda x, y, gate, shift, scale, eps, eager: (*_like(x, x), *_statistics(x)),
     setup_context=_gate_residual_adaln_setup,
     backward=_gate_residual_adaln_gradient,
 )

@@ -2,7 +2,8 @@
 
 All mathematics in float32 (float64 for float64), one rounding at each output. Temporaries are
 reused in place, which halves the time on a CPU. B, N, D are batch, tokens, channels; shift, scale
-and gate are (B, D), or (1, D) for all samples alike.
+and gate are (B, D), or (1, D) for all samples alike. `eager` rounds after every operation instead,
+as PyTorch does that runs them one by one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ..dtypes import widen
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y = (1 + scale) * (x - mean) * rstd + shift.
 
@@ -24,8 +25,12 @@ def adaln_modulate(
     mean = wide.mean(-1, keepdim=True)
     centred = wide - mean
     rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    y = torch.addcmul(_rows(shift), centred.mul_(rstd), 1 + _rows(scale))
-    return y.to(x.dtype), mean.squeeze(-1), rstd.squeeze(-1)
+    normalised = centred.mul_(rstd)
+    if eager:
+        y = normalised.to(x.dtype) * (1 + scale[:, None]) + shift[:, None]
+    else:
+        y = torch.addcmul(_rows(shift), normalised, 1 + _rows(scale)).to(x.dtype)
+    return y, mean.squeeze(-1), rstd.squeeze(-1)
 
 
 def adaln_modulate_backward(
@@ -43,8 +48,10 @@ def adaln_modulate_backward(
     return grad_x.mul_(rstd[..., None]).to(x.dtype), grad_shift, grad_scale
 
 
-def gate_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+def gate_residual(x: Tensor, y: Tensor, gate: Tensor, eager: bool) -> Tensor:
     """x + gate * y, (B, N, D) in x's dtype."""
+    if eager:
+        return x + gate[:, None] * y
     return torch.addcmul(widen(x), _rows(gate), widen(y)).to(x.dtype)
 
 
@@ -55,15 +62,15 @@ def gate_residual_backward(grad: Tensor, y: Tensor, gate: Tensor) -> tuple[Tenso
 
 
 def gate_residual_adaln(
-    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
+    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x_out = gate_residual(x, y, gate); h = adaln_modulate(x_out, shift, scale, eps).
+    """x_out = gate_residual(x, y, gate); h = adaln_modulate(x_out, shift, scale).
 
     The normalisation sees x_out as rounded to x's dtype, which makes the fused operator equal to
     the two above and lets backward start from the stored x_out. Returns x_out, h, mean, rstd.
     """
-    x_out = gate_residual(x, y, gate)
-    return x_out, *adaln_modulate(x_out, shift, scale, eps)
+    x_out = gate_residual(x, y, gate, eager)
+    return x_out, *adaln_modulate(x_out, shift, scale, eps, eager)
 
 
 def gate_residual_adaln_backward(

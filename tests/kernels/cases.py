@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,10 @@ class Case:
 
 
 ROPE = msf.rope_2d(2, 3, 4, device=DEVICE)
+
+
+def _eager(op: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(op, rounding="eager")
 
 
 def _attention(qkv: Tensor, q: Tensor | None = None, k: Tensor | None = None) -> Tensor:
@@ -89,13 +94,20 @@ COARSE, FINE = ("B", 6, 20), ("B", 24, 5)
 CASES = [
     Case("adaln_modulate", msf.adaln_modulate, (TOKENS, ROWS, ROWS)),
     Case("adaln_modulate-broadcast", msf.adaln_modulate, (TOKENS, BROADCAST, BROADCAST)),
+    Case("adaln_modulate-eager", _eager(msf.adaln_modulate), (TOKENS, ROWS, ROWS)),
     Case("gate_residual", msf.gate_residual, (TOKENS, TOKENS, ROWS)),
     Case("gate_residual-broadcast", msf.gate_residual, (TOKENS, TOKENS, BROADCAST)),
+    Case("gate_residual-eager", _eager(msf.gate_residual), (TOKENS, TOKENS, ROWS)),
     Case("gate_residual_adaln", msf.gate_residual_adaln, (TOKENS, TOKENS, ROWS, ROWS, ROWS)),
     Case(
         "gate_residual_adaln-broadcast",
         msf.gate_residual_adaln,
         (TOKENS, TOKENS, BROADCAST, ROWS, BROADCAST),
+    ),
+    Case(
+        "gate_residual_adaln-eager",
+        _eager(msf.gate_residual_adaln),
+        (TOKENS, TOKENS, ROWS, ROWS, ROWS),
     ),
     Case("attention", _attention, (QKV,)),
     Case("attention-rope", _rotated, (QKV,)),

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from inspect import signature
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from msf_kernels import adaln_modulate, gate_residual, gate_residual_adaln
-from numerics import assert_rounded_once, normal
+from numerics import DEVICE, WALK, assert_rounded_once, normal
 
+OP = "gate_residual_adaln"
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+
+MODULATIONS = ("gate", "shift", "scale")
 
 # dtypes of x, and of y and the modulation; under autocast x is the wider one.
 dtypes = pytest.mark.parametrize(
@@ -16,11 +21,20 @@ dtypes = pytest.mark.parametrize(
     [(FP32, FP32), (BF16, BF16), (FP16, FP16), (BF16, FP32), (FP16, FP32), (FP32, BF16)],
     ids=lambda dtype: str(dtype).removeprefix("torch."),
 )
-# Odd D, N = 1 and batch 1 among them; the last one is (1, D) modulation of a batch.
+# Odd D, N = 1 and batch 1 among them; (1, D) modulation of a batch; rows of every length that the
+# kernels tell apart.
 shapes = pytest.mark.parametrize(
     ("batch", "rows", "tokens", "channels"),
-    [(2, 2, 7, 64), (3, 3, 1, 33), (1, 1, 40, 128), (3, 1, 9, 48)],
-    ids=["plain", "one-token-odd-D", "batch-1", "broadcast"],
+    [
+        (2, 2, 7, 64),
+        (3, 3, 1, 33),
+        (1, 1, 80, 128),
+        (3, 1, 19, 48),
+        (2, 2, 5, 1152),
+        (1, 1, 2, 4096),
+        (1, 1, 2, 8192),
+    ],
+    ids=["plain", "one-token-odd-D", "batch-1", "broadcast", "D=1152", "D=4096", "D=8192"],
 )
 
 
@@ -32,8 +46,19 @@ def eager_gate(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     return x + gate[:, None] * y
 
 
+def eager_pair(
+    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    x_out = eager_gate(x, y, gate)
+    return x_out, eager_adaln(x_out, shift, scale)
+
+
 def exactly(*tensors: Tensor) -> list[Tensor]:
     return [tensor.detach().double().requires_grad_() for tensor in tensors]
+
+
+def last_output(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return result if isinstance(result, Tensor) else result[-1]
 
 
 def modulation(rows: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -105,12 +130,71 @@ def test_gate_residual_adaln(
 
 
 @dtypes
-def test_the_fused_pair_equals_the_two(dtype: torch.dtype, other: torch.dtype) -> None:
+@pytest.mark.parametrize("rounding", ["fp32", "eager"])
+def test_the_fused_pair_equals_the_two(
+    dtype: torch.dtype, other: torch.dtype, rounding: str
+) -> None:
+    if rounding == "eager":
+        other = dtype
     x, y = normal(2, 5, 24, dtype=dtype), normal(2, 5, 24, dtype=other)
     gate, shift, scale = modulation(2, 24, other)
-    x_out, h = gate_residual_adaln(x, y, gate, shift, scale)
-    assert torch.equal(x_out, gate_residual(x, y, gate))
-    assert torch.equal(h, adaln_modulate(x_out, shift, scale))
+    x_out, h = gate_residual_adaln(x, y, gate, shift, scale, rounding=rounding)
+    assert torch.equal(x_out, gate_residual(x, y, gate, rounding=rounding))
+    assert torch.equal(h, adaln_modulate(x_out, shift, scale, rounding=rounding))
+
+
+eager_dtypes = pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16"])
+
+
+@eager_dtypes
+def test_eager_rounding_of_the_gate(dtype: torch.dtype) -> None:
+    x, y, (gate, *_) = *normal(2, 3, 9, 64, dtype=dtype), modulation(3, 64, dtype)
+    assert torch.equal(gate_residual(x, y, gate, rounding="eager"), eager_gate(x, y, gate))
+    assert not torch.equal(gate_residual(x, y, gate), eager_gate(x, y, gate))
+
+
+@eager_dtypes
+def test_eager_rounding_of_the_norm_where_statistics_are_exact(dtype: torch.dtype) -> None:
+    # Whole numbers of mean 0: sums below 2^24, the same in any order of summation.
+    half = torch.randint(-127, 128, (3, 16, 32), device=DEVICE)
+    x = torch.cat((half, -half), -1).to(dtype)
+    shift, scale, _ = modulation(3, 64, dtype)
+    expected = eager_adaln(x, shift, scale)
+    assert torch.equal(adaln_modulate(x, shift, scale, rounding="eager"), expected)
+    assert not torch.equal(adaln_modulate(x, shift, scale), expected)
+
+
+@eager_dtypes
+def test_eager_rounding_of_the_norm(dtype: torch.dtype) -> None:
+    # Statistics summed in another order differ by some sqrt(D) * 2^-24, which takes a normalised
+    # value across a rounding border, of which there is one in every `eps`, that seldom.
+    channels = 384
+    x = normal(2, 16, channels, dtype=dtype)
+    shift, scale, _ = modulation(2, channels, dtype)
+    got = adaln_modulate(x, shift, scale, rounding="eager")
+    share = (got != eager_adaln(x, shift, scale)).double().mean().item()
+    assert share <= 2 * WALK * channels**0.5 * 2**-24 / (torch.finfo(dtype).eps / 2)
+
+
+@pytest.mark.parametrize("op", [adaln_modulate, gate_residual, gate_residual_adaln])
+@pytest.mark.parametrize(
+    ("batch", "rows", "tokens"), [(1, 1, 16_400), (41, 1, 400)], ids=["batch-1", "broadcast"]
+)
+def test_gradients_of_modulations_over_16k_tokens(op, batch: int, rows: int, tokens: int) -> None:
+    # torch.compile of PyTorch 2.10 to 2.13 gets these wrong (pytorch/pytorch#193061).
+    channels = 8
+    names = signature(op).parameters
+    inputs = [normal(batch, tokens, channels, dtype=FP32) for name in names if name in "xy"]
+    inputs += [normal(rows, channels, dtype=FP32) for name in names if name in MODULATIONS]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    eager = {adaln_modulate: eager_adaln, gate_residual: eager_gate}.get(op, eager_pair)
+    grad = normal(batch, tokens, channels, dtype=FP32)
+    got = torch.autograd.grad(last_output(op(*inputs)), inputs, grad)
+    exact_inputs = exactly(*inputs)
+    exact = last_output(eager(*exact_inputs))
+    expected = torch.autograd.grad(exact, exact_inputs, grad.double())
+    for one, right in zip(got, expected, strict=True):
+        assert_rounded_once(one, right, terms=batch * tokens)
 
 
 def test_large_mean_small_variance() -> None:
@@ -182,6 +266,16 @@ BAD = {
         TypeError,
         "adaln_modulate: dtypes must agree, or be one 16-bit dtype and float32, "
         "got x float16, shift bfloat16, scale float16",
+    ),
+    "another rounding": (
+        lambda: adaln_modulate(x, row, row, rounding="bf16"),
+        ValueError,
+        "adaln_modulate: rounding must be one of fp32, eager, got 'bf16'",
+    ),
+    "eager rounding of two dtypes": (
+        lambda: gate_residual(x.half(), y.half(), row.float(), rounding="eager"),
+        TypeError,
+        'gate_residual: with rounding="eager": gate must be float16, got float32',
     ),
     "another device": (
         lambda: adaln_modulate(x, row.to("meta"), row),

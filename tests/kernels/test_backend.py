@@ -36,7 +36,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Implementation]:
 
 
 def answering(value: float, **predicates: object) -> Implementation:
-    return Implementation(lambda x, y, gate: torch.full_like(x, value), **predicates)  # type: ignore[arg-type]
+    return Implementation(lambda x, *_: torch.full_like(x, value), **predicates)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("op", msf.OPERATORS)
@@ -64,7 +64,7 @@ def test_a_kernel_may_decline_the_machine_or_the_arguments(
     kernels: dict[str, Implementation],
 ) -> None:
     kernels["cuda"] = answering(1.0, available=lambda: "no driver")
-    kernels["triton"] = answering(2.0, can_run=lambda x, y, gate: f"D = {x.shape[-1]} is odd")
+    kernels["triton"] = answering(2.0, can_run=lambda x, y, gate, _: f"D = {x.shape[-1]} is odd")
     assert msf.explain_backends(OP) == {"cuda": "no driver", "triton": None, "reference": None}
     for name, reason in {"cuda": "no driver", "triton": "D = 5 is odd"}.items():
         with (
