@@ -99,6 +99,16 @@ template <>
 struct type_caster<msf::Velocity>
     : AggregateCaster<msf::Velocity, msf::DType, msf::ImageView, msf::ImageView, msf::Scalar,
                       msf::Scalar, Address, int> {};
+template <>
+struct type_caster<msf::AdalnTypes>
+    : AggregateCaster<msf::AdalnTypes, msf::DType, msf::DType, msf::DType> {};
+template <>
+struct type_caster<msf::TokenSlices> : AggregateCaster<msf::TokenSlices, int, int, int, int> {};
+template <>
+struct type_caster<msf::Modulation> : AggregateCaster<msf::Modulation, Address, int64_t> {};
+template <>
+struct type_caster<msf::ModulationGradient>
+    : AggregateCaster<msf::ModulationGradient, Address, bool> {};
 
 }  // namespace pybind11::detail
 #endif
@@ -117,5 +127,7 @@ PYBIND11_MODULE(MSF_MODULE, m) {
   m.def("guided_euler_step", &msf::guided_euler_step);
   m.def("guided_euler_step_of_tokens", &msf::guided_euler_step_of_tokens);
   m.def("guided_euler_merge", &msf::guided_euler_merge);
+  m.def("gate_residual_adaln", &msf::gate_residual_adaln);
+  m.def("gate_residual_adaln_backward", &msf::gate_residual_adaln_backward);
 #endif
 }

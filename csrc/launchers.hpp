@@ -100,4 +100,42 @@ void guided_euler_merge(DType dtype, Extent extent, ImageView x, Velocity veloci
                         ImageView merged, Statistics statistics, bool bilinear, Clamp clamp,
                         Address stream);
 
+// Dtypes of x, of y (x's where there is none), and of gate, shift and scale alike.
+struct AdalnTypes {
+  DType x, y, modulation;
+};
+
+// Tokens (B, N, D), contiguous; a block of threads has one of the `slices` of a sample's tokens.
+struct TokenSlices {
+  int batch, tokens, channels, slices;
+};
+
+// (B, D), rows of contiguous channels `stride` elements apart: 0 if all samples share one.
+struct Modulation {
+  Address data;
+  int64_t stride = 0;
+};
+
+// x_out is absent without y and gate; h, shift, scale and the statistics, (B, N) in the compute
+// dtype, are absent where nothing is normalised.
+void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address y, Modulation gate,
+                         Modulation shift, Modulation scale, double eps, bool eager, Address x_out,
+                         Address h, Address mean, Address rstd, Address stream);
+
+// Where the gradient of a modulation goes: (B, D) or, with `shared`, (1, D).
+struct ModulationGradient {
+  Address data;
+  bool shared = false;
+};
+
+// The gradients of the above, x being its x_out. `partials` (3, B, slices, D) in the compute dtype
+// is absent where each sample has one slice and a modulation of its own. grad_x_out may be absent;
+// it alone comes in, and grad_x does not go out, where nothing was normalised.
+void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address grad_h,
+                                  Address grad_x_out, Address x, Address y, Modulation gate,
+                                  Modulation scale, Address mean, Address rstd, Address grad_x,
+                                  Address grad_y, ModulationGradient grad_gate,
+                                  ModulationGradient grad_shift, ModulationGradient grad_scale,
+                                  Address partials, Address stream);
+
 }  // namespace msf

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ def define(
         reference: the equation in plain PyTorch; takes the arguments by position.
         fake: the same signature; returns empty tensors of the right shapes and dtypes.
         kernels: the backends besides the reference. Each is a module of that name beside the
-            reference's, imported at its first call, with a function of the operator's name.
+            reference's, imported at its first call, with a function of the operator's name and,
+            if it cannot take all arguments, `can_run(*args)`: None or the reason.
         backward, setup_context: as in torch.library.register_autograd. Absent gradients arrive as
             None. An operator without them cannot be differentiated and says so.
     """
@@ -53,9 +55,9 @@ def define(
     backend.register(name, "reference", implementation)
     package = reference.__module__.rpartition(".")[0]
     for kernel in kernels:
-        run = partial(_run_kernel, f"{package}.{kernel}", name)
-        support = SUPPORT[kernel]
-        implementation = backend.Implementation(run, support.available, support.can_run)
+        module, support = f"{package}.{kernel}", SUPPORT[kernel]
+        run, can_run = partial(_run_kernel, module, name), partial(_can_run, module, support)
+        implementation = backend.Implementation(run, support.available, can_run)
         backend.register(name, kernel, implementation)
     _library.impl(name, partial(_run_on_cpu, name), "CPU")
     _library.impl(name, partial(_run_on_gpu, name), "CUDA")
@@ -86,6 +88,12 @@ def _run_on_gpu(name: str, *args: Any) -> Any:
 
 def _run_kernel(module: str, name: str, *args: Any) -> Any:
     return getattr(importlib.import_module(module), name)(*args)
+
+
+def _can_run(module: str, support: ModuleType, *args: Any) -> str | None:
+    reason = support.can_run(*args)
+    limits = None if reason else getattr(importlib.import_module(module), "can_run", None)
+    return limits(*args) if limits else reason
 
 
 def _run_reference(reference: Callable[..., Any], *args: Any) -> Any:

@@ -13,8 +13,9 @@ from ..build import build_config
 from .row import Row
 
 # Of 65,536 registers an SM, these leave 682, 512 and 292 threads: what blocks of 256 need at least
-# to have loads of others in flight while some wait. Bilinear kernels hold a pixel's neighbours.
-PLAIN, BILINEAR, BILINEAR_INTERLEAVED = 96, 128, 224
+# to have loads of others in flight while some wait. Bilinear kernels hold a pixel's neighbours. Of
+# adaLN the longest rows take blocks of 512 threads, which 128 just leave.
+PLAIN, BILINEAR, BILINEAR_INTERLEAVED, ADALN = 96, 128, 224, 128
 
 
 def rows() -> Iterator[Row]:
@@ -51,6 +52,8 @@ def parse(listing: str) -> Iterator[Row]:
 
 
 def _budget(kernel: str, arguments: str) -> int:
+    if kernel.startswith("gate_residual_adaln"):
+        return ADALN
     bilinear = arguments.endswith(" 1") and ("Layout" in arguments or "merge_kernel" in kernel)
     if not bilinear:
         return PLAIN

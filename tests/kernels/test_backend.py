@@ -22,15 +22,15 @@ from numerics import normal
 
 selection = importlib.import_module("msf_kernels.backend")  # msf_kernels.backend is the function
 
-OP = "gate_residual"
+GATE = "gate_residual"
 ARGS = (normal(2, 3, 5), normal(2, 3, 5), normal(2, 5))
 
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Implementation]:
-    """The registry entry of OP with room for stand-in kernels."""
-    entry = dict(selection._registry[OP])
-    monkeypatch.setitem(selection._registry, OP, entry)
+    """The registry entry of GATE with nothing but its reference, and room for stand-in kernels."""
+    entry = {"reference": selection._registry[GATE]["reference"]}
+    monkeypatch.setitem(selection._registry, GATE, entry)
     selection._log_once.cache_clear()
     return entry
 
@@ -45,15 +45,16 @@ def test_every_operator_has_a_reference(op: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.usefixtures("kernels")
 def test_a_backend_asked_for_by_name_raises_where_it_cannot_run(name: str) -> None:
-    line = f"{OP}: backend {name} cannot run: {OP} has no {name} kernel in this version"
+    line = f"{GATE}: backend {name} cannot run: {GATE} has no {name} kernel in this version"
     with msf.backend(name), pytest.raises(msf.BackendUnavailable, match=f"^{line}$"):
         msf.gate_residual(*ARGS)
 
 
 def test_a_kernel_runs_when_asked_for_by_name(kernels: dict[str, Implementation]) -> None:
     kernels["triton"] = answering(7.0)
-    assert msf.available_backends(OP) == ("triton", "reference")
+    assert msf.available_backends(GATE) == ("triton", "reference")
     with msf.backend("triton"):
         assert (msf.gate_residual(*ARGS) == 7).all()
     with msf.backend("auto"):
@@ -65,7 +66,7 @@ def test_a_kernel_may_decline_the_machine_or_the_arguments(
 ) -> None:
     kernels["cuda"] = answering(1.0, available=lambda: "no driver")
     kernels["triton"] = answering(2.0, can_run=lambda x, y, gate, _: f"D = {x.shape[-1]} is odd")
-    assert msf.explain_backends(OP) == {"cuda": "no driver", "triton": None, "reference": None}
+    assert msf.explain_backends(GATE) == {"cuda": "no driver", "triton": None, "reference": None}
     for name, reason in {"cuda": "no driver", "triton": "D = 5 is odd"}.items():
         with (
             msf.backend(name),
@@ -78,14 +79,14 @@ def test_the_automatic_order_and_its_log(
     kernels: dict[str, Implementation], caplog: pytest.LogCaptureFixture
 ) -> None:
     def run() -> float:
-        return selection.run(OP, selection.BACKENDS, *ARGS)[0, 0, 0].item()
+        return selection.run(GATE, selection.BACKENDS, *ARGS)[0, 0, 0].item()
 
     kernels["cuda"], kernels["triton"] = answering(1.0), answering(2.0)
     with msf.backend("auto"), caplog.at_level(logging.INFO, selection.__name__):
         assert run() == 1
         kernels["cuda"] = answering(1.0, can_run=lambda *_: "D is odd")
         assert [run(), run()] == [2, 2]
-    assert caplog.messages == [f"{OP}: not on cuda: D is odd"]
+    assert caplog.messages == [f"{GATE}: not on cuda: D is odd"]
 
 
 def test_backward_in_another_thread_follows_the_request(kernels: dict[str, Implementation]) -> None:
@@ -138,16 +139,16 @@ def test_environment_variable(value: str, line: str) -> None:
 
 def test_measured_backends_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = importlib.import_module("msf_kernels.measured")
-    gpu, table = torch.device("cuda", 0), {OP: ["triton"]}
+    gpu, table = torch.device("cuda", 0), {GATE: ["triton"]}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(measured, "FOLDER", tmp_path)
     measured._table.cache_clear()
-    assert measured.order(OP, gpu) == selection.BACKENDS
+    assert measured.order(GATE, gpu) == selection.BACKENDS
     (tmp_path / "h200.json").write_text(json.dumps(table))
     measured._table.cache_clear()
     assert (
-        measured.order(f"{OP}_backward", gpu)
-        == measured.order(OP, gpu)
+        measured.order(f"{GATE}_backward", gpu)
+        == measured.order(GATE, gpu)
         == ("triton", "cuda", "reference")
     )
     assert measured.order("attention", gpu) == selection.BACKENDS

@@ -12,7 +12,9 @@ import pytest
 from emulation.build import environment
 
 HERE = Path(__file__).parent
-FILES = [str(HERE / f"test_{name}.py") for name in ("library", "pyramid", "tokens", "flow")]
+FILES = [
+    str(HERE / f"test_{name}.py") for name in ("library", "adaln", "pyramid", "tokens", "flow")
+]
 # Compiling and autograd's checks are no business of the kernels'. A thread of the emulation costs
 # ThreadSanitizer 100 times as much as AddressSanitizer, so it gets each operator's call only.
 TESTS = {

@@ -1,0 +1,163 @@
+// adaln_modulate, gate_residual and gate_residual_adaln, each in one pass over memory. The equations
+// are in msf_kernels/adaln/reference.py.
+#include "adaln.cuh"
+
+namespace msf {
+namespace {
+
+template <class T, class Y, class M>
+struct Forward {
+  const T* x;
+  const Y* y;
+  ModulationRows<M> gate, shift, scale;
+  Compute<T> eps;
+  bool eager;
+  T *x_out, *h;
+  Compute<T>*mean, *rstd;
+};
+
+__device__ inline float inverse_sqrt(float x) { return rsqrtf(x); }
+__device__ inline double inverse_sqrt(double x) { return rsqrt(x); }
+
+// The value as PyTorch's next operator would read it.
+template <class T>
+__device__ Compute<T> rounded(Compute<T> value, bool eager) {
+  return eager ? to_compute(from_compute<T>(value)) : value;
+}
+
+// x[r][i] += gate * y for the tokens from `row` to `end`, stored to x_out.
+template <class T, class Y, class M, int kVector, int kItems, int kRows>
+__device__ void add_gated(Vector<T, kVector> (&x)[kRows][kItems], const Forward<T, Y, M>& a,
+                          const Channels<kVector, kItems>& channels, int sample, int64_t row,
+                          int64_t end) {
+  Vector<Y, kVector> y[kRows][kItems];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (row + r >= end) break;
+    const Y* token = a.y + (row + r) * channels.count;
+    channels.each([&](int i, int c) { y[r][i] = y[r][i].load(token + c); });
+  }
+  channels.each([&](int i, int c) {
+    const auto gate = Vector<M, kVector>::load(a.gate[sample] + c);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (row + r >= end) break;
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) {
+        const Compute<T> branch = rounded<T>(to_compute(gate[k]) * to_compute(y[r][i][k]), a.eager);
+        x[r][i][k] = from_compute<T>(to_compute(x[r][i][k]) + branch);
+      }
+      x[r][i].store(a.x_out + (row + r) * channels.count + c);
+    }
+  });
+}
+
+// h of the tokens from `row` to `end`, with two passes over what registers hold of x: the mean first,
+// then the squares around it.
+template <class T, class Y, class M, int kVector, int kItems, int kRows>
+__device__ void normalise(const Vector<T, kVector> (&x)[kRows][kItems], const Forward<T, Y, M>& a,
+                          const Channels<kVector, kItems>& channels, int sample, int64_t row,
+                          int64_t end) {
+  using C = Compute<T>;
+  MSF_SHARED(C, shared_sums, kRows * kMaxWarps);
+  MSF_SHARED(C, shared_squares, kRows * kMaxWarps);
+  auto each_element = [&](auto body) {
+    channels.each([&](int i, int) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) body(r, to_compute(x[r][i][k]));
+      }
+    });
+  };
+  C mean[kRows] = {}, rstd[kRows] = {};
+  each_element([&](int r, C value) { mean[r] += value; });
+  sum_over_block(mean, shared_sums);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) mean[r] /= channels.count;
+  each_element([&](int r, C value) { rstd[r] += (value - mean[r]) * (value - mean[r]); });
+  sum_over_block(rstd, shared_squares);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) rstd[r] = inverse_sqrt(rstd[r] / channels.count + a.eps);
+
+  channels.each([&](int i, int c) {
+    const auto shift = Vector<M, kVector>::load(a.shift[sample] + c);
+    const auto scale = Vector<M, kVector>::load(a.scale[sample] + c);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (row + r >= end) break;
+      Vector<T, kVector> h;
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) {
+        const C normalised = rounded<T>((to_compute(x[r][i][k]) - mean[r]) * rstd[r], a.eager);
+        const C factor = rounded<T>(1 + to_compute(scale[k]), a.eager);
+        const C scaled = rounded<T>(normalised * factor, a.eager);
+        h[k] = from_compute<T>(scaled + to_compute(shift[k]));
+      }
+      h.store(a.h + (row + r) * channels.count + c);
+    }
+  });
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (row + r >= end) break;
+      a.mean[row + r] = mean[r];
+      a.rstd[row + r] = rstd[r];
+    }
+  }
+}
+
+// Blocks are slices of samples.
+template <class T, class Y, class M, int kVector, int kItems, bool kGate, bool kNorm>
+__global__ void __launch_bounds__(kMaxThreads, 1)
+    gate_residual_adaln_kernel(TokenSlices size, Forward<T, Y, M> a) {
+  constexpr int kRows = rows_at_once<T>(kVector * kItems, 16);
+  const Slice slice(size);
+  const Channels<kVector, kItems> channels{size.channels};
+  for (int64_t row = slice.first; row < slice.end; row += kRows) {
+    Vector<T, kVector> x[kRows][kItems] = {};
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (row + r >= slice.end) break;
+      const T* token = a.x + (row + r) * size.channels;
+      channels.each([&](int i, int c) { x[r][i] = x[r][i].load(token + c); });
+    }
+    if constexpr (kGate) add_gated(x, a, channels, slice.sample, row, slice.end);
+    if constexpr (kNorm) normalise(x, a, channels, slice.sample, row, slice.end);
+  }
+}
+
+}  // namespace
+
+void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address y, Modulation gate,
+                         Modulation shift, Modulation scale, double eps, bool eager, Address x_out,
+                         Address h, Address mean, Address rstd, Address stream) {
+  if (size.batch == 0 || size.tokens == 0 || size.channels == 0) return;
+  with_adaln_types(types, [&](auto type, auto other, auto third) {
+    using T = typename decltype(type)::type;
+    using Y = typename decltype(other)::type;
+    using M = typename decltype(third)::type;
+    const Forward<T, Y, M> arguments{x.as<const T>(),  y.as<const Y>(), gate,
+                                     shift,            scale,           Compute<T>(eps),
+                                     eager,            x_out.as<T>(),   h.as<T>(),
+                                     mean.as<Compute<T>>(), rstd.as<Compute<T>>()};
+    const bool aligned = is_aligned({x, y, x_out, h}) && arguments.gate.is_aligned() &&
+                         arguments.shift.is_aligned() && arguments.scale.is_aligned();
+    with_channels<T>(size.channels, aligned, [&](auto vector, auto items, int threads) {
+      const dim3 grid(size.batch * size.slices);
+      auto start = [&](auto kernel) {
+        launch(kernel, grid, dim3(threads), 0, cuda_stream(stream), size, arguments);
+      };
+      constexpr int kVector = vector.value, kItems = items.value;
+      if (y && h) {
+        start(gate_residual_adaln_kernel<T, Y, M, kVector, kItems, true, true>);
+      } else if (y) {
+        start(gate_residual_adaln_kernel<T, Y, M, kVector, kItems, true, false>);
+      } else if constexpr (std::is_same_v<T, Y>) {
+        start(gate_residual_adaln_kernel<T, T, M, kVector, kItems, false, true>);
+      }
+    });
+  });
+}
+
+}  // namespace msf

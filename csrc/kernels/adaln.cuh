@@ -1,0 +1,127 @@
+// What the kernels of adaLN share: a block has a slice of one sample's tokens, and a thread the same
+// channels of each, so that it reads them once and sums over tokens in registers.
+#pragma once
+
+#include "dispatch.cuh"
+
+namespace msf {
+
+constexpr int kWarp = 32;
+constexpr int kMaxThreads = 512, kMaxWarps = kMaxThreads / kWarp;
+
+// The block's tokens, [first, end) of the tokens of all samples.
+struct Slice {
+  int sample;
+  int64_t first, end;
+
+  __device__ explicit Slice(const TokenSlices& size) {
+    sample = blockIdx.x / size.slices;
+    const int64_t index = blockIdx.x % size.slices, start = int64_t(sample) * size.tokens;
+    first = start + index * size.tokens / size.slices;
+    end = start + (index + 1) * size.tokens / size.slices;
+  }
+};
+
+// Of how many tokens a thread holds its channels at the same time, `most` numbers of 32 bits: more
+// keep more loads in flight, fewer leave registers for more blocks.
+template <class T>
+__host__ __device__ constexpr int rows_at_once(int channels, int most) {
+  const int numbers = channels * int(sizeof(Compute<T>)) / 4;
+  return numbers < most ? most / numbers : 1;
+}
+
+// The thread's channels: kItems vectors of kVector, of which those before `count` exist.
+template <int kVector, int kItems>
+struct Channels {
+  int count;
+
+  // Calls body(item, its first channel).
+  template <class Body>
+  __device__ void each(const Body& body) const {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const int channel = (i * int(blockDim.x) + int(threadIdx.x)) * kVector;
+      if (channel < count) body(i, channel);
+    }
+  }
+};
+
+// Sums over the block, of kCount numbers at once, the same in each thread: lanes by butterflies,
+// then warps in order. `shared` has room for kCount numbers a warp; between two uses of it all
+// threads must have met once more.
+template <int kCount, class C>
+__device__ void sum_over_block(C (&sums)[kCount], C* shared) {
+  const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) sums[k] += __shfl_xor_sync(~0u, sums[k], distance);
+  }
+  if (threadIdx.x % kWarp == 0) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) shared[warp * kCount + k] = sums[k];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    sums[k] = shared[k];
+    for (int w = 1; w < warps; ++w) sums[k] += shared[w * kCount + k];
+  }
+}
+
+// Shift, scale or gate, in the dtype M.
+template <class M>
+struct ModulationRows {
+  const M* data;
+  int64_t stride;
+
+  ModulationRows(const Modulation& modulation)
+      : data(modulation.data.as<const M>()), stride(modulation.stride) {}
+  __device__ const M* operator[](int sample) const { return data + sample * stride; }
+  bool is_aligned() const { return msf::is_aligned({{const_cast<M*>(data)}}) && stride * sizeof(M) % 16 == 0; }
+};
+
+// Calls body(x's type, y's, modulation's). y is of x's dtype, or one of the two is float. The
+// modulation is of the dtype of both, or of that of the mathematics.
+template <class Body>
+void with_adaln_types(const AdalnTypes& types, Body body) {
+  with_types(types.x, types.y, [&](auto x, auto y) {
+    using T = typename decltype(x)::type;
+    using C = Compute<T>;
+    if constexpr (!std::is_same_v<T, C>) {
+      if (types.modulation == DType::float32) return body(x, y, Type<C>{});
+    }
+    if constexpr (std::is_same_v<decltype(x), decltype(y)> || std::is_same_v<T, C>) {
+      if (types.modulation == types.x) return body(x, y, x);
+    }
+    throw std::runtime_error("msf: no kernel for these three dtypes side by side");
+  });
+}
+
+// Calls body(kVector, kItems, threads) where a row of so many channels fits a block.
+template <class T, class Body>
+void with_channels(int channels, bool aligned, Body body) {
+  auto fits = [&](auto vector, auto items) {
+    const int vectors = (channels + vector.value * items.value - 1) / (vector.value * items.value);
+    const int threads = (vectors + kWarp - 1) / kWarp * kWarp;
+    if (threads <= kMaxThreads) body(vector, items, threads);
+    return threads <= kMaxThreads;
+  };
+  using One = std::integral_constant<int, 1>;
+  using Two = std::integral_constant<int, 2>;
+  using Four = std::integral_constant<int, 4>;
+  constexpr int kVector = 16 / sizeof(T);
+  if constexpr (sizeof(T) < 8) {
+    using Whole = std::integral_constant<int, kVector>;
+    if (aligned && channels % kVector == 0) {
+      if (fits(Whole{}, One{}) || fits(Whole{}, Two{})) return;
+      if constexpr (kVector == 4) {
+        if (fits(Whole{}, Four{})) return;
+      }
+    }
+  }
+  if (fits(One{}, Four{})) return;
+  throw std::runtime_error("msf: too many channels for a block");
+}
+
+}  // namespace msf

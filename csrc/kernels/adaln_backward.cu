@@ -1,0 +1,241 @@
+// The gradients of adaln_modulate, gate_residual and gate_residual_adaln, in one pass over memory and
+// without atomics: a block sums over its tokens in registers, a second kernel over the blocks. The
+// equations are in msf_kernels/adaln/reference.py.
+#include "adaln.cuh"
+
+namespace msf {
+namespace {
+
+constexpr int kGateSum = 0, kShiftSum = 1, kScaleSum = 2, kSums = 3;
+
+template <class T, class Y, class M>
+struct Backward {
+  const T *grad_h, *grad_x_out, *x;
+  const Y* y;
+  ModulationRows<M> gate, scale;
+  const Compute<T>*mean, *rstd;
+  T* grad_x;
+  Y* grad_y;
+  M* sums[kSums];        // (B, D) each, if there are no partials
+  Compute<T>* partials;  // (kSums, B * slices, D)
+};
+
+// What a thread has of a token.
+template <class T, class Y, class M, int kVector, int kItems, bool kGate, bool kNorm>
+struct Token {
+  using C = Compute<T>;
+  Vector<T, kVector> grad_h[kItems] = {}, grad_x_out[kItems] = {}, x[kItems] = {};
+  Vector<Y, kVector> y[kItems] = {};
+  C mean = 0, rstd = 0;
+
+  __device__ void load_norm(const Backward<T, Y, M>& a, int i, int64_t offset) {
+    grad_h[i] = grad_h[i].load(a.grad_h + offset);
+    x[i] = x[i].load(a.x + offset);
+  }
+  __device__ void load_residual(const Backward<T, Y, M>& a, int i, int64_t offset) {
+    if (a.grad_x_out) grad_x_out[i] = grad_x_out[i].load(a.grad_x_out + offset);
+    if constexpr (kGate) y[i] = y[i].load(a.y + offset);
+  }
+
+  // x normalised, and the gradient of that.
+  __device__ C normalised(int i, int k) const { return (to_compute(x[i][k]) - mean) * rstd; }
+  __device__ C grad(int i, int k, M scale) const {
+    return to_compute(grad_h[i][k]) * (1 + to_compute(scale));
+  }
+};
+
+// Blocks are slices of samples.
+template <class T, class Y, class M, int kVector, int kItems, bool kGate, bool kNorm>
+__global__ void __launch_bounds__(kMaxThreads, 1)
+    gate_residual_adaln_backward_kernel(TokenSlices size, Backward<T, Y, M> a) {
+  using C = Compute<T>;
+  using Token = Token<T, Y, M, kVector, kItems, kGate, kNorm>;
+  constexpr int kRows = rows_at_once<T>(kVector * kItems, 8);
+  constexpr bool kLate = kVector * kItems > 8;  // all of a token would not fit the registers
+  MSF_SHARED(C, shared, 2 * 2 * kRows * kMaxWarps);
+  const Slice slice(size);
+  const Channels<kVector, kItems> channels{size.channels};
+  C totals[kSums][kItems][kVector] = {};
+  for (int64_t row = slice.first; row < slice.end; row += kRows) {
+    Token tokens[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (row + r >= slice.end) break;
+      if constexpr (kNorm) {
+        tokens[r].mean = a.mean[row + r];
+        tokens[r].rstd = a.rstd[row + r];
+      }
+      channels.each([&](int i, int c) {
+        const int64_t offset = (row + r) * size.channels + c;
+        if constexpr (kNorm) tokens[r].load_norm(a, i, offset);
+        if constexpr (!kLate) tokens[r].load_residual(a, i, offset);
+      });
+    }
+    C means[2 * kRows] = {};  // of a token's gradient, and of its product with the normalised
+    if constexpr (kNorm) {
+      channels.each([&](int i, int c) {
+        const auto scale = Vector<M, kVector>::load(a.scale[slice.sample] + c);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+          for (int k = 0; k < kVector; ++k) {
+            const C grad_h = to_compute(tokens[r].grad_h[i][k]);
+            const C normalised = tokens[r].normalised(i, k), grad = tokens[r].grad(i, k, scale[k]);
+            means[2 * r] += grad;
+            means[2 * r + 1] += grad * normalised;
+            totals[kShiftSum][i][k] += grad_h;
+            totals[kScaleSum][i][k] += grad_h * normalised;
+          }
+        }
+      });
+      // Every other turn another half: who is ahead must not write what others still read.
+      const int64_t turn = (row - slice.first) / kRows % 2;
+      sum_over_block(means, shared + turn * 2 * kRows * kMaxWarps);
+#pragma unroll
+      for (int m = 0; m < 2 * kRows; ++m) means[m] /= size.channels;
+    }
+    channels.each([&](int i, int c) {
+      Vector<M, kVector> scale, gate;
+      if constexpr (kNorm) scale = scale.load(a.scale[slice.sample] + c);
+      if constexpr (kGate) gate = gate.load(a.gate[slice.sample] + c);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (row + r >= slice.end) break;
+        Token& token = tokens[r];
+        const int64_t offset = (row + r) * size.channels + c;
+        if constexpr (kLate) token.load_residual(a, i, offset);
+        Vector<T, kVector> grad_x;
+        Vector<Y, kVector> grad_y;
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) {
+          C grad = 0;
+          if constexpr (kNorm) {
+            grad = token.grad(i, k, scale[k]) - means[2 * r];
+            grad = (grad - token.normalised(i, k) * means[2 * r + 1]) * token.rstd;
+          }
+          grad += to_compute(token.grad_x_out[i][k]);
+          if constexpr (kNorm) grad_x[k] = from_compute<T>(grad);
+          if constexpr (kGate) {
+            grad_y[k] = from_compute<Y>(grad * to_compute(gate[k]));
+            totals[kGateSum][i][k] += grad * to_compute(token.y[i][k]);
+          }
+        }
+        if constexpr (kNorm) grad_x.store(a.grad_x + offset);
+        if constexpr (kGate) grad_y.store(a.grad_y + offset);
+      }
+    });
+  }
+
+  channels.each([&](int i, int c) {
+#pragma unroll
+    for (int sum = 0; sum < kSums; ++sum) {
+      if (sum == kGateSum ? !kGate : !kNorm) continue;
+      const int64_t offset = int64_t(blockIdx.x) * size.channels + c;
+      Vector<C, kVector> partial;
+      Vector<M, kVector> whole;
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) {
+        partial[k] = totals[sum][i][k];
+        whole[k] = from_compute<M>(partial[k]);
+      }
+      if (a.partials) {
+        partial.store(a.partials + sum * int64_t(gridDim.x) * size.channels + offset);
+      } else {
+        whole.store(a.sums[sum] + offset);
+      }
+    }
+  });
+}
+
+// Rows (parts, D) of partial sums, each `parts` of them to one row of out.
+template <class C, class M>
+struct PartialSums {
+  const C* partials;
+  M* out;
+  int rows;
+  int64_t parts;
+};
+
+template <class C, class M>
+struct AllPartialSums {
+  PartialSums<C, M> of[kSums];
+};
+
+constexpr int kGroups = 8;  // of threads, each with every eighth part
+
+// Blocks are (kWarp channels, rows of out, gradients), threads (channels, groups).
+template <class C, class M>
+__global__ void sum_partials_kernel(int channels, AllPartialSums<C, M> all) {
+  MSF_SHARED(C, shared, kGroups * kWarp);
+  const PartialSums<C, M>& a = all.of[blockIdx.z];
+  const int64_t channel = int64_t(blockIdx.x) * kWarp + threadIdx.x;
+  for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
+    C sum = 0;
+    if (channel < channels) {
+      for (int64_t part = threadIdx.y; part < a.parts; part += kGroups) {
+        sum += a.partials[(row * a.parts + part) * channels + channel];
+      }
+    }
+    shared[threadIdx.y * kWarp + threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y == 0 && channel < channels) {
+      for (int group = 1; group < kGroups; ++group) sum += shared[group * kWarp + threadIdx.x];
+      a.out[row * channels + channel] = from_compute<M>(sum);
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace
+
+void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address grad_h,
+                                  Address grad_x_out, Address x, Address y, Modulation gate,
+                                  Modulation scale, Address mean, Address rstd, Address grad_x,
+                                  Address grad_y, ModulationGradient grad_gate,
+                                  ModulationGradient grad_shift, ModulationGradient grad_scale,
+                                  Address partials, Address stream) {
+  const ModulationGradient grads[kSums] = {grad_gate, grad_shift, grad_scale};
+  const int64_t blocks = int64_t(size.batch) * size.slices;
+  if (blocks == 0 || size.channels == 0) return;
+  with_adaln_types(types, [&](auto type, auto other, auto third) {
+    using T = typename decltype(type)::type;
+    using Y = typename decltype(other)::type;
+    using M = typename decltype(third)::type;
+    using C = Compute<T>;
+    const Backward<T, Y, M> arguments{
+        grad_h.as<const T>(), grad_x_out.as<const T>(), x.as<const T>(), y.as<const Y>(),
+        gate, scale, mean.as<const C>(), rstd.as<const C>(), grad_x.as<T>(), grad_y.as<Y>(),
+        {grads[0].data.as<M>(), grads[1].data.as<M>(), grads[2].data.as<M>()}, partials.as<C>()};
+    const bool aligned =
+        is_aligned({grad_h, grad_x_out, x, y, grad_x, grad_y, grads[0].data, grads[1].data,
+                    grads[2].data, partials}) &&
+        arguments.gate.is_aligned() && arguments.scale.is_aligned();
+    with_channels<T>(size.channels, aligned, [&](auto vector, auto items, int threads) {
+      constexpr int kVector = vector.value, kItems = items.value;
+      auto start = [&](auto kernel) {
+        launch(kernel, dim3(unsigned(blocks)), dim3(threads), 0, cuda_stream(stream), size,
+               arguments);
+      };
+      if (y && grad_h) {
+        start(gate_residual_adaln_backward_kernel<T, Y, M, kVector, kItems, true, true>);
+      } else if (y) {
+        start(gate_residual_adaln_backward_kernel<T, Y, M, kVector, kItems, true, false>);
+      } else if constexpr (std::is_same_v<T, Y>) {
+        start(gate_residual_adaln_backward_kernel<T, T, M, kVector, kItems, false, true>);
+      }
+    });
+    if (!partials) return;
+    AllPartialSums<C, M> all;
+    for (int i = 0; i < kSums; ++i) {
+      const bool absent = !grads[i].data;
+      all.of[i] = {partials.as<const C>() + i * blocks * size.channels, grads[i].data.as<M>(),
+                   absent ? 0 : grads[i].shared ? 1 : size.batch,
+                   grads[i].shared ? blocks : size.slices};
+    }
+    launch(sum_partials_kernel<C, M>,
+           dim3((size.channels + kWarp - 1) / kWarp, grid_rows(size.batch), kSums),
+           dim3(kWarp, kGroups), 0, cuda_stream(stream), size.channels, all);
+  });
+}
+
+}  // namespace msf

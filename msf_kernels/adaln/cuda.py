@@ -1,0 +1,186 @@
+"""The CUDA kernels of csrc/kernels/adaln.cu and adaln_backward.cu."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..dtypes import compute_dtype
+from ..extension import DTYPES, address, dtype, launch
+
+# Blocks that a launch aims at: four for each of the 132 multiprocessors of an H200. A slice has
+# 4 tokens at least in forward, which is one step, and 16 in backward, where each slice costs the
+# traffic of two tokens for its partial sums.
+BLOCKS = 528
+FORWARD_TOKENS, BACKWARD_TOKENS = 4, 16
+
+MOST_CHANNELS, MOST_SCALAR_CHANNELS = 8192, 2048
+
+
+def can_run(x: Tensor, *_: Any) -> str | None:
+    """None where a block can hold a row of x, or of the gradient in its place; else the reason."""
+    channels = x.shape[2]
+    vectors = channels * x.element_size() % 16 == 0 and x.dtype != torch.float64
+    if channels <= (MOST_CHANNELS if vectors else MOST_SCALAR_CHANNELS):
+        return None
+    return (
+        f"D is at most {MOST_CHANNELS}, or {MOST_SCALAR_CHANNELS} where a row is no multiple of 16 "
+        f"bytes or in float64, got {channels}"
+    )
+
+
+def adaln_modulate(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, h, mean, rstd = _forward(x, None, None, shift, scale, eps, eager)
+    return h, mean, rstd
+
+
+def gate_residual(x: Tensor, y: Tensor, gate: Tensor, eager: bool) -> Tensor:
+    return _forward(x, y, gate, None, None, 0.0, eager)[0]
+
+
+def gate_residual_adaln(
+    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _forward(x, y, gate, shift, scale, eps, eager)
+
+
+def adaln_modulate_backward(
+    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, ...]:
+    return _backward(grad, None, x, None, None, shift, scale, mean, rstd)
+
+
+def gate_residual_backward(grad: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, ...]:
+    return _backward(None, grad, None, y, gate, None, None, None, None)
+
+
+def gate_residual_adaln_backward(
+    grad_h: Tensor,
+    grad_x_out: Tensor | None,
+    x_out: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor, ...]:
+    return _backward(grad_h, grad_x_out, x_out, y, gate, shift, scale, mean, rstd)
+
+
+def _forward(
+    x: Tensor,
+    y: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+    eager: bool,
+) -> Any:
+    """x_out, h, mean and rstd, those that there are."""
+    x, y = _aligned(x), _aligned(y)
+    kind = _modulation_dtype(x, y, gate, shift, scale)
+    gate, shift, scale = (_modulation(tensor, kind) for tensor in (gate, shift, scale))
+    x_out = None if y is None else x.new_empty(x.shape)
+    h = mean = rstd = None
+    if scale is not None:
+        h = x.new_empty(x.shape)
+        mean, rstd = (x.new_empty(x.shape[:2], dtype=compute_dtype(x)) for _ in range(2))
+    launch(
+        "gate_residual_adaln",
+        x,
+        _types(x, y, kind),
+        _size(x, FORWARD_TOKENS),
+        *map(address, (x, y)),
+        *map(_rows, (gate, shift, scale)),
+        eps,
+        eager,
+        *map(address, (x_out, h, mean, rstd)),
+    )
+    return x_out, h, mean, rstd
+
+
+def _backward(
+    grad_h: Tensor | None,
+    grad_x_out: Tensor | None,
+    x: Tensor | None,
+    y: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """The gradients of x, y, gate, shift and scale, those that are asked for."""
+    grad_h, grad_x_out, x, y = map(_aligned, (grad_h, grad_x_out, x, y))
+    like = grad_x_out if x is None else x
+    assert like is not None
+    modulations = gate, shift, scale
+    kind = _modulation_dtype(like, y, *modulations)
+    gate, scale = _modulation(gate, kind), _modulation(scale, kind)
+    grad_x = None if x is None else x.new_empty(x.shape)
+    grad_y = None if y is None else y.new_empty(y.shape)
+    sums = [None if m is None else m.new_zeros(m.shape, dtype=kind) for m in modulations]
+    size = batch, _, channels, slices = _size(like, BACKWARD_TOKENS)
+    shared = [m is not None and m.shape[0] != batch for m in modulations]
+    partials = None
+    if slices > 1 or any(shared):
+        partials = like.new_empty((3, batch * slices, channels), dtype=compute_dtype(like))
+    launch(
+        "gate_residual_adaln_backward",
+        like,
+        _types(like, y, kind),
+        size,
+        *map(address, (grad_h, grad_x_out, x, y)),
+        *map(_rows, (gate, scale)),
+        *map(address, (mean, rstd, grad_x, grad_y)),
+        *zip(map(address, sums), shared),
+        address(partials),
+    )
+    grads = [g.to(m.dtype) for g, m in zip(sums, modulations) if g is not None and m is not None]
+    return *(grad for grad in (grad_x, grad_y) if grad is not None), *grads
+
+
+def _size(x: Tensor, fewest: int) -> tuple[int, int, int, int]:
+    """TokenSlices: enough slices of the tokens for BLOCKS, each of `fewest` tokens or more."""
+    batch, tokens, channels = x.shape
+    return batch, tokens, channels, max(1, min(-(-BLOCKS // max(1, batch)), tokens // fewest))
+
+
+def _types(x: Tensor, y: Tensor | None, modulation: torch.dtype) -> tuple[int, int, int]:
+    return dtype(x), dtype(x if y is None else y), DTYPES[modulation]
+
+
+def _modulation_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype:
+    """What the kernels take shift, scale and gate in: x's dtype if all are of it."""
+    alike = all(other is None or other.dtype == x.dtype for other in others)
+    return x.dtype if alike else compute_dtype(x)
+
+
+def _modulation(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """(B, D) in the dtype, in place where its rows can be read as vectors."""
+    if x is None:
+        return None
+    x = x.to(dtype)
+    if x.stride(1) != 1 or x.data_ptr() % 16 or x.stride(0) * x.element_size() % 16:
+        return x.clone(memory_format=torch.contiguous_format)
+    return x
+
+
+def _rows(x: Tensor | None) -> tuple[int, int]:
+    """A Modulation."""
+    return (0, 0) if x is None else (x.data_ptr(), x.stride(0) if x.shape[0] > 1 else 0)
+
+
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
+
+
+def _aligned(x: MaybeTensor) -> MaybeTensor:
+    """x contiguous, and where vectors of 16 bytes can be read."""
+    if x is None or (x.is_contiguous() and x.data_ptr() % 16 == 0):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
