@@ -105,9 +105,9 @@ struct AdalnTypes {
   DType x, y, modulation;
 };
 
-// Tokens (B, N, D), contiguous; a block of threads has one of the `slices` of a sample's tokens.
+// Tokens (B, N, D), contiguous; a block of threads has a slice of `length` of a sample's tokens.
 struct TokenSlices {
-  int batch, tokens, channels, slices;
+  int batch, tokens, channels, length;
 };
 
 // (B, D), rows of contiguous channels `stride` elements apart: 0 if all samples share one.

@@ -107,7 +107,7 @@ __device__ void normalise(const Vector<T, kVector> (&x)[kRows][kItems], const Fo
   }
 }
 
-// Blocks are slices of samples.
+// Blocks are (samples, slices).
 template <class T, class Y, class M, int kVector, int kItems, bool kGate, bool kNorm>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     gate_residual_adaln_kernel(TokenSlices size, Forward<T, Y, M> a) {
@@ -144,7 +144,7 @@ void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address 
     const bool aligned = is_aligned({x, y, x_out, h}) && arguments.gate.is_aligned() &&
                          arguments.shift.is_aligned() && arguments.scale.is_aligned();
     with_channels<T>(size.channels, aligned, [&](auto vector, auto items, int threads) {
-      const dim3 grid(size.batch * size.slices);
+      const dim3 grid(size.batch, slices(size));
       auto start = [&](auto kernel) {
         launch(kernel, grid, dim3(threads), 0, cuda_stream(stream), size, arguments);
       };

@@ -9,16 +9,17 @@ namespace msf {
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 512, kMaxWarps = kMaxThreads / kWarp;
 
-// The block's tokens, [first, end) of the tokens of all samples.
+inline int slices(const TokenSlices& size) { return (size.tokens + size.length - 1) / size.length; }
+
+// The tokens of block (sample, slice): [first, end) of the tokens of all samples.
 struct Slice {
   int sample;
   int64_t first, end;
 
-  __device__ explicit Slice(const TokenSlices& size) {
-    sample = blockIdx.x / size.slices;
-    const int64_t index = blockIdx.x % size.slices, start = int64_t(sample) * size.tokens;
-    first = start + index * size.tokens / size.slices;
-    end = start + (index + 1) * size.tokens / size.slices;
+  __device__ explicit Slice(const TokenSlices& size) : sample(blockIdx.x) {
+    const int begin = int(blockIdx.y) * size.length, left = size.tokens - begin;
+    first = int64_t(sample) * size.tokens + begin;
+    end = first + (left < size.length ? left : size.length);
   }
 };
 

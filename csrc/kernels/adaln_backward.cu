@@ -44,7 +44,7 @@ struct Token {
   }
 };
 
-// Blocks are slices of samples.
+// Blocks are (samples, slices).
 template <class T, class Y, class M, int kVector, int kItems, bool kGate, bool kNorm>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     gate_residual_adaln_backward_kernel(TokenSlices size, Backward<T, Y, M> a) {
@@ -130,7 +130,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 #pragma unroll
     for (int sum = 0; sum < kSums; ++sum) {
       if (sum == kGateSum ? !kGate : !kNorm) continue;
-      const int64_t offset = int64_t(blockIdx.x) * size.channels + c;
+      const int64_t part = int64_t(blockIdx.x) * gridDim.y + blockIdx.y;
+      const int64_t offset = part * size.channels + c;
       Vector<C, kVector> partial;
       Vector<M, kVector> whole;
 #pragma unroll
@@ -139,7 +140,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
         whole[k] = from_compute<M>(partial[k]);
       }
       if (a.partials) {
-        partial.store(a.partials + sum * int64_t(gridDim.x) * size.channels + offset);
+        const int64_t parts = int64_t(gridDim.x) * gridDim.y;
+        partial.store(a.partials + sum * parts * size.channels + offset);
       } else {
         whole.store(a.sums[sum] + offset);
       }
@@ -195,8 +197,8 @@ void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address gr
                                   ModulationGradient grad_shift, ModulationGradient grad_scale,
                                   Address partials, Address stream) {
   const ModulationGradient grads[kSums] = {grad_gate, grad_shift, grad_scale};
-  const int64_t blocks = int64_t(size.batch) * size.slices;
-  if (blocks == 0 || size.channels == 0) return;
+  if (size.batch == 0 || size.tokens == 0 || size.channels == 0) return;
+  const int64_t parts = int64_t(size.batch) * slices(size);
   with_adaln_types(types, [&](auto type, auto other, auto third) {
     using T = typename decltype(type)::type;
     using Y = typename decltype(other)::type;
@@ -213,7 +215,7 @@ void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address gr
     with_channels<T>(size.channels, aligned, [&](auto vector, auto items, int threads) {
       constexpr int kVector = vector.value, kItems = items.value;
       auto start = [&](auto kernel) {
-        launch(kernel, dim3(unsigned(blocks)), dim3(threads), 0, cuda_stream(stream), size,
+        launch(kernel, dim3(size.batch, slices(size)), dim3(threads), 0, cuda_stream(stream), size,
                arguments);
       };
       if (y && grad_h) {
@@ -228,9 +230,9 @@ void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address gr
     AllPartialSums<C, M> all;
     for (int i = 0; i < kSums; ++i) {
       const bool absent = !grads[i].data;
-      all.of[i] = {partials.as<const C>() + i * blocks * size.channels, grads[i].data.as<M>(),
+      all.of[i] = {partials.as<const C>() + i * parts * size.channels, grads[i].data.as<M>(),
                    absent ? 0 : grads[i].shared ? 1 : size.batch,
-                   grads[i].shared ? blocks : size.slices};
+                   grads[i].shared ? parts : slices(size)};
     }
     launch(sum_partials_kernel<C, M>,
            dim3((size.channels + kWarp - 1) / kWarp, grid_rows(size.batch), kSums),

@@ -125,7 +125,8 @@ def _backward(
     grad_x = None if x is None else x.new_empty(x.shape)
     grad_y = None if y is None else y.new_empty(y.shape)
     sums = [None if m is None else m.new_zeros(m.shape, dtype=kind) for m in modulations]
-    size = batch, _, channels, slices = _size(like, BACKWARD_TOKENS)
+    size = batch, tokens, channels, length = _size(like, BACKWARD_TOKENS)
+    slices = -(-tokens // length)
     shared = [m is not None and m.shape[0] != batch for m in modulations]
     partials = None
     if slices > 1 or any(shared):
@@ -146,9 +147,10 @@ def _backward(
 
 
 def _size(x: Tensor, fewest: int) -> tuple[int, int, int, int]:
-    """TokenSlices: enough slices of the tokens for BLOCKS, each of `fewest` tokens or more."""
+    """TokenSlices: BLOCKS of them or more, if `fewest` tokens are left for each."""
     batch, tokens, channels = x.shape
-    return batch, tokens, channels, max(1, min(-(-BLOCKS // max(1, batch)), tokens // fewest))
+    slices = max(1, min(-(-BLOCKS // max(1, batch)), tokens // fewest))
+    return batch, tokens, channels, max(1, -(-tokens // slices))
 
 
 def _types(x: Tensor, y: Tensor | None, modulation: torch.dtype) -> tuple[int, int, int]:
