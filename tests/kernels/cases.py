@@ -17,8 +17,9 @@ from numerics import DEVICE, normal
 @dataclass(frozen=True)
 class Case:
     name: str
-    call: Callable[..., Any]  # takes the differentiable inputs
+    call: Callable[..., Any]  # takes the inputs that a gradient would be of
     shapes: tuple[tuple[int | str, ...], ...]  # of these inputs; "B" is the batch size
+    gradient: bool = True  # whether the operator has one
 
     @property
     def op(self) -> str:
@@ -26,7 +27,7 @@ class Case:
 
     def inputs(self, dtype: torch.dtype = torch.float64, batch: int = 2) -> list[Tensor]:
         sizes = ([batch if size == "B" else size for size in shape] for shape in self.shapes)
-        return [normal(*shape, dtype=dtype).requires_grad_() for shape in sizes]
+        return [normal(*shape, dtype=dtype).requires_grad_(self.gradient) for shape in sizes]
 
     def outputs(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         result = self.call(*inputs)
@@ -83,6 +84,17 @@ def _heun_of_tokens(x: Tensor, v_cond: Tensor, v_uncond: Tensor, start: Tensor) 
     return msf.guided_euler_step(x, v_cond, v_uncond, scale, dt, step=STEP, start=start, patch=2)
 
 
+def _last_step(x: Tensor, v_cond: Tensor, v_uncond: Tensor, base: Tensor) -> Tensor:
+    return msf.guided_euler_merge(x, v_cond, v_uncond, *TABLE[1], base)
+
+
+def _last_step_of_tokens(x: Tensor, v_cond: Tensor, v_uncond: Tensor, base: Tensor) -> Tensor:
+    statistics = {"mean": STATISTICS, "std": STATISTICS}
+    merge = {"mode": "bilinear", "clamp": (-1.0, 1.0), **statistics}
+    scale, dt = TABLE.unbind(1)
+    return msf.guided_euler_merge(x, v_cond, v_uncond, scale, dt, base, step=STEP, patch=2, **merge)
+
+
 # Made once, because a graph cannot capture a copy from the host.
 TABLE, STEP = torch.tensor([[1.0, 0.5], [3.0, 0.25]], device=DEVICE), torch.tensor(1, device=DEVICE)
 STATISTICS = torch.tensor([0.5, 2.0, -1.5], device=DEVICE)
@@ -134,5 +146,12 @@ CASES = [
         "guided_euler_step-unguided",
         lambda x, v: msf.guided_euler_step(x, v, None, 3.0, 0.25),
         (FULL, FULL),
+    ),
+    Case("guided_euler_merge", _last_step, (FULL, FULL, FULL, HALF), gradient=False),
+    Case(
+        "guided_euler_merge-tokens",
+        _last_step_of_tokens,
+        (FULL, PATCHES, PATCHES, HALF),
+        gradient=False,
     ),
 ]
