@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from .dtypes import SUPPORTED
 
 
 def tensors(op: str, **named: Any) -> None:
-    """Each is a tensor of a supported dtype, and all are on the device of the first."""
+    """Each is a dense tensor of a supported dtype, and all are on the device of the first."""
     first, reference = next(iter(named.items()))
     for name, value in named.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+        if value.layout != torch.strided:
+            raise TypeError(f"{op}: {name} must be a dense tensor, got {_plain(value.layout)}")
         if value.dtype not in SUPPORTED:
             raise TypeError(
                 f"{op}: {name} must be float64, float32, bfloat16 or float16, "
@@ -59,7 +62,14 @@ def shape(op: str, name: str, tensor: Tensor, letters: str, sizes: tuple[int, ..
 def choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     """The value is one of the choices."""
     if value not in choices:
-        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")
+        got = repr(value) if isinstance(value, str) else type(value).__name__
+        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {got}")
+
+
+def number(op: str, name: str, value: float) -> None:
+    """The number, if a whole one, is not beyond what a float holds."""
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ValueError(f"{op}: {name} must be in the range of a float")
 
 
 def whole_numbers(op: str, name: str, letters: str, values: Any, count: int) -> None:
@@ -81,5 +91,5 @@ def constant(op: str, name: str, tensor: Tensor) -> None:
         raise ValueError(f"{op}: {name} gets no gradient, pass {name}.detach()")
 
 
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _plain(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")

@@ -85,6 +85,9 @@ def test_times_are_logit_normal(std):
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be finite"),
+        ({"guidance_scale": float("inf")}, "guidance_scale must be finite"),
+        ({"guidance_scale": 1e39}, "guidance_scale must be finite"),
+        ({"guidance_scale": 10**400}, r"guidance_scale must be finite .*, got 1000\d+\.\.\.0+ and"),
         ({"guidance_interval": (0.9, 0.1)}, "guidance_interval 0 <= low <= high <= 1"),
     ],
 )

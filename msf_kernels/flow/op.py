@@ -199,6 +199,7 @@ def _scalar(op: str, name: str, value: float | Tensor, x: Tensor, step: Tensor |
     elif not isinstance(value, Tensor):
         if not isinstance(value, (float, int)):
             raise TypeError(f"{op}: {name} must be a float or a tensor, got {type(value).__name__}")
+        checks.number(op, name, value)
         # A product, because torch.compile keeps it symbolic; torch.tensor(value) recompiles at
         # each new value until it gives up.
         return torch.ones((), dtype=torch.float64, device="cpu") * value

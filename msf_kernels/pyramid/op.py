@@ -122,6 +122,8 @@ def clamp_bounds(op: str, clamp: tuple[float, float] | None) -> tuple[float, flo
     if not numbers or len(clamp) != 2 or not clamp[0] <= clamp[1]:
         got = type(clamp).__name__ if isinstance(clamp, Tensor) else repr(clamp)
         raise ValueError(f"{op}: clamp must be (low, high) with low <= high, got {got}")
+    for bound in clamp:
+        checks.number(op, "clamp", bound)
     return clamp
 
 

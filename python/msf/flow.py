@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
 from collections.abc import Callable
 from functools import partial
 
@@ -55,10 +55,11 @@ def check_settings(
         raise ValueError(
             f"guidance_interval must be (low, high), got {guidance_interval}"
         ) from None
-    if not (math.isfinite(guidance_scale) and 0 <= low <= high <= 1):
+    # Finite in float32, in which the steps compute; math.isfinite refuses ints beyond a float.
+    if not (abs(guidance_scale) <= torch.finfo(torch.float32).max and 0 <= low <= high <= 1):
         raise ValueError(
             "guidance_scale must be finite and guidance_interval 0 <= low <= high <= 1, "
-            f"got {guidance_scale} and {guidance_interval}"
+            f"got {reprlib.repr(guidance_scale)} and {guidance_interval}"
         )
 
 

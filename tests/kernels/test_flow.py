@@ -202,6 +202,16 @@ BAD = {
         ValueError,
         "guided_euler_step: guidance_scale must be a float or a 0-dimensional tensor, got (2,)",
     ),
+    "scale beyond all floats": (
+        lambda: guided_euler_step(image, image, image, -(10**400), 0.1),
+        ValueError,
+        "guided_euler_step: guidance_scale must be in the range of a float",
+    ),
+    "sparse velocity": (
+        lambda: guided_euler_step(image, image.to_sparse(), None, 1.0, 0.1),
+        TypeError,
+        "guided_euler_step: v_cond must be a dense tensor, got sparse_coo",
+    ),
     "dt is text": (
         lambda: guided_euler_step(image, image, None, 1.0, "0.1"),
         TypeError,

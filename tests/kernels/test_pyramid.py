@@ -208,6 +208,16 @@ BAD = {
         ValueError,
         "pyramid_split: mode must be one of nearest, bilinear, got 'bicubic'",
     ),
+    "mode that is a tensor": (
+        lambda: pyramid_split(residual, mode=residual),
+        ValueError,
+        "pyramid_split: mode must be one of nearest, bilinear, got Tensor",
+    ),
+    "sparse images": (
+        lambda: pyramid_split(residual.to_sparse()),
+        TypeError,
+        "pyramid_split: x must be a dense tensor, got sparse_coo",
+    ),
     "8-bit images": (
         lambda: pyramid_split(residual.byte()),
         TypeError,
@@ -232,6 +242,11 @@ BAD = {
         lambda: pyramid_merge(base, residual, clamp=(1.0, -1.0)),
         ValueError,
         "pyramid_merge: clamp must be (low, high) with low <= high, got (1.0, -1.0)",
+    ),
+    "a bound beyond all floats": (
+        lambda: pyramid_merge(base, residual, clamp=(0, 10**400)),
+        ValueError,
+        "pyramid_merge: clamp must be in the range of a float",
     ),
     "one bound": (
         lambda: pyramid_merge(base, residual, clamp=(1.0,)),
