@@ -46,9 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULT.json")
     paths = parser.parse_args(argv).results
     try:
-        table = orders(row for path in paths for row in load(path).rows)
+        reports = [load(path) for path in paths]
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    for path, report in zip(paths, reports):
+        if "multiprocessors" not in report.machine:
+            parser.error(f"{path}: measured on a CPU; only a GPU's result can be chosen from")
+    table = orders(row for report in reports for row in report.rows)
     folders = {path.resolve().parent.name for path in paths}
     if len(folders) > 1:
         parser.error(f"results must be of one GPU's folder, got {', '.join(sorted(folders))}")

@@ -16,7 +16,7 @@ import torch
 from msf_kernels.measured import slug
 
 from . import machine
-from .arms import ARMS
+from .arms import ARMS, runnable_arms
 from .markdown import heading, markdown
 from .measure import Session, measure
 from .parser import Parser
@@ -38,19 +38,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     folder = args.out or (RESULTS / slug(device) if device.type == "cuda" else None)
+    arms = [arm for arm in ARMS if arm in args.arms]
     try:
         benchmarks = find(args.op)
+        check_arms(benchmarks, device, arms)
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    arms = [arm for arm in ARMS if arm in args.arms]
     name = (args.op or "all") + ("-quick" if args.quick else "")
     with side_stream(device):
         for report in run(benchmarks, device, arms, args.quick):
             if folder:  # after each benchmark, so that a crash keeps those before it
                 save(report, folder / f"{name}.json")
     return 0
+
+
+def check_arms(benchmarks: Sequence[Benchmark], device: torch.device, arms: Sequence[str]) -> None:
+    """ValueError with the reasons where none of the arms can run."""
+    if not any(runnable_arms(benchmark, arms, device)[0] for benchmark in benchmarks):
+        skipped = runnable_arms(benchmarks[0], arms, device)[1]
+        raise ValueError("; ".join(f"no {arm}: {reason}" for arm, reason in skipped.items()))
 
 
 def run(

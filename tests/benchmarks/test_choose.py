@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,10 +10,16 @@ from benchmarks import choose
 from benchmarks.results import Report, Row, save
 from benchmarks.roofline import Roofline
 
+GPU = {"device": "NVIDIA H200", "multiprocessors": 132}
+
 
 def row(arm: str, microseconds: float | None, size: int = 1, op: str = "gate_residual") -> Row:
     status = "ok" if microseconds else "incorrect"
     return Row(op, op, (size,), "float32", 8, 0, arm, status, median_us=microseconds)
+
+
+def report(*rows: Row, machine: dict[str, Any] = GPU) -> Report:
+    return Report("today", machine, 0, Roofline(1.0, 1.0), list(rows))
 
 
 def test_the_fastest_comes_first_by_the_geometric_mean() -> None:
@@ -31,17 +38,36 @@ def test_what_was_wrong_once_is_never_chosen() -> None:
 def test_the_table_is_named_after_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "FOLDER", tmp_path / "measured")
     (tmp_path / "h200").mkdir()
-    report = Report("today", {}, 0, Roofline(1.0, 1.0), [row("cuda", 2), row("reference", 5)])
-    save(report, tmp_path / "h200" / "all.json")
+    save(report(row("cuda", 2), row("reference", 5)), tmp_path / "h200" / "all.json")
     assert choose.main([str(tmp_path / "h200" / "all.json")]) == 0
     table = json.loads((tmp_path / "measured" / "h200.json").read_text())
     assert table == {"gate_residual": ["cuda", "reference"]}
 
 
-def test_a_result_without_our_arms_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arm", "machine", "line"),
+    [
+        ("eager", GPU, "no time of a backend of ours in it"),
+        (
+            "reference",
+            {"device": "CPU"},
+            "measured on a CPU; only a GPU's result can be chosen from",
+        ),
+    ],
+    ids=["none of our arms", "CPU"],
+)
+def test_a_result_that_says_nothing_of_a_gpu_is_refused(
+    arm: str,
+    machine: dict[str, Any],
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    save(Report("today", {}, 0, Roofline(1.0, 1.0), [row("eager", 2)]), tmp_path / "all.json")
-    with pytest.raises(SystemExit):
-        choose.main([str(tmp_path / "all.json")])
-    assert "no time of a backend of ours in it" in capsys.readouterr().err
+    monkeypatch.setattr(choose, "FOLDER", tmp_path / "measured")
+    path = tmp_path / "all.json"
+    save(report(row(arm, 2), machine=machine), path)
+    with pytest.raises(SystemExit) as caught:
+        choose.main([str(path)])
+    assert caught.value.code == 2 and not choose.FOLDER.exists()
+    assert capsys.readouterr().err == f"benchmarks.choose: {path}: {line}\n"

@@ -60,6 +60,17 @@ def test_on_a_cpu_nothing_is_written_unasked(capsys: pytest.CaptureFixture[str])
     assert "| reference |" in capsys.readouterr().out and files() == before
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU every arm can run")
+def test_without_an_arm_that_can_run_there_is_no_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run.main(["--op", "flow_interpolate", "--arms", "cuda", "--out", str(tmp_path / "new")])
+    assert caught.value.code == 2 and not (tmp_path / "new").exists()
+    out, error = capsys.readouterr()
+    assert error.startswith("benchmarks.run: no cuda: ") and error.count("\n") == 1 and not out
+
+
 def row(**changes: object) -> Row:
     fields = {"op": "a", "benchmark": "a b", "shape": (2, 3), "dtype": "float32", "arm": "eager"}
     return Row(**{**fields, "bytes": 10**9, "flops": 0, **changes})  # type: ignore[arg-type]
