@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -25,7 +26,8 @@ from triton.runtime.jit import JITFunction
 from .. import triton_support
 from .row import Row
 
-FAMILIES = ("pyramid", "tokens", "flow")
+HERE = Path(__file__).parent
+FAMILIES = sorted(f.parent.name for f in HERE.parent.glob("*/triton.py") if f.parent != HERE)
 ARCHITECTURES = (80, 90, 120)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYOUTS = {"planar": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -54,17 +56,20 @@ def rows() -> Iterator[Row]:
     """One row for each kernel, configuration and architecture. Triton starts no kernel after this.
 
     Raises:
-        RuntimeError: TRITON_INTERPRET=1 is set, under which Triton cannot compile.
+        RuntimeError: TRITON_INTERPRET=1 is set, under which Triton cannot compile; or what ptxas
+            logged of a kernel is not understood.
     """
     if triton_support.interpreted():
         raise RuntimeError("the audit compiles Triton kernels: unset TRITON_INTERPRET")
+    known: set[str] = set()
     for family in FAMILIES:
         module = importlib.import_module(f"msf_kernels.{family}.triton")
         for architecture in ARCHITECTURES:
             for configuration, call in _calls(module.AUDITED):
                 for kernel, compiled, log in _compile(call, architecture):
-                    if log:  # else it was compiled before, for another configuration
+                    if compiled.hash not in known:  # for another configuration, without log now
                         yield _row(f"{family}.{kernel}", configuration, architecture, compiled, log)
+                    known.add(compiled.hash)
 
 
 def _calls(audited: dict[str, Callable[..., Any]]) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -103,14 +108,18 @@ def _compile(call: Callable[[], Any], architecture: int) -> list[tuple[str, Any,
 
 
 def _row(kernel: str, configuration: str, architecture: int, compiled: Any, log: str) -> Row:
-    (registers,) = map(int, re.findall(r"Used (\d+) registers", log))
-    stack, stores, loads = map(int, re.findall(r"(\d+) bytes (?:stack frame|spill \w+)", log))
+    registers = re.findall(r"Used (\d+) registers", log)
+    local = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", log)
+    if len(registers) != 1 or len(local) != 3:
+        where = f"{kernel} ({configuration}) on sm_{architecture}"
+        raise RuntimeError(f"{where}: cannot read the log of ptxas, {log!r}")
+    stack, stores, loads = map(int, local)
     return Row(
         backend="triton",
         kernel=kernel,
         configuration=configuration,
         architecture=f"sm_{architecture}",
-        registers=registers,
+        registers=int(registers[0]),
         shared=compiled.metadata.shared,
         spill=stores + loads,
         stack=stack,

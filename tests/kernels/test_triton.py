@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import msf_kernels
 from emulation.build import environment
 from msf_kernels import triton_support
 from msf_kernels.audit.row import Row
@@ -250,6 +251,35 @@ def test_the_audit_says_that_it_cannot_interpret(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match=r"^the audit compiles Triton kernels: unset TRITON_INT"):
         next(audit_triton.rows())
+
+
+def test_the_audit_finds_the_families() -> None:
+    kernels = [op for op in msf_kernels.OPERATORS if "triton" in msf_kernels.backends_of(op)]
+    modules = {getattr(msf_kernels, op).__module__ for op in kernels}
+    assert {f"msf_kernels.{family}.op" for family in audit_triton.FAMILIES} == modules
+
+
+LOG = "0 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\nUsed 40 registers"
+
+
+def audited(monkeypatch: pytest.MonkeyPatch, *launches: tuple[str, str]) -> list[Row]:
+    """The audit of one call that launches kernels of these (hash, log of ptxas)."""
+    metadata = SimpleNamespace(shared=16)
+    compiled = [("k", SimpleNamespace(hash=hash, metadata=metadata), log) for hash, log in launches]
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(audit_triton, "_compile", lambda *_: compiled)
+    for name, value in {"FAMILIES": ["flow"], "ARCHITECTURES": (90,)}.items():
+        monkeypatch.setattr(audit_triton, name, value)
+    return list(audit_triton.rows())
+
+
+def test_only_a_kernel_known_already_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = audited(monkeypatch, ("a", LOG), ("a", ""), ("b", LOG))
+    assert (first.registers, first.shared, first.spill, first.stack) == (40, 16, 12, 0)
+    assert second == first
+    for log in ("", "ptxas info: none", LOG + LOG):
+        with pytest.raises(RuntimeError, match=r"^flow\.k \(.*\) on sm_90: cannot read the log of"):
+            audited(monkeypatch, ("a", LOG), ("b", log))
 
 
 @pytest.mark.parametrize(
