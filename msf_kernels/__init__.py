@@ -14,6 +14,7 @@ from .backend import (
     explain_backends,
 )
 from .build import build_config
+from .compiling import constant_result
 from .flow.op import flow_interpolate, guided_euler_merge, guided_euler_step
 from .pyramid.op import pyramid_merge, pyramid_split
 from .tokens.op import merge_tokens
@@ -40,6 +41,7 @@ __all__ = [
     "backend",
     "backends_of",
     "build_config",
+    "constant_result",
     "explain_backends",
     "flow_interpolate",
     "gate_residual",

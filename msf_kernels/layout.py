@@ -23,6 +23,11 @@ def empty(x: Tensor, *shape: int) -> Tensor:
     return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
+def in_layout_of(x: Any, like: Tensor) -> Any:
+    """x dense and in the memory format of an output as ``like``; None stays None."""
+    return None if x is None else x.contiguous(memory_format=memory_format(like))
+
+
 def conform(outputs: Iterable[Tensor], args: Iterable[Any]) -> tuple[Tensor, ...]:
     """``outputs`` in the memory format of the first tensor among ``args``."""
     form = memory_format(next(arg for arg in args if isinstance(arg, Tensor)))

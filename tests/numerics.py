@@ -21,6 +21,11 @@ def normal(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, device=DEVICE).to(dtype)
 
 
+def exactly(*tensors: Tensor) -> list[Tensor]:
+    """The same numbers in float64, to compute the exact result and its gradients from."""
+    return [tensor.detach().double().requires_grad_() for tensor in tensors]
+
+
 def relative_error(got: Tensor, exact: Tensor) -> float:
     norm = exact.norm().item()
     return (got.double() - exact).norm().item() / (norm or 1.0)

@@ -62,12 +62,14 @@ __global__ void guided_euler_step_kernel(int64_t size, const T* x, Velocity velo
   const int64_t first = thread_index() * kVector;
   if (first >= size) return;
   const Step<T, U> step(velocity);
-  const auto state = Vector<T, kVector>::load(x + first);
-  const auto cond = Vector<U, kVector>::load(velocity.cond.data.as<const U>() + first);
-  Vector<U, kVector> uncond = cond;
-  if (velocity.uncond.data) uncond = uncond.load(velocity.uncond.data.as<const U>() + first);
-  Vector<T, kVector> begin = state, next;
-  if (start) begin = begin.load(start + first);
+  using States = Vector<T, kVector>;
+  using Velocities = Vector<U, kVector>;
+  const auto state = States::load(x + first);
+  const auto cond = Velocities::load(velocity.cond.data.as<const U>() + first);
+  Velocities uncond = cond;
+  if (velocity.uncond.data) uncond = Velocities::load(velocity.uncond.data.as<const U>() + first);
+  States begin = state, next;
+  if (start) begin = States::load(start + first);
 #pragma unroll
   for (int k = 0; k < kVector; ++k) {
     Compute<T> value = step.euler(to_compute(state[k]), cond.elements, uncond.elements, k);

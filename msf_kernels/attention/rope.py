@@ -7,7 +7,10 @@ import functools
 import torch
 from torch import Tensor
 
+from ..compiling import constant_result
 
+
+@constant_result
 def rope_2d(
     height: int,
     width: int,
@@ -38,11 +41,6 @@ def rope_2d(
     if height <= 0 or width <= 0:
         raise ValueError(f"rope_2d: height and width must be positive, got {height} x {width}")
     return _table(height, width, head_dim, theta, torch.device(device or "cpu"))
-
-
-# torch.compile takes the result as a constant, else every compiled step would build it again. What
-# torch.compiler.assume_constant_result does, without its import of torch._dynamo: 1.5 s.
-rope_2d.__dict__["_dynamo_marked_constant"] = True
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from ..extension import address, dtype, image, launch, wide
-from ..layout import empty, memory_format
+from ..layout import empty, in_layout_of
 
 
 def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    data, noise = _dense(data, data), _dense(noise, data)
+    data, noise = in_layout_of(data, data), in_layout_of(noise, data)
     x_t, velocity = empty(data), empty(data)
     time = wide(t, data)
     tensors = map(address, (data, noise, time, x_t, velocity))
@@ -39,7 +39,7 @@ def guided_euler_step(
         images = image(x), velocity, image(start), image(x_next)
         launch("guided_euler_step_of_tokens", x, dtype(x), x.shape, *images)
         return x_next
-    x, v_cond, v_uncond, start = (_dense(tensor, x_next) for tensor in (x, v_cond, v_uncond, start))
+    x, v_cond, v_uncond, start = (in_layout_of(t, x_next) for t in (x, v_cond, v_uncond, start))
     velocity = _velocity(v_cond, v_uncond, scale, dt, step, patch)
     tensors = address(x), velocity, address(start), address(x_next)
     launch("guided_euler_step", x, dtype(x), x.numel(), *tensors)
@@ -74,11 +74,6 @@ def guided_euler_merge(
     bounds = (low, high)
     launch("guided_euler_merge", x, dtype(x), base.shape, *images, statistics, bilinear, bounds)
     return merged
-
-
-def _dense(x: Any, like: Tensor) -> Any:
-    """x in the memory format of ``like``; None stays None."""
-    return None if x is None else x.contiguous(memory_format=memory_format(like))
 
 
 def _tokens(velocity: Any) -> Any:

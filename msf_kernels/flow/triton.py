@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import empty, memory_format
+from ..layout import empty, in_layout_of
 from ..pyramid.triton import clamp, launch_pyramid, restore
 from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.image import (
     Image,
-    Tile,
+    ImageTile,
     dense,
     image,
     load_channel,
@@ -208,7 +208,7 @@ def guided_euler_step(
     x_next = empty(x)
     scalars = *number(guidance_scale, step), *number(dt, step), step
     if patch:
-        tile = Tile.of([t for t in (x, start, x_next) if t is not None], 1)
+        tile = ImageTile.of([t for t in (x, start, x_next) if t is not None], 1)
         velocities = (as_image(v, x, patch) for v in (v_cond, v_uncond))
         images = image(x), *velocities, image(start), image(x_next)
         constants = tile.extent, patch, tile.planar, tile.rows, tile.columns
@@ -244,11 +244,6 @@ def guided_euler_merge(
     numbers = dense(mean), dense(std), low, high, max(patch, 1)
     launch_pyramid(step_merge_kernel, (x, merged), mode, *images, *scalars, *numbers)
     return merged
-
-
-def in_layout_of(x: Tensor | None, like: Tensor) -> Tensor | None:
-    """x dense and in the memory format of an output as ``like``."""
-    return None if x is None else x.contiguous(memory_format=memory_format(like))
 
 
 def as_image(velocity: Tensor | None, x: Tensor, patch: int) -> Image | None:

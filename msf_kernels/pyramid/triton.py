@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..layout import empty
 from ..triton_support.image import (
-    Tile,
+    ImageTile,
     dense,
     image,
     load_channel,
@@ -163,7 +163,7 @@ def launch_pyramid(kernel: Any, above: Sequence[Tensor], mode: str, *args: Any) 
     bilinear = mode == "bilinear"
     # The surroundings take registers too: with 8 bytes in the second, Triton 3.9 spilled on sm_80.
     access = 16 if not bilinear else 4 if kernel is split_backward_kernel else 8
-    tile = Tile.of(above, 2, access)
+    tile = ImageTile.of(above, 2, access)
     constants = bilinear, tile.planar, tile.rows, tile.columns
     device = above[0].device
     launch(kernel, device, tile.count, *args, tile.extent, *constants, warps=tile.warps)

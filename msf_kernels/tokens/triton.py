@@ -16,7 +16,7 @@ SAMPLES = 4  # whose gradients a thread reads at once, to have that many loads i
 
 
 @dataclass(frozen=True)
-class Tile:
+class TokenTile:
     """The shape of the programs' tiles over tokens by channels, and how many there are."""
 
     rows: int
@@ -25,7 +25,7 @@ class Tile:
     count: int
 
     @classmethod
-    def of(cls, tokens: int, channels: int, element_size: int, most_rows: int) -> Tile:
+    def of(cls, tokens: int, channels: int, element_size: int, most_rows: int) -> TokenTile:
         """A thread owns 16 bytes of a token's channels, a warp up to a whole row of the tile."""
         a_thread = 16 // element_size
         rows = min(power_of_2(tokens), most_rows)
@@ -116,7 +116,7 @@ def merge_tokens(
 ) -> Tensor:
     x = skip.new_empty(skip.shape)
     batch, tokens, channels = x.shape
-    tile = Tile.of(batch * tokens, channels, x.element_size(), 4)
+    tile = TokenTile.of(batch * tokens, channels, x.element_size(), 4)
     tensors = base.contiguous(), skip.contiguous(), dense(position), x
     sizes = batch, height, width, channels, tile.rows, tile.columns
     launch(merge_kernel, x.device, tile.count, *tensors, *sizes, warps=tile.warps)
@@ -130,7 +130,7 @@ def merge_tokens_backward(
     grad_base = grad.new_empty(batch, tokens // 4, 4 * channels)
     grad_position = None if position is None else position.new_empty(position.shape)
     groups = triton.cdiv(batch, SAMPLES) if position is None else 1
-    tile = Tile.of(groups * tokens, channels, grad.element_size(), 1)
+    tile = TokenTile.of(groups * tokens, channels, grad.element_size(), 1)
     tensors = grad.contiguous(), grad_base, grad_position
     sizes = batch, height, width, channels, SAMPLES, tile.columns
     launch(merge_backward_kernel, grad.device, tile.count, *tensors, *sizes, warps=tile.warps)

@@ -46,7 +46,7 @@ def patches(tokens: Tensor, patch: int, channels: int, width: int) -> Image:
 
 
 @dataclass(frozen=True)
-class Tile:
+class ImageTile:
     """The shape of the programs' tiles over images, and how many there are."""
 
     extent: tuple[int, ...]  # (B, C, H, W), counted in pixels of a tile
@@ -57,7 +57,7 @@ class Tile:
     count: int
 
     @classmethod
-    def of(cls, images: Sequence[Tensor], scale: int, access: int = 16) -> Tile:
+    def of(cls, images: Sequence[Tensor], scale: int, access: int = 16) -> ImageTile:
         """For images of one shape, of which each pixel of a tile is scale x scale pixels.
 
         A thread owns what it reads in ``access`` bytes of a row, and a block has up to 128 threads.

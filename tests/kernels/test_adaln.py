@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msf_kernels import adaln_modulate, gate_residual, gate_residual_adaln
-from numerics import DEVICE, WALK, assert_rounded_once, normal
+from numerics import DEVICE, WALK, assert_rounded_once, exactly, normal
 
 OP = "gate_residual_adaln"
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -51,10 +51,6 @@ def eager_pair(
 ) -> tuple[Tensor, Tensor]:
     x_out = eager_gate(x, y, gate)
     return x_out, eager_adaln(x_out, shift, scale)
-
-
-def exactly(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.detach().double().requires_grad_() for tensor in tensors]
 
 
 def last_output(result: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -14,16 +14,12 @@ from msf_kernels import (
     guided_euler_step,
     pyramid_merge,
 )
-from numerics import DEVICE, assert_rounded_once, normal
+from numerics import DEVICE, assert_rounded_once, exactly, normal
 
 OP = "flow_interpolate"
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 shapes = pytest.mark.parametrize("shape", [(2, 3, 4, 6), (1, 7, 5), (3,)], ids=str)
 dtypes = pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=["fp32", "bf16", "fp16"])
-
-
-def exactly(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.detach().double().requires_grad_() for tensor in tensors]
 
 
 @shapes

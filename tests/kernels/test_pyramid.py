@@ -7,7 +7,7 @@ from torch import Tensor
 
 import msf_kernels
 from msf_kernels import pyramid_merge, pyramid_split
-from numerics import DEVICE, assert_rounded_once, normal
+from numerics import DEVICE, assert_rounded_once, exactly, normal
 
 OP = "pyramid_split"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -18,10 +18,6 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def eager_upsample(x: Tensor, mode: str) -> Tensor:
     corners = None if mode == "nearest" else False
     return F.interpolate(x, scale_factor=2, mode=mode, align_corners=corners)
-
-
-def exactly(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.detach().double().requires_grad_() for tensor in tensors]
 
 
 def pixels(*shape: int) -> Tensor:

@@ -34,7 +34,7 @@ from msf_kernels.flow import triton as flow_triton
 from msf_kernels.pyramid import reference as pyramid_reference
 from msf_kernels.pyramid import triton as pyramid_triton
 from msf_kernels.triton_support.arithmetic import narrow, widen
-from msf_kernels.triton_support.image import Tile
+from msf_kernels.triton_support.image import ImageTile
 from msf_kernels.triton_support.launch import launch
 
 HERE = Path(__file__).parent
@@ -131,7 +131,7 @@ def test_images_of_many_tiles(layout: str, mode: str) -> None:
     # More than 128 columns, and more rows than one tile has.
     shape = (1, 3, 6, 264) if layout == "planar" else (1, 130, 4, 6)
     x = LAYOUTS[layout](normal(*shape, dtype=FP32))
-    assert Tile.of([x], 2).count >= 4
+    assert ImageTile.of([x], 2).count >= 4
     assert_equal_to_the_reference("pyramid_split", x, None, None, mode)
     base = pyramid_reference.pyramid_split(x, None, None, mode)[0]
     assert_equal_to_the_reference("pyramid_merge", base, x, None, None, mode, -9.0, 9.0)
@@ -162,7 +162,7 @@ def test_tiles_cover_an_image_in_accesses_of_16_bytes(
 ) -> None:
     x = torch.empty(shape, dtype=dtype)
     for image in (x, x.to(memory_format=torch.channels_last)):
-        tile = Tile.of([image], 2)
+        tile = ImageTile.of([image], 2)
         assert tile.planar == (image is x)
         batch, channels, height, width = tile.extent
         inner, columns = (channels, width) if tile.planar else (width, channels)
@@ -178,7 +178,7 @@ def test_more_rows_than_a_kernel_can_count() -> None:
     x = torch.empty(2**31, 1, 2, 2, dtype=BF16, device="meta")
     line = "Triton kernels take fewer than 2^31 rows of pixels, got 2147483648"
     with pytest.raises(OverflowError, match=re.escape(line)):
-        Tile.of([x], 2)
+        ImageTile.of([x], 2)
 
 
 def process(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
