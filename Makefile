@@ -31,6 +31,7 @@ test: install
 lint: install
 	ruff check .
 	ruff format --check .
+	find csrc tests -regex '.*\.\(cpp\|cuh?\|hpp\)' | xargs clang-format --dry-run --Werror
 
 typecheck: install
 	python -m mypy

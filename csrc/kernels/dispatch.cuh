@@ -56,9 +56,7 @@ constexpr unsigned kThreads = 256;
 // Blocks of kThreads for so many threads.
 inline unsigned blocks(int64_t threads) { return unsigned((threads + kThreads - 1) / kThreads); }
 
-__device__ inline int64_t thread_index() {
-  return int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-}
+__device__ inline int64_t thread_index() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 
 // A second grid dimension of at most 65,535 blocks, over which the kernel loops.
 inline unsigned grid_rows(int64_t rows) { return unsigned(rows < 65535 ? rows : 65535); }

@@ -37,7 +37,8 @@ struct Step {
   bool guided;
 
   __device__ Step(const Velocity& velocity)
-      : scale(read(velocity.guidance_scale, velocity.step)), dt(read(velocity.dt, velocity.step)),
+      : scale(read(velocity.guidance_scale, velocity.step)),
+        dt(read(velocity.dt, velocity.step)),
         guided(bool(velocity.uncond.data)) {}
 
   __device__ C euler(C x, const U* cond, const U* uncond, int64_t at) const {
@@ -129,8 +130,8 @@ __global__ void guided_euler_merge_kernel(Extent extent, Image<const T> x, Veloc
       const int64_t at = velocity_offset(velocity, image, p.c, 2 * p.h + dy, 2 * p.w + dx);
       // Rounded as the step's own result would be.
       const T state = from_compute<T>(step.euler(pixels(0, dy, dx), cond, uncond, at));
-      pixels(0, dy, dx) = clamped(
-          upsample(below, 0, dy, dx) + statistics.restore(to_compute(state), 0), low, high);
+      pixels(0, dy, dx) =
+          clamped(upsample(below, 0, dy, dx) + statistics.restore(to_compute(state), 0), low, high);
     }
     pixels.store(merged, p);
   });
@@ -147,17 +148,15 @@ void flow_interpolate(DType dtype, int64_t batch, int64_t size, Address data, Ad
     const bool wide = size % kVector == 0 && is_aligned({data, noise, x_t, velocity});
     with_flag(wide, [&](auto flag) {
       constexpr int V = decltype(flag)::value ? kVector : 1;
-      launch(flow_interpolate_kernel<T, V>,
-             dim3(blocks(size / V), grid_rows(batch)), dim3(kThreads), 0,
-             cuda_stream(stream), batch, size,
-             data.as<const T>(), noise.as<const T>(),
-             t.as<const Compute<T>>(), x_t.as<T>(), velocity.as<T>());
+      launch(flow_interpolate_kernel<T, V>, dim3(blocks(size / V), grid_rows(batch)),
+             dim3(kThreads), 0, cuda_stream(stream), batch, size, data.as<const T>(),
+             noise.as<const T>(), t.as<const Compute<T>>(), x_t.as<T>(), velocity.as<T>());
     });
   });
 }
 
-void guided_euler_step(DType dtype, int64_t size, Address x, Velocity velocity,
-                       Address start, Address x_next, Address stream) {
+void guided_euler_step(DType dtype, int64_t size, Address x, Velocity velocity, Address start,
+                       Address x_next, Address stream) {
   if (size == 0) return;
   with_types(dtype, velocity.dtype, [&](auto type, auto velocity_type) {
     using T = typename decltype(type)::type;
@@ -168,8 +167,8 @@ void guided_euler_step(DType dtype, int64_t size, Address x, Velocity velocity,
     with_flag(wide, [&](auto flag) {
       constexpr int V = decltype(flag)::value ? kVector : 1;
       launch(guided_euler_step_kernel<T, U, V>, dim3(blocks(size / V)), dim3(kThreads), 0,
-             cuda_stream(stream), size, x.as<const T>(), velocity,
-             start.as<const T>(), x_next.as<T>());
+             cuda_stream(stream), size, x.as<const T>(), velocity, start.as<const T>(),
+             x_next.as<T>());
     });
   });
 }
@@ -182,20 +181,20 @@ void guided_euler_step_of_tokens(DType dtype, Extent extent, ImageView x, Veloci
     using T = typename decltype(type)::type;
     using U = typename decltype(velocity_type)::type;
     launch(guided_euler_step_of_tokens_kernel<T, U>, dim3(blocks(pixels)), dim3(kThreads), 0,
-           cuda_stream(stream), extent, Image<const T>(x), velocity,
-           Image<const T>(start), Image<T>(x_next));
+           cuda_stream(stream), extent, Image<const T>(x), velocity, Image<const T>(start),
+           Image<T>(x_next));
   });
 }
 
-void guided_euler_merge(DType dtype, Extent extent, ImageView x, Velocity velocity,
-                        ImageView base, ImageView merged, Statistics statistics, bool bilinear,
-                        Clamp clamp, Address stream) {
+void guided_euler_merge(DType dtype, Extent extent, ImageView x, Velocity velocity, ImageView base,
+                        ImageView merged, Statistics statistics, bool bilinear, Clamp clamp,
+                        Address stream) {
   with_types(dtype, velocity.dtype, [&](auto type, auto velocity_type) {
     using T = typename decltype(type)::type;
     using U = typename decltype(velocity_type)::type;
     with_flag(bilinear, [&](auto flag) {
-      launch_places<AnyLayout>(guided_euler_merge_kernel<T, U, decltype(flag)::value ? 1 : 0>,
-                               extent, stream, Image<const T>(x), velocity, Image<const T>(base),
+      launch_places<AnyLayout>(guided_euler_merge_kernel<T, U, decltype(flag)::value>, extent,
+                               stream, Image<const T>(x), velocity, Image<const T>(base),
                                Image<T>(merged), statistics, Compute<T>(clamp.low),
                                Compute<T>(clamp.high));
     });

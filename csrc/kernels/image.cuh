@@ -11,7 +11,10 @@ struct Image {
   int64_t batch, channel, row, column;  // strides in elements
 
   Image(const ImageView& view)
-      : data(view.data.as<T>()), batch(view.batch), channel(view.channel), row(view.row),
+      : data(view.data.as<T>()),
+        batch(view.batch),
+        channel(view.channel),
+        row(view.row),
         column(view.column) {}
 
   __device__ T* at(int b, int c, int h) const { return data + b * batch + c * channel + h * row; }
@@ -122,8 +125,7 @@ struct Patch {
     constexpr int kStep = L::kPlanar ? L::kVector : 1;
 #pragma unroll
     for (int j = 0; j < kScale; ++j) {
-      const auto chunk =
-          Vector<T, L::kVector>::load(line + (first + j * kStep) * column_stride);
+      const auto chunk = Vector<T, L::kVector>::load(line + (first + j * kStep) * column_stride);
 #pragma unroll
       for (int k = 0; k < L::kVector; ++k) {
         const int column = kMargin + (L::kPlanar ? j * kStep + k : j);
@@ -179,8 +181,8 @@ void with_layout(const Extent& base, std::initializer_list<ImageView> images, Bo
   bool planar = base.width % kVector == 0, interleaved = base.channels % kVector == 0;
   for (const ImageView& image : images) {
     if (!image.data) continue;
-    const bool aligned = is_aligned({image.data}) &&
-                         image.batch % kVector == 0 && image.row % kVector == 0;
+    const bool aligned =
+        is_aligned({image.data}) && image.batch % kVector == 0 && image.row % kVector == 0;
     planar &= aligned && image.column == 1 && image.channel % kVector == 0;
     interleaved &= aligned && image.channel == 1 && image.column % kVector == 0;
   }

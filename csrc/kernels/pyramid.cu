@@ -102,8 +102,7 @@ __global__ void pyramid_split_backward_kernel(Extent extent, Image<const T> grad
 
 template <class T, class L, int kMargin>
 __global__ void pyramid_merge_kernel(Extent extent, Image<const T> base, Image<const T> residual,
-                                     Image<T> x, Statistics view, Compute<T> low,
-                                     Compute<T> high) {
+                                     Image<T> x, Statistics view, Compute<T> low, Compute<T> high) {
   for_each_place<L>(extent, [&](const Place& p) {
     const ChannelStatistics<T, L> statistics(view, p.c);
     Patch<T, L, 1, kMargin> below;
@@ -152,7 +151,7 @@ void with_pyramid(DType dtype, const Extent& extent, std::initializer_list<Image
   with_type(dtype, [&](auto type) {
     with_layout<typename decltype(type)::type>(extent, images, [&](auto layout) {
       with_flag(bilinear, [&](auto flag) {
-        body(type, layout, std::integral_constant<int, decltype(flag)::value ? 1 : 0>{});
+        body(type, layout, std::integral_constant<int, decltype(flag)::value>{});
       });
     });
   });
@@ -162,12 +161,13 @@ void with_pyramid(DType dtype, const Extent& extent, std::initializer_list<Image
 
 void pyramid_split(DType dtype, Extent extent, ImageView x, ImageView base, ImageView residual,
                    Statistics statistics, bool bilinear, Address stream) {
-  with_pyramid(dtype, extent, {x, base, residual}, bilinear, [&](auto type, auto layout, auto margin) {
-    using T = typename decltype(type)::type;
-    using L = decltype(layout);
-    launch_places<L>(pyramid_split_kernel<T, L, margin.value>, extent, stream, Image<const T>(x),
-                     Image<T>(base), Image<T>(residual), statistics);
-  });
+  with_pyramid(
+      dtype, extent, {x, base, residual}, bilinear, [&](auto type, auto layout, auto margin) {
+        using T = typename decltype(type)::type;
+        using L = decltype(layout);
+        launch_places<L>(pyramid_split_kernel<T, L, margin.value>, extent, stream,
+                         Image<const T>(x), Image<T>(base), Image<T>(residual), statistics);
+      });
 }
 
 void pyramid_split_backward(DType dtype, Extent extent, ImageView grad_base,
@@ -185,13 +185,14 @@ void pyramid_split_backward(DType dtype, Extent extent, ImageView grad_base,
 
 void pyramid_merge(DType dtype, Extent extent, ImageView base, ImageView residual, ImageView x,
                    Statistics statistics, bool bilinear, Clamp clamp, Address stream) {
-  with_pyramid(dtype, extent, {base, residual, x}, bilinear, [&](auto type, auto layout, auto margin) {
-    using T = typename decltype(type)::type;
-    using L = decltype(layout);
-    launch_places<L>(pyramid_merge_kernel<T, L, margin.value>, extent, stream, Image<const T>(base),
-                     Image<const T>(residual), Image<T>(x), statistics, Compute<T>(clamp.low),
-                     Compute<T>(clamp.high));
-  });
+  with_pyramid(dtype, extent, {base, residual, x}, bilinear,
+               [&](auto type, auto layout, auto margin) {
+                 using T = typename decltype(type)::type;
+                 using L = decltype(layout);
+                 launch_places<L>(pyramid_merge_kernel<T, L, margin.value>, extent, stream,
+                                  Image<const T>(base), Image<const T>(residual), Image<T>(x),
+                                  statistics, Compute<T>(clamp.low), Compute<T>(clamp.high));
+               });
 }
 
 void pyramid_merge_backward(DType dtype, Extent extent, ImageView grad, ImageView grad_base,

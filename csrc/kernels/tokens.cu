@@ -4,7 +4,7 @@
 namespace msf {
 namespace {
 
-// Where the channels of a sample's fine tokens, of which this is the index-th vector, lie in its base.
+// Where the channels of a sample's fine tokens, of which this is the index-th vector, lie in base.
 template <int kVector>
 __device__ int64_t coarse_offset(const TokenGrid& grid, int64_t index) {
   const int vectors = grid.channels / kVector;
@@ -76,16 +76,15 @@ void with_tokens(DType dtype, DType position_dtype, const TokenGrid& grid,
   with_types(dtype, position_dtype, [&](auto type, auto position) {
     constexpr int kVector = 16 / sizeof(typename decltype(type)::type);
     with_flag(grid.channels % kVector == 0 && is_aligned(addresses), [&](auto flag) {
-      body(type, position,
-           std::integral_constant<int, decltype(flag)::value ? kVector : 1>{});
+      body(type, position, std::integral_constant<int, (decltype(flag)::value ? kVector : 1)>{});
     });
   });
 }
 
 }  // namespace
 
-void merge_tokens(DType dtype, DType position_dtype, TokenGrid grid, Address base,
-                  Address skip, Address position, Address x, Address stream) {
+void merge_tokens(DType dtype, DType position_dtype, TokenGrid grid, Address base, Address skip,
+                  Address position, Address x, Address stream) {
   const int64_t size = int64_t(4) * grid.height * grid.width * grid.channels;
   if (grid.batch == 0 || size == 0) return;
   const auto addresses = {base, skip, position, x};
@@ -94,8 +93,8 @@ void merge_tokens(DType dtype, DType position_dtype, TokenGrid grid, Address bas
     using P = typename decltype(other)::type;
     launch(merge_tokens_kernel<T, P, vector.value>,
            dim3(blocks(size / vector.value), grid_rows(grid.batch)), dim3(kThreads), 0,
-           cuda_stream(stream), grid, size, base.as<const T>(),
-           skip.as<const T>(), position.as<const P>(), x.as<T>());
+           cuda_stream(stream), grid, size, base.as<const T>(), skip.as<const T>(),
+           position.as<const P>(), x.as<T>());
   });
 }
 
@@ -109,8 +108,9 @@ void merge_tokens_backward(DType dtype, DType position_dtype, TokenGrid grid, Ad
     using P = typename decltype(other)::type;
     const unsigned x = blocks(size / vector.value);
     if (grid.batch > 0) {
-      launch(merge_tokens_backward_kernel<T, vector.value>, dim3(x, grid_rows(grid.batch)), dim3(kThreads),
-             0, cuda_stream(stream), grid, size, grad.as<const T>(), grad_base.as<T>());
+      launch(merge_tokens_backward_kernel<T, vector.value>, dim3(x, grid_rows(grid.batch)),
+             dim3(kThreads), 0, cuda_stream(stream), grid, size, grad.as<const T>(),
+             grad_base.as<T>());
     }
     if (grad_position) {
       launch(sum_over_batch_kernel<T, P, vector.value>, dim3(x), dim3(kThreads), 0,
