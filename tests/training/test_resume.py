@@ -80,6 +80,20 @@ def test_two_processes_train_two_stages_at_once(whole, tmp_path):
     assert sorted(steps(tmp_path / "run")) == sorted(steps(whole))
 
 
+def test_a_stage_trained_elsewhere_meanwhile_is_returned_trained(whole, tmp_path, monkeypatch):
+    original = StageTrainer.step
+
+    def step(self, *args):
+        if self.name == "base" and self.step_number == 4:  # between two checkpoints
+            run(tmp_path / "run", stages=["residual"], resume=True)
+        return original(self, *args)
+
+    monkeypatch.setattr(StageTrainer, "step", step)
+    model = run(tmp_path / "run", stages=["base"])
+    expected = MSF.from_pretrained(whole).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("writer", [MSF.save_pretrained, StageTrainer.save])
 def test_resume_after_a_checkpoint_that_could_not_be_written(whole, tmp_path, monkeypatch, writer):
     original = StageTrainer.step

@@ -70,7 +70,8 @@ def train(
     progress: bool = True,
 ) -> MSF:
     """Train ``stages`` (all by default) of a model on ``source`` into the folder ``out``; returns
-    it. Stages train independently: other processes may train others into ``out`` at the same time.
+    the model that is there at the end. Stages train independently: other processes may train others
+    into ``out`` at the same time.
 
     source: as in ``load_data``. resume: continue the run that ``out`` holds, if any; the result is
     bit for bit that of an uninterrupted run on the same machine. Raises ``Interrupted`` when
@@ -111,7 +112,8 @@ def train(
         for trainer in trainers:
             _train_stage(trainer, data, folder, averaged, stop, progress)
     plot_losses(folder.metrics(), folder.path / "loss.png")
-    return averaged
+    # As saved, because another process may have trained the other stages meanwhile.
+    return (folder.saved_model() or averaged).to(device).requires_grad_(False)
 
 
 def _statistics_batches(data: ImageData, seed: int) -> Iterator[Tensor]:
