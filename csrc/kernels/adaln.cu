@@ -1,5 +1,5 @@
-// adaln_modulate, gate_residual and gate_residual_adaln, each in one pass over memory. The equations
-// are in msf_kernels/adaln/reference.py.
+// adaln_modulate, gate_residual and gate_residual_adaln, each in one pass over memory. The
+// equations are in msf_kernels/adaln/reference.py.
 #include "adaln.cuh"
 
 namespace msf {
@@ -52,8 +52,8 @@ __device__ void add_gated(Vector<T, kVector> (&x)[kRows][kItems], const Forward<
   });
 }
 
-// h of the tokens from `row` to `end`, with two passes over what registers hold of x: the mean first,
-// then the squares around it.
+// h of the tokens from `row` to `end`, with two passes over what registers hold of x: the mean
+// first, then the squares around it.
 template <class T, class Y, class M, int kVector, int kItems, int kRows>
 __device__ void normalise(const Vector<T, kVector> (&x)[kRows][kItems], const Forward<T, Y, M>& a,
                           const Channels<kVector, kItems>& channels, int sample, int64_t row,
@@ -137,10 +137,10 @@ void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address 
     using T = typename decltype(type)::type;
     using Y = typename decltype(other)::type;
     using M = typename decltype(third)::type;
-    const Forward<T, Y, M> arguments{x.as<const T>(),  y.as<const Y>(), gate,
-                                     shift,            scale,           Compute<T>(eps),
-                                     eager,            x_out.as<T>(),   h.as<T>(),
-                                     mean.as<Compute<T>>(), rstd.as<Compute<T>>()};
+    const Forward<T, Y, M> arguments{
+        x.as<const T>(),      y.as<const Y>(), gate,          shift,     scale,
+        Compute<T>(eps),      eager,           x_out.as<T>(), h.as<T>(), mean.as<Compute<T>>(),
+        rstd.as<Compute<T>>()};
     const bool aligned = is_aligned({x, y, x_out, h}) && arguments.gate.is_aligned() &&
                          arguments.shift.is_aligned() && arguments.scale.is_aligned();
     with_channels<T>(size.channels, aligned, [&](auto vector, auto items, int threads) {

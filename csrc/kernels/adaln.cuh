@@ -1,5 +1,5 @@
-// What the kernels of adaLN share: a block has a slice of one sample's tokens, and a thread the same
-// channels of each, so that it reads them once and sums over tokens in registers.
+// What the kernels of adaLN share: a block has a slice of one sample's tokens, and a thread the
+// same channels of each, so that it reads them once and sums over tokens in registers.
 #pragma once
 
 #include "dispatch.cuh"
@@ -79,7 +79,9 @@ struct ModulationRows {
   ModulationRows(const Modulation& modulation)
       : data(modulation.data.as<const M>()), stride(modulation.stride) {}
   __device__ const M* operator[](int sample) const { return data + sample * stride; }
-  bool is_aligned() const { return msf::is_aligned({{const_cast<M*>(data)}}) && stride * sizeof(M) % 16 == 0; }
+  bool is_aligned() const {
+    return msf::is_aligned({{const_cast<M*>(data)}}) && stride * sizeof(M) % 16 == 0;
+  }
 };
 
 // Calls body(x's type, y's, modulation's). y is of x's dtype, or one of the two is float. The

@@ -1,6 +1,6 @@
-// The gradients of adaln_modulate, gate_residual and gate_residual_adaln, in one pass over memory and
-// without atomics: a block sums over its tokens in registers, a second kernel over the blocks. The
-// equations are in msf_kernels/adaln/reference.py.
+// The gradients of adaln_modulate, gate_residual and gate_residual_adaln, in one pass over memory
+// and without atomics: a block sums over its tokens in registers, a second kernel over the blocks.
+// The equations are in msf_kernels/adaln/reference.py.
 #include "adaln.cuh"
 
 namespace msf {
@@ -205,13 +205,21 @@ void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address gr
     using M = typename decltype(third)::type;
     using C = Compute<T>;
     const Backward<T, Y, M> arguments{
-        grad_h.as<const T>(), grad_x_out.as<const T>(), x.as<const T>(), y.as<const Y>(),
-        gate, scale, mean.as<const C>(), rstd.as<const C>(), grad_x.as<T>(), grad_y.as<Y>(),
-        {grads[0].data.as<M>(), grads[1].data.as<M>(), grads[2].data.as<M>()}, partials.as<C>()};
-    const bool aligned =
-        is_aligned({grad_h, grad_x_out, x, y, grad_x, grad_y, grads[0].data, grads[1].data,
-                    grads[2].data, partials}) &&
-        arguments.gate.is_aligned() && arguments.scale.is_aligned();
+        grad_h.as<const T>(),
+        grad_x_out.as<const T>(),
+        x.as<const T>(),
+        y.as<const Y>(),
+        gate,
+        scale,
+        mean.as<const C>(),
+        rstd.as<const C>(),
+        grad_x.as<T>(),
+        grad_y.as<Y>(),
+        {grads[0].data.as<M>(), grads[1].data.as<M>(), grads[2].data.as<M>()},
+        partials.as<C>()};
+    const bool aligned = is_aligned({grad_h, grad_x_out, x, y, grad_x, grad_y, grads[0].data,
+                                     grads[1].data, grads[2].data, partials}) &&
+                         arguments.gate.is_aligned() && arguments.scale.is_aligned();
     with_channels<T>(size.channels, aligned, [&](auto vector, auto items, int threads) {
       constexpr int kVector = vector.value, kItems = items.value;
       auto start = [&](auto kernel) {
@@ -231,7 +239,9 @@ void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address gr
     for (int i = 0; i < kSums; ++i) {
       const bool absent = !grads[i].data;
       all.of[i] = {partials.as<const C>() + i * parts * size.channels, grads[i].data.as<M>(),
-                   absent ? 0 : grads[i].shared ? 1 : size.batch,
+                   absent            ? 0
+                   : grads[i].shared ? 1
+                                     : size.batch,
                    grads[i].shared ? parts : slices(size)};
     }
     launch(sum_partials_kernel<C, M>,
