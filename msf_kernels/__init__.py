@@ -17,6 +17,7 @@ from .build import build_config
 from .compiling import constant_result
 from .flow.op import flow_interpolate, guided_euler_merge, guided_euler_step
 from .pyramid.op import pyramid_merge, pyramid_split
+from .qk_norm_rope.op import qk_norm_rope
 from .tokens.op import merge_tokens
 
 OPERATORS = (
@@ -24,6 +25,7 @@ OPERATORS = (
     "gate_residual",
     "gate_residual_adaln",
     "attention",
+    "qk_norm_rope",
     "pyramid_split",
     "pyramid_merge",
     "merge_tokens",
@@ -51,5 +53,6 @@ __all__ = [
     "merge_tokens",
     "pyramid_merge",
     "pyramid_split",
+    "qk_norm_rope",
     "rope_2d",
 ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .. import checks
 from ..dtypes import compute_dtype
 from ..library import define
+from ..qk_norm_rope.op import check_qkv, weight_gradient
 from . import reference
 
 
@@ -41,45 +40,8 @@ def attention(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    _check(qkv, num_heads, q_weight, k_weight, rope)
+    check_qkv("attention", qkv, num_heads, q_weight, k_weight, rope)
     return _attention(qkv, q_weight, k_weight, rope, num_heads, eps)[0]
-
-
-def _check(
-    qkv: Tensor,
-    num_heads: int,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-) -> None:
-    op = "attention"
-    optional = {"q_weight": q_weight, "k_weight": k_weight, "rope": rope}
-    given = {name: tensor for name, tensor in optional.items() if tensor is not None}
-    checks.tensors(op, qkv=qkv, **given)
-    checks.dimensions(op, "qkv", qkv, "(B, N, 3*H*d)")
-    tokens, width = qkv.shape[1:]
-    if num_heads < 1 or width % (3 * num_heads) or not tokens or not width:
-        raise ValueError(
-            f"{op}: qkv must be (B, N, 3*H*d) with N, d >= 1 and num_heads = H = {num_heads}, "
-            f"got {tuple(qkv.shape)}"
-        )
-    head_dim = width // (3 * num_heads)
-    if rope is not None:
-        if head_dim % 2:
-            raise ValueError(f"{op}: rope needs an even head_dim, got {head_dim}")
-        checks.shape(op, "rope", rope, "(2, N, d/2)", (2, tokens, head_dim // 2))
-        checks.dtype(op, "rope", rope, torch.float32)
-        checks.constant(op, "rope", rope)
-    for name in ("q_weight", "k_weight"):
-        if name in given:
-            checks.shape(op, name, given[name], "(d,)", (head_dim,))
-            checks.dtype(op, name, given[name], qkv.dtype, torch.float32)
-
-
-def _weight_like(weight: Tensor | None, qkv: Tensor) -> Tensor:
-    if weight is None:
-        return qkv.new_empty(0, dtype=compute_dtype(qkv))
-    return weight.new_empty(weight.shape)
 
 
 def _attention_fake(
@@ -125,8 +87,8 @@ _attention_backward = define(
     reference=reference.attention_backward,
     fake=lambda grad, qkv, q_weight, k_weight, rope, out, logsumexp, num_heads, eps: (
         qkv.new_empty(qkv.shape),
-        _weight_like(q_weight, qkv),
-        _weight_like(k_weight, qkv),
+        weight_gradient(q_weight, qkv),
+        weight_gradient(k_weight, qkv),
     ),
 )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..dtypes import widen
+from ..qk_norm_rope.reference import heads, norm_rope, norm_rope_backward
 
 
 def attention(
@@ -27,9 +28,9 @@ def attention(
     Returns the output (B, N, H * d) in qkv's dtype and the logsumexp of the scaled scores
     (B, H, N) in the compute dtype.
     """
-    q, k, v = _heads(qkv, num_heads)
-    q = _prepare(q, q_weight, rope, eps)
-    k = _prepare(k, k_weight, rope, eps)
+    q, k, v = heads(qkv, num_heads)
+    q = norm_rope(q, q_weight, rope, eps)
+    k = norm_rope(k, k_weight, rope, eps)
     scores = _scores(q, k)
     largest = scores.amax(-1, keepdim=True)
     weights = scores.sub_(largest).exp_()
@@ -54,13 +55,13 @@ def attention_backward(
     `grad` and `out` are (B, N, H * d). With P the probabilities and row sums D = sum(grad * out),
     dS = P * (grad v^T - D) as in FlashAttention (Dao et al., 2022, appendix B).
     """
-    raw_q, raw_k, v = _heads(qkv, num_heads)
-    q = _prepare(raw_q, q_weight, rope, eps)
-    k = _prepare(raw_k, k_weight, rope, eps)
+    raw_q, raw_k, v = heads(qkv, num_heads)
+    q = norm_rope(raw_q, q_weight, rope, eps)
+    k = norm_rope(raw_k, k_weight, rope, eps)
     probabilities = _scores(q, k).sub_(logsumexp[..., None]).exp_()
 
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    grad_q, grad_k, grad_v = _heads(grad_qkv, num_heads)
+    grad_q, grad_k, grad_v = heads(grad_qkv, num_heads)
     grad = grad.unflatten(-1, (num_heads, -1)).transpose(1, 2).contiguous()
     out = out.unflatten(-1, (num_heads, -1)).transpose(1, 2)
     row_sums = (widen(grad) * out).sum(-1, keepdim=True)
@@ -68,57 +69,11 @@ def attention_backward(
 
     grad_scores = (widen(grad) @ widen(v.contiguous()).mT).sub_(row_sums).mul_(probabilities)
     grad_scores = grad_scores.mul_(q.shape[-1] ** -0.5).to(q.dtype)
-    grad_q_weight = _prepare_backward(grad_q, grad_scores @ k, raw_q, q_weight, rope, eps)
-    grad_k_weight = _prepare_backward(grad_k, grad_scores.mT @ q, raw_k, k_weight, rope, eps)
+    grad_q_weight = norm_rope_backward(grad_q, grad_scores @ k, raw_q, q_weight, rope, eps)
+    grad_k_weight = norm_rope_backward(grad_k, grad_scores.mT @ q, raw_k, k_weight, rope, eps)
     return grad_qkv, grad_q_weight, grad_k_weight
-
-
-def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """(B, N, 3 * H * d) -> q, k, v as views (B, H, N, d)."""
-    return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
     """Scaled scores (B, H, N, N) in the compute dtype, a new tensor."""
     return (widen(q) @ widen(k).mT).mul_(q.shape[-1] ** -0.5)
-
-
-def _prepare(x: Tensor, weight: Tensor | None, rope: Tensor | None, eps: float) -> Tensor:
-    """RMS norm, then rotation, of q or k (B, H, N, d)."""
-    x = x.contiguous()
-    wide = widen(x)
-    if weight is not None:
-        wide = (wide * _rrms(wide, eps)).mul_(weight)
-    if rope is not None:
-        wide = _rotate(wide, rope[0], rope[1])
-    return wide.to(x.dtype)
-
-
-def _prepare_backward(
-    out: Tensor, grad: Tensor, x: Tensor, weight: Tensor | None, rope: Tensor | None, eps: float
-) -> Tensor:
-    """Write the gradient of x to `out` and return that of the weight."""
-    grad = widen(grad)
-    if rope is not None:
-        grad = _rotate(grad, rope[0], -rope[1])
-    if weight is None:
-        out.copy_(grad)
-        return grad.new_empty(0)
-    wide = widen(x.contiguous())
-    rrms = _rrms(wide, eps)
-    normalised = wide * rrms
-    product = grad * normalised
-    grad_weight = product.sum((0, 1, 2)).to(weight.dtype)
-    along = product.mul_(weight).mean(-1, keepdim=True)
-    out.copy_((grad * weight).sub_(normalised.mul_(along)).mul_(rrms))
-    return grad_weight
-
-
-def _rrms(x: Tensor, eps: float) -> Tensor:
-    return torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + d / 2) of x (..., N, d) by angles given as (N, d / 2)."""
-    first, second = x.chunk(2, -1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)

@@ -49,6 +49,12 @@ def _rotated(qkv: Tensor, q: Tensor | None = None, k: Tensor | None = None) -> T
     return msf.attention(qkv, num_heads=2, q_weight=q, k_weight=k, rope=ROPE)
 
 
+def _prepared(
+    qkv: Tensor, q: Tensor | None = None, k: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    return msf.qk_norm_rope(qkv, num_heads=2, q_weight=q, k_weight=k, rope=ROPE)
+
+
 def _merge(mode: str, mean: bool = False, std: bool = False) -> Callable[..., Tensor]:
     def merge(base: Tensor, residual: Tensor) -> Tensor:
         return msf.pyramid_merge(
@@ -126,6 +132,14 @@ CASES = [
     Case("attention-q_norm", _attention, (QKV, WEIGHT)),
     Case("attention-k_norm", lambda qkv, k: _attention(qkv, None, k), (QKV, WEIGHT)),
     Case("attention-norm-rope", _rotated, (QKV, WEIGHT, WEIGHT)),
+    Case("qk_norm_rope", _prepared, (QKV, WEIGHT, WEIGHT)),
+    Case("qk_norm_rope-rope", _prepared, (QKV,)),
+    Case("qk_norm_rope-q_norm", _prepared, (QKV, WEIGHT)),
+    Case(
+        "qk_norm_rope-k_norm",
+        lambda qkv, k: msf.qk_norm_rope(qkv, num_heads=2, k_weight=k),
+        (QKV, WEIGHT),
+    ),
     Case("pyramid_split-nearest", msf.pyramid_split, (FULL,)),
     Case("pyramid_split-bilinear", lambda x: msf.pyramid_split(x, mode="bilinear"), (FULL,)),
     Case("pyramid_split-standardised", _split, (FULL,)),

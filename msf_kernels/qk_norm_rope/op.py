@@ -1,0 +1,145 @@
+"""qk_norm_rope as an operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..dtypes import compute_dtype
+from ..library import define
+from . import reference
+
+
+def qk_norm_rope(
+    qkv: Tensor,
+    *,
+    num_heads: int,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    rope: Tensor | None = None,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """The q and k of `attention`, for an attention that is another's.
+
+    q and k of packed qkv pass a per-head RMS norm (QK-norm: Henry et al., 2020; Dehghani et al.,
+    2023), then a rotation by `rope` (RoPE: Su et al., 2021); each is optional. v is
+    `qkv.unflatten(-1, (3, num_heads, -1))[:, :, 2]`, without a copy.
+
+    Args:
+        qkv: (B, N, 3 * H * d) float64, float32, bfloat16 or float16, laid out [q | k | v].
+        num_heads: H.
+        q_weight, k_weight: (d,) RMS-norm weights in qkv's dtype or float32; None for no norm.
+        rope: (2, N, d / 2) float32 cosines and sines, as made by `rope_2d`, that rotate the pairs
+            (i, i + d / 2); gets no gradient.
+        eps: added to the mean square of q and k.
+
+    Returns:
+        q and k (B, N, H, d) in qkv's dtype, each rounded once.
+
+    Raises:
+        TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
+    """
+    check_qkv("qk_norm_rope", qkv, num_heads, q_weight, k_weight, rope)
+    return _qk_norm_rope(qkv, q_weight, k_weight, rope, num_heads, eps)
+
+
+def check_qkv(
+    op: str,
+    qkv: Tensor,
+    num_heads: int,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: Tensor | None,
+) -> None:
+    """The arguments that `op` shares with `qk_norm_rope` are as its docstring says."""
+    optional = {"q_weight": q_weight, "k_weight": k_weight, "rope": rope}
+    given = {name: tensor for name, tensor in optional.items() if tensor is not None}
+    checks.tensors(op, qkv=qkv, **given)
+    checks.dimensions(op, "qkv", qkv, "(B, N, 3*H*d)")
+    tokens, width = qkv.shape[1:]
+    if num_heads < 1 or width % (3 * num_heads) or not tokens or not width:
+        raise ValueError(
+            f"{op}: qkv must be (B, N, 3*H*d) with N, d >= 1 and num_heads = H = {num_heads}, "
+            f"got {tuple(qkv.shape)}"
+        )
+    head_dim = width // (3 * num_heads)
+    if rope is not None:
+        if head_dim % 2:
+            raise ValueError(f"{op}: rope needs an even head_dim, got {head_dim}")
+        checks.shape(op, "rope", rope, "(2, N, d/2)", (2, tokens, head_dim // 2))
+        checks.dtype(op, "rope", rope, torch.float32)
+        checks.constant(op, "rope", rope)
+    for name in ("q_weight", "k_weight"):
+        if name in given:
+            checks.shape(op, name, given[name], "(d,)", (head_dim,))
+            checks.dtype(op, name, given[name], qkv.dtype, torch.float32)
+
+
+def weight_gradient(weight: Tensor | None, qkv: Tensor) -> Tensor:
+    """A new tensor for the gradient of a norm weight, empty where there is none."""
+    if weight is None:
+        return qkv.new_empty(0, dtype=compute_dtype(qkv))
+    return weight.new_empty(weight.shape)
+
+
+def _fake(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    batch, tokens, width = qkv.shape
+    q = qkv.new_empty((batch, tokens, num_heads, width // (3 * num_heads)))
+    return q, q.new_empty(q.shape)
+
+
+def _setup(ctx: Any, inputs: Any, output: Any) -> None:
+    qkv, q_weight, k_weight, rope, ctx.num_heads, ctx.eps = inputs
+    ctx.shape = output[0].shape
+    ctx.save_for_backward(qkv, q_weight, k_weight, rope)
+
+
+def _gradient(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> Any:
+    if grad_q is None and grad_k is None:
+        return None, None, None, None, None, None
+    qkv, q_weight, k_weight, _ = ctx.saved_tensors
+    grad_q = qkv.new_zeros(ctx.shape) if grad_q is None else grad_q
+    grad_k = qkv.new_zeros(ctx.shape) if grad_k is None else grad_k
+    grad_qkv, grad_q_weight, grad_k_weight = qk_norm_rope_backward(
+        grad_q, grad_k, None, *ctx.saved_tensors, ctx.num_heads, ctx.eps
+    )
+    return (
+        grad_qkv,
+        None if q_weight is None else grad_q_weight,
+        None if k_weight is None else grad_k_weight,
+        None,
+        None,
+        None,
+    )
+
+
+qk_norm_rope_backward = define(
+    "qk_norm_rope_backward(Tensor grad_q, Tensor grad_k, Tensor? grad_v, Tensor qkv, "
+    "Tensor? q_weight, Tensor? k_weight, Tensor? rope, int num_heads, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+    reference=reference.qk_norm_rope_backward,
+    fake=lambda grad_q, grad_k, grad_v, qkv, q_weight, k_weight, rope, num_heads, eps: (
+        qkv.new_empty(qkv.shape),
+        weight_gradient(q_weight, qkv),
+        weight_gradient(k_weight, qkv),
+    ),
+)
+
+_qk_norm_rope = define(
+    "qk_norm_rope(Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? rope, int num_heads, "
+    "float eps) -> (Tensor, Tensor)",
+    reference=reference.qk_norm_rope,
+    fake=_fake,
+    setup_context=_setup,
+    backward=_gradient,
+)

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from msf_kernels import qk_norm_rope, rope_2d
+from numerics import DEVICE, assert_rounded_once, normal
+
+OP = "qk_norm_rope"
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+
+# Of qkv, and of the weights.
+dtypes = pytest.mark.parametrize(
+    ("dtype", "other"),
+    [(torch.float64, FP32), (FP32, FP32), (BF16, BF16), (BF16, FP32), (FP16, FP32)],
+    ids=lambda dtype: str(dtype).removeprefix("torch."),
+)
+# Batch, grid, heads, head_dim. In 16 bits half a head takes accesses of 16, 8 (twice) and 2 bytes;
+# N = 1, one head, and a head of more than 64 accesses, which a warp takes several turns for.
+shapes = pytest.mark.parametrize(
+    ("batch", "grid", "heads", "head_dim"),
+    [
+        (2, (4, 4), 3, 64),
+        (1, (3, 7), 2, 72),
+        (3, (1, 1), 2, 8),
+        (2, (2, 2), 1, 36),
+        (1, (1, 2), 2, 300),
+    ],
+    ids=lambda value: str(value).replace(" ", ""),
+)
+
+
+def prepared(x: Tensor, weight: Tensor | None, rope: Tensor | None, eps: float) -> Tensor:
+    """q or k (B, N, H, d) by way of PyTorch's RMS norm and complex numbers."""
+    if weight is not None:
+        x = F.rms_norm(x, x.shape[-1:], weight, eps)
+    if rope is not None:
+        turned = torch.complex(*x.chunk(2, -1)) * torch.complex(*rope.double()[:, :, None])
+        x = torch.cat((turned.real, turned.imag), -1)
+    return x
+
+
+def exact_qk(qkv: Tensor, num_heads: int, eps: float = 1e-6, **options: Any) -> list[Tensor]:
+    parts = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
+    rope = options.get("rope")
+    weights = options.get("q_weight"), options.get("k_weight")
+    return [prepared(part, weight, rope, eps) for part, weight in zip(parts, weights, strict=False)]
+
+
+def check(qkv: Tensor, weights: dict[str, Tensor], **options: Any) -> None:
+    """Values, and gradients of qkv and the weights, against float64."""
+    inputs = [tensor.detach().requires_grad_() for tensor in (qkv, *weights.values())]
+    named = dict(zip(weights, inputs[1:], strict=True))
+    outputs = qk_norm_rope(inputs[0], **named, **options)
+    exact_inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    exact_named = dict(zip(weights, exact_inputs[1:], strict=True))
+    exact = exact_qk(exact_inputs[0], **exact_named, **options)
+    batch, tokens, heads, head_dim = outputs[0].shape
+    for one, right in zip(outputs, exact, strict=True):
+        assert one.is_contiguous()
+        assert_rounded_once(one, right, terms=head_dim)
+
+    grads = [normal(*output.shape, dtype=output.dtype) for output in outputs]
+    got = torch.autograd.grad(outputs, inputs, grads)
+    expected = torch.autograd.grad(exact, exact_inputs, [grad.double() for grad in grads])
+    for one, right in zip(got, expected, strict=True):
+        assert_rounded_once(one, right, terms=max(head_dim, batch * tokens * heads))
+    assert not got[0].chunk(3, -1)[2].any()
+
+
+@shapes
+@dtypes
+@pytest.mark.parametrize("norm", ["", "q", "qk"])
+@pytest.mark.parametrize("rotary", [False, True], ids=["", "rope"])
+def test_values_and_gradients(
+    batch: int,
+    grid: tuple[int, int],
+    heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    other: torch.dtype,
+    norm: str,
+    rotary: bool,
+) -> None:
+    qkv = normal(batch, grid[0] * grid[1], 3 * heads * head_dim, dtype=dtype)
+    weights = {f"{name}_weight": (1 + 0.3 * normal(head_dim)).to(other) for name in norm}
+    rope = rope_2d(*grid, head_dim, device=DEVICE) if rotary else None
+    check(qkv, weights, num_heads=heads, rope=rope)
+
+
+def test_odd_head_dim() -> None:
+    weights = {"q_weight": normal(5, dtype=FP32), "k_weight": normal(5, dtype=BF16)}
+    check(normal(2, 3, 30, dtype=BF16), weights, num_heads=2)
+
+
+def test_epsilon() -> None:
+    weights = {"q_weight": torch.ones(8, device=DEVICE), "k_weight": normal(8, dtype=FP32)}
+    check(normal(2, 5, 48, dtype=FP32) * 0.01, weights, num_heads=2, eps=1e-3)
+
+
+def test_more_tokens_than_one_block_sums() -> None:
+    weights = {"q_weight": normal(4, dtype=FP32), "k_weight": normal(4, dtype=FP32)}
+    check(normal(3, 701, 3 * 4, dtype=FP32), weights, num_heads=1)
+
+
+@pytest.mark.parametrize("first", [0, 1, 4])
+def test_qkv_and_gradients_inside_wider_tensors(first: int) -> None:
+    """Views at addresses of 16, 2 and 8 bytes are read in place, with the same result."""
+    qkv = normal(2, 6, 250, dtype=BF16)[..., first : first + 192]
+    weight = normal(16, dtype=FP32)
+    options: dict[str, Any] = {"num_heads": 4, "k_weight": weight}
+    rope = rope_2d(2, 3, 16, device=DEVICE)
+    grads = normal(2, 2, 6, 4, 32, dtype=BF16)[..., first : first + 16].unbind()
+
+    def results(qkv: Tensor, grads: tuple[Tensor, ...]) -> list[Tensor]:
+        qkv = qkv.detach().requires_grad_()
+        outputs = qk_norm_rope(qkv, **options, rope=rope)
+        return [*outputs, *torch.autograd.grad(outputs, qkv, grads)]
+
+    expected = results(qkv.contiguous(), tuple(grad.contiguous() for grad in grads))
+    assert all(map(torch.equal, results(qkv, grads), expected))
+
+
+def test_gradients_of_another_layout_and_of_v() -> None:
+    """A library's gradients lie as (B, H, N, d), and that of v is packed with those of q and k."""
+    backward = torch.ops.msf.qk_norm_rope_backward
+    qkv, weight = normal(2, 6, 3 * 2 * 8, dtype=BF16), normal(8, dtype=FP32)
+    grads = normal(3, 2, 2, 6, 8, dtype=BF16).transpose(2, 3).unbind()
+    arguments = (qkv, weight, None, rope_2d(2, 3, 8, device=DEVICE), 2, 1e-6)
+    got, *weights = backward(*grads, *arguments)
+    expected, *same = backward(*(grad.contiguous() for grad in grads[:2]), None, *arguments)
+    got_parts, expected_parts = (x.unflatten(-1, (3, 2, 8)).unbind(2) for x in (got, expected))
+    assert torch.equal(got_parts[2], grads[2])
+    assert all(map(torch.equal, got_parts[:2], expected_parts[:2]))
+    assert all(map(torch.equal, weights, same))
+
+
+def test_nothing_to_do_is_still_a_copy() -> None:
+    qkv = normal(1, 1, 12)
+    for output in qk_norm_rope(qkv, num_heads=1):
+        assert output.untyped_storage().data_ptr() != qkv.untyped_storage().data_ptr()
+
+
+qkv = normal(2, 6, 24)
+BAD = {
+    "width is no multiple of 3 H": (
+        lambda: qk_norm_rope(qkv, num_heads=5),
+        ValueError,
+        "qk_norm_rope: qkv must be (B, N, 3*H*d) with N, d >= 1 and num_heads = H = 5, "
+        "got (2, 6, 24)",
+    ),
+    "weight of another length": (
+        lambda: qk_norm_rope(qkv, num_heads=2, k_weight=normal(8)),
+        ValueError,
+        "qk_norm_rope: k_weight must be (d,) = (4,), got (8,)",
+    ),
+    "weight of another dtype": (
+        lambda: qk_norm_rope(qkv, num_heads=2, q_weight=normal(4).half()),
+        TypeError,
+        "qk_norm_rope: q_weight must be float64 or float32, got float16",
+    ),
+    "rope of another grid": (
+        lambda: qk_norm_rope(qkv, num_heads=2, rope=rope_2d(2, 2, 4, device=DEVICE)),
+        ValueError,
+        "qk_norm_rope: rope must be (2, N, d/2) = (2, 6, 2), got (2, 4, 2)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "line"), BAD.values(), ids=BAD)
+def test_bad_input(call: Any, error: Any, line: str) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    assert str(caught.value) == line
