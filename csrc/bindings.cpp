@@ -109,6 +109,13 @@ struct type_caster<msf::Modulation> : AggregateCaster<msf::Modulation, Address, 
 template <>
 struct type_caster<msf::ModulationGradient>
     : AggregateCaster<msf::ModulationGradient, Address, bool> {};
+template <>
+struct type_caster<msf::HeadsView>
+    : AggregateCaster<msf::HeadsView, Address, int64_t, int64_t, int64_t> {};
+template <>
+struct type_caster<msf::HeadGrid> : AggregateCaster<msf::HeadGrid, int, int, int, int> {};
+template <>
+struct type_caster<msf::NormWeight> : AggregateCaster<msf::NormWeight, Address, msf::DType> {};
 
 }  // namespace pybind11::detail
 #endif
@@ -129,5 +136,7 @@ PYBIND11_MODULE(MSF_MODULE, m) {
   m.def("guided_euler_merge", &msf::guided_euler_merge);
   m.def("gate_residual_adaln", &msf::gate_residual_adaln);
   m.def("gate_residual_adaln_backward", &msf::gate_residual_adaln_backward);
+  m.def("qk_norm_rope", &msf::qk_norm_rope);
+  m.def("qk_norm_rope_backward", &msf::qk_norm_rope_backward);
 #endif
 }

@@ -138,4 +138,31 @@ void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address gr
                                   ModulationGradient grad_shift, ModulationGradient grad_scale,
                                   Address partials, Address stream);
 
+// Heads (B, N, H, d) whose elements are neighbours; strides in elements. Absent ones have no data.
+struct HeadsView {
+  Address data;
+  int64_t batch = 0, token = 0, head = 0;
+};
+
+struct HeadGrid {
+  int batch, tokens, heads, head_dim;
+};
+
+// A norm weight (d,), or its gradient, in the dtype of the heads or float32; or none.
+struct NormWeight {
+  Address data;
+  DType dtype = DType::float32;
+};
+
+// rope (2, N, d / 2) is float32; q_out and k_out (B, N, H, d) and grad_qkv (B, N, 3, H, d) are
+// contiguous. partial has room for (2, most_partials, d) in the compute dtype, none without weights.
+void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, NormWeight q_weight,
+                  NormWeight k_weight, Address rope, double eps, Address q_out, Address k_out,
+                  Address stream);
+void qk_norm_rope_backward(DType dtype, HeadGrid grid, HeadsView grad_q, HeadsView grad_k,
+                           HeadsView grad_v, HeadsView q, HeadsView k, NormWeight q_weight,
+                           NormWeight k_weight, Address rope, double eps, Address grad_qkv,
+                           Address partial, int most_partials, NormWeight grad_q_weight,
+                           NormWeight grad_k_weight, Address stream);
+
 }  // namespace msf

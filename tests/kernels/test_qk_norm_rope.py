@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msf_kernels import qk_norm_rope, rope_2d
+from msf_kernels import BackendUnavailable, qk_norm_rope, rope_2d
 from numerics import DEVICE, assert_rounded_once, normal
 
 OP = "qk_norm_rope"
@@ -20,7 +21,7 @@ dtypes = pytest.mark.parametrize(
     ids=lambda dtype: str(dtype).removeprefix("torch."),
 )
 # Batch, grid, heads, head_dim. In 16 bits half a head takes accesses of 16, 8 (twice) and 2 bytes;
-# N = 1, one head, and a head of more than 64 accesses, which a warp takes several turns for.
+# N = 1, one head, and a head of more elements than a warp takes in one turn.
 shapes = pytest.mark.parametrize(
     ("batch", "grid", "heads", "head_dim"),
     [
@@ -28,7 +29,7 @@ shapes = pytest.mark.parametrize(
         (1, (3, 7), 2, 72),
         (3, (1, 1), 2, 8),
         (2, (2, 2), 1, 36),
-        (1, (1, 2), 2, 300),
+        (1, (1, 2), 2, 204),
     ],
     ids=lambda value: str(value).replace(" ", ""),
 )
@@ -74,8 +75,11 @@ def check(qkv: Tensor, weights: dict[str, Tensor], **options: Any) -> None:
 
 @shapes
 @dtypes
-@pytest.mark.parametrize("norm", ["", "q", "qk"])
-@pytest.mark.parametrize("rotary", [False, True], ids=["", "rope"])
+@pytest.mark.parametrize(
+    ("norm", "rotary"),
+    [("", True), ("q", False), ("qk", False), ("qk", True)],
+    ids=["rope", "q_norm", "qk_norm", "qk_norm-rope"],
+)
 def test_values_and_gradients(
     batch: int,
     grid: tuple[int, int],
@@ -102,9 +106,12 @@ def test_epsilon() -> None:
     check(normal(2, 5, 48, dtype=FP32) * 0.01, weights, num_heads=2, eps=1e-3)
 
 
-def test_more_tokens_than_one_block_sums() -> None:
-    weights = {"q_weight": normal(4, dtype=FP32), "k_weight": normal(4, dtype=FP32)}
-    check(normal(3, 701, 3 * 4, dtype=FP32), weights, num_heads=1)
+def test_a_program_has_many_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda", "triton"):
+        module = importlib.import_module(f"msf_kernels.qk_norm_rope.{name}")
+        monkeypatch.setattr(module, "PARTIALS", 3)
+    weights = {"q_weight": normal(8, dtype=FP32), "k_weight": normal(8, dtype=FP32)}
+    check(normal(2, 999, 3 * 8, dtype=FP32), weights, num_heads=1)
 
 
 @pytest.mark.parametrize("first", [0, 1, 4])
@@ -137,6 +144,16 @@ def test_gradients_of_another_layout_and_of_v() -> None:
     assert torch.equal(got_parts[2], grads[2])
     assert all(map(torch.equal, got_parts[:2], expected_parts[:2]))
     assert all(map(torch.equal, weights, same))
+
+
+def test_large_head_dim(backend_name: str) -> None:
+    qkv, weight = normal(1, 2, 3 * 300, dtype=FP32), normal(300, dtype=FP32)
+    if backend_name == "cuda":
+        line = "qk_norm_rope: backend cuda cannot run: head_dim is 300, at most 256 fits its warps"
+        with pytest.raises(BackendUnavailable, match=f"^{line}$"):
+            qk_norm_rope(qkv, num_heads=1, q_weight=weight)
+    else:
+        check(qkv, {"q_weight": weight}, num_heads=1)
 
 
 def test_nothing_to_do_is_still_a_copy() -> None:

@@ -1,0 +1,355 @@
+// qk_norm_rope and its gradient. The equations are in msf_kernels/qk_norm_rope/reference.py.
+//
+// A head takes neighbouring lanes of a warp, as many heads as fit. A lane holds the same elements of
+// both halves of the head, so that it has the pairs (i, i + d / 2) that RoPE rotates.
+#include "dispatch.cuh"
+
+namespace msf {
+namespace {
+
+constexpr int kWarp = 32, kWarps = kThreads / kWarp;
+constexpr int kMostHeadDim = 256;
+constexpr int kSumRows = 32;  // of the second pass: how many partial sums are read at once
+
+__device__ float reciprocal_root(float x) { return rsqrtf(x); }
+__device__ double reciprocal_root(double x) { return rsqrt(x); }
+
+// Which lanes hold a head, and which of them this thread is.
+struct Lanes {
+  int head_dim, half;  // half is rounded up
+  int count;           // lanes a head
+  int group, lane;     // the head in the warp, the lane in the head; some lanes have none
+
+  __host__ __device__ Lanes(int head_dim, int vector)
+      : head_dim(head_dim), half((head_dim + 1) / 2),
+        count(half / vector < kWarp ? half / vector : kWarp), group(0), lane(0) {}
+
+  __device__ Lanes mine() const {
+    Lanes lanes = *this;
+    lanes.group = threadIdx.x % kWarp / count;
+    lanes.lane = threadIdx.x % kWarp % count;
+    return lanes;
+  }
+  __host__ __device__ int groups() const { return kWarp / count; }
+  __device__ bool idle() const { return group == groups(); }
+  // Of the block.
+  __device__ int64_t head() const { return threadIdx.x / kWarp * groups() + group; }
+  __host__ __device__ int64_t heads() const { return kWarps * groups(); }
+
+  // The sum of all lanes of a head in their order; the whole warp must come here.
+  template <class C>
+  __device__ C sum(C value) const {
+    C total = 0;
+    for (int i = 0; i < count; ++i) {
+      total += __shfl_sync(0xffffffffu, value, (group * count + i) % kWarp);
+    }
+    return total;
+  }
+};
+
+// What a lane holds of a head: in each of kTurns turns kVector elements of both halves. With more
+// turns than one, or single elements, some may not exist.
+template <class C, int kVector, int kTurns>
+struct Share {
+  static constexpr int kSize = kVector * kTurns;
+  C first[kSize] = {}, second[kSize] = {};
+
+  template <class Body>
+  __device__ static void for_each_vector(const Lanes& lanes, Body body) {
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int i = (lanes.lane + turn * lanes.count) * kVector;
+      if (kTurns == 1 || i < lanes.half) {
+        body(turn * kVector, i, kVector > 1 || lanes.half + i < lanes.head_dim);
+      }
+    }
+  }
+
+  template <class T>
+  __device__ void load(const T* head, const Lanes& lanes) {
+    for_each_vector(lanes, [&](int at, int i, bool paired) {
+      load_vector(first + at, head + i);
+      if (paired) load_vector(second + at, head + lanes.half + i);
+    });
+  }
+
+  template <class T>
+  __device__ void store(T* head, const Lanes& lanes) const {
+    for_each_vector(lanes, [&](int at, int i, bool paired) {
+      store_vector(first + at, head + i);
+      if (paired) store_vector(second + at, head + lanes.half + i);
+    });
+  }
+
+  // By the angles of a token, whose cosines are the first half of this share and sines the second.
+  __device__ void rotate(const Share& angle, C sign) {
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) {
+      const C cos = angle.first[k], sin = sign * angle.second[k], x = first[k], y = second[k];
+      first[k] = x * cos - y * sin;
+      second[k] = y * cos + x * sin;
+    }
+  }
+
+  __device__ void load_angles(const float* cos, const float* sin, const Lanes& lanes) {
+    for_each_vector(lanes, [&](int at, int i, bool) {
+      load_vector(first + at, cos + i);
+      load_vector(second + at, sin + i);
+    });
+  }
+
+ private:
+  template <class T>
+  __device__ static void load_vector(C* to, const T* from) {
+    const auto vector = Vector<T, kVector>::load(from);
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) to[k] = to_compute(vector[k]);
+  }
+  template <class T>
+  __device__ static void store_vector(const C* from, T* to) {
+    Vector<T, kVector> vector;
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) vector[k] = from_compute<T>(from[k]);
+    vector.store(to);
+  }
+};
+
+template <class C, int V, int S>
+__device__ C sum_of_squares(const Share<C, V, S>& x) {
+  C sum = 0;
+#pragma unroll
+  for (int k = 0; k < V * S; ++k) sum += x.first[k] * x.first[k] + x.second[k] * x.second[k];
+  return sum;
+}
+
+template <class T, class S>
+__device__ void load_weight(S& share, const NormWeight& weight, const Lanes& lanes) {
+  if (weight.dtype == DType::float32) {
+    share.load(weight.data.as<const float>(), lanes);
+  } else {
+    share.load(weight.data.as<const T>(), lanes);
+  }
+}
+
+template <class S>
+__device__ void rotate(S& share, const float* rope, const HeadGrid& grid, unsigned token,
+                       const Lanes& lanes, int sign) {
+  const int64_t at = int64_t(token % grid.tokens) * lanes.half;
+  S angle;
+  angle.load_angles(rope + at, rope + int64_t(grid.tokens) * lanes.half + at, lanes);
+  share.rotate(angle, sign);
+}
+
+template <class T>
+__device__ T* head_of(const HeadsView& x, const HeadGrid& grid, unsigned token, unsigned head) {
+  return x.data.as<T>() + token / grid.tokens * x.batch + token % grid.tokens * x.token +
+         head * x.head;
+}
+
+// Blocks are (heads, q or k).
+template <class T, int kVector, int kTurns>
+__global__ void qk_norm_rope_kernel(HeadGrid grid, Lanes spread, HeadsView q, HeadsView k,
+                                    NormWeight q_weight, NormWeight k_weight, const float* rope,
+                                    Compute<T> eps, T* q_out, T* k_out) {
+  using C = Compute<T>;
+  using Part = Share<C, kVector, kTurns>;
+  const Lanes lanes = spread.mine();
+  const HeadsView source = blockIdx.y == 0 ? q : k;
+  const NormWeight norm = blockIdx.y == 0 ? q_weight : k_weight;
+  const unsigned index = blockIdx.x * lanes.heads() + lanes.head();
+  const unsigned token = index / grid.heads, head = index % grid.heads;
+  const bool exists = !lanes.idle() && token < unsigned(grid.batch) * grid.tokens;
+  Part x, weight;
+  if (exists) x.load(head_of<const T>(source, grid, token, head), lanes);
+  if (norm.data) {
+    if (exists) load_weight<T>(weight, norm, lanes);
+    const C rrms = reciprocal_root(lanes.sum(sum_of_squares(x)) / grid.head_dim + eps);
+#pragma unroll
+    for (int i = 0; i < Part::kSize; ++i) {
+      x.first[i] = x.first[i] * rrms * weight.first[i];
+      x.second[i] = x.second[i] * rrms * weight.second[i];
+    }
+  }
+  if (!exists) return;
+  if (rope) rotate(x, rope, grid, token, lanes, 1);
+  x.store((blockIdx.y == 0 ? q_out : k_out) + int64_t(index) * grid.head_dim, lanes);
+}
+
+// The gradient of one head of x, in place of that of its rotated norm; adds to the weight's.
+template <class S, class C>
+__device__ void norm_backward(S& grad, S& x, const S& weight, S& grad_weight, C eps, int head_dim,
+                              const Lanes& lanes) {
+  const C rrms = reciprocal_root(lanes.sum(sum_of_squares(x)) / head_dim + eps);
+  C along = 0;
+#pragma unroll
+  for (int i = 0; i < S::kSize; ++i) {
+    x.first[i] *= rrms;
+    x.second[i] *= rrms;
+    grad_weight.first[i] += grad.first[i] * x.first[i];
+    grad_weight.second[i] += grad.second[i] * x.second[i];
+    grad.first[i] *= weight.first[i];
+    grad.second[i] *= weight.second[i];
+    along += grad.first[i] * x.first[i] + grad.second[i] * x.second[i];
+  }
+  along = lanes.sum(along) / head_dim;
+#pragma unroll
+  for (int i = 0; i < S::kSize; ++i) {
+    grad.first[i] = (grad.first[i] - x.first[i] * along) * rrms;
+    grad.second[i] = (grad.second[i] - x.second[i] * along) * rrms;
+  }
+}
+
+// Blocks are (any number, over which the heads are dealt; q, k or v). Each leaves the sum of its
+// gradients of a norm weight in `partial` (2, blocks, d), in the order of its heads.
+template <class T, int kVector, int kTurns>
+__global__ void __launch_bounds__(kThreads, 2) qk_norm_rope_backward_kernel(HeadGrid grid, Lanes spread, HeadsView grad_q,
+                                             HeadsView grad_k, HeadsView grad_v, HeadsView q,
+                                             HeadsView k, NormWeight q_weight, NormWeight k_weight,
+                                             const float* rope, Compute<T> eps, T* grad_qkv,
+                                             Compute<T>* partial) {
+  using C = Compute<T>;
+  using Part = Share<C, kVector, kTurns>;
+  const Lanes lanes = spread.mine();
+  const int part = blockIdx.y;
+  const HeadsView above = part == 0 ? grad_q : part == 1 ? grad_k : grad_v;
+  const HeadsView source = part == 0 ? q : k;
+  const NormWeight norm = part == 0 ? q_weight : part == 1 ? k_weight : NormWeight{};
+  const unsigned heads = unsigned(grid.batch) * grid.tokens * grid.heads;
+  Part weight, grad_weight;
+  if (norm.data && !lanes.idle()) load_weight<T>(weight, norm, lanes);
+  // All lanes of a warp go on until its last head, because they sum together.
+  unsigned index = blockIdx.x * lanes.heads() + lanes.head();
+  for (; index - lanes.group < heads; index += gridDim.x * lanes.heads()) {
+    const bool exists = !lanes.idle() && index < heads;
+    const unsigned token = index / grid.heads, head = index % grid.heads;
+    Part grad, x;
+    if (exists && above.data) grad.load(head_of<const T>(above, grid, token, head), lanes);
+    if (exists && part < 2 && rope) rotate(grad, rope, grid, token, lanes, -1);
+    if (norm.data) {
+      if (exists) x.load(head_of<const T>(source, grid, token, head), lanes);
+      norm_backward(grad, x, weight, grad_weight, eps, grid.head_dim, lanes);
+    }
+    const int64_t row = (int64_t(token) * 3 + part) * grid.heads + head;
+    if (exists) grad.store(grad_qkv + row * grid.head_dim, lanes);
+  }
+  if (!norm.data) return;
+  MSF_DYNAMIC_SHARED(C, sums);  // (heads of the block, d)
+  if (!lanes.idle()) grad_weight.store(sums + lanes.head() * grid.head_dim, lanes);
+  __syncthreads();
+  for (int i = threadIdx.x; i < grid.head_dim; i += kThreads) {
+    C total = 0;
+    for (int row = 0; row < lanes.heads(); ++row) total += sums[row * grid.head_dim + i];
+    partial[(int64_t(part) * gridDim.x + blockIdx.x) * grid.head_dim + i] = total;
+  }
+}
+
+// Blocks are (kWarp elements, q or k), threads (element, row of partial sums).
+template <class T>
+__global__ void sum_partials_kernel(int head_dim, int count, const Compute<T>* partial,
+                                    NormWeight grad_q_weight, NormWeight grad_k_weight) {
+  using C = Compute<T>;
+  MSF_SHARED(C, sums, kSumRows * kWarp);
+  const NormWeight grad = blockIdx.y == 0 ? grad_q_weight : grad_k_weight;
+  if (!grad.data) return;
+  const int i = blockIdx.x * kWarp + threadIdx.x;
+  C total = 0;
+  if (i < head_dim) {
+    for (int row = threadIdx.y; row < count; row += kSumRows) {
+      total += partial[(int64_t(blockIdx.y) * count + row) * head_dim + i];
+    }
+  }
+  sums[threadIdx.y * kWarp + threadIdx.x] = total;
+  __syncthreads();
+  if (threadIdx.y > 0 || i >= head_dim) return;
+  for (int row = 1; row < kSumRows; ++row) total += sums[row * kWarp + threadIdx.x];
+  if (grad.dtype == DType::float32) {
+    grad.data.as<float>()[i] = total;
+  } else {
+    grad.data.as<T>()[i] = from_compute<T>(total);
+  }
+}
+
+bool divisible(int vector, size_t bytes, std::initializer_list<HeadsView> views) {
+  for (const HeadsView& x : views) {
+    if (!x.data) continue;
+    if (x.batch % vector || x.token % vector || x.head % vector) return false;
+    if (reinterpret_cast<uintptr_t>(x.data.value) % (vector * bytes)) return false;
+  }
+  return true;
+}
+
+// Calls body(type, vector, turns): the widest vectors of which half a head has a whole number, not
+// more than a warp has lanes, and which every address and stride allows; else single elements.
+template <class Body>
+void with_heads(DType dtype, const HeadGrid& grid, std::initializer_list<HeadsView> views,
+                std::initializer_list<Address> addresses, Body body) {
+  with_type(dtype, [&](auto type) {
+    constexpr int kBytes = sizeof(typename decltype(type)::type), kVector = 16 / kBytes;
+    auto fits = [&](int vector) {
+      return grid.head_dim % (2 * vector) == 0 && grid.head_dim / 2 / vector <= kWarp &&
+             is_aligned(addresses) && divisible(vector, kBytes, views);
+    };
+    using One = std::integral_constant<int, 1>;
+    if (fits(kVector)) return body(type, std::integral_constant<int, kVector>{}, One{});
+    if constexpr (kBytes == 2) {
+      if (fits(4)) return body(type, std::integral_constant<int, 4>{}, One{});
+    }
+    if (grid.head_dim > kMostHeadDim) throw std::runtime_error("msf: head_dim of more than 256");
+    body(type, One{}, std::integral_constant<int, kMostHeadDim / 2 / kWarp>{});
+  });
+}
+
+int64_t count_heads(const HeadGrid& grid) {
+  const int64_t heads = int64_t(grid.batch) * grid.tokens * grid.heads;
+  if (heads >= int64_t(1) << 31) throw std::runtime_error("msf: 2^31 heads or more");
+  return heads;
+}
+
+}  // namespace
+
+void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, NormWeight q_weight,
+                  NormWeight k_weight, Address rope, double eps, Address q_out, Address k_out,
+                  Address stream) {
+  const int64_t heads = count_heads(grid);
+  if (heads == 0) return;
+  const auto addresses = {q_weight.data, k_weight.data, rope, q_out, k_out};
+  with_heads(dtype, grid, {q, k}, addresses, [&](auto type, auto vector, auto turns) {
+    using T = typename decltype(type)::type;
+    const Lanes lanes(grid.head_dim, vector.value);
+    const unsigned blocks = (heads + lanes.heads() - 1) / lanes.heads();
+    launch(qk_norm_rope_kernel<T, vector.value, turns.value>, dim3(blocks, 2), dim3(kThreads), 0,
+           cuda_stream(stream), grid, lanes, q, k, q_weight, k_weight, rope.as<const float>(),
+           Compute<T>(eps), q_out.as<T>(), k_out.as<T>());
+  });
+}
+
+void qk_norm_rope_backward(DType dtype, HeadGrid grid, HeadsView grad_q, HeadsView grad_k,
+                           HeadsView grad_v, HeadsView q, HeadsView k, NormWeight q_weight,
+                           NormWeight k_weight, Address rope, double eps, Address grad_qkv,
+                           Address partial, int most_partials, NormWeight grad_q_weight,
+                           NormWeight grad_k_weight, Address stream) {
+  const int64_t heads = count_heads(grid);
+  const auto views = {grad_q, grad_k, grad_v, q, k};
+  const auto addresses = {q_weight.data, k_weight.data, rope, grad_qkv};
+  with_heads(dtype, grid, views, addresses, [&](auto type, auto vector, auto turns) {
+    using T = typename decltype(type)::type;
+    using C = Compute<T>;
+    const Lanes lanes(grid.head_dim, vector.value);
+    const int64_t blocks = (heads + lanes.heads() - 1) / lanes.heads();
+    const unsigned count = blocks < most_partials ? blocks : most_partials;
+    const size_t shared = partial ? lanes.heads() * grid.head_dim * sizeof(C) : 0;
+    if (heads > 0) {
+      launch(qk_norm_rope_backward_kernel<T, vector.value, turns.value>, dim3(count, 3),
+             dim3(kThreads), shared, cuda_stream(stream), grid, lanes, grad_q, grad_k, grad_v, q, k,
+             q_weight, k_weight, rope.as<const float>(), C(eps), grad_qkv.as<T>(),
+             partial.as<C>());
+    }
+    if (partial) {
+      launch(sum_partials_kernel<T>, dim3((grid.head_dim + kWarp - 1) / kWarp, 2),
+             dim3(kWarp, kSumRows), 0, cuda_stream(stream), grid.head_dim, int(count),
+             partial.as<const C>(), grad_q_weight, grad_k_weight);
+    }
+  });
+}
+
+}  // namespace msf

@@ -1,0 +1,109 @@
+"""The CUDA kernels of csrc/kernels/qk_norm_rope.cu."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..dtypes import compute_dtype
+from ..extension import address, dtype, launch
+from .op import weight_gradient
+
+# Blocks that each sum their share of a weight's gradient: two for each SM of an H200, and twice
+# that, as the rows that a second pass adds up.
+PARTIALS = 528
+
+
+def can_run(*args: Any) -> str | None:
+    """Of forward or backward, whose last arguments are those from qkv on: None, or the reason."""
+    qkv, _, _, _, num_heads, _ = args[-6:]
+    head_dim = qkv.shape[-1] // (3 * num_heads)
+    return None if head_dim <= 256 else f"head_dim is {head_dim}, at most 256 fits its warps"
+
+
+def qk_norm_rope(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    q, k, _ = _heads(qkv, num_heads)
+    q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
+    q_weight, k_weight, rope = _dense(q_weight), _dense(k_weight), _dense(rope)
+    weights = _weight(q_weight), _weight(k_weight)
+    outputs = address(q_out), address(k_out)
+    numbers = address(rope), eps
+    launch(
+        "qk_norm_rope",
+        q,
+        dtype(q),
+        tuple(q.shape),
+        _view(q),
+        _view(k),
+        *weights,
+        *numbers,
+        *outputs,
+    )
+    return q_out, k_out
+
+
+def qk_norm_rope_backward(
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor | None,
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, _ = _heads(qkv, num_heads)
+    gradients = [None if grad is None else _rows(grad) for grad in (grad_q, grad_k, grad_v)]
+    q_weight, k_weight, rope = _dense(q_weight), _dense(k_weight), _dense(rope)
+    grad_qkv = qkv.new_empty(qkv.shape)
+    grad_weights = weight_gradient(q_weight, qkv), weight_gradient(k_weight, qkv)
+    partial = None
+    if q_weight is not None or k_weight is not None:
+        partial = q.new_empty((2, PARTIALS, q.shape[-1]), dtype=compute_dtype(q))
+    launch(
+        "qk_norm_rope_backward",
+        q,
+        dtype(q),
+        tuple(q.shape),
+        *map(_view, (*gradients, q, k)),
+        _weight(q_weight),
+        _weight(k_weight),
+        address(rope),
+        eps,
+        address(grad_qkv),
+        address(partial),
+        PARTIALS,
+        *(_weight(grad) if grad.numel() else None for grad in grad_weights),
+    )
+    return grad_qkv, *grad_weights
+
+
+def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+    """q, k, v (B, N, H, d), views of qkv unless its last dimension is strided."""
+    return _rows(qkv).unflatten(-1, (3, num_heads, -1)).unbind(2)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _view(x: Tensor | None) -> tuple[int, ...] | None:
+    """(B, N, H, d) as a HeadsView."""
+    return None if x is None else (x.data_ptr(), *x.stride()[:3])
+
+
+def _weight(x: Tensor | None) -> tuple[int, int] | None:
+    return None if x is None else (x.data_ptr(), dtype(x))
