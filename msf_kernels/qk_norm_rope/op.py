@@ -128,7 +128,7 @@ qk_norm_rope_backward = define(
     "Tensor? q_weight, Tensor? k_weight, Tensor? rope, int num_heads, float eps) "
     "-> (Tensor, Tensor, Tensor)",
     reference=reference.qk_norm_rope_backward,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=lambda grad_q, grad_k, grad_v, qkv, q_weight, k_weight, rope, num_heads, eps: (
         qkv.new_empty(qkv.shape),
         weight_gradient(q_weight, qkv),
@@ -140,7 +140,7 @@ _qk_norm_rope = define(
     "qk_norm_rope(Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? rope, int num_heads, "
     "float eps) -> (Tensor, Tensor)",
     reference=reference.qk_norm_rope,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=_fake,
     setup_context=_setup,
     backward=_gradient,

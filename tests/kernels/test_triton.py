@@ -308,6 +308,10 @@ for form in (torch.contiguous_format, torch.channels_last):
     msf.guided_euler_step(x.float(), tokens, tokens, 3.0, 0.1, patch=2)
 msf.flow_interpolate(x, x, torch.rand(2))
 msf.merge_tokens(torch.randn(2, 6, 20), torch.randn(2, 24, 5), grid=(2, 3))
+qkv, weight = torch.randn(2, 6, 72, requires_grad=True), torch.randn(12, requires_grad=True)
+rope = msf.rope_2d(2, 3, 12)
+q, k = msf.qk_norm_rope(qkv, num_heads=2, q_weight=weight, k_weight=weight, rope=rope)
+(q + k).sum().backward()
 """
 OUT_OF_BOUNDS = """
 import torch
