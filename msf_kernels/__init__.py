@@ -11,6 +11,7 @@ from .backend import (
     available_backends,
     backend,
     backends_of,
+    chosen_backend,
     explain_backends,
 )
 from .build import build_config
@@ -43,6 +44,7 @@ __all__ = [
     "backend",
     "backends_of",
     "build_config",
+    "chosen_backend",
     "constant_result",
     "explain_backends",
     "flow_interpolate",

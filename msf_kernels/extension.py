@@ -18,14 +18,10 @@ DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 
 emulation: ModuleType | None = None
 
 
-def available() -> str | None:
-    """None where CUDA kernels can run on this machine, else the reason."""
-    return None if emulation else _problem()
-
-
-def can_run(*args: Any) -> str | None:
-    """None where the kernels can take these tensors, else the reason."""
-    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+def available(device: torch.device) -> str | None:
+    """None where CUDA kernels can run on tensors of this device, else the reason."""
+    if not emulation and (reason := _problem()):
+        return reason
     expected = "cpu" if emulation else "cuda"
     if device.type != expected:
         return f"the tensors are on {device}, not on {expected}"

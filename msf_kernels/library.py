@@ -10,18 +10,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import backend, extension, measured, triton_support
+from . import backend, extension, triton_support
 from .layout import conform
 
 NAMESPACE = "msf"
 
-# Whether the kernels of a backend can run, and what they can take.
+# Whether the kernels of a backend can run on a device.
 SUPPORT = {"cuda": extension, "triton": triton_support}
 _library = torch.library.Library(NAMESPACE, "DEF")
 
@@ -56,9 +55,8 @@ def define(
     package = reference.__module__.rpartition(".")[0]
     for kernel in kernels:
         module, support = f"{package}.{kernel}", SUPPORT[kernel]
-        run, can_run = partial(_run_kernel, module, name), partial(_can_run, module, support)
-        implementation = backend.Implementation(run, support.available, can_run)
-        backend.register(name, kernel, implementation)
+        run, can_run = partial(_run_kernel, module, name), partial(_can_run, module)
+        backend.register(name, kernel, backend.Implementation(run, support.available, can_run))
     _library.impl(name, partial(_run_on_cpu, name), "CPU")
     _library.impl(name, partial(_run_on_gpu, name), "CUDA")
 
@@ -78,22 +76,21 @@ def define(
 
 
 def _run_on_cpu(name: str, *args: Any) -> Any:
-    return backend.run(name, ("reference",), *args)
+    return backend.run(name, torch.device("cpu"), *args)
 
 
 def _run_on_gpu(name: str, *args: Any) -> Any:
     device = next(arg.device for arg in args if isinstance(arg, Tensor) and arg.is_cuda)
-    return backend.run(name, measured.order(name, device), *args)
+    return backend.run(name, device, *args)
 
 
 def _run_kernel(module: str, name: str, *args: Any) -> Any:
     return getattr(importlib.import_module(module), name)(*args)
 
 
-def _can_run(module: str, support: ModuleType, *args: Any) -> str | None:
-    reason = support.can_run(*args)
-    limits = None if reason else getattr(importlib.import_module(module), "can_run", None)
-    return limits(*args) if limits else reason
+def _can_run(module: str, *args: Any) -> str | None:
+    limits = getattr(importlib.import_module(module), "can_run", None)
+    return limits(*args) if limits else None
 
 
 def _run_reference(reference: Callable[..., Any], *args: Any) -> Any:

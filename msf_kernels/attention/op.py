@@ -9,7 +9,7 @@ from torch import Tensor
 from ..dtypes import compute_dtype
 from ..library import define
 from ..qk_norm_rope.op import check_qkv, weight_gradient
-from . import reference
+from . import libraries, reference
 
 
 def attention(
@@ -100,3 +100,5 @@ _attention = define(
     setup_context=_attention_setup,
     backward=_attention_gradient,
 )
+
+libraries.register()

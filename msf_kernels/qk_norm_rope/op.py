@@ -43,7 +43,7 @@ def qk_norm_rope(
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
     check_qkv("qk_norm_rope", qkv, num_heads, q_weight, k_weight, rope)
-    return _qk_norm_rope(qkv, q_weight, k_weight, rope, num_heads, eps)
+    return prepare_qk(qkv, q_weight, k_weight, rope, num_heads, eps)
 
 
 def check_qkv(
@@ -136,7 +136,7 @@ qk_norm_rope_backward = define(
     ),
 )
 
-_qk_norm_rope = define(
+prepare_qk = define(
     "qk_norm_rope(Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? rope, int num_heads, "
     "float eps) -> (Tensor, Tensor)",
     reference=reference.qk_norm_rope,

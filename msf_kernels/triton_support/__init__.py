@@ -8,34 +8,31 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any
 
 import torch
-from torch import Tensor
 
 OLDEST = (3, 3)  # the first in which a kernel takes tuples
 
 
 @functools.cache
-def available() -> str | None:
-    """None where Triton kernels can run on this machine, else the reason."""
+def available(device: torch.device) -> str | None:
+    """None where Triton kernels can run on tensors of this device, else the reason."""
     try:
         import triton
     except ImportError as error:
         return f"Triton is not installed: {error}"
     if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
         return f"Triton must be {'.'.join(map(str, OLDEST))} or later, got {triton.__version__}"
-    if not interpreted() and not torch.cuda.is_available():
-        return "no CUDA GPU; set TRITON_INTERPRET=1 to run Triton on the CPU"
-    return None
-
-
-def can_run(*args: Any) -> str | None:
-    """None where the kernels can take these tensors, else the reason."""
-    device = next(arg.device for arg in args if isinstance(arg, Tensor))
-    if device.type == "cuda" or interpreted():
+    if interpreted():
         return None
-    return f"the tensors are on {device}; set TRITON_INTERPRET=1 to run Triton there"
+    if not torch.cuda.is_available():
+        return "no CUDA GPU; set TRITON_INTERPRET=1 to run Triton on the CPU"
+    if device.type != "cuda":
+        return f"the tensors are on {device}; set TRITON_INTERPRET=1 to run Triton there"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"this GPU is sm_{major}{minor}; Triton's bfloat16 needs sm_80 or later"
+    return None
 
 
 def interpreted() -> bool:

@@ -5,9 +5,19 @@ import torch
 
 import msf_kernels
 from msf_kernels import extension
+from msf_kernels.backend import BACKENDS
 from numerics import DEVICE
 
 from .emulated import emulated
+
+
+def backends_under_test(op: str) -> list[str]:
+    """Ours, and those libraries that take this CPU's tensors. On a GPU libraries take 16 bits only,
+    so they have tests of their own in test_gpu.py."""
+    libraries = [name for name in msf_kernels.backends_of(op) if name not in BACKENDS]
+    taken = msf_kernels.available_backends(op) if DEVICE == "cpu" else ()
+    ours = [name for name in msf_kernels.backends_of(op) if name in BACKENDS]
+    return ours + [f"reference,{op}={name}" for name in libraries if name in taken]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -18,12 +28,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
         needs_gradient = metafunc.definition.get_closest_marker("gradient")
         cases = [case for case in CASES if case.gradient or not needs_gradient]
-        pairs = [(case, name) for case in cases for name in msf_kernels.backends_of(case.op)]
+        pairs = [(case, name) for case in cases for name in backends_under_test(case.op)]
         ids = [f"{case.name}-{name}" for case, name in pairs]
         metafunc.parametrize(("case", "backend_name"), pairs, ids=ids, indirect=["backend_name"])
     else:
         op = getattr(metafunc.module, "OP", None)
-        names = msf_kernels.backends_of(op) if op else ("reference",)
+        names = backends_under_test(op) if op else ["reference"]
         metafunc.parametrize("backend_name", names, indirect=True)
 
 

@@ -21,6 +21,7 @@ from msf_kernels.backend import Implementation
 from numerics import normal
 
 selection = importlib.import_module("msf_kernels.backend")  # msf_kernels.backend is the function
+measured = importlib.import_module("msf_kernels.measured")
 
 GATE = "gate_residual"
 ARGS = (normal(2, 3, 5), normal(2, 3, 5), normal(2, 5))
@@ -54,7 +55,7 @@ def test_a_backend_asked_for_by_name_raises_where_it_cannot_run(name: str) -> No
 
 def test_a_kernel_runs_when_asked_for_by_name(kernels: dict[str, Implementation]) -> None:
     kernels["triton"] = answering(7.0)
-    assert msf.available_backends(GATE) == ("triton", "reference")
+    assert set(msf.available_backends(GATE)) == {"triton", "reference"}
     with msf.backend("triton"):
         assert (msf.gate_residual(*ARGS) == 7).all()
     with msf.backend("auto"):
@@ -64,7 +65,7 @@ def test_a_kernel_runs_when_asked_for_by_name(kernels: dict[str, Implementation]
 def test_a_kernel_may_decline_the_machine_or_the_arguments(
     kernels: dict[str, Implementation],
 ) -> None:
-    kernels["cuda"] = answering(1.0, available=lambda: "no driver")
+    kernels["cuda"] = answering(1.0, available=lambda device: "no driver")
     kernels["triton"] = answering(2.0, can_run=lambda x, y, gate, _: f"D = {x.shape[-1]} is odd")
     assert msf.explain_backends(GATE) == {"cuda": "no driver", "triton": None, "reference": None}
     for name, reason in {"cuda": "no driver", "triton": "D = 5 is odd"}.items():
@@ -76,11 +77,16 @@ def test_a_kernel_may_decline_the_machine_or_the_arguments(
 
 
 def test_the_automatic_order_and_its_log(
-    kernels: dict[str, Implementation], caplog: pytest.LogCaptureFixture
+    kernels: dict[str, Implementation],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def run() -> float:
-        return selection.run(GATE, selection.BACKENDS, *ARGS)[0, 0, 0].item()
+    gpu = torch.device("cuda", 0)  # where the order is ours, whatever takes part in it
 
+    def run() -> float:
+        return selection.run(GATE, gpu, *ARGS)[0, 0, 0].item()
+
+    monkeypatch.setattr(measured, "_table", lambda device: {})
     kernels["cuda"], kernels["triton"] = answering(1.0), answering(2.0)
     with msf.backend("auto"), caplog.at_level(logging.INFO, selection.__name__):
         assert run() == 1
@@ -110,6 +116,13 @@ def test_unknown_names() -> None:
     line = "^unknown backend 'tirton': choose auto, cuda, triton, reference$"
     with pytest.raises(ValueError, match=line), msf.backend("tirton"):
         pass
+    for request, line in {
+        "cudnn": "unknown backend 'cudnn': choose auto, cuda, triton, reference",
+        "pyramid_split=flash": "unknown backend 'flash' of pyramid_split: choose auto, cuda, ",
+        "norm=cuda": "unknown operator 'norm': known are ",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{line}"), msf.backend(request):
+            pass
     for ask in (msf.available_backends, msf.explain_backends):
         with pytest.raises(
             ValueError, match=r"^unknown operator 'norm': known are adaln_modulate, "
@@ -122,6 +135,7 @@ def test_unknown_names() -> None:
     [
         ("auto", ""),
         ("reference", ""),
+        ("triton,gate_residual=reference", ""),
         ("triton", "BackendUnavailable: gate_residual: backend triton cannot run: "),
         ("tirton", "ValueError: unknown backend 'tirton': choose auto, cuda, triton, reference"),
     ],
@@ -138,20 +152,21 @@ def test_environment_variable(value: str, line: str) -> None:
 
 
 def test_measured_backends_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = importlib.import_module("msf_kernels.measured")
     gpu, table = torch.device("cuda", 0), {GATE: ["triton"]}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(measured, "FOLDER", tmp_path)
     measured._table.cache_clear()
-    assert measured.order(GATE, gpu) == selection.BACKENDS
+    assert selection.automatic_order(GATE, gpu) == selection.BACKENDS
     (tmp_path / "h200.json").write_text(json.dumps(table))
     measured._table.cache_clear()
     assert (
-        measured.order(f"{GATE}_backward", gpu)
-        == measured.order(GATE, gpu)
+        selection.automatic_order(f"{GATE}_backward", gpu)
+        == selection.automatic_order(GATE, gpu)
         == ("triton", "cuda", "reference")
     )
-    assert measured.order("attention", gpu) == selection.BACKENDS
+    assert selection.automatic_order("attention", gpu) == (
+        *("cuda", "triton", "cudnn", "flash", "efficient", "flash-attn", "reference"),
+    )
     measured._table.cache_clear()
 
 
@@ -175,6 +190,66 @@ def test_the_extension_declines_a_gpu_it_was_not_built_for(
     extension._architecture_problem.cache_clear()
     name = "sm_{}{}".format(*capability)
     assert reason is None if runs else reason and reason.startswith(f"this GPU is {name}, ")
+
+
+def test_what_is_available_is_what_a_call_takes(
+    kernels: dict[str, Implementation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the measured order, without the GPUs that the extension was not built for."""
+    extension = importlib.import_module("msf_kernels.extension")
+    gpu, other = torch.device("cuda", 0), torch.device("cuda", 1)
+    build = SimpleNamespace(
+        build_config=lambda: {"cuda_architectures": ["90"]}, problem=lambda: None
+    )
+    monkeypatch.setattr(extension, "emulation", None)
+    monkeypatch.setattr(extension, "_module", lambda: build)
+    monkeypatch.setattr(extension, "_problem", lambda: None)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: (9, 0) if device == gpu else (8, 0)
+    )
+    monkeypatch.setattr(
+        measured,
+        "_table",
+        lambda device: {GATE: ["cuda", "triton"] if device == other else ["triton"]},
+    )
+    extension._architecture_problem.cache_clear()
+    kernels["cuda"] = answering(1.0, available=extension.available)
+    kernels["triton"] = answering(2.0)
+    with msf.backend("auto"):
+        for device in (gpu, other):
+            assert selection.run(GATE, device, *ARGS)[0, 0, 0] == 2
+            assert msf.chosen_backend(GATE, device) == "triton"
+    assert msf.available_backends(GATE, gpu) == ("triton", "cuda", "reference")
+    assert msf.available_backends(GATE, other) == ("triton", "reference")
+    reason = "this GPU is sm_80, the extension was built for 90; set MSF_CUDA_ARCHS and build again"
+    assert msf.explain_backends(GATE, other)["cuda"] == reason
+    extension._architecture_problem.cache_clear()
+
+
+def test_tensors_of_the_cpu_take_the_reference_first(kernels: dict[str, Implementation]) -> None:
+    kernels["triton"] = answering(7.0)
+    cpu = torch.device("cpu")
+    assert msf.available_backends(GATE, cpu) == ("reference", "triton")
+    with msf.backend("auto"):
+        assert msf.chosen_backend(GATE, cpu) == "reference"
+    with msf.backend("triton"):
+        assert msf.chosen_backend(GATE, cpu) == "triton"
+    with msf.backend("cuda"):
+        assert msf.chosen_backend(GATE, cpu) is None
+
+
+def test_a_backend_for_one_operator(kernels: dict[str, Implementation]) -> None:
+    kernels["triton"] = answering(7.0)
+    for request in ({"name": "auto", GATE: "triton"}, {"name": f"auto,{GATE}=triton"}):
+        with msf.backend(**request):
+            assert (msf.gate_residual(*ARGS) == 7).all()
+            assert selection._request_for(f"{GATE}_backward") == "triton"
+            assert selection._request_for("attention") == "auto"
+            with msf.backend(attention="flash"):
+                assert selection._request_for("attention") == "flash"
+                assert selection._request_for(GATE) == "triton"
+            with msf.backend("reference"):
+                assert not (msf.gate_residual(*ARGS) == 7).any()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for the reasons on a CPU")

@@ -41,7 +41,8 @@ HERE = Path(__file__).parent
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 BLOCK = 8192
 
-runs = pytest.mark.skipif(bool(triton_support.available()), reason=str(triton_support.available()))
+REASON = triton_support.available(torch.device(DEVICE))
+runs = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
 @triton.jit
@@ -219,9 +220,23 @@ def test_why_triton_cannot_run(module: Any, line: str, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "triton", module)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert (triton_support.available() or "").startswith(line)
-    reason = "the tensors are on cpu; set TRITON_INTERPRET=1 to run Triton there"
-    assert triton_support.can_run(None, torch.ones(1)) == reason
+    assert (triton_support.available(torch.device("cpu")) or "").startswith(line)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_which_devices_triton_declines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    capabilities = {0: (8, 0), 1: (7, 5)}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: capabilities[device.index]
+    )
+    reasons = {
+        "cpu": "the tensors are on cpu; set TRITON_INTERPRET=1 to run Triton there",
+        "cuda:0": None,
+        "cuda:1": "this GPU is sm_75; Triton's bfloat16 needs sm_80 or later",
+    }
+    assert {name: triton_support.available(torch.device(name)) for name in reasons} == reasons
 
 
 COMPILE = """

@@ -1,0 +1,280 @@
+"""Attention of other libraries. What only runs on a GPU is called here on tensors without memory,
+or has a stand-in of its signature that computes with PyTorch's flash attention for CPUs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import msf_kernels
+from msf_kernels import attention, rope_2d
+from msf_kernels.attention import libraries, reference
+from numerics import assert_as_good_as, normal
+
+from .test_attention import check
+
+CPU = torch.device("cpu")
+BF16, FP32 = torch.bfloat16, torch.float32
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="calls them with tensors of the CPU")
+
+
+@no_gpu
+@pytest.mark.parametrize(
+    ("batch", "grid", "heads", "head_dim"),
+    [(2, (4, 4), 2, 32), (3, (1, 1), 2, 8), (1, (3, 7), 4, 36)],
+    ids=lambda value: str(value).replace(" ", ""),
+)
+@pytest.mark.parametrize("prepared", [False, True], ids=["plain", "norm-rope"])
+@pytest.mark.parametrize("dtype", [FP32, BF16, torch.float16], ids=["fp32", "bf16", "fp16"])
+def test_flash_on_a_cpu(batch, grid, heads, head_dim, prepared, dtype) -> None:
+    inputs = [normal(batch, grid[0] * grid[1], 3 * heads * head_dim, dtype=dtype)]
+    rope = None
+    if prepared:
+        inputs += [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
+        rope = rope_2d(*grid, head_dim)
+    with msf_kernels.backend(attention="flash"):
+        check(inputs, num_heads=heads, rope=rope)
+
+
+@no_gpu
+@pytest.mark.parametrize("names", [("flash", "reference"), ("reference", "flash")], ids="-".join)
+def test_forward_and_backward_on_different_backends(names: tuple[str, str]) -> None:
+    qkv, grad = normal(2, 6, 24).requires_grad_(), normal(2, 6, 8)
+    with msf_kernels.backend(attention=names[0]):
+        out = attention(qkv, num_heads=2)
+    with msf_kernels.backend(attention=names[1]):
+        (got,) = torch.autograd.grad(out, qkv, grad)
+    (expected,) = torch.autograd.grad(attention(qkv, num_heads=2), qkv, grad)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", ["cudnn", "flash", "efficient"])
+@pytest.mark.parametrize("prepared", [False, True], ids=["plain", "norm-rope"])
+def test_calls_fit_the_operators_of_pytorch(name: str, prepared: bool) -> None:
+    library = libraries.LIBRARIES[name]
+    qkv = torch.empty(2, 6, 3 * 2 * 8, dtype=BF16, device="meta")
+    weight = torch.empty(8, device="meta") if prepared else None
+    rope = torch.empty(2, 6, 4, device="meta") if prepared else None
+    options = weight, weight, rope
+    out, logsumexp = libraries.attention(library, qkv, *options, 2, 1e-6)
+    assert out.shape == (2, 6, 16) and out.dtype == BF16 and out.is_contiguous()
+    assert logsumexp.shape == (2, 2, 6) and logsumexp.dtype == FP32
+    grad_qkv, *grad_weights = libraries.attention_backward(
+        library, out, qkv, *options, out, logsumexp, 2, 1e-6
+    )
+    assert grad_qkv.shape == qkv.shape and grad_qkv.dtype == BF16
+    assert [grad.numel() for grad in grad_weights] == [8 if prepared else 0] * 2
+
+
+def assert_agrees_with_the_reference(library: libraries.Library) -> None:
+    """Forward and backward, of 37 tokens: no multiple of what libraries round up to."""
+    qkv, weight, grad = normal(2, 37, 48, dtype=FP32), normal(8, dtype=FP32), normal(2, 37, 16)
+    qkv, weight, grad = qkv.cpu(), weight.cpu(), grad.float().cpu()
+    options = weight, None, None, 2, 1e-6
+    out, logsumexp = libraries.attention(library, qkv, *options)
+    exact_options = weight.double(), None, None, 2, 1e-6
+    exact = reference.attention(qkv.double(), *exact_options)
+    native = reference.attention(qkv, *options)
+    for results in zip((out, logsumexp), native, exact, strict=True):
+        assert_as_good_as(*results)
+
+    def gradients(backward: Callable[..., Any], grad: Tensor, qkv: Tensor, *rest: Any) -> Any:
+        return backward(grad, qkv, rest[0], None, None, *rest[1:], 2, 1e-6)[:2]
+
+    got = gradients(
+        lambda *args: libraries.attention_backward(library, *args),
+        *(grad, qkv, weight, out, logsumexp),
+    )
+    native = gradients(reference.attention_backward, grad, qkv, weight, *native)
+    exact = gradients(
+        reference.attention_backward, grad.double(), qkv.double(), weight.double(), *exact
+    )
+    for results in zip(got, native, exact, strict=True):
+        assert_as_good_as(*results)
+
+
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def efficient_forward(q: Tensor, k: Tensor, v: Tensor, bias: None, compute_log_sumexp: bool) -> Any:
+    assert bias is None and compute_log_sumexp
+    out, logsumexp = flash(q, k, v)
+    padded = F.pad(logsumexp, (0, -logsumexp.shape[-1] % 32), value=torch.inf)
+    return out, padded, None, None
+
+
+def efficient_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: None, out: Tensor, logsumexp: Tensor,
+    seed: Tensor, offset: Tensor, dropout_p: float, grad_input_mask: list[bool],
+) -> Any:  # fmt: skip
+    assert bias is None and dropout_p == 0 and grad_input_mask == [True, True, True, False]
+    assert logsumexp.shape[-1] % 32 == 0 and logsumexp[..., q.shape[2] :].isposinf().all()
+    logsumexp = logsumexp[..., : q.shape[2]]
+    return *flash_backward(grad, q, k, v, out, logsumexp, 0.0, False), None
+
+
+def cudnn_forward(q: Tensor, k: Tensor, v: Tensor, bias: None, compute_log_sumexp: bool) -> Any:
+    assert bias is None and compute_log_sumexp
+    out, logsumexp = flash(q, k, v)
+    return out, logsumexp[..., None], None, None, q.shape[2], k.shape[2], None, None, None
+
+
+def cudnn_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, seed: Tensor,
+    offset: Tensor, bias: None, cum_seq_q: None, cum_seq_k: None, max_q: int, max_k: int,
+    dropout_p: float, is_causal: bool,
+) -> Any:  # fmt: skip
+    assert (max_q, max_k, dropout_p, is_causal) == (q.shape[2], k.shape[2], 0.0, False)
+    assert grad.stride() == out.stride()  # which cuDNN before 9.5.1 wants
+    return flash_backward(grad, q, k, v, out, logsumexp.squeeze(-1), 0.0, False)
+
+
+STAND_INS = {
+    "efficient": {
+        "_scaled_dot_product_efficient_attention": efficient_forward,
+        "_scaled_dot_product_efficient_attention_backward": efficient_backward,
+    },
+    "cudnn": {
+        "_scaled_dot_product_cudnn_attention": cudnn_forward,
+        "_scaled_dot_product_cudnn_attention_backward": cudnn_backward,
+    },
+}
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_layouts_and_logsumexp(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for operator, stand_in in STAND_INS[name].items():  # which take what PyTorch's own take
+        schema = getattr(torch.ops.aten, operator).default._schema
+        names = [argument.name for argument in schema.arguments]
+        assert len(inspect.signature(stand_in).parameters) <= len(names)
+    monkeypatch.setattr(libraries, "aten", SimpleNamespace(**STAND_INS[name]))
+    assert_agrees_with_the_reference(libraries.LIBRARIES[name])
+
+
+def swap(*tensors: Tensor) -> list[Tensor]:
+    return [x.transpose(1, 2) for x in tensors]
+
+
+class FlashAttn2:
+    """Signatures of flash_attn 2.8's flash_attn_interface."""
+
+    @staticmethod
+    def _flash_attn_forward(
+        q, k, v, dropout_p, softmax_scale, causal, window_size_left, window_size_right, softcap,
+        alibi_slopes, return_softmax,
+    ):  # fmt: skip
+        assert (dropout_p, causal, window_size_left, window_size_right) == (0.0, False, -1, -1)
+        assert softcap == 0 and alibi_slopes is None and not return_softmax
+        out, logsumexp = flash(*swap(q, k, v), scale=softmax_scale)
+        return out.transpose(1, 2), logsumexp, torch.empty(0), torch.empty(2)
+
+    @staticmethod
+    def _flash_attn_backward(
+        dout, q, k, v, out, softmax_lse, dq, dk, dv, dropout_p, softmax_scale, causal,
+        window_size_left, window_size_right, softcap, alibi_slopes, deterministic, rng_state=None,
+    ):  # fmt: skip
+        assert (dropout_p, causal, window_size_left, window_size_right) == (0.0, False, -1, -1)
+        assert softcap == 0 and alibi_slopes is None and deterministic
+        tensors = *swap(dout, q, k, v, out), softmax_lse
+        gradients = flash_backward(*tensors, 0.0, False, scale=softmax_scale)
+        for into, gradient in zip((dq, dk, dv), swap(*gradients), strict=True):
+            into.copy_(gradient)
+
+
+class FlashAttn3:
+    """What is used of the signatures of flash_attn_3's flash_attn_interface."""
+
+    @staticmethod
+    def _flash_attn_forward(q, k, v, k_new=None, v_new=None, *, softmax_scale=None, causal=False):
+        out, logsumexp = flash(*swap(q, k, v), scale=softmax_scale)
+        return out.transpose(1, 2), logsumexp, torch.empty(0), torch.empty(0)
+
+    @staticmethod
+    def _flash_attn_backward(
+        dout, q, k, v, out, softmax_lse, cu_seqlens_q=None, cu_seqlens_k=None, sequed_q=None,
+        sequed_k=None, max_seqlen_q=None, max_seqlen_k=None, dq=None, dk=None, dv=None,
+        softmax_scale=None, is_causal=False, window_size_left=-1, window_size_right=-1, softcap=0.0,
+        deterministic=False, sm_margin=0,
+    ):  # fmt: skip
+        whole = 0.0, False, -1, -1, 0.0, None, deterministic
+        FlashAttn2._flash_attn_backward(
+            *(dout, q, k, v, out, softmax_lse, dq, dk, dv, whole[0], softmax_scale, *whole[1:])
+        )
+
+
+@pytest.mark.parametrize(("generation", "module"), [(2, FlashAttn2), (3, FlashAttn3)])
+def test_flash_attn(generation: int, module: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "_flash_attn", lambda: (generation, module))
+    assert_agrees_with_the_reference(libraries.LIBRARIES["flash-attn"])
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    libraries._flash_attn.cache_clear()
+    yield
+    libraries._flash_attn.cache_clear()
+
+
+def absent(_: str) -> str:
+    raise PackageNotFoundError
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    ("version", "line"),
+    [
+        (absent, "flash-attn is not installed"),
+        (lambda _: "2.6.3", "flash-attn must be 2.7 or later, got 2.6.3"),
+    ],
+    ids=["absent", "old"],
+)
+def test_why_flash_attn_cannot_run(version, line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(libraries, "version", version)
+    assert libraries.LIBRARIES["flash-attn"].available(CPU) == line
+
+
+def test_flash_attn_declines_arguments() -> None:
+    can_run = libraries.LIBRARIES["flash-attn"].can_run
+    assert can_run(torch.empty(1, 2, 3, 64, dtype=BF16)) is None
+    line = "flash-attn takes bfloat16 and float16, got float32"
+    assert can_run(torch.empty(1, 2, 3, 64)) == line
+    for head_dim in (36, 264):
+        line = f"flash-attn takes a head_dim of 8, 16 ... 256, got {head_dim}"
+        assert can_run(torch.empty(1, 2, 3, head_dim, dtype=BF16)) == line
+
+
+@pytest.mark.parametrize("name", ["cudnn", "efficient", "flash-attn"])
+def test_tensors_of_the_cpu_are_declined(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "_flash_attn", lambda: (2, FlashAttn2))
+    line = f"attention: backend {name} cannot run: it takes no tensors on cpu"
+    with (
+        msf_kernels.backend(attention=name),
+        pytest.raises(msf_kernels.BackendUnavailable, match=f"^{re.escape(line)}$"),
+    ):
+        attention(torch.zeros(1, 2, 12), num_heads=1)
+
+
+def test_the_reason_is_that_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(params: Any, debug: bool = False) -> bool:
+        if debug:
+            warnings.warn("head_dim is odd (Triggered internally at sdp_utils.cpp:1)", stacklevel=1)
+        return False
+
+    answers = {"can_use_flash_attention": no, "can_use_cudnn_attention": lambda params: True}
+    names = SimpleNamespace(SDPAParams=lambda q, *_: q.shape, **answers)
+    monkeypatch.setattr(libraries, "cuda", names)
+    heads = [torch.empty(1, 2, 3, 5, device="meta")] * 3
+    assert libraries.LIBRARIES["flash"].can_run(*heads) == "head_dim is odd"
+    assert libraries.LIBRARIES["cudnn"].can_run(*heads) is None
