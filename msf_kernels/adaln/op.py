@@ -120,7 +120,7 @@ _adaln_modulate_backward = define(
     "adaln_modulate_backward(Tensor grad, Tensor x, Tensor shift, Tensor scale, Tensor mean, "
     "Tensor rstd) -> (Tensor, Tensor, Tensor)",
     reference=reference.adaln_modulate_backward,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=lambda grad, x, shift, scale, mean, rstd: _like(x, shift, scale),
 )
 
@@ -142,7 +142,7 @@ _adaln_modulate = define(
     "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps, bool eager) "
     "-> (Tensor, Tensor, Tensor)",
     reference=reference.adaln_modulate,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=lambda x, shift, scale, eps, eager: (*_like(x), *_statistics(x)),
     setup_context=_adaln_modulate_setup,
     backward=_adaln_modulate_gradient,
@@ -151,7 +151,7 @@ _adaln_modulate = define(
 _gate_residual_backward = define(
     "gate_residual_backward(Tensor grad, Tensor y, Tensor gate) -> (Tensor, Tensor)",
     reference=reference.gate_residual_backward,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=lambda grad, y, gate: _like(y, gate),
 )
 
@@ -170,7 +170,7 @@ def _gate_residual_gradient(ctx: Any, grad: Tensor | None) -> Any:
 _gate_residual = define(
     "gate_residual(Tensor x, Tensor y, Tensor gate, bool eager) -> Tensor",
     reference=reference.gate_residual,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=lambda x, y, gate, eager: _like(x)[0],
     setup_context=_gate_residual_setup,
     backward=_gate_residual_gradient,
@@ -181,7 +181,7 @@ _gate_residual_adaln_backward = define(
     "Tensor gate, Tensor shift, Tensor scale, Tensor mean, Tensor rstd) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln_backward,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=lambda grad_h, grad_x_out, x_out, y, gate, shift, scale, mean, rstd: _like(
         x_out, y, gate, shift, scale
     ),
@@ -211,7 +211,7 @@ _gate_residual_adaln = define(
     "gate_residual_adaln(Tensor x, Tensor y, Tensor gate, Tensor shift, Tensor scale, float eps, "
     "bool eager) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln,
-    kernels=("cuda",),
+    kernels=("cuda", "triton"),
     fake=lambda x, y, gate, shift, scale, eps, eager: (*_like(x, x), *_statistics(x)),
     setup_context=_gate_residual_adaln_setup,
     backward=_gate_residual_adaln_gradient,

@@ -1,0 +1,322 @@
+"""adaLN and the gated residual in Triton, forward and backward each in one pass over memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..dtypes import compute_dtype
+from ..triton_support.arithmetic import narrow, widen
+from ..triton_support.image import dense
+from ..triton_support.launch import launch, power_of_2
+from ..triton_support.rows import (
+    Walk,
+    load_modulation,
+    load_row,
+    mean_of_row,
+    modulation,
+    own_slice,
+    store_row,
+)
+
+# Of the 132 multiprocessors of an H200: sixteen blocks each forward, of which a third runs at once,
+# and backward as many as run at once, because each writes its sums.
+FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 16 * 132, 4 * 132
+
+# A sum over fewer rows would make the partial sums, in 32 bits, a fifth of the backward's bytes.
+LEAST_ROWS = 16
+
+PARTIALS, CHANNELS = 128, 32  # that a program of the second pass reads at once
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr, ROUND: tl.constexpr = True):
+    """x as if stored in DTYPE and read again."""
+    return widen(narrow(x, DTYPE)) if ROUND else x
+
+
+@triton.jit
+def forward_kernel(
+    x,
+    y,
+    gate,
+    shift,
+    scale,
+    x_out,
+    h,
+    mean,
+    rstd,
+    tokens,
+    slices,
+    slice_rows,
+    PIECES,
+    PIECE: tl.constexpr,
+    ROWS: tl.constexpr,
+    D: tl.constexpr,
+    EPS: tl.constexpr,
+    EAGER: tl.constexpr,
+):
+    """x_out = x + gate * y with a gate, then h = LN(x_out) * (1 + scale) + shift with a scale."""
+    columns = [tl.arange(0, PIECE)[None, :] + i * PIECE for i in PIECES]
+    sample, first, end = own_slice(tokens, slices, slice_rows)
+    dtype = x.dtype.element_ty
+    if gate is not None:
+        gates = load_modulation(gate, sample, columns, ROWS, D)
+    if scale is not None:
+        shifts = load_modulation(shift, sample, columns, ROWS, D)
+        scales = load_modulation(scale, sample, columns, ROWS, D)
+        factors = [rounded(1 + s, dtype, EAGER) for s in scales]
+    # Not a range, because the interpreter of Triton 3.6 cannot count one with NumPy 2.4.
+    while first < end:
+        token = first + tl.arange(0, ROWS)[:, None]
+        exists, row = token < end, sample * tokens + token
+        value = load_row(x + row * D, exists, columns, D)
+        if gate is not None:
+            branch = load_row(y + row * D, exists, columns, D)
+            gated = [rounded(gates[i] * branch[i], dtype, EAGER) for i in PIECES]
+            value = [rounded(value[i] + gated[i], dtype) for i in PIECES]
+            store_row(x_out + row * D, exists, columns, value, D)
+        if scale is not None:
+            centre = mean_of_row(value, D)
+            value = [v - centre for v in value]
+            if D % PIECE != 0:
+                value = [tl.where(columns[i] < D, value[i], 0) for i in PIECES]
+            spread = tl.rsqrt(mean_of_row([v * v for v in value], D) + EPS)
+            value = [rounded(v * spread, dtype, EAGER) for v in value]
+            value = [rounded(value[i] * factors[i], dtype, EAGER) for i in PIECES]
+            value = [shifts[i] + value[i] for i in PIECES]
+            store_row(h + row * D, exists, columns, value, D)
+            tl.store(mean + row, centre, mask=exists)
+            tl.store(rstd + row, spread, mask=exists)
+        first += ROWS
+
+
+@triton.jit
+def store_sum(sums, total, columns, D: tl.constexpr):
+    """The sum of a tile's rows, as this program's row of ``sums``."""
+    for i in tl.static_range(len(columns)):
+        value = narrow(tl.sum(total[i], 0, keep_dims=True), sums.dtype.element_ty)
+        start = sums + tl.program_id(0).to(tl.int64) * D
+        tl.store(start + columns[i], value, mask=columns[i] < D)
+
+
+@triton.jit
+def backward_kernel(
+    grad,
+    grad_residual,
+    x_out,
+    y,
+    gate,
+    scale,
+    mean,
+    rstd,
+    grad_x,
+    grad_y,
+    gate_sums,
+    shift_sums,
+    scale_sums,
+    tokens,
+    slices,
+    slice_rows,
+    PIECES,
+    PIECE: tl.constexpr,
+    ROWS: tl.constexpr,
+    D: tl.constexpr,
+):
+    """Through the norm with a scale, which adds the residual's gradient; the gate with a gate."""
+    columns = [tl.arange(0, PIECE)[None, :] + i * PIECE for i in PIECES]
+    sample, first, end = own_slice(tokens, slices, slice_rows)
+    dtype: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
+    gate_sum = [tl.zeros((ROWS, PIECE), dtype) for i in PIECES]
+    shift_sum = [tl.zeros((ROWS, PIECE), dtype) for i in PIECES]
+    scale_sum = [tl.zeros((ROWS, PIECE), dtype) for i in PIECES]
+    if gate is not None:
+        gates = load_modulation(gate, sample, columns, ROWS, D)
+    if scale is not None:
+        factors = [1 + s for s in load_modulation(scale, sample, columns, ROWS, D)]
+    while first < end:
+        token = first + tl.arange(0, ROWS)[:, None]
+        exists, row = token < end, sample * tokens + token
+        # Every load of a row before the first sum over it, where the threads wait for each other.
+        value = load_row(grad + row * D, exists, columns, D)
+        if scale is not None:
+            normalised = load_row(x_out + row * D, exists, columns, D)
+            centre = tl.load(mean + row, mask=exists, other=0)
+            spread = tl.load(rstd + row, mask=exists, other=0)
+        if grad_residual is not None:
+            residual = load_row(grad_residual + row * D, exists, columns, D)
+        if gate is not None:
+            branch = load_row(y + row * D, exists, columns, D)
+        if scale is not None:
+            normalised = [(x - centre) * spread for x in normalised]
+            product = [value[i] * normalised[i] for i in PIECES]
+            shift_sum = [shift_sum[i] + value[i] for i in PIECES]
+            scale_sum = [scale_sum[i] + product[i] for i in PIECES]
+            along = mean_of_row([product[i] * factors[i] for i in PIECES], D)
+            value = [value[i] * factors[i] for i in PIECES]
+            across = mean_of_row(value, D)
+            value = [((value[i] - across) - normalised[i] * along) * spread for i in PIECES]
+            if grad_residual is not None:
+                value = [value[i] + residual[i] for i in PIECES]
+            store_row(grad_x + row * D, exists, columns, value, D)
+        if gate is not None:
+            gated = [value[i] * gates[i] for i in PIECES]
+            store_row(grad_y + row * D, exists, columns, gated, D)
+            gate_sum = [gate_sum[i] + value[i] * branch[i] for i in PIECES]
+        first += ROWS
+    if gate is not None:
+        store_sum(gate_sums, gate_sum, columns, D)
+    if scale is not None:
+        store_sum(shift_sums, shift_sum, columns, D)
+        store_sum(scale_sums, scale_sum, columns, D)
+
+
+@triton.jit
+def sum_kernel(partials, totals, count, D, PARTIALS: tl.constexpr, CHANNELS: tl.constexpr):
+    """totals (groups, D) of partials (groups, count, D), in an order that depends on sizes only."""
+    across = tl.cdiv(D, CHANNELS)
+    group = (tl.program_id(0) // across).to(tl.int64)
+    channel = tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    for i in tl.static_range(len(totals)):
+        total = tl.zeros((PARTIALS, CHANNELS), partials[i].dtype.element_ty)
+        first = group * count
+        while first < group * count + count:
+            row = first + tl.arange(0, PARTIALS)[:, None]
+            exists = (row < group * count + count) & (channel < D)
+            total += tl.load(partials[i] + row * D + channel, mask=exists, other=0)
+            first += PARTIALS
+        value = narrow(tl.sum(total, 0, keep_dims=True), totals[i].dtype.element_ty)
+        tl.store(totals[i] + group * D + channel, value, mask=channel < D)
+
+
+def forward(
+    x: Tensor,
+    y: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+    eager: bool,
+) -> tuple[Any, Any, Any, Any]:
+    """x_out with a gate; h, mean and rstd with a scale; None for the others."""
+    x = x.contiguous()
+    x_out = h = mean = rstd = None
+    if gate is not None:
+        x_out = x.new_empty(x.shape)
+    if scale is not None:
+        h = x.new_empty(x.shape)
+        mean = x.new_empty(x.shape[:2], dtype=compute_dtype(x))
+        rstd = mean.new_empty(mean.shape)
+    walk = Walk.of(x, FORWARD_PROGRAMS, 1)
+    launch(
+        *(forward_kernel, x.device, walk.count, x, dense(y)),
+        *(*map(modulation, (gate, shift, scale)), x_out, h, mean, rstd, *walk.sizes(x)),
+        *(eps, eager),
+        warps=walk.warps,
+    )
+    return x_out, h, mean, rstd
+
+
+def backward(
+    grad: Tensor,
+    grad_residual: Tensor | None,
+    x_out: Tensor | None,
+    y: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+) -> tuple[Any, Any, Any, Any, Any]:
+    """Gradients of x, y, gate, shift and scale; None of what is not there."""
+    batch, _, channels = grad.shape
+    walk = Walk.of(grad, BACKWARD_PROGRAMS, LEAST_ROWS)
+    grad_x, grad_y, *totals = (
+        None if tensor is None else tensor.new_empty(tensor.shape)
+        for tensor in (x_out, y, gate, shift, scale)
+    )
+    sums = [
+        total
+        if total is None or (total.shape[0] == batch and walk.slices == 1)
+        else grad.new_empty(batch * walk.slices, channels, dtype=compute_dtype(grad))
+        for total in totals
+    ]
+    launch(
+        *(backward_kernel, grad.device, walk.count, grad.contiguous(), dense(grad_residual)),
+        *(dense(x_out), dense(y), modulation(gate), modulation(scale), dense(mean), dense(rstd)),
+        *(grad_x, grad_y, *sums, *walk.sizes(grad)),
+        warps=walk.warps,
+    )
+    pairs = [pair for pair in zip(sums, totals) if pair[0] is not pair[1]]
+    for groups in {total.shape[0] for _, total in pairs}:
+        partials, wholes = zip(*(pair for pair in pairs if pair[1].shape[0] == groups))
+        launch(
+            *(sum_kernel, grad.device, groups * triton.cdiv(channels, CHANNELS)),
+            *(partials, wholes, batch * walk.slices // groups, channels, PARTIALS, CHANNELS),
+            warps=4,
+        )
+    return grad_x, grad_y, *totals
+
+
+def adaln_modulate(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return forward(x, None, None, shift, scale, eps, eager)[1:]
+
+
+def adaln_modulate_backward(
+    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, _, _, *grads = backward(grad, None, x, None, None, shift, scale, mean, rstd)
+    return grad_x, *grads
+
+
+def gate_residual(x: Tensor, y: Tensor, gate: Tensor, eager: bool) -> Tensor:
+    return forward(x, y, gate, None, None, 0.0, eager)[0]
+
+
+def gate_residual_backward(grad: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    return backward(grad, None, None, y, gate, None, None, None, None)[1:3]
+
+
+def gate_residual_adaln(
+    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return forward(x, y, gate, shift, scale, eps, eager)
+
+
+gate_residual_adaln_backward = backward
+
+
+def audited_forward(D: int) -> Any:
+    return lambda new: forward(
+        new(2, 256, D), new(2, 256, D), *new(2, 6 * D).chunk(6, 1)[:3], 1e-6, False
+    )
+
+
+AUDITED = {f"fwd {D}": audited_forward(D) for D in (384, 768, 1024, 1152, 1536, 2048, 4096, 8192)}
+
+
+def _b(D):
+    def f(new):
+        x = new(64, 256, D)
+        st = new(64, 256).float() if True else 0
+        return backward(x, x, x, x, *new(64, 6 * D).chunk(6, 1)[:3], st, st)
+
+    return f
+
+
+def _b2(D):
+    def f(new):
+        x = new(64, 256, D)
+        st = new(64, 256).float() if True else 0
+        return backward(x, None, x, None, None, *new(64, 6 * D).chunk(6, 1)[:2], st, st)
+
+    return f
+
+
+AUDITED |= {f"bwd {D}": _b(D) for D in (384, 768, 1024, 1152, 1536, 2048, 4096, 8192)}
+AUDITED |= {f"abwd {D}": _b2(D) for D in (384, 768, 1024, 1152, 1536, 2048, 4096, 8192)}

@@ -1,0 +1,115 @@
+"""Rows of D channels in Triton kernels: how programs walk them, and the pieces they are made of.
+
+A tile's sides are powers of two and the width of a transformer is not: a row is up to 9 pieces of
+one power of two, 384 = 3 x 128, 768 = 3 x 256, 1152 = 9 x 128, 1536 = 3 x 512, 1024 alone. So no lane
+idles at these widths, all pieces lie in the registers alike, and a sum over a row is a sum of pieces,
+then one over a piece. A tile of rows is a tuple of (ROWS, PIECE) tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arithmetic import narrow, widen
+from .launch import power_of_2
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How programs walk the rows of (B, N, D): a slice of a sample each, a few rows at a time."""
+
+    piece: int
+    pieces: int
+    rows: int
+    warps: int
+    slices: int  # of a sample
+    slice_rows: int
+    count: int
+
+    @classmethod
+    def of(cls, x: Tensor, programs: int, least_rows: int) -> Walk:
+        """Some ``programs`` in all, one a sample at least, of ``least_rows`` where there are as many.
+
+        A thread has up to 36 bytes of a row, in accesses of 4 to 16 bytes, and a block 128 threads
+        or, where a row is wider, up to 512, for which there are 128 registers each. The pieces are
+        those with the fewest idle lanes, and of those the widest.
+        """
+        batch, tokens, channels = x.shape
+        threads = min(power_of_2(triton.cdiv(channels * x.element_size(), 36)), 512)
+        widest = min(max(threads * 16 // x.element_size(), 64), power_of_2(channels))
+        widths = [widest] + [width for width in (widest // 2, widest // 4) if width >= 64]
+        piece = min(widths, key=lambda width: (triton.cdiv(channels, width) * width, -width))
+        rows = min(max(128 // threads, 1), power_of_2(tokens))
+        slices = max(min(triton.cdiv(tokens, least_rows), triton.cdiv(programs, max(batch, 1))), 1)
+        slice_rows = triton.cdiv(triton.cdiv(tokens, slices), rows) * rows
+        slices = max(triton.cdiv(tokens, max(slice_rows, 1)), 1)
+        warps = max(rows * threads // 32, 1)
+        count = batch * slices if channels else 0
+        return cls(piece, triton.cdiv(channels, piece), rows, warps, slices, slice_rows, count)
+
+    def sizes(self, x: Tensor) -> tuple[Any, ...]:
+        """The arguments of kernels that walk: tokens, slices, slice_rows, PIECES, PIECE, ROWS, D.
+
+        PIECES are the numbers of the pieces, known when a kernel is compiled.
+        """
+        pieces = tuple(map(tl.constexpr, range(self.pieces)))
+        tokens, channels = x.shape[1:]
+        return tokens, self.slices, self.slice_rows, pieces, self.piece, self.rows, channels
+
+
+class Modulation(NamedTuple):
+    """A vector of channels for each sample, (B, D) or (1, D), and the stride between samples."""
+
+    data: Any
+    batch: int
+
+
+def modulation(x: Tensor | None) -> Modulation | None:
+    """Read in place if its channels are neighbours in memory, as in a chunk of (B, 6D)."""
+    if x is None:
+        return None
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    return Modulation(x, 0 if x.shape[0] == 1 else x.stride(0))
+
+
+@triton.jit
+def own_slice(tokens, slices, slice_rows):
+    """This program's sample, its first token and the one after its last."""
+    sample = tl.program_id(0) // slices
+    first = tl.program_id(0) % slices * slice_rows
+    return sample.to(tl.int64), first, tl.minimum(first + slice_rows, tokens)
+
+
+@triton.jit
+def load_row(start, exists, columns, D: tl.constexpr):
+    """Tiles of the rows that start there, widened; 0 where nothing exists."""
+    return [widen(tl.load(start + c, mask=exists & (c < D), other=0)) for c in columns]
+
+
+@triton.jit
+def load_modulation(modulation, sample, columns, ROWS: tl.constexpr, D: tl.constexpr):
+    """Once for each row of a tile, in the layout of the rows: no exchange between threads."""
+    start = tl.zeros((ROWS, 1), tl.int64) + sample * modulation.batch
+    return load_row(modulation.data + start, True, columns, D)
+
+
+@triton.jit
+def store_row(start, exists, columns, value, D: tl.constexpr):
+    dtype = start.dtype.element_ty
+    for i in tl.static_range(len(columns)):
+        tl.store(start + columns[i], narrow(value[i], dtype), mask=exists & (columns[i] < D))
+
+
+@triton.jit
+def mean_of_row(value, D: tl.constexpr):
+    """(ROWS, 1); what does not exist must be 0."""
+    total = value[0]
+    for i in tl.static_range(1, len(value)):
+        total += value[i]
+    return tl.sum(total, 1, keep_dims=True) * (1.0 / D)
