@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import triton
@@ -95,12 +96,13 @@ def forward_kernel(
 
 
 @triton.jit
-def store_sum(sums, total, columns, D: tl.constexpr):
-    """The sum of a tile's rows, as this program's row of ``sums``."""
+def store_sum(sums, total, columns, ROWS: tl.constexpr, D: tl.constexpr):
+    """The sum of a tile's rows, as this program's row of ``sums``, by the threads that have it."""
+    row = tl.arange(0, ROWS)[:, None]
+    start = sums + tl.program_id(0).to(tl.int64) * D + tl.zeros_like(row)
     for i in tl.static_range(len(columns)):
         value = narrow(tl.sum(total[i], 0, keep_dims=True), sums.dtype.element_ty)
-        start = sums + tl.program_id(0).to(tl.int64) * D
-        tl.store(start + columns[i], value, mask=columns[i] < D)
+        tl.store(start + columns[i], value, mask=(row == 0) & (columns[i] < D))
 
 
 @triton.jit
@@ -168,10 +170,10 @@ def backward_kernel(
             gate_sum = [gate_sum[i] + value[i] * branch[i] for i in PIECES]
         first += ROWS
     if gate is not None:
-        store_sum(gate_sums, gate_sum, columns, D)
+        store_sum(gate_sums, gate_sum, columns, ROWS, D)
     if scale is not None:
-        store_sum(shift_sums, shift_sum, columns, D)
-        store_sum(scale_sums, scale_sum, columns, D)
+        store_sum(shift_sums, shift_sum, columns, ROWS, D)
+        store_sum(scale_sums, scale_sum, columns, ROWS, D)
 
 
 @triton.jit
@@ -291,32 +293,27 @@ def gate_residual_adaln(
 gate_residual_adaln_backward = backward
 
 
-def audited_forward(D: int) -> Any:
-    return lambda new: forward(
-        new(2, 256, D), new(2, 256, D), *new(2, 6 * D).chunk(6, 1)[:3], 1e-6, False
-    )
+def audited(op: str, D: int) -> Callable[..., Any]:
+    """A call of the operator and one of its gradient."""
+
+    def call(new: Callable[..., Tensor]) -> None:
+        (x, y), (gate, shift, scale) = new(2, 64, 256, D).unbind(), new(64, 6 * D).chunk(6, 1)[:3]
+        if op == "adaln_modulate":
+            _, *statistics = adaln_modulate(x, shift, scale, 1e-6, False)
+            adaln_modulate_backward(y, x, shift, scale, *statistics)
+        elif op == "gate_residual":
+            gate_residual(x, y, gate, False)
+            gate_residual_backward(x, y, gate)
+        else:
+            x_out, h, *rest = gate_residual_adaln(x, y, gate, shift, scale, 1e-6, False)
+            gate_residual_adaln_backward(h, x_out, x_out, y, gate, shift, scale, *rest)
+
+    return call
 
 
-AUDITED = {f"fwd {D}": audited_forward(D) for D in (384, 768, 1024, 1152, 1536, 2048, 4096, 8192)}
-
-
-def _b(D):
-    def f(new):
-        x = new(64, 256, D)
-        st = new(64, 256).float() if True else 0
-        return backward(x, x, x, x, *new(64, 6 * D).chunk(6, 1)[:3], st, st)
-
-    return f
-
-
-def _b2(D):
-    def f(new):
-        x = new(64, 256, D)
-        st = new(64, 256).float() if True else 0
-        return backward(x, None, x, None, None, *new(64, 6 * D).chunk(6, 1)[:2], st, st)
-
-    return f
-
-
-AUDITED |= {f"bwd {D}": _b(D) for D in (384, 768, 1024, 1152, 1536, 2048, 4096, 8192)}
-AUDITED |= {f"abwd {D}": _b2(D) for D in (384, 768, 1024, 1152, 1536, 2048, 4096, 8192)}
+# Calls that launch every kernel; new(*shape) makes a tensor. See audit/triton.py.
+AUDITED = {
+    f"{op} {D}": audited(op, D)
+    for op in ("adaln_modulate", "gate_residual", "gate_residual_adaln")
+    for D in (384, 768, 1024, 1152, 1536)
+}
