@@ -19,7 +19,21 @@ from .registry import Benchmark, Case, tensors
 from .timing import Call, Work
 
 PEERS = ("eager", "compile")
-ARMS = (*PEERS, *reversed(BACKENDS))
+LIBRARIES = tuple(
+    dict.fromkeys(
+        name
+        for op in msf_kernels.OPERATORS
+        for name in msf_kernels.backends_of(op)
+        if name not in BACKENDS
+    )
+)
+ARMS = (*PEERS, *reversed(BACKENDS), *LIBRARIES)
+
+
+def arms_of(benchmark: Benchmark, names: Iterable[str]) -> list[str]:
+    """Of these names those that the benchmark has: libraries are backends of some operators."""
+    known = {*PEERS, *BACKENDS, *msf_kernels.backends_of(benchmark.op)}
+    return [name for name in names if name in known]
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,7 @@ def runnable_arms(
     benchmark: Benchmark, names: Iterable[str], device: torch.device
 ) -> tuple[list[Arm], dict[str, str]]:
     """The arms of these names that can run on the device, and for the others why not."""
-    reasons = msf_kernels.explain_backends(benchmark.op)
+    reasons = msf_kernels.explain_backends(benchmark.op, device)
     if device.type == "cpu":
         for name in set(BACKENDS) - {"reference"}:
             reasons[name] = reasons[name] or "without a GPU it is only emulated"
@@ -55,7 +69,8 @@ def _arm(benchmark: Benchmark, name: str) -> Arm:
         # A backward that is called again must not overwrite what the forward saved.
         function = torch.compile(benchmark.eager, dynamic=False, fullgraph=True)
         return Arm(name, function, partial(torch._functorch.config.patch, donated_buffer=False))
-    return Arm(name, benchmark.ours, partial(msf_kernels.backend, name))
+    request = name if name in BACKENDS else f"auto,{benchmark.op}={name}"
+    return Arm(name, benchmark.ours, partial(msf_kernels.backend, request))
 
 
 def gradients(

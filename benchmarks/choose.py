@@ -1,10 +1,10 @@
-"""From a result of `benchmarks.run`, the order in which our backends are chosen on that GPU.
+"""From a result of `benchmarks.run`, the order in which backends are chosen on that GPU.
 
     python -m benchmarks.choose benchmarks/results/h200/*.json
 
 writes msf_kernels/measured/h200.json, named after the results' folder. An operator's backends are
-ordered by the geometric mean of their times over the shapes, dtypes and directions. One that was
-wrong or failed in any of them is left out.
+ordered by the geometric mean of their times over the shapes, dtypes and directions that all of
+them took. One that was wrong or failed in any is left out.
 """
 
 from __future__ import annotations
@@ -15,30 +15,34 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from msf.files import atomic_write
-from msf_kernels.backend import BACKENDS
 from msf_kernels.measured import FOLDER
 
+from .arms import PEERS
 from .parser import Parser
 from .results import Row, load
+
+Costs = dict[tuple[Any, ...], float]  # of a benchmark, shape and dtype: the logarithm of its time
 
 
 def orders(rows: Iterable[Row]) -> dict[str, list[str]]:
     """{operator: its backends, fastest first}."""
-    costs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    costs: dict[str, dict[str, Costs]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        if row.arm in BACKENDS and row.status != "skipped":
+        if row.arm not in PEERS and row.status != "skipped":
             cost = math.log(row.median_us) if row.median_us else math.inf
-            costs[row.op][row.arm].append(cost)
+            costs[row.op][row.arm][row.benchmark, tuple(row.shape), row.dtype] = cost
     return {op: ranked for op, arms in costs.items() if (ranked := _fastest_first(arms))}
 
 
-def _fastest_first(arms: dict[str, list[float]]) -> list[str]:
-    """By the sum of the costs, of those that ran as often as any and always correctly."""
-    runs = max(map(len, arms.values()))
-    totals = {arm: sum(costs) for arm, costs in arms.items() if len(costs) == runs}
-    return sorted((arm for arm in totals if math.isfinite(totals[arm])), key=totals.__getitem__)
+def _fastest_first(arms: dict[str, Costs]) -> list[str]:
+    """By the sum of the costs of what all took, of those that were always correct."""
+    correct = {arm: costs for arm, costs in arms.items() if all(map(math.isfinite, costs.values()))}
+    common = set.intersection(*(set(costs) for costs in correct.values())) if correct else set()
+    totals = {arm: sum(costs[case] for case in common) for arm, costs in correct.items()}
+    return sorted(totals, key=totals.__getitem__) if common else []
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ def test_what_was_wrong_once_is_never_chosen() -> None:
     rows = [row("cuda", 9), row("triton", 3), row("cuda", 9, 2), row("triton", None, 2)]
     assert choose.orders(rows) == {"gate_residual": ["cuda"]}
     assert choose.orders([row("cuda", None)]) == {}
+
+
+def test_a_backend_is_compared_where_it_runs() -> None:
+    rows = [row("triton", 4), row("triton", 9, 2), row("cudnn", 2)]  # none of the second shape
+    skipped = replace(row("cudnn", None, 2), status="skipped")
+    assert choose.orders([*rows, skipped]) == {"gate_residual": ["cudnn", "triton"]}
 
 
 def test_the_table_is_named_after_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
