@@ -12,13 +12,19 @@ from torch import Tensor
 import msf
 import msf_kernels
 from kernels.cases import CASES, Case
+from kernels.test_attention import check
 from models import images, tiny_model
+from msf_kernels.attention.libraries import LIBRARIES
+from msf_kernels.backend import BACKENDS
+from numerics import assert_as_good_as, normal
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
-CALLS = [(case, name) for case in CASES for name in msf_kernels.backends_of(case.op)]
+CALLS = [
+    (case, name) for case in CASES for name in msf_kernels.backends_of(case.op) if name in BACKENDS
+]
 backends = pytest.mark.parametrize("name", ["cuda", "triton", "auto"])
 
 
@@ -48,6 +54,49 @@ def test_every_operator_is_captured_in_a_graph(case: Case, name: str) -> None:
             output.fill_(torch.nan)
         graph.replay()
         assert all(map(torch.equal, outputs, case.outputs(inputs)))
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("head_dim", [64, 72])
+@pytest.mark.parametrize("prepared", [False, True], ids=["plain", "norm-rope"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_attention_of_libraries(
+    name: str, head_dim: int, prepared: bool, dtype: torch.dtype
+) -> None:
+    if reason := msf_kernels.explain_backends("attention")[name]:
+        pytest.skip(reason)
+    qkv = normal(2, 40, 3 * 2 * head_dim, dtype=dtype)  # no multiple of 16 tokens
+    weights = [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)] if prepared else []
+    rope = msf_kernels.rope_2d(5, 8, head_dim, device="cuda") if prepared else None
+    with msf_kernels.backend(attention=name):
+        check([qkv, *weights], num_heads=2, rope=rope)
+
+    def gradient(qkv: Tensor, forward: str, backward: str) -> Tensor:
+        qkv = qkv.detach().requires_grad_()
+        with msf_kernels.backend(attention=forward):
+            out = msf_kernels.attention(qkv, num_heads=2)
+        with msf_kernels.backend(attention=backward):
+            return torch.autograd.grad(out, qkv, grad.to(out.dtype))[0]
+
+    # Each takes the logsumexp of the other.
+    grad = normal(2, 40, 2 * head_dim, dtype=dtype)
+    native = gradient(qkv, "reference", "reference")
+    exact = gradient(qkv.double(), "reference", "reference")
+    for names in ((name, "reference"), ("reference", name)):
+        assert_as_good_as(gradient(qkv, *names), native, exact)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_attention_of_libraries_is_captured_in_a_graph(name: str) -> None:
+    if reason := msf_kernels.explain_backends("attention")[name]:
+        pytest.skip(reason)
+    qkv = normal(2, 64, 3 * 2 * 64, dtype=torch.bfloat16)
+    with msf_kernels.backend(attention=name), torch.no_grad():
+        graph, (out,) = capture(lambda: (msf_kernels.attention(qkv, num_heads=2),))
+        qkv.copy_(torch.randn_like(qkv))
+        out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out, msf_kernels.attention(qkv, num_heads=2))
 
 
 def test_one_graph_serves_all_steps() -> None:

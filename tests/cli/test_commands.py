@@ -70,7 +70,7 @@ def test_doctor_process() -> None:
     assert found["versions"]["torch"] == torch.__version__
     assert list(found["operators"]) == list(msf_kernels.OPERATORS)
     for operator in found["operators"].values():
-        assert operator["backend"] in ("cuda", "triton", "reference")
+        assert operator["backend"] in ("cuda", "triton", "reference")  # ours come before libraries
         assert operator["backend"] not in operator["reasons"]
         assert all(operator["reasons"].values())
 
@@ -81,6 +81,22 @@ def test_doctor_finds_a_wrong_backend(
     monkeypatch.setenv("MSF_BACKEND", "metal")
     assert main(["doctor"]) == 1
     assert "MSF_BACKEND: unknown backend 'metal': choose auto" in capsys.readouterr().out
+
+
+def test_doctor_says_what_calls_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import msf_kernels
+
+    request = "reference,attention=flash"
+    monkeypatch.setenv("MSF_BACKEND", request)
+    assert main(["doctor", "--json"]) == 0
+    operators = json.loads(capsys.readouterr().out)["operators"]
+    with msf_kernels.backend(request):
+        expected = {op: msf_kernels.chosen_backend(op) for op in msf_kernels.OPERATORS}
+    assert {op: found["backend"] for op, found in operators.items()} == expected
+    assert expected["attention"] == "flash" and expected["merge_tokens"] == "reference"
+    assert set(operators["attention"]["reasons"]) >= {"cudnn", "efficient", "flash-attn"}
 
 
 def test_inspect_process_of_an_image(workspace: Path, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@ or has a stand-in of its signature that computes with PyTorch's flash attention 
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +20,12 @@ from torch.nn import functional as F
 
 import msf_kernels
 from msf_kernels import attention, rope_2d
-from msf_kernels.attention import libraries, reference
-from numerics import assert_as_good_as, normal
+from msf_kernels.attention import flash_attn, libraries, reference, sdpa
+from numerics import normal
 
 from .test_attention import check
+
+selection = importlib.import_module("msf_kernels.backend")  # msf_kernels.backend is the function
 
 CPU = torch.device("cpu")
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -76,33 +80,22 @@ def test_calls_fit_the_operators_of_pytorch(name: str, prepared: bool) -> None:
     assert [grad.numel() for grad in grad_weights] == [8 if prepared else 0] * 2
 
 
-def assert_agrees_with_the_reference(library: libraries.Library) -> None:
-    """Forward and backward, of 37 tokens: no multiple of what libraries round up to."""
-    qkv, weight, grad = normal(2, 37, 48, dtype=FP32), normal(8, dtype=FP32), normal(2, 37, 16)
-    qkv, weight, grad = qkv.cpu(), weight.cpu(), grad.float().cpu()
-    options = weight, None, None, 2, 1e-6
-    out, logsumexp = libraries.attention(library, qkv, *options)
-    exact_options = weight.double(), None, None, 2, 1e-6
-    exact = reference.attention(qkv.double(), *exact_options)
-    native = reference.attention(qkv, *options)
-    for results in zip((out, logsumexp), native, exact, strict=True):
-        assert_as_good_as(*results)
-
-    def gradients(backward: Callable[..., Any], grad: Tensor, qkv: Tensor, *rest: Any) -> Any:
-        return backward(grad, qkv, rest[0], None, None, *rest[1:], 2, 1e-6)[:2]
-
-    got = gradients(
-        lambda *args: libraries.attention_backward(library, *args),
-        *(grad, qkv, weight, out, logsumexp),
-    )
-    native = gradients(reference.attention_backward, grad, qkv, weight, *native)
-    exact = gradients(
-        reference.attention_backward, grad.double(), qkv.double(), weight.double(), *exact
-    )
-    for results in zip(got, native, exact, strict=True):
-        assert_as_good_as(*results)
+def check_stand_in(name: str, norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients of 37 tokens: no multiple of what libraries round up to."""
+    library = libraries.LIBRARIES[name]
+    calls = {"attention": libraries.attention, "attention_backward": libraries.attention_backward}
+    for op, call in calls.items():  # as registered, but for the objection to tensors of the CPU
+        implementation = selection.Implementation(partial(call, library))
+        monkeypatch.setitem(selection._registry[op], name, implementation)
+    inputs = [normal(2, 37, 48, dtype=FP32), *(normal(8, dtype=FP32) for _ in "qk" if norm)]
+    with msf_kernels.backend(attention=name):
+        check(inputs, num_heads=2)
+    arguments = inputs[0], None, None, None, 2, 1e-6
+    _, logsumexp = libraries.attention(library, *arguments)
+    torch.testing.assert_close(logsumexp, reference.attention(*arguments)[1])
 
 
+norms = pytest.mark.parametrize("norm", [False, True], ids=["", "norm"])
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -152,14 +145,16 @@ STAND_INS = {
 }
 
 
+@no_gpu
+@norms
 @pytest.mark.parametrize("name", STAND_INS)
-def test_layouts_and_logsumexp(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layouts_and_logsumexp(name: str, norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for operator, stand_in in STAND_INS[name].items():  # which take what PyTorch's own take
         schema = getattr(torch.ops.aten, operator).default._schema
         names = [argument.name for argument in schema.arguments]
         assert len(inspect.signature(stand_in).parameters) <= len(names)
-    monkeypatch.setattr(libraries, "aten", SimpleNamespace(**STAND_INS[name]))
-    assert_agrees_with_the_reference(libraries.LIBRARIES[name])
+    monkeypatch.setattr(sdpa, "aten", SimpleNamespace(**STAND_INS[name]))
+    check_stand_in(name, norm, monkeypatch)
 
 
 def swap(*tensors: Tensor) -> list[Tensor]:
@@ -213,17 +208,24 @@ class FlashAttn3:
         )
 
 
+@no_gpu
+@norms
 @pytest.mark.parametrize(("generation", "module"), [(2, FlashAttn2), (3, FlashAttn3)])
-def test_flash_attn(generation: int, module: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "_flash_attn", lambda: (generation, module))
-    assert_agrees_with_the_reference(libraries.LIBRARIES["flash-attn"])
+def test_flash_attn(
+    generation: int, module: type, norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flash_attn, "installed", lambda: (generation, module))
+    check_stand_in("flash-attn", norm, monkeypatch)
 
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    libraries._flash_attn.cache_clear()
+    caches = flash_attn.installed, flash_attn.available
+    for cache in caches:
+        cache.cache_clear()
     yield
-    libraries._flash_attn.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def absent(_: str) -> str:
@@ -241,7 +243,7 @@ def absent(_: str) -> str:
 )
 def test_why_flash_attn_cannot_run(version, line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(libraries, "version", version)
+    monkeypatch.setattr(flash_attn, "version", version)
     assert libraries.LIBRARIES["flash-attn"].available(CPU) == line
 
 
@@ -255,9 +257,10 @@ def test_flash_attn_declines_arguments() -> None:
         assert can_run(torch.empty(1, 2, 3, head_dim, dtype=BF16)) == line
 
 
+@pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("name", ["cudnn", "efficient", "flash-attn"])
 def test_tensors_of_the_cpu_are_declined(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "_flash_attn", lambda: (2, FlashAttn2))
+    monkeypatch.setattr(flash_attn, "installed", lambda: (2, FlashAttn2))
     line = f"attention: backend {name} cannot run: it takes no tensors on cpu"
     with (
         msf_kernels.backend(attention=name),
@@ -274,7 +277,7 @@ def test_the_reason_is_that_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
 
     answers = {"can_use_flash_attention": no, "can_use_cudnn_attention": lambda params: True}
     names = SimpleNamespace(SDPAParams=lambda q, *_: q.shape, **answers)
-    monkeypatch.setattr(libraries, "cuda", names)
+    monkeypatch.setattr(sdpa, "cuda", names)
     heads = [torch.empty(1, 2, 3, 5, device="meta")] * 3
     assert libraries.LIBRARIES["flash"].can_run(*heads) == "head_dim is odd"
     assert libraries.LIBRARIES["cudnn"].can_run(*heads) is None

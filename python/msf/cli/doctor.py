@@ -35,13 +35,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..training.stage import bf16_instructions
 
     requested = os.environ.get("MSF_BACKEND", "auto")
-    problems = []
+    problems, operators = [], {}
     try:
         with msf_kernels.backend(requested):
-            pass
+            operators = {op: _operator(op, requested) for op in msf_kernels.OPERATORS}
     except ValueError as error:
         problems.append(f"MSF_BACKEND: {error}")
-    operators = {} if problems else {op: _operator(op, requested) for op in msf_kernels.OPERATORS}
     if failing := [op for op, found in operators.items() if found["backend"] is None]:
         problems.append(f"MSF_BACKEND={requested} cannot run {', '.join(failing)}; use auto")
     return {
@@ -93,18 +92,17 @@ def text(document: dict[str, Any]) -> str:
 
 def _operator(op: str, requested: str) -> dict[str, Any]:
     """The backend that ``op`` takes here, None if it cannot run, and why not the others."""
-    from msf_kernels import explain_backends
+    from msf_kernels import chosen_backend, explain_backends
 
-    explained = explain_backends(op)
+    chosen = chosen_backend(op)
     if requested != "auto":
-        chosen = requested if explained[requested] is None else None
         default = f"MSF_BACKEND is {requested}"
     elif models.no_gpu():
-        chosen, default = "reference", "tensors on the CPU take the reference unless asked by name"
+        default = "tensors on the CPU take the reference unless asked by name"
     else:
-        chosen = next(name for name, reason in explained.items() if reason is None)
         default = f"{chosen} comes first"
-    reasons = {name: reason or default for name, reason in explained.items() if name != chosen}
+    explained = explain_backends(op).items()
+    reasons = {name: reason or default for name, reason in explained if name != chosen}
     return {"backend": chosen, "reasons": reasons}
 
 

@@ -1,0 +1,111 @@
+"""The kernels behind PyTorch's scaled_dot_product_attention, each called by its own operator.
+
+Functions are those of a `Library` (libraries.py).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.backends.cuda
+from torch import Tensor
+from torch.nn import functional as F
+
+aten: Any = torch.ops.aten
+cuda: Any = torch.backends.cuda
+
+
+def _swap(*tensors: Tensor) -> list[Tensor]:
+    """Between (B, N, H, d), as we have it, and (B, H, N, d), as PyTorch wants it."""
+    return [x.transpose(1, 2) for x in tensors]
+
+
+def _no_dropout(q: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Stands for the seed and offset of a generator that nobody asks."""
+    return torch.empty(2, dtype=dtype, device=q.device)
+
+
+def cudnn(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    out, logsumexp, *_ = aten._scaled_dot_product_cudnn_attention(*_swap(q, k, v), None, True)
+    return out.transpose(1, 2), logsumexp.reshape(logsumexp.shape[:3])
+
+
+def cudnn_backward(grad: Tensor, *saved: Tensor) -> Iterable[Tensor]:
+    *heads, out, logsumexp = saved
+    if torch.__version__ >= "2.9":  # since which it has a last dimension of 1
+        logsumexp = logsumexp[..., None]
+    tokens, seed = grad.shape[1], _no_dropout(grad)
+    return _swap(
+        *aten._scaled_dot_product_cudnn_attention_backward(
+            *(*_swap(grad, *heads, out), logsumexp, seed, seed, None, None, None),
+            *(tokens, tokens, 0.0, False),
+        )
+    )
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    if q.is_cpu:
+        out, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(*_swap(q, k, v))
+    else:
+        out, logsumexp, *_ = aten._scaled_dot_product_flash_attention(*_swap(q, k, v))
+    return out.transpose(1, 2), logsumexp
+
+
+def flash_backward(grad: Tensor, *saved: Tensor) -> Iterable[Tensor]:
+    *heads, out, logsumexp = saved
+    tensors = *_swap(grad, *heads, out), logsumexp
+    if grad.is_cpu:
+        return _swap(
+            *aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, 0.0, False)
+        )
+    tokens, seed = grad.shape[1], _no_dropout(grad, torch.uint64)
+    return _swap(
+        *aten._scaled_dot_product_flash_attention_backward(
+            *tensors, None, None, tokens, tokens, 0.0, False, seed, seed
+        )
+    )
+
+
+def efficient(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    out, logsumexp, *_ = aten._scaled_dot_product_efficient_attention(*_swap(q, k, v), None, True)
+    return out.transpose(1, 2), logsumexp[..., : q.shape[1]]
+
+
+def efficient_backward(grad: Tensor, *saved: Tensor) -> Iterable[Tensor]:
+    *heads, out, logsumexp = saved
+    # As its forward leaves it: a multiple of 32 rows, the additional ones of no weight.
+    logsumexp = F.pad(logsumexp, (0, -logsumexp.shape[-1] % 32), value=torch.inf)
+    seed = _no_dropout(grad)
+    *gradients, _ = aten._scaled_dot_product_efficient_attention_backward(
+        *(*_swap(grad, *heads), None, out.transpose(1, 2), logsumexp, seed, seed, 0.0),
+        [True, True, True, False],
+    )
+    return _swap(*gradients)
+
+
+def cuda_only(device: torch.device) -> str | None:
+    return None if device.type == "cuda" else f"it takes no tensors on {device}"
+
+
+def flash_available(device: torch.device) -> str | None:
+    if device.type == "cuda" and not cuda.is_flash_attention_available():
+        return "this PyTorch was built without it"
+    return None
+
+
+def can_run(question: str, *heads: Tensor) -> str | None:
+    """PyTorch's own answer to can_use_..._attention, and its reason."""
+    if heads[0].is_cpu:
+        return None
+    ask = getattr(cuda, question)
+    params = cuda.SDPAParams(*_swap(*heads), None, 0.0, False, False)
+    if ask(params):
+        return None
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        ask(params, debug=True)
+    reasons = (str(warning.message).partition(" (Triggered internally")[0] for warning in said)
+    return " ".join(reasons) or f"PyTorch's {question} says no"
