@@ -12,7 +12,7 @@ from torch import Tensor
 from ..dtypes import compute_dtype
 from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.image import dense
-from ..triton_support.launch import launch, power_of_2
+from ..triton_support.launch import launch
 from ..triton_support.rows import (
     Walk,
     load_modulation,
@@ -21,16 +21,16 @@ from ..triton_support.rows import (
     modulation,
     own_slice,
     store_row,
+    sum_partials,
 )
 
-# Of the 132 multiprocessors of an H200: sixteen blocks each forward, of which a third runs at once,
-# and backward as many as run at once, because each writes its sums.
+# For each of the 132 multiprocessors of an H200 sixteen blocks forward, of which some five run at
+# once, and backward the three or four that run at once, because each writes sums.
 FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 16 * 132, 4 * 132
 
-# A sum over fewer rows would make the partial sums, in 32 bits, a fifth of the backward's bytes.
+# For a row and channel the backward moves 12 bytes, of 16-bit tensors, for a slice and channel 24:
+# three partial sums, written and read. Of 16 rows that is an eighth more.
 LEAST_ROWS = 16
-
-PARTIALS, CHANNELS = 128, 32  # that a program of the second pass reads at once
 
 
 @triton.jit
@@ -135,14 +135,11 @@ def backward_kernel(
     gate_sum = [tl.zeros((ROWS, PIECE), dtype) for i in PIECES]
     shift_sum = [tl.zeros((ROWS, PIECE), dtype) for i in PIECES]
     scale_sum = [tl.zeros((ROWS, PIECE), dtype) for i in PIECES]
-    if gate is not None:
-        gates = load_modulation(gate, sample, columns, ROWS, D)
-    if scale is not None:
-        factors = [1 + s for s in load_modulation(scale, sample, columns, ROWS, D)]
     while first < end:
         token = first + tl.arange(0, ROWS)[:, None]
         exists, row = token < end, sample * tokens + token
         # Every load of a row before the first sum over it, where the threads wait for each other.
+        # The modulation comes from L1: kept, its 36 registers would cost a block in four.
         value = load_row(grad + row * D, exists, columns, D)
         if scale is not None:
             normalised = load_row(x_out + row * D, exists, columns, D)
@@ -152,7 +149,9 @@ def backward_kernel(
             residual = load_row(grad_residual + row * D, exists, columns, D)
         if gate is not None:
             branch = load_row(y + row * D, exists, columns, D)
+            gates = load_modulation(gate, sample, columns, ROWS, D)
         if scale is not None:
+            factors = [1 + s for s in load_modulation(scale, sample, columns, ROWS, D)]
             normalised = [(x - centre) * spread for x in normalised]
             product = [value[i] * normalised[i] for i in PIECES]
             shift_sum = [shift_sum[i] + value[i] for i in PIECES]
@@ -174,24 +173,6 @@ def backward_kernel(
     if scale is not None:
         store_sum(shift_sums, shift_sum, columns, ROWS, D)
         store_sum(scale_sums, scale_sum, columns, ROWS, D)
-
-
-@triton.jit
-def sum_kernel(partials, totals, count, D, PARTIALS: tl.constexpr, CHANNELS: tl.constexpr):
-    """totals (groups, D) of partials (groups, count, D), in an order that depends on sizes only."""
-    across = tl.cdiv(D, CHANNELS)
-    group = (tl.program_id(0) // across).to(tl.int64)
-    channel = tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    for i in tl.static_range(len(totals)):
-        total = tl.zeros((PARTIALS, CHANNELS), partials[i].dtype.element_ty)
-        first = group * count
-        while first < group * count + count:
-            row = first + tl.arange(0, PARTIALS)[:, None]
-            exists = (row < group * count + count) & (channel < D)
-            total += tl.load(partials[i] + row * D + channel, mask=exists, other=0)
-            first += PARTIALS
-        value = narrow(tl.sum(total, 0, keep_dims=True), totals[i].dtype.element_ty)
-        tl.store(totals[i] + group * D + channel, value, mask=channel < D)
 
 
 def forward(
@@ -232,35 +213,27 @@ def backward(
     scale: Tensor | None,
     mean: Tensor | None,
     rstd: Tensor | None,
-) -> tuple[Any, Any, Any, Any, Any]:
+) -> tuple[Any, ...]:
     """Gradients of x, y, gate, shift and scale; None of what is not there."""
     batch, _, channels = grad.shape
     walk = Walk.of(grad, BACKWARD_PROGRAMS, LEAST_ROWS)
-    grad_x, grad_y, *totals = (
-        None if tensor is None else tensor.new_empty(tensor.shape)
-        for tensor in (x_out, y, gate, shift, scale)
-    )
-    sums = [
-        total
-        if total is None or (total.shape[0] == batch and walk.slices == 1)
-        else grad.new_empty(batch * walk.slices, channels, dtype=compute_dtype(grad))
-        for total in totals
-    ]
+    of = x_out, y, gate, shift, scale
+    grads: list[Any] = [None if x is None else x.new_empty(x.shape) for x in of]
+    sums: list[Any] = []
+    for total in grads[2:]:
+        if total is None or (total.shape[0] == batch and walk.slices == 1):
+            sums.append(total)
+        else:
+            dtype = compute_dtype(grad)
+            sums.append(grad.new_empty(batch * walk.slices, channels, dtype=dtype))
     launch(
         *(backward_kernel, grad.device, walk.count, grad.contiguous(), dense(grad_residual)),
         *(dense(x_out), dense(y), modulation(gate), modulation(scale), dense(mean), dense(rstd)),
-        *(grad_x, grad_y, *sums, *walk.sizes(grad)),
+        *(*grads[:2], *sums, *walk.sizes(grad)),
         warps=walk.warps,
     )
-    pairs = [pair for pair in zip(sums, totals) if pair[0] is not pair[1]]
-    for groups in {total.shape[0] for _, total in pairs}:
-        partials, wholes = zip(*(pair for pair in pairs if pair[1].shape[0] == groups))
-        launch(
-            *(sum_kernel, grad.device, groups * triton.cdiv(channels, CHANNELS)),
-            *(partials, wholes, batch * walk.slices // groups, channels, PARTIALS, CHANNELS),
-            warps=4,
-        )
-    return grad_x, grad_y, *totals
+    sum_partials([pair for pair in zip(sums, grads[2:]) if pair[0] is not pair[1]])
+    return tuple(grads)
 
 
 def adaln_modulate(

@@ -35,8 +35,8 @@ LAYOUTS = {"planar": torch.contiguous_format, "channels-last": torch.channels_la
 # Five blocks of 128 threads, of two dozen loads each, fit an SM of 65536 registers.
 BUDGET = 96
 
-# A backward of adaLN keeps three sums and two modulations of each of a thread's 18 channels; three
-# blocks of 128 threads, of 36 loads of a row each, fit.
+# A thread of adaLN's backward keeps three sums and five numbers of a row for each of its up to 18
+# channels; three blocks of 128 threads, of up to 54 loads each, fit.
 BUDGETS = {"adaln": 168}
 
 

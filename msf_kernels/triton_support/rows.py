@@ -1,13 +1,14 @@
 """Rows of D channels in Triton kernels: how programs walk them, and the pieces they are made of.
 
 A tile's sides are powers of two and the width of a transformer is not: a row is up to 9 pieces of
-one power of two, 384 = 3 x 128, 768 = 3 x 256, 1152 = 9 x 128, 1536 = 3 x 512, 1024 alone. So no lane
-idles at these widths, all pieces lie in the registers alike, and a sum over a row is a sum of pieces,
-then one over a piece. A tile of rows is a tuple of (ROWS, PIECE) tensors.
+one power of two, 384 = 3 * 128, 768 = 3 * 256, 1152 = 9 * 128, 1536 = 3 * 512. So no lane idles at
+these widths, all pieces lie in the registers alike, which spares exchanges between threads, and a
+sum over a row is a sum of pieces, then one over a piece. A tile is a tuple of pieces (ROWS, PIECE).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import narrow, widen
-from .launch import power_of_2
+from .launch import launch, power_of_2
+
+PARTIALS, CHANNELS = 128, 32  # that a program of `sum_kernel` reads at once
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,14 @@ class Walk:
 
     @classmethod
     def of(cls, x: Tensor, programs: int, least_rows: int) -> Walk:
-        """Some ``programs`` in all, one a sample at least, of ``least_rows`` where there are as many.
+        """Some ``programs``, at least one a sample, with ``least_rows`` or all of the sample's.
 
         A thread has up to 36 bytes of a row, in accesses of 4 to 16 bytes, and a block 128 threads
-        or, where a row is wider, up to 512, for which there are 128 registers each. The pieces are
-        those with the fewest idle lanes, and of those the widest.
+        or, where a row is wider, up to 1024. The pieces are those with the fewest idle lanes, and
+        of those the widest.
         """
         batch, tokens, channels = x.shape
-        threads = min(power_of_2(triton.cdiv(channels * x.element_size(), 36)), 512)
+        threads = min(power_of_2(triton.cdiv(channels * x.element_size(), 36)), 1024)
         widest = min(max(threads * 16 // x.element_size(), 64), power_of_2(channels))
         widths = [widest] + [width for width in (widest // 2, widest // 4) if width >= 64]
         piece = min(widths, key=lambda width: (triton.cdiv(channels, width) * width, -width))
@@ -113,3 +116,36 @@ def mean_of_row(value, D: tl.constexpr):
     for i in tl.static_range(1, len(value)):
         total += value[i]
     return tl.sum(total, 1, keep_dims=True) * (1.0 / D)
+
+
+@triton.jit
+def sum_kernel(partials, totals, count, D, PARTIALS: tl.constexpr, CHANNELS: tl.constexpr):
+    """totals (groups, D) of partials (groups, count, D)."""
+    across = tl.cdiv(D, CHANNELS)
+    group = (tl.program_id(0) // across).to(tl.int64)
+    channel = tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    for i in tl.static_range(len(totals)):
+        total = tl.zeros((PARTIALS, CHANNELS), partials[i].dtype.element_ty)
+        first = group * count
+        while first < group * count + count:
+            row = first + tl.arange(0, PARTIALS)[:, None]
+            exists = (row < group * count + count) & (channel < D)
+            total += tl.load(partials[i] + row * D + channel, mask=exists, other=0)
+            first += PARTIALS
+        value = narrow(tl.sum(total, 0, keep_dims=True), totals[i].dtype.element_ty)
+        tl.store(totals[i] + group * D + channel, value, mask=channel < D)
+
+
+def sum_partials(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Write the sums of partials (groups * count, D) to totals (groups, D), for each such pair.
+
+    The order of the sum depends on the sizes alone. Totals of one shape share a launch.
+    """
+    for groups in {len(total) for _, total in pairs}:
+        partials, totals = zip(*(pair for pair in pairs if len(pair[1]) == groups))
+        rows, channels = partials[0].shape
+        launch(
+            *(sum_kernel, partials[0].device, groups * triton.cdiv(channels, CHANNELS)),
+            *(partials, totals, rows // groups, channels, PARTIALS, CHANNELS),
+            warps=4,
+        )

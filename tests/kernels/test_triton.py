@@ -23,11 +23,13 @@ import msf_kernels
 from emulation.build import environment
 from msf_kernels import triton_support
 from msf_kernels.audit.row import Row
-from numerics import DEVICE, normal
+from numerics import DEVICE, assert_rounded_once, normal
 
 triton = pytest.importorskip("triton")
 import triton.language as tl
 
+from msf_kernels.adaln import reference as adaln_reference
+from msf_kernels.adaln import triton as adaln_triton
 from msf_kernels.audit import triton as audit_triton
 from msf_kernels.flow import reference as flow_reference
 from msf_kernels.flow import triton as flow_triton
@@ -36,6 +38,7 @@ from msf_kernels.pyramid import triton as pyramid_triton
 from msf_kernels.triton_support.arithmetic import narrow, widen
 from msf_kernels.triton_support.image import ImageTile
 from msf_kernels.triton_support.launch import launch
+from msf_kernels.triton_support.rows import Walk
 
 HERE = Path(__file__).parent
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -173,6 +176,45 @@ def test_tiles_cover_an_image_in_accesses_of_16_bytes(
         if tile.warps == 4:
             a_thread = tile.rows * tile.columns // 128 * (2 if tile.planar else 1)
             assert a_thread * dtype.itemsize == 16
+
+
+@runs
+@pytest.mark.parametrize("rows", [3, 1], ids=["samples", "broadcast"])
+def test_rows_of_many_pieces_and_samples_of_many_slices(rows: int) -> None:
+    # Three pieces, of which 31 channels do not exist, and slices of which the last is short.
+    x, y, grad, residual = normal(4, 3, 53, 161)
+    walk = Walk.of(x, adaln_triton.BACKWARD_PROGRAMS, adaln_triton.LEAST_ROWS)
+    assert (walk.piece, walk.pieces) == (64, 3) and 53 % walk.slice_rows % walk.rows
+    modulation = normal(rows, 6 * 161).chunk(6, 1)[1:4]
+    outputs = [
+        module.gate_residual_adaln(x, y, *modulation, 1e-6, False)
+        for module in (adaln_triton, adaln_reference)
+    ]
+    rest = x, y, *modulation, *outputs[1][2:]
+    grads = [
+        module.gate_residual_adaln_backward(grad, residual, *rest)
+        for module in (adaln_triton, adaln_reference)
+    ]
+    for got, expected in zip((*outputs[0], *grads[0]), (*outputs[1], *grads[1]), strict=True):
+        assert_rounded_once(got, expected, terms=3 * 53 + 161)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, FP32, BF16], ids=["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize("channels", [1, 5, 33, 384, 768, 1000, 1024, 1152, 1536, 4096, 8192])
+@pytest.mark.parametrize(
+    ("batch", "tokens"), [(0, 8), (1, 0), (1, 1), (1, 4096), (64, 80), (700, 272)]
+)
+def test_walks_cover_all_rows(batch: int, tokens: int, channels: int, dtype: torch.dtype) -> None:
+    x = torch.empty(batch, tokens, channels, dtype=dtype, device="meta")
+    walk = Walk.of(x, 528, 16)
+    assert walk.count == batch * walk.slices
+    covered = (walk.slices - 1) * walk.slice_rows
+    assert covered < max(tokens, 1) and tokens <= covered + walk.slice_rows
+    lanes, threads = walk.piece * walk.pieces, 32 * walk.warps
+    assert channels <= lanes < channels + walk.piece
+    if channels % 128 == 0:
+        assert lanes == channels, "a lane idles"
+        assert walk.rows * lanes * x.element_size() <= 36 * threads or threads == 1024
 
 
 def test_more_rows_than_a_kernel_can_count() -> None:
@@ -327,11 +369,16 @@ qkv, weight = torch.randn(2, 6, 72, requires_grad=True), torch.randn(12, require
 rope = msf.rope_2d(2, 3, 12)
 q, k = msf.qk_norm_rope(qkv, num_heads=2, q_weight=weight, k_weight=weight, rope=rope)
 (q + k).sum().backward()
+x, y = torch.randn(2, 2, 37, 161, requires_grad=True).unbind()
+gate, shift, scale = torch.randn(2, 6 * 161).chunk(6, 1)[3:]
+x_out, h = msf.gate_residual_adaln(x, y, gate, shift[:1], scale)
+(x_out + h).sum().backward()
 """
 OUT_OF_BOUNDS = """
 import torch
 from msf_kernels.flow.triton import interpolate_kernel
 from msf_kernels.triton_support.launch import launch
+from msf_kernels.triton_support.rows import Walk
 x = [torch.zeros(64) for _ in range(5)]
 launch(interpolate_kernel, x[0].device, 1, *x, 65, 128, warps=1)
 """
