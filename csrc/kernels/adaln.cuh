@@ -101,12 +101,13 @@ void with_adaln_types(const AdalnTypes& types, Body body) {
   });
 }
 
-// Calls body(kVector, kItems, threads) where a row of so many channels fits a block.
+// Calls body(kVector, kItems, threads) so that a block's threads have the channels of a row: vectors
+// of 16 bytes where its addresses allow them, and as few a thread as there are threads for.
 template <class T, class Body>
 void with_channels(int channels, bool aligned, Body body) {
   auto fits = [&](auto vector, auto items) {
-    const int vectors = (channels + vector.value * items.value - 1) / (vector.value * items.value);
-    const int threads = (vectors + kWarp - 1) / kWarp * kWarp;
+    const int a_warp = kWarp * vector.value * items.value;
+    const int threads = (channels + a_warp - 1) / a_warp * kWarp;
     if (threads <= kMaxThreads) body(vector, items, threads);
     return threads <= kMaxThreads;
   };

@@ -144,6 +144,7 @@ def test_environment_variable(value: str, line: str) -> None:
     code = "import torch, msf_kernels as m; x = torch.ones(1, 1, 1); m.gate_residual(x, x, x[0])"
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "MSF_BACKEND": value, "PYTHONPATH": paths}
+    environment.pop("TRITON_INTERPRET", None)
     process = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
