@@ -154,6 +154,22 @@ def test_more_elements_than_32_bits_count(name: str) -> None:
         assert torch.equal(merged[-1:], msf_kernels.pyramid_merge(*expected))
 
 
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_more_elements_of_qkv_than_32_bits_count(name: str) -> None:
+    qkv = torch.randn(640, 1024, 3 * 16 * 72, dtype=torch.bfloat16, device="cuda")  # 2.3e9
+    weight = torch.ones(72, device="cuda")
+    options = {"num_heads": 16, "q_weight": weight, "k_weight": weight}
+    with msf_kernels.backend(name):
+        q, k = msf_kernels.qk_norm_rope(qkv.requires_grad_(), **options)
+        (grad,) = torch.autograd.grad((q, k), qkv, (q, k))
+    last = qkv[-1:].detach().requires_grad_()
+    with msf_kernels.backend("reference"):
+        expected = msf_kernels.qk_norm_rope(last, **options)
+        (expected_grad,) = torch.autograd.grad(expected, last, expected)
+    for one, right in zip((q, k, grad), (*expected, expected_grad), strict=True):
+        torch.testing.assert_close(one[-1:], right)
+
+
 def test_the_extension_runs_here() -> None:
     extension = importlib.import_module("msf_kernels.extension")
     assert extension.available(torch.device("cuda")) is None

@@ -6,6 +6,7 @@ A tile is some heads by half a head: the two halves of a head are two tiles, so 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +24,11 @@ PARTIALS = 528  # programs that each sum their share of a weight's gradient: fou
 
 
 class Heads(NamedTuple):
-    """Heads (B, N, H, d) in memory, and their strides."""
+    """Heads (B, N, H, d) in memory, and their strides: from head to head in units of UNIT elements.
+
+    Triton knows of a number whether it is a multiple of 16, which 72 is not; of a product with UNIT
+    it knows UNIT, and reads 8 bytes at once.
+    """
 
     data: Any
     batch: int
@@ -63,27 +68,27 @@ def own_heads(index, grid, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def places(x, tile, grid, HEAD_DIM: tl.constexpr):
+def places(x, tile, grid, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr):
     """Where the two halves of the heads lie, and which of their elements exist."""
     batch, token, head, i = tile
     half: tl.constexpr = (HEAD_DIM + 1) // 2
     start = batch.to(tl.int64) * x.batch + token.to(tl.int64) * x.token + head.to(tl.int64) * x.head
-    first = x.data + start + i.to(tl.int64) * x.element
+    first = x.data + start * UNIT + i.to(tl.int64) * x.element
     exists = batch < grid[0]
     second = first + tl.full((), half, tl.int64) * x.element
     return first, second, exists & (i < half), exists & (half + i < HEAD_DIM)
 
 
 @triton.jit
-def load_heads(x, tile, grid, HEAD_DIM: tl.constexpr):
-    first, second, exists, paired = places(x, tile, grid, HEAD_DIM)
+def load_heads(x, tile, grid, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr):
+    first, second, exists, paired = places(x, tile, grid, UNIT, HEAD_DIM)
     first, second = tl.load(first, mask=exists, other=0), tl.load(second, mask=paired, other=0)
     return widen(first), widen(second)
 
 
 @triton.jit
-def store_heads(x, tile, grid, first, second, HEAD_DIM: tl.constexpr):
-    to_first, to_second, exists, paired = places(x, tile, grid, HEAD_DIM)
+def store_heads(x, tile, grid, first, second, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr):
+    to_first, to_second, exists, paired = places(x, tile, grid, UNIT, HEAD_DIM)
     tl.store(to_first, narrow(first, x.data.dtype.element_ty), mask=exists)
     tl.store(to_second, narrow(second, x.data.dtype.element_ty), mask=paired)
 
@@ -121,36 +126,36 @@ def reciprocal_rms(first, second, eps, HEAD_DIM: tl.constexpr):
 @triton.jit
 def prepare(
     x, out, weight, rope, index, grid, eps,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     tile = own_heads(index, grid, ROWS, WIDTH)
-    first, second = load_heads(x, tile, grid, HEAD_DIM)
+    first, second = load_heads(x, tile, grid, UNIT, HEAD_DIM)
     if weight is not None:
         rrms = reciprocal_rms(first, second, eps, HEAD_DIM)
         first_weight, second_weight = load_weight(weight, WIDTH, HEAD_DIM)
         first, second = first * rrms * first_weight, second * rrms * second_weight
     if rope is not None:
         first, second = rotate(first, second, rope, tile, grid, 1, HEAD_DIM)
-    store_heads(out, tile, grid, first, second, HEAD_DIM)
+    store_heads(out, tile, grid, first, second, UNIT, HEAD_DIM)
 
 
 @triton.jit
 def forward_kernel(
     q, k, q_out, k_out, q_weight, k_weight, rope, grid, eps: tl.float64, count,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """The first ``count`` programs have q, the others k."""
     index = tl.program_id(0)
     if index < count:
-        prepare(q, q_out, q_weight, rope, index, grid, eps, ROWS, WIDTH, HEAD_DIM)
+        prepare(q, q_out, q_weight, rope, index, grid, eps, ROWS, WIDTH, UNIT, HEAD_DIM)
     else:
-        prepare(k, k_out, k_weight, rope, index - count, grid, eps, ROWS, WIDTH, HEAD_DIM)
+        prepare(k, k_out, k_weight, rope, index - count, grid, eps, ROWS, WIDTH, UNIT, HEAD_DIM)
 
 
 @triton.jit
 def prepare_backward(
     grad, x, out, weight, partial, rope, index, programs, grid, eps, count,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """Of every ``programs``-th tile from ``index`` on; the weight's gradient summed in that order.
 
@@ -165,13 +170,13 @@ def prepare_backward(
     while at < count:
         tile = own_heads(at, grid, ROWS, WIDTH)
         if grad is not None:
-            first, second = load_heads(grad, tile, grid, HEAD_DIM)
+            first, second = load_heads(grad, tile, grid, UNIT, HEAD_DIM)
         else:
             first, second = tl.zeros((ROWS, WIDTH), dtype), tl.zeros((ROWS, WIDTH), dtype)
         if rope is not None:
             first, second = rotate(first, second, rope, tile, grid, -1, HEAD_DIM)
         if weight is not None:
-            x_first, x_second = load_heads(x, tile, grid, HEAD_DIM)
+            x_first, x_second = load_heads(x, tile, grid, UNIT, HEAD_DIM)
             rrms = reciprocal_rms(x_first, x_second, eps, HEAD_DIM)
             x_first, x_second = x_first * rrms, x_second * rrms
             first_sum += tl.sum(first * x_first, 0)[None, :]
@@ -179,7 +184,7 @@ def prepare_backward(
             first, second = first * first_weight, second * second_weight
             along = mean(first * x_first + second * x_second, HEAD_DIM)
             first, second = (first - x_first * along) * rrms, (second - x_second * along) * rrms
-        store_heads(out, tile, grid, first, second, HEAD_DIM)
+        store_heads(out, tile, grid, first, second, UNIT, HEAD_DIM)
         at += programs
     if weight is not None:
         i, half = tl.arange(0, WIDTH)[None, :], (HEAD_DIM + 1) // 2
@@ -192,24 +197,24 @@ def prepare_backward(
 def backward_kernel(
     grad_q, grad_k, grad_v, q, k, q_out, k_out, v_out, q_weight, k_weight, q_partial, k_partial,
     rope, programs, grid, eps: tl.float64, count,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """``programs`` programs have q, as many k and as many v."""
     index = tl.program_id(0)
     if index < programs:
         prepare_backward(
             grad_q, q, q_out, q_weight, q_partial, rope, index, programs, grid, eps, count,
-            ROWS, WIDTH, HEAD_DIM,
+            ROWS, WIDTH, UNIT, HEAD_DIM,
         )  # fmt: skip
     elif index < 2 * programs:
         prepare_backward(
             grad_k, k, k_out, k_weight, k_partial, rope, index - programs, programs, grid, eps,
-            count, ROWS, WIDTH, HEAD_DIM,
+            count, ROWS, WIDTH, UNIT, HEAD_DIM,
         )  # fmt: skip
     else:
         prepare_backward(
             grad_v, None, v_out, None, None, None, index - 2 * programs, programs, grid, eps,
-            count, ROWS, WIDTH, HEAD_DIM,
+            count, ROWS, WIDTH, UNIT, HEAD_DIM,
         )  # fmt: skip
 
 
@@ -239,9 +244,9 @@ def qk_norm_rope(
     q, k, _ = unpack(qkv, num_heads)
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
     tile = Tile.of(q)
-    heads = map(view, (q, k, q_out, k_out))
+    unit, *heads = views(q, k, q_out, k_out)
     weights = dense(q_weight), dense(k_weight), dense(rope)
-    numbers = tuple(q.shape[:3]), eps, tile.count, tile.rows, tile.width, q.shape[3]
+    numbers = tuple(q.shape[:3]), eps, tile.count, tile.rows, tile.width, unit, q.shape[3]
     launch(forward_kernel, q.device, 2 * tile.count, *heads, *weights, *numbers, warps=tile.warps)
     return q_out, k_out
 
@@ -265,11 +270,10 @@ def qk_norm_rope_backward(
         None if weight is None else q.new_empty((programs, q.shape[3]), dtype=compute_dtype(q))
         for weight in (q_weight, k_weight)
     ]
-    gradients = (None if grad is None else view(grad) for grad in (grad_q, grad_k, grad_v))
-    heads = map(view, (q, k, *unpack(grad_qkv, num_heads)))
+    unit, *heads = views(grad_q, grad_k, grad_v, q, k, *unpack(grad_qkv, num_heads))
     weights = dense(q_weight), dense(k_weight), *partials, dense(rope)
-    numbers = programs, tuple(q.shape[:3]), eps, tile.count, tile.rows, tile.width, q.shape[3]
-    arguments = *gradients, *heads, *weights, *numbers
+    numbers = programs, tuple(q.shape[:3]), eps, tile.count, tile.rows, tile.width, unit, q.shape[3]
+    arguments = *heads, *weights, *numbers
     launch(backward_kernel, q.device, 3 * programs, *arguments, warps=tile.warps)
     grad_weights = weight_gradient(q_weight, qkv), weight_gradient(k_weight, qkv)
     for partial, grad_weight in zip(partials, grad_weights):
@@ -285,8 +289,16 @@ def unpack(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
     return qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
 
 
-def view(x: Tensor) -> Heads:
-    return Heads(x, *x.stride())
+def views(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """UNIT, and the tensors (B, N, H, d) as Heads."""
+    strides = [stride for x in tensors if x is not None for stride in x.stride()[:3]]
+    unit = math.gcd(8, *strides)
+
+    def view(x: Tensor) -> Heads:
+        batch, token, head, element = x.stride()
+        return Heads(x, batch // unit, token // unit, head // unit, element)
+
+    return unit, *(None if x is None else view(x) for x in tensors)
 
 
 def _audited(head_dim: int, **options: bool) -> dict[str, Any]:

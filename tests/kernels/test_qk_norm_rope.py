@@ -106,12 +106,13 @@ def test_epsilon() -> None:
     check(normal(2, 5, 48, dtype=FP32) * 0.01, weights, num_heads=2, eps=1e-3)
 
 
-def test_a_program_has_many_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("partials", [3, 34])  # the second pass takes 32 at once
+def test_more_heads_than_programs(partials: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cuda", "triton"):
         module = importlib.import_module(f"msf_kernels.qk_norm_rope.{name}")
-        monkeypatch.setattr(module, "PARTIALS", 3)
-    weights = {"q_weight": normal(8, dtype=FP32), "k_weight": normal(8, dtype=FP32)}
-    check(normal(2, 999, 3 * 8, dtype=FP32), weights, num_heads=1)
+        monkeypatch.setattr(module, "PARTIALS", partials)
+    weights = {"q_weight": normal(72, dtype=FP32), "k_weight": normal(72, dtype=FP32)}
+    check(normal(2, 450, 3 * 72, dtype=FP32), weights, num_heads=1)
 
 
 @pytest.mark.parametrize("first", [0, 1, 4])
