@@ -139,7 +139,6 @@ def backward_kernel(
         token = first + tl.arange(0, ROWS)[:, None]
         exists, row = token < end, sample * tokens + token
         # Every load of a row before the first sum over it, where the threads wait for each other.
-        # The modulation comes from L1: kept, its 36 registers would cost a block in four.
         value = load_row(grad + row * D, exists, columns, D)
         if scale is not None:
             normalised = load_row(x_out + row * D, exists, columns, D)
@@ -149,13 +148,13 @@ def backward_kernel(
             residual = load_row(grad_residual + row * D, exists, columns, D)
         if gate is not None:
             branch = load_row(y + row * D, exists, columns, D)
-            gates = load_modulation(gate, sample, columns, ROWS, D)
         if scale is not None:
-            factors = [1 + s for s in load_modulation(scale, sample, columns, ROWS, D)]
             normalised = [(x - centre) * spread for x in normalised]
             product = [value[i] * normalised[i] for i in PIECES]
             shift_sum = [shift_sum[i] + value[i] for i in PIECES]
             scale_sum = [scale_sum[i] + product[i] for i in PIECES]
+            # From L1: kept, the modulations' 36 registers would cost a block in four.
+            factors = [1 + s for s in load_modulation(scale, sample, columns, ROWS, D)]
             along = mean_of_row([product[i] * factors[i] for i in PIECES], D)
             value = [value[i] * factors[i] for i in PIECES]
             across = mean_of_row(value, D)
@@ -164,6 +163,7 @@ def backward_kernel(
                 value = [value[i] + residual[i] for i in PIECES]
             store_row(grad_x + row * D, exists, columns, value, D)
         if gate is not None:
+            gates = load_modulation(gate, sample, columns, ROWS, D)
             gated = [value[i] * gates[i] for i in PIECES]
             store_row(grad_y + row * D, exists, columns, gated, D)
             gate_sum = [gate_sum[i] + value[i] * branch[i] for i in PIECES]
@@ -203,6 +203,16 @@ def forward(
     return x_out, h, mean, rstd
 
 
+def registers(walk: Walk, gated: bool) -> int:
+    """That a thread of the backward may use: told how many, the compiler spills none.
+
+    Four blocks of 128 threads fit or, with a gate and more than 12 channels a thread, three.
+    """
+    threads = 32 * walk.warps
+    channels = walk.rows * walk.piece * walk.pieces // threads
+    return min(168 if gated and channels > 12 else 128, 65536 // threads)
+
+
 def backward(
     grad: Tensor,
     grad_residual: Tensor | None,
@@ -231,6 +241,7 @@ def backward(
         *(dense(x_out), dense(y), modulation(gate), modulation(scale), dense(mean), dense(rstd)),
         *(*grads[:2], *sums, *walk.sizes(grad)),
         warps=walk.warps,
+        maxnreg=registers(walk, gate is not None),
     )
     sum_partials([pair for pair in zip(sums, grads[2:]) if pair[0] is not pair[1]])
     return tuple(grads)
