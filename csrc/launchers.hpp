@@ -155,7 +155,8 @@ struct NormWeight {
 };
 
 // rope (2, N, d / 2) is float32; q_out and k_out (B, N, H, d) and grad_qkv (B, N, 3, H, d) are
-// contiguous. partial has room for (2, most_partials, d) in the compute dtype, none without weights.
+// contiguous. partial has room for (2, most_partials, d) in the compute dtype, none without
+// weights.
 void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, NormWeight q_weight,
                   NormWeight k_weight, Address rope, double eps, Address q_out, Address k_out,
                   Address stream);

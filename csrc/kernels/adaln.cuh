@@ -101,8 +101,8 @@ void with_adaln_types(const AdalnTypes& types, Body body) {
   });
 }
 
-// Calls body(kVector, kItems, threads) so that a block's threads have the channels of a row: vectors
-// of 16 bytes where its addresses allow them, and as few a thread as there are threads for.
+// Calls body(kVector, kItems, threads) so that a block's threads have the channels of a row:
+// vectors of 16 bytes where its addresses allow them, and as few a thread as there are threads for.
 template <class T, class Body>
 void with_channels(int channels, bool aligned, Body body) {
   auto fits = [&](auto vector, auto items) {

@@ -1,7 +1,7 @@
 // Heads of attention in the registers of a warp.
 //
-// A head takes neighbouring lanes of a warp, as many heads as fit. A lane holds the same elements of
-// both halves of the head, so that it has the pairs (i, i + d / 2) that RoPE rotates.
+// A head takes neighbouring lanes of a warp, as many heads as fit. A lane holds the same elements
+// of both halves of the head, so that it has the pairs (i, i + d / 2) that RoPE rotates.
 #pragma once
 
 #include "dispatch.cuh"
@@ -20,8 +20,11 @@ struct Lanes {
   int group, lane;     // the head in the warp, the lane in the head; some lanes have none
 
   __host__ __device__ Lanes(int head_dim, int vector)
-      : head_dim(head_dim), half((head_dim + 1) / 2),
-        count(half / vector < kWarp ? half / vector : kWarp), group(0), lane(0) {}
+      : head_dim(head_dim),
+        half((head_dim + 1) / 2),
+        count(half / vector < kWarp ? half / vector : kWarp),
+        group(0),
+        lane(0) {}
 
   __device__ Lanes mine() const {
     Lanes lanes = *this;

@@ -87,11 +87,11 @@ __device__ void norm_backward(S& grad, S& x, const S& weight, S& grad_weight, C 
 // Blocks are (any number, over which the heads are dealt; q, k or v). Each leaves the sum of its
 // gradients of a norm weight in `partial` (2, blocks, d), in the order of its heads.
 template <class T, int kVector, int kTurns>
-__global__ void __launch_bounds__(kThreads, 2) qk_norm_rope_backward_kernel(HeadGrid grid, Lanes spread, HeadsView grad_q,
-                                             HeadsView grad_k, HeadsView grad_v, HeadsView q,
-                                             HeadsView k, NormWeight q_weight, NormWeight k_weight,
-                                             const float* rope, Compute<T> eps, T* grad_qkv,
-                                             Compute<T>* partial) {
+__global__ void __launch_bounds__(kThreads, 2)
+    qk_norm_rope_backward_kernel(HeadGrid grid, Lanes spread, HeadsView grad_q, HeadsView grad_k,
+                                 HeadsView grad_v, HeadsView q, HeadsView k, NormWeight q_weight,
+                                 NormWeight k_weight, const float* rope, Compute<T> eps,
+                                 T* grad_qkv, Compute<T>* partial) {
   using C = Compute<T>;
   using Part = Share<C, kVector, kTurns>;
   const Lanes lanes = spread.mine();
@@ -226,8 +226,7 @@ void qk_norm_rope_backward(DType dtype, HeadGrid grid, HeadsView grad_q, HeadsVi
     if (heads > 0) {
       launch(qk_norm_rope_backward_kernel<T, vector.value, turns.value>, dim3(count, 3),
              dim3(kThreads), shared, cuda_stream(stream), grid, lanes, grad_q, grad_k, grad_v, q, k,
-             q_weight, k_weight, rope.as<const float>(), C(eps), grad_qkv.as<T>(),
-             partial.as<C>());
+             q_weight, k_weight, rope.as<const float>(), C(eps), grad_qkv.as<T>(), partial.as<C>());
     }
     if (partial) {
       launch(sum_partials_kernel<T>, dim3((grid.head_dim + kWarp - 1) / kWarp, 2),
