@@ -18,7 +18,7 @@ from msf_kernels.backend import BACKENDS
 from .registry import Benchmark, Case, tensors
 from .timing import Call, Work
 
-PEERS = ("eager", "compile")
+PEERS = ("eager", "compile", "compile-no-mix", "cudnn-frontend")  # the first two of every benchmark
 LIBRARIES = tuple(
     dict.fromkeys(
         name
@@ -31,8 +31,9 @@ ARMS = (*PEERS, *reversed(BACKENDS), *LIBRARIES)
 
 
 def arms_of(benchmark: Benchmark, names: Iterable[str]) -> list[str]:
-    """Of these names those that the benchmark has: libraries are backends of some operators."""
-    known = {*PEERS, *BACKENDS, *msf_kernels.backends_of(benchmark.op)}
+    """Of these names those that the benchmark has: libraries are backends of some operators, and
+    most have two peers only."""
+    known = {*PEERS[:2], *benchmark.peers, *BACKENDS, *msf_kernels.backends_of(benchmark.op)}
     return [name for name in names if name in known]
 
 
@@ -58,16 +59,24 @@ def runnable_arms(
         for name in set(BACKENDS) - {"reference"}:
             reasons[name] = reasons[name] or "without a GPU it is only emulated"
     skipped = {name: reason for name in names if (reason := reasons.get(name))}
-    return [_arm(benchmark, name) for name in names if name not in skipped], skipped
+    arms = []
+    for name in names:
+        if name not in skipped:
+            try:
+                arms.append(_arm(benchmark, name))
+            except ImportError as error:
+                skipped[name] = str(error)
+    return arms, skipped
 
 
 def _arm(benchmark: Benchmark, name: str) -> Arm:
     if name == "eager":
         return Arm(name, benchmark.eager)
-    if name == "compile":
+    if name in PEERS:
         # Static shapes, as one shape after the other would make the second compilation dynamic.
         # A backward that is called again must not overwrite what the forward saved.
-        function = torch.compile(benchmark.eager, dynamic=False, fullgraph=True)
+        compiled = partial(torch.compile, benchmark.eager, dynamic=False, fullgraph=True)
+        function = compiled() if name == "compile" else benchmark.peers[name]()
         return Arm(name, function, partial(torch._functorch.config.patch, donated_buffer=False))
     request = name if name in BACKENDS else f"auto,{benchmark.op}={name}"
     return Arm(name, benchmark.ours, partial(msf_kernels.backend, request))

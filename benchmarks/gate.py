@@ -69,7 +69,7 @@ def check(arm: Arm, benchmark: Benchmark, case: Case, expected: Sequence[Expecte
         got = results(arm, benchmark, case)
     if len(got) != len(expected):
         return Verdict(None, None, f"{len(got)} results, not {len(expected)}")
-    roundings = benchmark.roundings if arm.is_peer else 1
+    roundings = benchmark.roundings if arm.is_peer else benchmark.own_roundings
     verdicts = [
         _compare(tensor, right, benchmark.terms, roundings) for tensor, right in zip(got, expected)
     ]

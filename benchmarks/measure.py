@@ -36,7 +36,7 @@ class Session:
 def measure(
     session: Session, benchmark: Benchmark, shape: Shape, dtype: torch.dtype, names: Sequence[str]
 ) -> list[Row]:
-    """A row for each arm named, in that order."""
+    """A row for each arm named that the benchmark has, in that order."""
     torch.compiler.reset()  # Dynamo gives up after 8 static shapes of one function
     names = arms_of(benchmark, names)
     arms, skipped = runnable_arms(benchmark, names, session.device)
@@ -57,7 +57,7 @@ def measure(
         rows |= _time(session, rows, correct, benchmark, cases)
     for name, reason in skipped.items():
         rows[name] = replace(blank, arm=name, status="skipped", note=reason)
-    return [rows[name] for name in names]
+    return [rows[name] for name in names if name in rows]
 
 
 def _check(blank: Row, arms: Sequence[Arm], benchmark: Benchmark, case: Case) -> dict[str, Row]:

@@ -16,7 +16,7 @@ from .results import Report, Row
 
 WIDTH, PANEL_HEIGHT = 10.0, 2.4  # inches
 COLORS = {arm: f"C{i}" for i, arm in enumerate(ARMS)}
-BAR = 0.16  # of the distance between two groups
+BAR = 0.8 / len(ARMS)  # of the distance between two groups
 
 
 def plot(report: Report, path: Path) -> None:

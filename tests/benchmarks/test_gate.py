@@ -147,6 +147,18 @@ def test_a_backend_that_cannot_run_is_skipped_with_its_reason() -> None:
     assert cuda.status == "skipped" and cuda.note and cuda.median_us is None
 
 
+def test_peers_of_a_benchmark() -> None:
+    def absent() -> Callable[..., Any]:
+        raise ImportError("no such package")
+
+    planted = replace(FORWARD, peers={"compile-no-mix": lambda: FORWARD.eager, "cudnn-frontend": absent})
+    names = ["compile-no-mix", "cudnn-frontend"]
+    assert measure(session(), FORWARD, SHAPE, FP32, names) == []
+    present, cudnn = measure(session(), planted, SHAPE, FP32, names)
+    assert present.status == "ok" and present.peer_ratio == 1
+    assert (cudnn.status, cudnn.note) == ("skipped", "no such package")
+
+
 def test_compiled_backward_is_right_and_timed() -> None:
     eager, compiled = measure(session(), BACKWARD, SHAPE, FP32, ["eager", "compile"])
     assert compiled.status == "ok", compiled.note

@@ -66,8 +66,7 @@ def test_names_are_unique_and_operators_exist() -> None:
     both = {name for name in known if f"{name} backward" in known}
     assert both == {
         *(f"pyramid_{op} {mode}" for op in ("split", "merge") for mode in ("nearest", "bilinear")),
-        "merge_tokens",
-        "qk_norm_rope",
+        *("merge_tokens", "qk_norm_rope", "adaln_modulate", "gate_residual", "gate_residual_adaln"),
     }
 
 
