@@ -24,7 +24,7 @@ def cudnn_adaln() -> Callable[..., Tensor]:
     import cudnn
 
     @cache
-    def graph(shape: torch.Size, dtype: torch.dtype, backward: bool) -> Callable[..., None]:
+    def executor(shape: torch.Size, dtype: torch.dtype, backward: bool) -> Callable[..., None]:
         """Executes on tensors, in the order of the operation's inputs, then of its outputs."""
         handle = cudnn.create_handle()
         cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream().cuda_stream)
@@ -61,7 +61,7 @@ def cudnn_adaln() -> Callable[..., Tensor]:
             y, mean = torch.empty_like(x), x.new_empty((*x.shape[:2], 1), dtype=torch.float32)
             rstd = torch.empty_like(mean)
             epsilon = torch.full((1, 1, 1), EPS)
-            graph(x.shape, x.dtype, False)(x, scale, bias, epsilon, y, mean, rstd)
+            executor(x.shape, x.dtype, False)(x, scale, bias, epsilon, y, mean, rstd)
             ctx.save_for_backward(x, scale, mean, rstd)
             return y
 
@@ -69,7 +69,7 @@ def cudnn_adaln() -> Callable[..., Tensor]:
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             x, scale, mean, rstd = ctx.saved_tensors
             grads = torch.empty_like(x), torch.empty_like(scale), torch.empty_like(scale)
-            graph(x.shape, x.dtype, True)(grad, x, scale, mean, rstd, *grads)
+            executor(x.shape, x.dtype, True)(grad, x, scale, mean, rstd, *grads)
             return grads
 
     return lambda x, shift, scale: AdaLN.apply(x, 1 + scale[:, None], shift[:, None].contiguous())
