@@ -53,7 +53,11 @@ class Arm:
 def runnable_arms(
     benchmark: Benchmark, names: Iterable[str], device: torch.device
 ) -> tuple[list[Arm], dict[str, str]]:
-    """The arms of these names that can run on the device, and for the others why not."""
+    """The arms of these names that can run on the device, and for the others why not.
+
+    Names that the benchmark does not have are neither.
+    """
+    names = arms_of(benchmark, names)
     reasons = msf_kernels.explain_backends(benchmark.op, device)
     if device.type == "cpu":
         for name in set(BACKENDS) - {"reference"}:
@@ -76,7 +80,7 @@ def _arm(benchmark: Benchmark, name: str) -> Arm:
         # Static shapes, as one shape after the other would make the second compilation dynamic.
         # A backward that is called again must not overwrite what the forward saved.
         compiled = partial(torch.compile, benchmark.eager, dynamic=False, fullgraph=True)
-        function = compiled() if name == "compile" else benchmark.peers[name]()
+        function = benchmark.peers.get(name, compiled)()
         return Arm(name, function, partial(torch._functorch.config.patch, donated_buffer=False))
     request = name if name in BACKENDS else f"auto,{benchmark.op}={name}"
     return Arm(name, benchmark.ours, partial(msf_kernels.backend, request))

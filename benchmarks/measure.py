@@ -9,7 +9,7 @@ import torch
 
 import msf_kernels
 
-from .arms import PEERS, Arm, arms_of, runnable_arms, work
+from .arms import PEERS, Arm, runnable_arms, work
 from .gate import check, expected_results
 from .registry import Benchmark, Case, Shape, draw
 from .results import Row
@@ -38,7 +38,6 @@ def measure(
 ) -> list[Row]:
     """A row for each arm named that the benchmark has, in that order."""
     torch.compiler.reset()  # Dynamo gives up after 8 static shapes of one function
-    names = arms_of(benchmark, names)
     arms, skipped = runnable_arms(benchmark, names, session.device)
     case = draw(benchmark, shape, dtype, session.generator)
     blank = Row(

@@ -151,7 +151,9 @@ def test_peers_of_a_benchmark() -> None:
     def absent() -> Callable[..., Any]:
         raise ImportError("no such package")
 
-    planted = replace(FORWARD, peers={"compile-no-mix": lambda: FORWARD.eager, "cudnn-frontend": absent})
+    planted = replace(
+        FORWARD, peers={"compile-no-mix": lambda: FORWARD.eager, "cudnn-frontend": absent}
+    )
     names = ["compile-no-mix", "cudnn-frontend"]
     assert measure(session(), FORWARD, SHAPE, FP32, names) == []
     present, cudnn = measure(session(), planted, SHAPE, FP32, names)
