@@ -295,6 +295,10 @@ def audited(op: str, D: int) -> Callable[..., Any]:
     return call
 
 
+# Registers: a thread of the backward keeps three sums and five numbers of a row for each of its up
+# to 18 channels; three blocks of 128 threads, of up to 54 loads each, fit.
+BUDGET = 168
+
 # Calls that launch every kernel; new(*shape) makes a tensor. See audit/triton.py.
 AUDITED = {
     f"{op} {D}": audited(op, D)

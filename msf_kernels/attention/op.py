@@ -85,6 +85,7 @@ _attention_backward = define(
     "attention_backward(Tensor grad, Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? rope, "
     "Tensor out, Tensor logsumexp, int num_heads, float eps) -> (Tensor, Tensor, Tensor)",
     reference=reference.attention_backward,
+    kernels=("triton",),
     fake=lambda grad, qkv, q_weight, k_weight, rope, out, logsumexp, num_heads, eps: (
         qkv.new_empty(qkv.shape),
         weight_gradient(q_weight, qkv),
@@ -96,6 +97,7 @@ _attention = define(
     "attention(Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? rope, int num_heads, "
     "float eps) -> (Tensor, Tensor)",
     reference=reference.attention,
+    kernels=("triton",),
     fake=_attention_fake,
     setup_context=_attention_setup,
     backward=_attention_gradient,

@@ -32,12 +32,9 @@ ARCHITECTURES = (80, 90, 120)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYOUTS = {"planar": torch.contiguous_format, "channels-last": torch.channels_last}
 
-# Five blocks of 128 threads, of two dozen loads each, fit an SM of 65536 registers.
+# Of a family that names none: five blocks of 128 threads, of two dozen loads each, fit an SM of
+# 65,536 registers.
 BUDGET = 96
-
-# A thread of adaLN's backward keeps three sums and five numbers of a row for each of its up to 18
-# channels; three blocks of 128 threads, of up to 54 loads each, fit.
-BUDGETS = {"adaln": 168}
 
 
 class Target:
@@ -69,19 +66,24 @@ def rows() -> Iterator[Row]:
     for family in FAMILIES:
         module = importlib.import_module(f"msf_kernels.{family}.triton")
         for architecture in ARCHITECTURES:
-            for configuration, call in _calls(module.AUDITED):
+            budget = getattr(module, "BUDGET", BUDGET)
+            for configuration, call in _calls(module):
                 for kernel, compiled, log in _compile(call, architecture):
                     if compiled.hash not in known:  # for another configuration, without log now
-                        yield _row(f"{family}.{kernel}", configuration, architecture, compiled, log)
+                        name = f"{family}.{kernel}"
+                        yield _row(name, configuration, architecture, compiled, log, budget)
                     known.add(compiled.hash)
 
 
-def _calls(audited: dict[str, Callable[..., Any]]) -> Iterator[tuple[str, Callable[[], Any]]]:
-    for name, call in audited.items():
-        for layout, memory_format in LAYOUTS.items():
-            for dtype in DTYPES:
-                new = partial(_new, dtype=DTYPES[dtype], memory_format=memory_format)
-                yield f"{name}, {layout}, {dtype}", partial(call, new)
+def _calls(module: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What a family has AUDITED, in each layout and dtype, or in those alone that it names."""
+    layouts = getattr(module, "AUDITED_LAYOUTS", LAYOUTS)
+    dtypes = getattr(module, "AUDITED_DTYPES", DTYPES)
+    for name, call in module.AUDITED.items():
+        for layout, memory_format in layouts.items():
+            for dtype in dtypes:
+                new = partial(_new, dtype=dtypes[dtype], memory_format=memory_format)
+                yield ", ".join(filter(None, (name, layout, dtype))), partial(call, new)
 
 
 def _new(*shape: int, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
@@ -111,7 +113,9 @@ def _compile(call: Callable[[], Any], architecture: int) -> list[tuple[str, Any,
     return compiled
 
 
-def _row(kernel: str, configuration: str, architecture: int, compiled: Any, log: str) -> Row:
+def _row(
+    kernel: str, configuration: str, architecture: int, compiled: Any, log: str, budget: int
+) -> Row:
     registers = re.findall(r"Used (\d+) registers", log)
     local = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", log)
     if len(registers) != 1 or len(local) != 3:
@@ -127,5 +131,5 @@ def _row(kernel: str, configuration: str, architecture: int, compiled: Any, log:
         shared=compiled.metadata.shared,
         spill=stores + loads,
         stack=stack,
-        budget=BUDGETS.get(kernel.partition(".")[0], BUDGET),
+        budget=budget,
     )

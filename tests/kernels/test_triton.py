@@ -289,7 +289,7 @@ from msf_kernels.audit import triton as audit
 from msf_kernels.pyramid.triton import AUDITED
 new = partial(audit._new, dtype=torch.float32, memory_format=torch.contiguous_format)
 ((name, compiled, log),) = audit._compile(partial(AUDITED["split nearest"], new), 90)
-row = audit._row(name, "", 90, compiled, log)
+row = audit._row(name, "", 90, compiled, log, audit.BUDGET)
 assert row.problem() is None and 8 <= row.registers <= row.budget, row
 code = compiled.asm["ptx"]
 assert "div.rn.f32" in code and not re.search(r"fma\\.|\\.ftz|div\\.full", code)

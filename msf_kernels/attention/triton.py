@@ -1,0 +1,173 @@
+"""Attention in Triton straight from packed qkv, with norm and rotation inside.
+
+A program owns a tile of a head's tokens and goes through the others step by step: full steps
+without masks, then what is left over, padded to a power of two, so that 272 = 4 * 64 + 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime import driver
+
+from ..dtypes import compute_dtype
+from ..triton_support import interpreted
+from ..triton_support.image import dense
+from ..triton_support.launch import launch, power_of_2
+from .triton_backward import backward_kernel
+from .triton_forward import forward_kernel
+from .triton_heads import Tokens
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A program's own tokens (rows), those of a step (columns), and the pieces of a head."""
+
+    rows: int
+    columns: int
+    steps: int
+    rest: int
+    warps: int
+    dim: int
+    pieces: tuple[tuple[int, int, bool], ...]
+
+    @classmethod
+    def of(cls, tokens: int, dim: int, element_size: int, backward: bool, wgmma: bool) -> Tile:
+        """As large as the audit finds no spills at.
+
+        With wgmma, operands stay in shared memory. Else those of a step are copied to registers,
+        and joined halves without ldmatrix. Products of float32 are none for tensor cores.
+        """
+        rows, columns = 128, 64
+        if backward:
+            rows, columns = (128, 32) if wgmma else (64, 16)
+        elif tokens <= 64 and not wgmma:
+            columns = 32
+        if element_size > 2:
+            rows = columns = 128 // element_size
+        elif dim > 96:
+            columns = max(16, columns // 2)
+        rows = min(rows, max(16, power_of_2(tokens)))
+        columns = min(columns, max(16, power_of_2(tokens + 1) // 2))
+        steps, left = divmod(tokens, columns)
+        rest = max(16, power_of_2(left)) if left else 0
+        widest = 64 if element_size == 2 else 16
+        cut = pieces(dim, widest, joined=wgmma or element_size > 2)
+        return cls(rows, columns, steps, rest, 8 if rows == 128 else 4, dim, cut)
+
+
+def pieces(dim: int, widest: int, joined: bool) -> tuple[tuple[int, int, bool], ...]:
+    """(first, width, joined) in either half of powers of two that cover a head with least waste.
+
+    Halves narrower than a tensor core's 16 are joined in any case.
+    """
+    half = (dim + 1) // 2
+    main = min(widest, max(8, power_of_2(half + 1) // 2))
+    count = max(1, half // main)
+    rest = max(0, half - count * main)
+    tail = max(8, power_of_2(rest)) if rest else 0
+    if tail == main < widest:
+        return ((0, 2 * main, joined),)
+    cut = [(i * main, main, joined or main < 16) for i in range(count)]
+    return (*cut, (count * main, tail, joined or tail < 16)) if tail else tuple(cut)
+
+
+def attention(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    batch, count, width = qkv.shape
+    tile = _tile(qkv, num_heads, backward=False)
+    out = qkv.new_empty(batch, count, width // 3)
+    logsumexp = qkv.new_empty((batch, num_heads, count), dtype=compute_dtype(qkv))
+    programs = batch * num_heads * triton.cdiv(count, tile.rows)
+    x = _tokens(qkv, num_heads, dense(q_weight), dense(k_weight), dense(rope), eps)
+    _launch(forward_kernel, tile, programs, qkv, x, _tokens(out, num_heads), logsumexp)
+    return out, logsumexp
+
+
+def attention_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    num_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, count, width = qkv.shape
+    tile = _tile(qkv, num_heads, backward=True)
+    grad_qkv = qkv.new_empty(qkv.shape)
+    # Of every tile of queries, then of keys, its sum for the gradient of its weight.
+    sums = batch * num_heads, 2, triton.cdiv(count, tile.rows), width // (3 * num_heads)
+    partials = qkv.new_empty(sums, dtype=compute_dtype(qkv))
+    x = _tokens(qkv, num_heads, dense(q_weight), dense(k_weight), dense(rope), eps)
+    outputs = _tokens(out, num_heads), logsumexp.contiguous()
+    tensors = _tokens(grad, num_heads), x, *outputs, _tokens(grad_qkv, num_heads), partials
+    _launch(backward_kernel, tile, partials[..., 0].numel(), qkv, *tensors)
+    grad_q_weight = _weight_gradient(q_weight, partials[:, 0])
+    return grad_qkv, grad_q_weight, _weight_gradient(k_weight, partials[:, 1])
+
+
+def _weight_gradient(weight: Tensor | None, partials: Tensor) -> Tensor:
+    if weight is None:
+        return partials.new_empty(0)
+    return partials.sum((0, 1)).to(weight.dtype)
+
+
+def _tokens(x: Tensor, num_heads: int, *prepared: Any) -> Tokens:
+    x = x if x.stride(2) == 1 else x.contiguous()
+    return Tokens(x, x.stride(0), x.stride(1), x.shape[1], num_heads, *prepared)
+
+
+def _tile(qkv: Tensor, num_heads: int, backward: bool) -> Tile:
+    dim = qkv.shape[2] // (3 * num_heads)
+    return Tile.of(qkv.shape[1], dim, qkv.element_size(), backward, has_wgmma())
+
+
+def has_wgmma() -> bool:
+    """Whether the GPU is of sm_90 or sm_10x; the interpreter, slow at each step, plays one."""
+    return interpreted() or 90 <= driver.active.get_current_target().arch < 120
+
+
+def _launch(kernel: Any, tile: Tile, programs: int, qkv: Tensor, *tensors: Any) -> None:
+    sizes = tile.dim, tile.pieces, tile.rows, tile.columns, tile.steps, tile.rest
+    launch(kernel, qkv.device, programs, *tensors, *sizes, warps=tile.warps, num_stages=2)
+
+
+def _audited(kernel: str, tokens: int, dim: int) -> Callable[..., Any]:
+    def call(new: Callable[..., Tensor]) -> None:
+        weight = new(dim, dtype=torch.float32)
+        rope = new(2, tokens, dim // 2, dtype=torch.float32)
+        args = new(2, tokens, 3 * 4 * dim), weight, weight, rope
+        out, logsumexp = new(2, tokens, 4 * dim), new(2, 4, tokens, dtype=torch.float32)
+        if kernel == "forward":
+            attention(*args, 4, 1e-6)
+        else:
+            attention_backward(out, *args, out, logsumexp, 4, 1e-6)
+
+    return call
+
+
+# Calls that launch every kernel; see audit/triton.py. A program's scores, sums and operands are to
+# fill the registers of its threads, of which there are at most 255.
+AUDITED = {
+    f"{kernel} {tokens} x {dim}": _audited(kernel, tokens, dim)
+    for kernel in ("forward", "backward")
+    for tokens in (64, 80, 256, 272, 1024)
+    for dim in (64, 72)
+}
+AUDITED_LAYOUTS = {"": torch.contiguous_format}
+AUDITED_DTYPES = {"bf16": torch.bfloat16}
+BUDGET = 255
