@@ -110,9 +110,18 @@ def angles(x, token, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr
 
 
 @triton.jit
-def prepare_piece(x, start, token, weight, rrms, PIECE: tl.constexpr, DIM: tl.constexpr):
-    FIRST: tl.constexpr = PIECE[0]
-    WIDTH: tl.constexpr = PIECE[1]
+def prepare_piece(
+    x,
+    start,
+    token,
+    weight,
+    rrms,
+    PIECE: tl.constexpr,
+    PIECES: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    FIRST: tl.constexpr = PIECES[PIECE][0]
+    WIDTH: tl.constexpr = PIECES[PIECE][1]
     first, second = load_halves(start, FIRST, WIDTH, DIM)
     if weight is not None:
         first_weight, second_weight = load_halves(weight, FIRST, WIDTH, DIM)
@@ -121,7 +130,7 @@ def prepare_piece(x, start, token, weight, rrms, PIECE: tl.constexpr, DIM: tl.co
         cos, sin = angles(x, token, FIRST, WIDTH, DIM)
         first, second = first * cos - second * sin, second * cos + first * sin
     dtype: tl.constexpr = x.data.dtype.element_ty
-    if PIECE[2]:
+    if PIECES[PIECE][2]:
         # Narrowed first, it would be reshaped in shared memory, at which Triton 3.6 fails.
         return (narrow(tl.reshape(tl.join(first, second), (first.shape[0], 2 * WIDTH)), dtype),)
     else:
@@ -135,7 +144,7 @@ def prepare(x, PART: tl.constexpr, index, token, DIM: tl.constexpr, PIECES: tl.c
     weight = x.q_weight if PART == 0 else x.k_weight
     rrms = None if weight is None else reciprocal_rms(start, x.eps, DIM, PIECES)
     for i in tl.static_range(len(PIECES)):
-        tile = tile + prepare_piece(x, start, token, weight, rrms, PIECES[i], DIM)
+        tile = tile + prepare_piece(x, start, token, weight, rrms, i, PIECES, DIM)
     return tile
 
 
