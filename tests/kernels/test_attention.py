@@ -63,18 +63,42 @@ def check(inputs: list[Tensor], **options) -> None:
 # Grid, heads, head_dim: N = 1, N not a multiple of 16, batch 1, a head_dim that is no power of two.
 @pytest.mark.parametrize(
     ("batch", "grid", "heads", "head_dim"),
-    [(2, (4, 4), 2, 32), (3, (1, 1), 2, 8), (1, (3, 7), 4, 36), (2, (8, 8), 1, 64)],
+    [(2, (4, 4), 2, 32), (3, (1, 1), 2, 8), (1, (3, 7), 3, 36), (1, (8, 8), 2, 64)],
     ids=lambda value: str(value).replace(" ", ""),
 )
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_attention(batch, grid, heads, head_dim, dtype) -> None:
+    inputs = [normal(batch, grid[0] * grid[1], 3 * heads * head_dim, dtype=dtype)]
+    inputs += [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
+    check(inputs, num_heads=heads, rope=rope_2d(*grid, head_dim, device=DEVICE))
+
+
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "qk_norm"])
 @pytest.mark.parametrize("rotary", [False, True], ids=["", "rope"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_attention(batch, grid, heads, head_dim, norm, rotary, dtype) -> None:
-    inputs = [normal(batch, grid[0] * grid[1], 3 * heads * head_dim, dtype=dtype)]
+def test_options(norm, rotary, dtype) -> None:
+    inputs = [normal(1, 18, 3 * 2 * 36, dtype=dtype)]
     if norm:
-        inputs += [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
-    rope = rope_2d(*grid, head_dim, device=DEVICE) if rotary else None
-    check(inputs, num_heads=heads, rope=rope)
+        inputs += [(1 + 0.3 * normal(36)).float() for _ in range(2)]
+    check(inputs, num_heads=2, rope=rope_2d(3, 6, 36, device=DEVICE) if rotary else None)
+
+
+# What kernels go through in tiles of 16 to 128 tokens: full tiles only, some left over, both; and
+# heads of one piece or two.
+@pytest.mark.parametrize(
+    ("grid", "head_dim"),
+    [((16, 17), 72), ((15, 20), 64), ((8, 16), 80), ((8, 10), 96), ((3, 6), 128), ((1, 16), 72)],
+    ids=lambda value: str(value).replace(" ", ""),
+)
+def test_many_tokens_and_wide_heads(grid: tuple[int, int], head_dim: int) -> None:
+    inputs = [normal(1, grid[0] * grid[1], 3 * head_dim, dtype=torch.bfloat16)]
+    inputs += [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
+    check(inputs, num_heads=1, rope=rope_2d(*grid, head_dim, device=DEVICE))
+
+
+@pytest.mark.parametrize("head_dim", [1, 3, 17])
+def test_odd_heads(head_dim: int) -> None:
+    check([normal(1, 5, 6 * head_dim, dtype=torch.float32)], num_heads=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -90,8 +114,16 @@ def test_norm_epsilon() -> None:
 
 def test_strided_qkv() -> None:
     wide = normal(2, 9, 100, dtype=torch.bfloat16)
-    qkv = wide[..., 2:98]
-    assert torch.equal(attention(qkv, num_heads=2), attention(qkv.contiguous(), num_heads=2))
+    for qkv in (
+        wide[..., 2:98],
+        wide.expand(3, 2, 9, 100)[1, ..., :96],
+        wide.mT.contiguous().mT[..., 4:],
+    ):
+        qkv, dense = (x.detach().requires_grad_() for x in (qkv, qkv.contiguous()))
+        out, expected = attention(qkv, num_heads=2), attention(dense, num_heads=2)
+        grad = normal(*out.shape, dtype=out.dtype)
+        got = out, torch.autograd.grad(out, qkv, grad)[0]
+        assert all(map(torch.equal, got, (expected, torch.autograd.grad(expected, dense, grad)[0])))
 
 
 def test_rope_scores_depend_on_relative_position_only() -> None:

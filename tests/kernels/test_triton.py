@@ -23,13 +23,16 @@ import msf_kernels
 from emulation.build import environment
 from msf_kernels import triton_support
 from msf_kernels.audit.row import Row
-from numerics import DEVICE, assert_rounded_once, normal
+from numerics import DEVICE, assert_as_good_as, assert_rounded_once, normal
 
 triton = pytest.importorskip("triton")
 import triton.language as tl
 
+from msf_kernels import rope_2d
 from msf_kernels.adaln import reference as adaln_reference
 from msf_kernels.adaln import triton as adaln_triton
+from msf_kernels.attention import reference as attention_reference
+from msf_kernels.attention import triton as attention_triton
 from msf_kernels.audit import triton as audit_triton
 from msf_kernels.flow import reference as flow_reference
 from msf_kernels.flow import triton as flow_triton
@@ -217,6 +220,45 @@ def test_walks_cover_all_rows(batch: int, tokens: int, channels: int, dtype: tor
         assert walk.rows * lanes * x.element_size() <= 36 * threads or threads == 1024
 
 
+@pytest.mark.parametrize("head_dim", [64, 72])
+def test_attention_of_gpus_without_wgmma(head_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_triton, "has_wgmma", lambda: False)
+    weights = [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
+    qkv, grad = normal(1, 80, 3 * head_dim, dtype=BF16), normal(1, 80, head_dim, dtype=BF16)
+    options = *weights, rope_2d(8, 10, head_dim, device=DEVICE), 1, 1e-6
+
+    def results(module: Any, qkv: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        outputs = module.attention(qkv, *options)
+        return *outputs, *module.attention_backward(grad, qkv, *options[:3], *outputs, *options[3:])
+
+    native = results(attention_reference, qkv, grad)
+    exact = results(attention_reference, qkv.double(), grad.double())
+    for tensors in zip(results(attention_triton, qkv, grad), native, exact, strict=True):
+        assert_as_good_as(*tensors)
+
+
+@pytest.mark.parametrize("wgmma", [False, True])
+@pytest.mark.parametrize("element_size", [2, 4, 8])
+def test_attention_tiles_cover_heads_and_tokens(element_size: int, wgmma: bool) -> None:
+    for dim in range(1, 300):
+        pieces = attention_triton.Tile.of(64, dim, element_size, False, wgmma).pieces
+        firsts, widths, joined = zip(*pieces, strict=True)
+        assert firsts == tuple(sum(widths[:i]) for i in range(len(widths)))
+        assert not any(joined[:-1]) or all(joined)  # the kernels find their operands so
+        half = (dim + 1) // 2
+        assert half <= sum(widths) < half + max(8, half / 3)
+    for tokens in (1, 15, 16, 17, 64, 80, 100, 256, 272, 300, 1024):
+        for backward in (False, True):
+            tile = attention_triton.Tile.of(tokens, 72, element_size, backward, wgmma)
+            assert 0 <= tile.steps * tile.columns + tile.rest - tokens < max(16, tile.columns / 2)
+            assert tile.rows == 16 or tile.rows < 2 * tokens
+
+
+def test_head_dims_of_transformers_waste_nothing_but_the_tail_of_72() -> None:
+    padded = {d: 2 * sum(w for _, w, _ in attention_triton.pieces(d, 64, True)) for d in (64, 72)}
+    assert padded == {64: 64, 72: 80}
+
+
 def test_more_rows_than_a_kernel_can_count() -> None:
     x = torch.empty(2**31, 1, 2, 2, dtype=BF16, device="meta")
     line = "Triton kernels take fewer than 2^31 rows of pixels, got 2147483648"
@@ -373,6 +415,9 @@ x, y = torch.randn(2, 2, 37, 161, requires_grad=True).unbind()
 gate, shift, scale = torch.randn(2, 6 * 161).chunk(6, 1)[3:]
 x_out, h = msf.gate_residual_adaln(x, y, gate, shift[:1], scale)
 (x_out + h).sum().backward()
+qkv, weight = x.new_ones(1, 21, 2 * 3 * 36).requires_grad_(), torch.ones(36)
+options = dict(q_weight=weight, k_weight=weight, rope=msf.rope_2d(3, 7, 36))
+msf.attention(qkv, num_heads=2, **options).sum().backward()
 """
 OUT_OF_BOUNDS = """
 import torch
