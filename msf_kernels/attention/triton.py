@@ -160,8 +160,8 @@ def _audited(kernel: str, tokens: int, dim: int) -> Callable[..., Any]:
     return call
 
 
-# Calls that launch every kernel; see audit/triton.py. One backward takes a compiler some 10 s, so of
-# those there is one for each way to go through the tokens: 4 warps, some left over, none.
+# Calls that launch every kernel; see audit/triton.py. One backward takes a compiler some 10 s, so
+# of those there is one for each way to go through the tokens: 4 warps, some left over, none.
 AUDITED = {
     f"{kernel} {tokens} x {dim}": _audited(kernel, tokens, dim)
     for kernel, numbers in (("forward", (64, 80, 256, 272, 1024)), ("backward", (64, 272, 1024)))
