@@ -15,6 +15,7 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -73,7 +74,7 @@ def build(
     suffix = ".so" if module else ""
     target = CACHE / f"{sources[0].stem}-{variant}-{key}{suffix}"
     if not target.exists():
-        _compile([_compiler(), *flags, "-xc++", *map(str, sources)], target)
+        _compile([_compiler(), *flags], sources, target)
     return target
 
 
@@ -133,12 +134,23 @@ def _digest(sources: Sequence[Path], folders: Iterable[Path], flags: Sequence[st
     return digest.hexdigest()[:16]
 
 
-def _compile(command: Sequence[str], target: Path) -> None:
+def _compile(command: Sequence[str], sources: Sequence[Path], target: Path) -> None:
     """Compile under another name, then rename: another process may be at the same target."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        temporary = Path(folder) / target.name
-        result = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True)
-        if result.returncode:
-            raise CompileError(f"{' '.join(command)}\n{result.stderr}")
+        objects = [f"{folder}/{i}.o" for i in range(len(sources))]
+
+        def compile_one(source: Path, output: str) -> None:
+            _run(*command, "-c", "-xc++", str(source), "-o", output)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compile_one, sources, objects))
+        temporary = f"{folder}/{target.name}"
+        _run(*command, *objects, "-o", temporary)
         os.replace(temporary, target)
+
+
+def _run(*command: str) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise CompileError(f"{' '.join(command)}\n{result.stderr}")
