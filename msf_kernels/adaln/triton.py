@@ -24,7 +24,7 @@ from ..triton_support.rows import (
     sum_partials,
 )
 
-# For each of the 132 multiprocessors of an H200 sixteen blocks forward, of which some five run at
+# For each of the 132 multiprocessors of an H200 sixteen blocks forward, of which five or six run at
 # once, and backward the three or four that run at once, because each writes sums.
 FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 16 * 132, 4 * 132
 
@@ -175,6 +175,16 @@ def backward_kernel(
         store_sum(scale_sums, scale_sum, columns, ROWS, D)
 
 
+def registers(walk: Walk, gated: bool, few: int, many: int) -> int:
+    """That a thread may use: told how many, the compiler does not spill some to use fewer.
+
+    Many with a gate and more than 12 channels a thread; a block of 1024 threads has 64 for each.
+    """
+    threads = 32 * walk.warps
+    channels = walk.rows * walk.piece * walk.pieces // threads
+    return min(many if gated and channels > 12 else few, 65536 // threads)
+
+
 def forward(
     x: Tensor,
     y: Tensor | None,
@@ -199,18 +209,9 @@ def forward(
         *(*map(modulation, (gate, shift, scale)), x_out, h, mean, rstd, *walk.sizes(x)),
         *(eps, eager),
         warps=walk.warps,
+        maxnreg=registers(walk, gate is not None, 80, 96),  # six blocks of 128 threads, five
     )
     return x_out, h, mean, rstd
-
-
-def registers(walk: Walk, gated: bool) -> int:
-    """That a thread of the backward may use: told how many, the compiler spills none.
-
-    Four blocks of 128 threads fit or, with a gate and more than 12 channels a thread, three.
-    """
-    threads = 32 * walk.warps
-    channels = walk.rows * walk.piece * walk.pieces // threads
-    return min(168 if gated and channels > 12 else 128, 65536 // threads)
 
 
 def backward(
@@ -241,7 +242,7 @@ def backward(
         *(dense(x_out), dense(y), modulation(gate), modulation(scale), dense(mean), dense(rstd)),
         *(*grads[:2], *sums, *walk.sizes(grad)),
         warps=walk.warps,
-        maxnreg=registers(walk, gate is not None),
+        maxnreg=registers(walk, gate is not None, 128, 168),  # four blocks of 128 threads, three
     )
     sum_partials([pair for pair in zip(sums, grads[2:]) if pair[0] is not pair[1]])
     return tuple(grads)
@@ -278,18 +279,22 @@ gate_residual_adaln_backward = backward
 
 
 def audited(op: str, D: int) -> Callable[..., Any]:
-    """A call of the operator and one of its gradient."""
+    """The operator in both roundings, and its gradient."""
 
     def call(new: Callable[..., Tensor]) -> None:
         (x, y), (gate, shift, scale) = new(2, 64, 256, D).unbind(), new(64, 6 * D).chunk(6, 1)[:3]
+        for eager in (True, False):
+            if op == "adaln_modulate":
+                h, *rest = adaln_modulate(x, shift, scale, 1e-6, eager)
+            elif op == "gate_residual":
+                gate_residual(x, y, gate, eager)
+            else:
+                x_out, h, *rest = gate_residual_adaln(x, y, gate, shift, scale, 1e-6, eager)
         if op == "adaln_modulate":
-            _, *statistics = adaln_modulate(x, shift, scale, 1e-6, False)
-            adaln_modulate_backward(y, x, shift, scale, *statistics)
+            adaln_modulate_backward(h, x, shift, scale, *rest)
         elif op == "gate_residual":
-            gate_residual(x, y, gate, False)
             gate_residual_backward(x, y, gate)
         else:
-            x_out, h, *rest = gate_residual_adaln(x, y, gate, shift, scale, 1e-6, False)
             gate_residual_adaln_backward(h, x_out, x_out, y, gate, shift, scale, *rest)
 
     return call
