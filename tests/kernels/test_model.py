@@ -19,8 +19,9 @@ from numerics import DEVICE
 
 from .emulated import emulated
 
-# Attention has no kernel of ours in CUDA.
-requests = pytest.mark.parametrize("request_", ["triton", "cuda,attention=triton"])
+# Attention has no kernel of ours in CUDA. On a CPU "auto" is the reference.
+REQUESTS = ["triton", "cuda,attention=triton", *(["auto"] if DEVICE == "cuda" else [])]
+requests = pytest.mark.parametrize("request_", REQUESTS)
 
 
 @pytest.fixture(autouse=True)
