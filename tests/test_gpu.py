@@ -13,7 +13,7 @@ import msf
 import msf_kernels
 from kernels.cases import CASES, Case
 from kernels.test_attention import check
-from models import images, tiny_model
+from models import tiny_model
 from msf_kernels.attention.libraries import LIBRARIES
 from msf_kernels.backend import BACKENDS
 from numerics import assert_as_good_as, normal
