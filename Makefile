@@ -110,13 +110,15 @@ gpu-sanitize:
 
 gpu-bench:
 	$(PYTHON) -m benchmarks.run --quick
+	$(PYTHON) -m benchmarks.model --quick
 
-# Every shape of every operator: some minutes for each.
+# Every shape of every operator, some minutes for each, and every size of the models.
 gpu-bench-full:
-	for op in pyramid_split pyramid_merge merge_tokens flow_interpolate guided_euler_step \
-	    guided_euler_merge; do
+	ops=$$($(PYTHON) -c 'from benchmarks.registry import find; print(*{b.op: 0 for b in find()})')
+	for op in $$ops; do
 	  $(PYTHON) -m benchmarks.run --op $$op
 	done
+	$(PYTHON) -m benchmarks.model
 
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

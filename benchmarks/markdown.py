@@ -32,14 +32,14 @@ def markdown(rows: Iterable[Row], roofline: Roofline) -> str:
     lines = []
     for name, group in groupby(rows, key=lambda row: row.benchmark):
         members = list(group)
-        lines += [f"\n### {name}\n", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
-        lines += [_line(_cells(row, roofline)) for row in members if row.status != "skipped"]
+        lines += [f"\n### {name}\n", line(COLUMNS), line(["---"] * len(COLUMNS))]
+        lines += [line(_cells(row, roofline)) for row in members if row.status != "skipped"]
         skipped = {row.arm: row.note for row in members if row.status == "skipped"}
         lines += [f"\nNo {arm}: {reason}." for arm, reason in skipped.items()]
     return "\n".join(lines)
 
 
-def _line(cells: Iterable[str]) -> str:
+def line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from msf.files import atomic_write
 from msf.parsing import parse_object
@@ -49,15 +49,18 @@ class Row:
     noise: float | None = None
 
 
+RowType = TypeVar("RowType")
+
+
 @dataclass(frozen=True)
-class Report:
+class Report(Generic[RowType]):
     """A run: when, on what, with which seed, the device's rates in it, and the rows."""
 
     date: str
     machine: dict[str, Any]
     seed: int
     roofline: Roofline
-    rows: list[Row]
+    rows: list[RowType]
 
 
 def save(report: Report, path: Path) -> None:
@@ -66,7 +69,7 @@ def save(report: Report, path: Path) -> None:
         temporary.write_text(document)
 
 
-def load(path: Path) -> Report:
+def load(path: Path) -> Report[Row]:
     """OSError, or ValueError in one line, where the file holds no report."""
     document = parse_object(path.read_bytes(), path)
     try:

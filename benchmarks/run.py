@@ -21,7 +21,7 @@ from .markdown import heading, markdown
 from .measure import Session, measure
 from .parser import Parser
 from .registry import Benchmark, find
-from .results import Report, save
+from .results import Report, Row, save
 from .roofline import measure_roofline
 from .timing import side_stream, stopwatch_of
 
@@ -70,7 +70,7 @@ def run(
     rounds = 5 if quick or device.type == "cpu" else 15
     session = Session(generator, measure_roofline(device), stopwatch_of(device), rounds)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    report = Report(date, machine.describe(device), seed, session.roofline, [])
+    report = Report[Row](date, machine.describe(device), seed, session.roofline, [])
     print(heading(report))
     for benchmark in benchmarks:
         rows = [

@@ -1,0 +1,105 @@
+"""One block of a transformer on a batch of images, forward or forward and backward."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import msf
+from msf.transformer import Block
+from msf_kernels import rope_2d
+
+from .rows import Row
+from .timing import Replay, Stopwatch, Work, replay_of, stopwatch_of
+from .transformers import EAGER, Way
+
+
+@dataclass(frozen=True)
+class BlockPass:
+    """A call gives the outputs and, with `backward`, the gradients of all inputs and parameters.
+
+    Args:
+        inputs: x and h (B, N, D), and the modulation (B, 8, D): the block's six parts, and the
+            shift and scale of the next.
+        cotangents: of both outputs.
+        rope: as made by `rope_2d`.
+    """
+
+    block: Block
+    inputs: tuple[Tensor, ...]
+    cotangents: tuple[Tensor, ...]
+    rope: Tensor
+    backward: bool
+
+    @classmethod
+    def draw(
+        cls,
+        stage: msf.StageConfig,
+        grid: tuple[int, int],
+        tokens: int,
+        backward: bool,
+        device: torch.device,
+    ) -> BlockPass:
+        """Random weights and numbers in bfloat16, `tokens` in all; no gate hides a gradient."""
+        batch = max(1, tokens // (grid[0] * grid[1]))
+        where: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
+        block = Block(stage, qk_norm=True).to(**where)
+        drawn = torch.randn(4, batch, grid[0] * grid[1], stage.width, **where).unbind()
+        modulation = 0.5 * torch.randn(batch, 8, stage.width, **where)
+        inputs = tuple(tensor.requires_grad_() for tensor in (*drawn[:2], modulation))
+        rope = rope_2d(*grid, stage.head_dim, device=device)
+        return cls(block, inputs, drawn[2:], rope, backward)
+
+    @property
+    def row(self) -> Row:
+        batch, tokens, width = self.inputs[0].shape
+        what = "block and backward" if self.backward else "block"
+        return Row(what, f"width {width}", size=tokens, images=batch, flops=self.flops)
+
+    @property
+    def flops(self) -> int:
+        """Of the matrix products; a backward has twice those of its forward."""
+        batch, tokens, width = self.inputs[0].shape
+        weights = sum(p.numel() for p in self.block.parameters() if p.dim() == 2)
+        return 2 * batch * tokens * (weights + 2 * tokens * width) * (3 if self.backward else 1)
+
+    def suits(self, way: Way) -> bool:
+        """Not what makes CUDA graphs of its own: they cannot be captured in another."""
+        return way.mode != "reduce-overhead"
+
+    def exact(self) -> tuple[Tensor, ...]:
+        """The results in float64."""
+        double = replace(
+            self,
+            block=copy.deepcopy(self.block).double(),
+            inputs=tuple(tensor.detach().double().requires_grad_() for tensor in self.inputs),
+            cotangents=tuple(tensor.double() for tensor in self.cotangents),
+        )
+        return double.work(EAGER).run()[0]
+
+    def work(self, way: Way) -> Work:
+        return Work([partial(self._call, way.prepare(self.block))], way.scope)
+
+    def _call(self, run: Any) -> tuple[Tensor, ...]:
+        x, h, modulation = self.inputs
+        *six, shift, scale = modulation.unbind(1)
+        with nullcontext() if self.backward else torch.no_grad():
+            outputs = run(x, h, tuple(six), shift, scale, self.rope)
+        if not self.backward:
+            return outputs
+        wanted = (*self.inputs, *self.block.parameters())
+        gradients = torch.autograd.grad(outputs, wanted, self.cotangents)
+        return *(output.detach() for output in outputs), *gradients
+
+    def replay(self, work: Work, device: torch.device) -> Replay:
+        """In a CUDA graph, so that no launch gaps are timed."""
+        return replay_of(work, device)
+
+    def stopwatch(self, device: torch.device) -> Stopwatch:
+        return stopwatch_of(device)

@@ -1,0 +1,118 @@
+"""Ways to run a transformer of `msf`: with our operators, or the same weights in plain PyTorch.
+
+A plain one is the model's own code with its fused operators replaced by what a user writes, so that
+torch.compile sees nothing of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+import torch._functorch.config
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import msf.transformer
+import msf_kernels
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+
+
+def gate_and_modulate(
+    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    x = x + gate[:, None] * y
+    return x, modulate(x, shift, scale)
+
+
+def attend(
+    qkv: Tensor,
+    *,
+    num_heads: int,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    rope: Tensor | None = None,
+) -> Tensor:
+    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    if q_weight is not None and k_weight is not None:
+        q = F.rms_norm(q, q.shape[-1:], q_weight, 1e-6)
+        k = F.rms_norm(k, k.shape[-1:], k_weight, 1e-6)
+    if rope is not None:
+        q, k = rotate(q, rope), rotate(k, rope)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    (cos, sin), (first, second) = rope, x.chunk(2, -1)  # in float32, as the table is
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+
+
+PLAIN: dict[str, Callable[..., Any]] = {
+    "adaln_modulate": modulate,
+    "gate_residual_adaln": gate_and_modulate,
+    "attention": attend,
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a module runs.
+
+    Args:
+        ours: with the operators of msf_kernels, each on the backend that it chooses itself.
+        attention: of PyTorch; None leaves the choice to it.
+        mode: of torch.compile; None does not compile.
+    """
+
+    name: str
+    ours: bool = False
+    attention: SDPBackend | None = None
+    mode: str | None = None
+
+    def prepare(self, module: nn.Module) -> Callable[..., Any]:
+        """What is called in place of the module's forward, inside `scope`."""
+        forward = module.forward
+        if self.mode is None:
+            return forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return forward(*args, **kwargs)
+
+        # Dynamo keeps what it compiled with the code object and does not ask which attention of
+        # PyTorch was chosen: with one code for all, cuDNN's way would run the graph of flash's.
+        run.__code__ = run.__code__.replace()
+        return torch.compile(run, mode=self.mode, dynamic=False, fullgraph=True)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Holds while the module runs, and while it is compiled."""
+        with ExitStack() as stack:
+            if not self.ours:
+                for name, function in PLAIN.items():
+                    stack.enter_context(mock.patch.object(msf.transformer, name, function))
+                stack.enter_context(msf_kernels.backend("reference"))
+            if self.attention is not None:
+                stack.enter_context(sdpa_kernel(self.attention))
+            # Its key too leaves out which attention was chosen.
+            stack.enter_context(torch._functorch.config.patch(enable_autograd_cache=False))
+            yield
+
+
+EAGER = Way("eager")
+WAYS = (
+    EAGER,
+    Way("compile-flash", attention=SDPBackend.FLASH_ATTENTION, mode="default"),
+    Way("compile-cudnn", attention=SDPBackend.CUDNN_ATTENTION, mode="default"),
+    Way("compile-graphs", mode="reduce-overhead"),
+    Way("ours", ours=True),
+    Way("ours-compile", ours=True, mode="default"),
+    Way("ours-graphs", ours=True, mode="reduce-overhead"),
+)
