@@ -16,9 +16,6 @@ struct Forward {
   Compute<T>*mean, *rstd;
 };
 
-__device__ inline float inverse_sqrt(float x) { return rsqrtf(x); }
-__device__ inline double inverse_sqrt(double x) { return rsqrt(x); }
-
 // The value as PyTorch's next operator would read it.
 template <class T>
 __device__ Compute<T> rounded(Compute<T> value, bool eager) {
@@ -78,7 +75,7 @@ __device__ void normalise(const Vector<T, kVector> (&x)[kRows][kItems], const Fo
   each_element([&](int r, C value) { rstd[r] += (value - mean[r]) * (value - mean[r]); });
   sum_over_block(rstd, shared_squares);
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) rstd[r] = inverse_sqrt(rstd[r] / channels.count + a.eps);
+  for (int r = 0; r < kRows; ++r) rstd[r] = reciprocal_root(rstd[r] / channels.count + a.eps);
 
   channels.each([&](int i, int c) {
     const auto shift = Vector<M, kVector>::load(a.shift[sample] + c);
@@ -111,7 +108,7 @@ __device__ void normalise(const Vector<T, kVector> (&x)[kRows][kItems], const Fo
 template <class T, class Y, class M, int kVector, int kItems, bool kGate, bool kNorm>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     gate_residual_adaln_kernel(TokenSlices size, Forward<T, Y, M> a) {
-  constexpr int kRows = rows_at_once<T>(kVector * kItems, 16);
+  constexpr int kRows = rows_at_once<T, kVector, kItems>(16);
   const Slice slice(size);
   const Channels<kVector, kItems> channels{size.channels};
   for (int64_t row = slice.first; row < slice.end; row += kRows) {

@@ -6,7 +6,6 @@
 
 namespace msf {
 
-constexpr int kWarp = 32;
 constexpr int kMaxThreads = 512, kMaxWarps = kMaxThreads / kWarp;
 
 inline int slices(const TokenSlices& size) { return (size.tokens + size.length - 1) / size.length; }
@@ -24,11 +23,12 @@ struct Slice {
 };
 
 // Of how many tokens a thread holds its channels at the same time, `most` numbers of 32 bits: more
-// keep more loads in flight, fewer leave registers for more blocks.
-template <class T>
-__host__ __device__ constexpr int rows_at_once(int channels, int most) {
-  const int numbers = channels * int(sizeof(Compute<T>)) / 4;
-  return numbers < most ? most / numbers : 1;
+// keep more loads in flight, fewer leave registers for more blocks. Single channels have an address
+// each, in registers too.
+template <class T, int kVector, int kItems>
+__host__ __device__ constexpr int rows_at_once(int most) {
+  const int numbers = kVector * kItems * int(sizeof(Compute<T>)) / 4;
+  return kVector > 1 && numbers < most ? most / numbers : 1;
 }
 
 // The thread's channels: kItems vectors of kVector, of which those before `count` exist.

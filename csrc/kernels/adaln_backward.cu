@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     gate_residual_adaln_backward_kernel(TokenSlices size, Backward<T, Y, M> a) {
   using C = Compute<T>;
   using Token = Token<T, Y, M, kVector, kItems, kGate, kNorm>;
-  constexpr int kRows = rows_at_once<T>(kVector * kItems, 8);
+  constexpr int kRows = rows_at_once<T, kVector, kItems>(8);
   constexpr bool kLate = kVector * kItems > 8;  // all of a token would not fit the registers
   MSF_SHARED(C, shared, 2 * 2 * kRows * kMaxWarps);
   const Slice slice(size);

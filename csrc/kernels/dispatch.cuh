@@ -51,10 +51,14 @@ void with_flag(bool flag, Body body) {
 
 inline cudaStream_t cuda_stream(Address stream) { return static_cast<cudaStream_t>(stream.value); }
 
+constexpr int kWarp = 32;
 constexpr unsigned kThreads = 256;
 
 // Blocks of kThreads for so many threads.
 inline unsigned blocks(int64_t threads) { return unsigned((threads + kThreads - 1) / kThreads); }
+
+__device__ inline float reciprocal_root(float x) { return rsqrtf(x); }
+__device__ inline double reciprocal_root(double x) { return rsqrt(x); }
 
 __device__ inline int64_t thread_index() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 

@@ -8,10 +8,7 @@
 
 namespace msf {
 
-constexpr int kWarp = 32, kWarps = kThreads / kWarp;
-
-__device__ inline float reciprocal_root(float x) { return rsqrtf(x); }
-__device__ inline double reciprocal_root(double x) { return rsqrt(x); }
+constexpr int kWarps = kThreads / kWarp;
 
 // Which lanes hold a head, and which of them this thread is.
 struct Lanes {

@@ -87,7 +87,7 @@ __device__ void norm_backward(S& grad, S& x, const S& weight, S& grad_weight, C 
 // Blocks are (any number, over which the heads are dealt; q, k or v). Each leaves the sum of its
 // gradients of a norm weight in `partial` (2, blocks, d), in the order of its heads.
 template <class T, int kVector, int kTurns>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? 2 : 1)
     qk_norm_rope_backward_kernel(HeadGrid grid, Lanes spread, HeadsView grad_q, HeadsView grad_k,
                                  HeadsView grad_v, HeadsView q, HeadsView k, NormWeight q_weight,
                                  NormWeight k_weight, const float* rope, Compute<T> eps,

@@ -21,6 +21,8 @@ PLAIN, BILINEAR, BILINEAR_INTERLEAVED, ADALN = 96, 128, 224, 128
 # 20 KB that arrive in the 600 ns of a memory access.
 HEADS_BACKWARD = 128
 
+DOUBLE = 255  # which nobody computes in for its speed
+
 
 def rows() -> Iterator[Row]:
     """One row for each kernel and architecture.
@@ -59,7 +61,7 @@ def _budget(kernel: str, arguments: str) -> int:
     if kernel.startswith("gate_residual_adaln"):
         return ADALN
     if kernel == "qk_norm_rope_backward_kernel":
-        return HEADS_BACKWARD
+        return DOUBLE if arguments.startswith("double") else HEADS_BACKWARD
     bilinear = arguments.endswith(" 1") and ("Layout" in arguments or "merge_kernel" in kernel)
     if not bilinear:
         return PLAIN
