@@ -33,6 +33,7 @@ class Tile:
     steps: int
     rest: int
     warps: int
+    stages: int
     dim: int
     pieces: tuple[tuple[int, int, bool], ...]
 
@@ -43,9 +44,9 @@ class Tile:
         With wgmma, operands stay in shared memory. Else those of a step are copied to registers,
         and joined halves without ldmatrix. Products of float32 are none for tensor cores.
         """
-        rows, columns = 128, 64
+        rows, columns, stages = 128, 64, 2
         if backward:
-            rows, columns = (128, 32) if wgmma else (64, 16)
+            rows, columns, stages = (128, 32, 3) if wgmma else (64, 16, 1)
         elif tokens <= 64 and not wgmma:
             columns = 32
         if element_size > 2:
@@ -58,7 +59,7 @@ class Tile:
         rest = max(16, power_of_2(left)) if left else 0
         widest = 64 if element_size == 2 else 16
         cut = pieces(dim, widest, joined=wgmma or element_size > 2)
-        return cls(rows, columns, steps, rest, 8 if rows == 128 else 4, dim, cut)
+        return cls(rows, columns, steps, rest, 8 if rows == 128 else 4, stages, dim, cut)
 
 
 def pieces(dim: int, widest: int, joined: bool) -> tuple[tuple[int, int, bool], ...]:
@@ -143,7 +144,7 @@ def has_wgmma() -> bool:
 
 def _launch(kernel: Any, tile: Tile, programs: int, qkv: Tensor, *tensors: Any) -> None:
     sizes = tile.dim, tile.pieces, tile.rows, tile.columns, tile.steps, tile.rest
-    launch(kernel, qkv.device, programs, *tensors, *sizes, warps=tile.warps, num_stages=2)
+    launch(kernel, qkv.device, programs, *tensors, *sizes, warps=tile.warps, num_stages=tile.stages)
 
 
 def _audited(kernel: str, tokens: int, dim: int) -> Callable[..., Any]:
