@@ -21,8 +21,9 @@ demo: install
 	trap 'kill $$base 2>/dev/null || true' EXIT
 	$$train residual
 	wait $$base
-	msf sample runs/digits --solver heun --count 100 --out runs/digits/samples.png --overwrite
-	msf evaluate runs/digits --solver heun --steps 16 4 --steps 16 16 \
+	settings="--solver heun --guidance-scale 1.1 1"
+	msf sample runs/digits $$settings --count 100 --out runs/digits/samples.png --overwrite
+	msf evaluate runs/digits $$settings --steps 16 4 --steps 16 16 \
 	  --out runs/digits/evaluation.json --overwrite
 
 test: install
