@@ -67,7 +67,9 @@ def choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def number(op: str, name: str, value: float) -> None:
-    """The number, if a whole one, is not beyond what a float holds."""
+    """The value is a number and, if a whole one, not beyond what a float holds."""
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         raise ValueError(f"{op}: {name} must be in the range of a float")
 

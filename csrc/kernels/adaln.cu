@@ -130,10 +130,10 @@ void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address 
                          Modulation shift, Modulation scale, double eps, bool eager, Address x_out,
                          Address h, Address mean, Address rstd, Address stream) {
   if (size.batch == 0 || size.tokens == 0 || size.channels == 0) return;
-  with_adaln_types(types, [&](auto type, auto other, auto third) {
-    using T = typename decltype(type)::type;
-    using Y = typename decltype(other)::type;
-    using M = typename decltype(third)::type;
+  with_adaln_types(types, [&](auto x_type, auto y_type, auto modulation_type) {
+    using T = typename decltype(x_type)::type;
+    using Y = typename decltype(y_type)::type;
+    using M = typename decltype(modulation_type)::type;
     const Forward<T, Y, M> arguments{
         x.as<const T>(),      y.as<const Y>(), gate,          shift,     scale,
         Compute<T>(eps),      eager,           x_out.as<T>(), h.as<T>(), mean.as<Compute<T>>(),

@@ -80,7 +80,7 @@ struct ModulationRows {
       : data(modulation.data.as<const M>()), stride(modulation.stride) {}
   __device__ const M* operator[](int sample) const { return data + sample * stride; }
   bool is_aligned() const {
-    return msf::is_aligned({{const_cast<M*>(data)}}) && stride * sizeof(M) % 16 == 0;
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * sizeof(M) % 16 == 0;
   }
 };
 
@@ -101,8 +101,8 @@ void with_adaln_types(const AdalnTypes& types, Body body) {
   });
 }
 
-// Calls body(kVector, kItems, threads) so that a block's threads have the channels of a row:
-// vectors of 16 bytes where its addresses allow them, and as few a thread as there are threads for.
+// Calls body(kVector, kItems, threads): vectors of 16 bytes where addresses allow them, and as few
+// a thread as let kMaxThreads threads cover a row.
 template <class T, class Body>
 void with_channels(int channels, bool aligned, Body body) {
   auto fits = [&](auto vector, auto items) {

@@ -28,13 +28,13 @@ struct Token {
   Vector<Y, kVector> y[kItems] = {};
   C mean = 0, rstd = 0;
 
-  __device__ void load_norm(const Backward<T, Y, M>& a, int i, int64_t offset) {
-    grad_h[i] = grad_h[i].load(a.grad_h + offset);
-    x[i] = x[i].load(a.x + offset);
+  __device__ void load_norm(const Backward<T, Y, M>& args, int i, int64_t offset) {
+    grad_h[i] = grad_h[i].load(args.grad_h + offset);
+    x[i] = x[i].load(args.x + offset);
   }
-  __device__ void load_residual(const Backward<T, Y, M>& a, int i, int64_t offset) {
-    if (a.grad_x_out) grad_x_out[i] = grad_x_out[i].load(a.grad_x_out + offset);
-    if constexpr (kGate) y[i] = y[i].load(a.y + offset);
+  __device__ void load_residual(const Backward<T, Y, M>& args, int i, int64_t offset) {
+    if (args.grad_x_out) grad_x_out[i] = grad_x_out[i].load(args.grad_x_out + offset);
+    if constexpr (kGate) y[i] = y[i].load(args.y + offset);
   }
 
   // x normalised, and the gradient of that.
@@ -44,10 +44,32 @@ struct Token {
   }
 };
 
+// A thread's sums over the block's tokens: a gradient, or a part of it for the second kernel.
+template <class T, class Y, class M, int kVector, int kItems>
+__device__ void store_sum(const Compute<T> (&total)[kItems][kVector], const Backward<T, Y, M>& args,
+                          const Channels<kVector, kItems>& channels, int sum) {
+  const int64_t parts = int64_t(gridDim.x) * gridDim.y;
+  const int64_t part = int64_t(blockIdx.x) * gridDim.y + blockIdx.y;
+  channels.each([&](int i, int c) {
+    Vector<Compute<T>, kVector> partial;
+    Vector<M, kVector> whole;
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) {
+      partial[k] = total[i][k];
+      whole[k] = from_compute<M>(total[i][k]);
+    }
+    if (args.partials) {
+      partial.store(args.partials + (sum * parts + part) * channels.count + c);
+    } else {
+      whole.store(args.sums[sum] + part * channels.count + c);
+    }
+  });
+}
+
 // Blocks are (samples, slices).
 template <class T, class Y, class M, int kVector, int kItems, bool kGate, bool kNorm>
 __global__ void __launch_bounds__(kMaxThreads, 1)
-    gate_residual_adaln_backward_kernel(TokenSlices size, Backward<T, Y, M> a) {
+    gate_residual_adaln_backward_kernel(TokenSlices size, Backward<T, Y, M> args) {
   using C = Compute<T>;
   using Token = Token<T, Y, M, kVector, kItems, kGate, kNorm>;
   constexpr int kRows = rows_at_once<T, kVector, kItems>(8);
@@ -62,19 +84,19 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     for (int r = 0; r < kRows; ++r) {
       if (row + r >= slice.end) break;
       if constexpr (kNorm) {
-        tokens[r].mean = a.mean[row + r];
-        tokens[r].rstd = a.rstd[row + r];
+        tokens[r].mean = args.mean[row + r];
+        tokens[r].rstd = args.rstd[row + r];
       }
       channels.each([&](int i, int c) {
         const int64_t offset = (row + r) * size.channels + c;
-        if constexpr (kNorm) tokens[r].load_norm(a, i, offset);
-        if constexpr (!kLate) tokens[r].load_residual(a, i, offset);
+        if constexpr (kNorm) tokens[r].load_norm(args, i, offset);
+        if constexpr (!kLate) tokens[r].load_residual(args, i, offset);
       });
     }
     C means[2 * kRows] = {};  // of a token's gradient, and of its product with the normalised
     if constexpr (kNorm) {
       channels.each([&](int i, int c) {
-        const auto scale = Vector<M, kVector>::load(a.scale[slice.sample] + c);
+        const auto scale = Vector<M, kVector>::load(args.scale[slice.sample] + c);
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
 #pragma unroll
@@ -96,14 +118,14 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     }
     channels.each([&](int i, int c) {
       Vector<M, kVector> scale, gate;
-      if constexpr (kNorm) scale = scale.load(a.scale[slice.sample] + c);
-      if constexpr (kGate) gate = gate.load(a.gate[slice.sample] + c);
+      if constexpr (kNorm) scale = scale.load(args.scale[slice.sample] + c);
+      if constexpr (kGate) gate = gate.load(args.gate[slice.sample] + c);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         if (row + r >= slice.end) break;
         Token& token = tokens[r];
         const int64_t offset = (row + r) * size.channels + c;
-        if constexpr (kLate) token.load_residual(a, i, offset);
+        if constexpr (kLate) token.load_residual(args, i, offset);
         Vector<T, kVector> grad_x;
         Vector<Y, kVector> grad_y;
 #pragma unroll
@@ -120,36 +142,17 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
             totals[kGateSum][i][k] += grad * to_compute(token.y[i][k]);
           }
         }
-        if constexpr (kNorm) grad_x.store(a.grad_x + offset);
-        if constexpr (kGate) grad_y.store(a.grad_y + offset);
+        if constexpr (kNorm) grad_x.store(args.grad_x + offset);
+        if constexpr (kGate) grad_y.store(args.grad_y + offset);
       }
     });
   }
-
-  channels.each([&](int i, int c) {
-#pragma unroll
-    for (int sum = 0; sum < kSums; ++sum) {
-      if (sum == kGateSum ? !kGate : !kNorm) continue;
-      const int64_t part = int64_t(blockIdx.x) * gridDim.y + blockIdx.y;
-      const int64_t offset = part * size.channels + c;
-      Vector<C, kVector> partial;
-      Vector<M, kVector> whole;
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) {
-        partial[k] = totals[sum][i][k];
-        whole[k] = from_compute<M>(partial[k]);
-      }
-      if (a.partials) {
-        const int64_t parts = int64_t(gridDim.x) * gridDim.y;
-        partial.store(a.partials + sum * parts * size.channels + offset);
-      } else {
-        whole.store(a.sums[sum] + offset);
-      }
-    }
-  });
+  if constexpr (kGate) store_sum(totals[kGateSum], args, channels, kGateSum);
+  if constexpr (kNorm) store_sum(totals[kShiftSum], args, channels, kShiftSum);
+  if constexpr (kNorm) store_sum(totals[kScaleSum], args, channels, kScaleSum);
 }
 
-// Rows (parts, D) of partial sums, each `parts` of them to one row of out.
+// Partial sums (rows, parts, D) of which out (rows, D) gets the sums over parts.
 template <class C, class M>
 struct PartialSums {
   const C* partials;
@@ -158,18 +161,16 @@ struct PartialSums {
   int64_t parts;
 };
 
-template <class C, class M>
-struct AllPartialSums {
-  PartialSums<C, M> of[kSums];
-};
-
 constexpr int kGroups = 8;  // of threads, each with every eighth part
 
-// Blocks are (kWarp channels, rows of out, gradients), threads (channels, groups).
+// Blocks are (kWarp channels, rows, gradients), threads (channels, groups).
 template <class C, class M>
-__global__ void sum_partials_kernel(int channels, AllPartialSums<C, M> all) {
+__global__ void sum_partials_kernel(int channels, PartialSums<C, M> gate, PartialSums<C, M> shift,
+                                    PartialSums<C, M> scale) {
   MSF_SHARED(C, shared, kGroups * kWarp);
-  const PartialSums<C, M>& a = all.of[blockIdx.z];
+  const PartialSums<C, M> a = blockIdx.z == kGateSum    ? gate
+                              : blockIdx.z == kShiftSum ? shift
+                                                        : scale;
   const int64_t channel = int64_t(blockIdx.x) * kWarp + threadIdx.x;
   for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
     C sum = 0;
@@ -188,6 +189,23 @@ __global__ void sum_partials_kernel(int channels, AllPartialSums<C, M> all) {
   }
 }
 
+template <class C, class M>
+void sum_partials(const TokenSlices& size, Address partials,
+                  const ModulationGradient (&grads)[kSums], Address stream) {
+  const int64_t parts = int64_t(size.batch) * slices(size);
+  auto sums = [&](int i) -> PartialSums<C, M> {
+    const bool shared = grads[i].shared;
+    return {partials.as<const C>() + i * parts * size.channels, grads[i].data.as<M>(),
+            !grads[i].data ? 0
+            : shared       ? 1
+                           : size.batch,
+            shared ? parts : slices(size)};
+  };
+  const dim3 grid((size.channels + kWarp - 1) / kWarp, grid_rows(size.batch), kSums);
+  launch(sum_partials_kernel<C, M>, grid, dim3(kWarp, kGroups), 0, cuda_stream(stream),
+         size.channels, sums(kGateSum), sums(kShiftSum), sums(kScaleSum));
+}
+
 }  // namespace
 
 void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address grad_h,
@@ -198,11 +216,10 @@ void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address gr
                                   Address partials, Address stream) {
   const ModulationGradient grads[kSums] = {grad_gate, grad_shift, grad_scale};
   if (size.batch == 0 || size.tokens == 0 || size.channels == 0) return;
-  const int64_t parts = int64_t(size.batch) * slices(size);
-  with_adaln_types(types, [&](auto type, auto other, auto third) {
-    using T = typename decltype(type)::type;
-    using Y = typename decltype(other)::type;
-    using M = typename decltype(third)::type;
+  with_adaln_types(types, [&](auto x_type, auto y_type, auto modulation_type) {
+    using T = typename decltype(x_type)::type;
+    using Y = typename decltype(y_type)::type;
+    using M = typename decltype(modulation_type)::type;
     using C = Compute<T>;
     const Backward<T, Y, M> arguments{
         grad_h.as<const T>(),
@@ -234,19 +251,7 @@ void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address gr
         start(gate_residual_adaln_backward_kernel<T, T, M, kVector, kItems, false, true>);
       }
     });
-    if (!partials) return;
-    AllPartialSums<C, M> all;
-    for (int i = 0; i < kSums; ++i) {
-      const bool absent = !grads[i].data;
-      all.of[i] = {partials.as<const C>() + i * parts * size.channels, grads[i].data.as<M>(),
-                   absent            ? 0
-                   : grads[i].shared ? 1
-                                     : size.batch,
-                   grads[i].shared ? parts : slices(size)};
-    }
-    launch(sum_partials_kernel<C, M>,
-           dim3((size.channels + kWarp - 1) / kWarp, grid_rows(size.batch), kSums),
-           dim3(kWarp, kGroups), 0, cuda_stream(stream), size.channels, all);
+    if (partials) sum_partials<C, M>(size, partials, grads, stream);
   });
 }
 

@@ -11,8 +11,8 @@ from ..dtypes import compute_dtype
 from ..extension import DTYPES, address, dtype, launch
 
 # Blocks that a launch aims at: four for each of the 132 multiprocessors of an H200. A slice has
-# 4 tokens at least in forward, which is one step, and 16 in backward, where each slice costs the
-# traffic of two tokens for its partial sums.
+# 4 tokens at least in forward, one to four steps of its block, and 16 in backward, where each slice
+# costs the traffic of two tokens for its partial sums.
 BLOCKS = 528
 FORWARD_TOKENS, BACKWARD_TOKENS = 4, 16
 
@@ -96,7 +96,7 @@ def _forward(
         _types(x, y, kind),
         _size(x, FORWARD_TOKENS),
         *map(address, (x, y)),
-        *map(_rows, (gate, shift, scale)),
+        *map(_address_and_stride, (gate, shift, scale)),
         eps,
         eager,
         *map(address, (x_out, h, mean, rstd)),
@@ -116,7 +116,8 @@ def _backward(
     rstd: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """The gradients of x, y, gate, shift and scale, those that are asked for."""
-    grad_h, grad_x_out, x, y = map(_aligned, (grad_h, grad_x_out, x, y))
+    tensors = grad_h, grad_x_out, x, y, mean, rstd
+    grad_h, grad_x_out, x, y, mean, rstd = map(_aligned, tensors)
     like = grad_x_out if x is None else x
     assert like is not None
     modulations = gate, shift, scale
@@ -124,7 +125,8 @@ def _backward(
     gate, scale = _modulation(gate, kind), _modulation(scale, kind)
     grad_x = None if x is None else x.new_empty(x.shape)
     grad_y = None if y is None else y.new_empty(y.shape)
-    sums = [None if m is None else m.new_zeros(m.shape, dtype=kind) for m in modulations]
+    fresh = torch.empty if like.numel() else torch.zeros
+    sums = [None if m is None else fresh(m.shape, dtype=kind, device=m.device) for m in modulations]
     size = batch, tokens, channels, length = _size(like, BACKWARD_TOKENS)
     slices = -(-tokens // length)
     shared = [m is not None and m.shape[0] != batch for m in modulations]
@@ -137,7 +139,7 @@ def _backward(
         _types(like, y, kind),
         size,
         *map(address, (grad_h, grad_x_out, x, y)),
-        *map(_rows, (gate, scale)),
+        *map(_address_and_stride, (gate, scale)),
         *map(address, (mean, rstd, grad_x, grad_y)),
         *zip(map(address, sums), shared),
         address(partials),
@@ -164,17 +166,20 @@ def _modulation_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype:
 
 
 def _modulation(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """(B, D) in the dtype, in place where its rows can be read as vectors."""
+    """(B, D) in the dtype; in place unless a copy lets its rows be read, or read as vectors."""
     if x is None:
         return None
     x = x.to(dtype)
-    if x.stride(1) != 1 or x.data_ptr() % 16 or x.stride(0) * x.element_size() % 16:
+    address, stride = _address_and_stride(x)
+    size = x.element_size()
+    aligned = address % 16 == 0 and stride * size % 16 == 0
+    if x.stride(1) != 1 or (not aligned and x.shape[1] * size % 16 == 0):
         return x.clone(memory_format=torch.contiguous_format)
     return x
 
 
-def _rows(x: Tensor | None) -> tuple[int, int]:
-    """A Modulation."""
+def _address_and_stride(x: Tensor | None) -> tuple[int, int]:
+    """A Modulation of csrc/launchers.hpp."""
     return (0, 0) if x is None else (x.data_ptr(), x.stride(0) if x.shape[0] > 1 else 0)
 
 

@@ -23,12 +23,14 @@ def adaln_modulate(
 
     Args:
         x: (B, N, D) float64, float32, bfloat16 or float16.
-        shift, scale: (B, D) or (1, D), possibly strided views of one (B, 6D) tensor; x's dtype,
-            or float32 beside a 16-bit dtype.
+        shift, scale: (B, D) or (1, D), possibly strided views of one (B, 6D) tensor. All are of one
+            dtype, or each of one 16-bit dtype or float32.
         eps: added to the variance.
         rounding: "fp32" computes in float32 and rounds once; "eager" rounds where PyTorch does that
             runs `layer_norm(x) * (1 + scale) + shift` in 16 bits, operation by operation, so that
-            a model trained or published so gives the same images. Tensors of one dtype only.
+            a model trained or published so gives the same images; the gradient is the same in both.
+            Tensors of one dtype only. Statistics are sums in another order than PyTorch's, so
+            that in 16 bits one value in hundreds or thousands may still differ by its last bit.
 
     Returns:
         (B, N, D) in x's dtype.
@@ -36,7 +38,7 @@ def adaln_modulate(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    _check("adaln_modulate", {"x": x}, {"shift": shift, "scale": scale}, rounding)
+    _check("adaln_modulate", {"x": x}, {"shift": shift, "scale": scale}, rounding, eps)
     return _adaln_modulate(x, shift, scale, eps, rounding == "eager")[0]
 
 
@@ -44,8 +46,8 @@ def gate_residual(x: Tensor, y: Tensor, gate: Tensor, *, rounding: str = "fp32")
     """The gated residual of adaLN-Zero: x + gate * y.
 
     Args:
-        x, y: (B, N, D); one dtype, or one 16-bit dtype beside float32.
-        gate: (B, D) or (1, D), possibly strided; dtypes as for y.
+        x, y: (B, N, D); dtypes as in `adaln_modulate`.
+        gate: (B, D) or (1, D), possibly strided; dtypes as for x and y.
         rounding: "fp32" or "eager", as in `adaln_modulate`.
 
     Returns:
@@ -71,8 +73,8 @@ def gate_residual_adaln(
     """gate_residual, then adaln_modulate of its result, in one pass over memory.
 
     Args:
-        x, y: (B, N, D); one dtype, or one 16-bit dtype beside float32.
-        gate, shift, scale: (B, D) or (1, D), possibly strided; dtypes as for y.
+        x, y: (B, N, D); dtypes as in `adaln_modulate`.
+        gate, shift, scale: (B, D) or (1, D), possibly strided; dtypes as for x and y.
         eps: added to the variance.
         rounding: "fp32" or "eager", as in `adaln_modulate`.
 
@@ -83,13 +85,17 @@ def gate_residual_adaln(
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
     modulation = {"gate": gate, "shift": shift, "scale": scale}
-    _check("gate_residual_adaln", {"x": x, "y": y}, modulation, rounding)
+    _check("gate_residual_adaln", {"x": x, "y": y}, modulation, rounding, eps)
     x_out, h, _, _ = _gate_residual_adaln(x, y, gate, shift, scale, eps, rounding == "eager")
     return x_out, h
 
 
 def _check(
-    op: str, tokens: dict[str, Tensor], modulation: dict[str, Tensor], rounding: str
+    op: str,
+    tokens: dict[str, Tensor],
+    modulation: dict[str, Tensor],
+    rounding: str,
+    eps: float = 0.0,
 ) -> None:
     checks.tensors(op, **tokens, **modulation)
     checks.dtypes(op, **tokens, **modulation)
@@ -101,6 +107,7 @@ def _check(
     for name, tensor in modulation.items():
         if tensor.shape != (1, channels):
             checks.shape(op, name, tensor, "(B, D)", (batch, channels))
+    checks.number(op, "eps", eps)
     checks.choice(op, "rounding", rounding, ROUNDINGS)
     if rounding == "eager":
         for name, tensor in (tokens | modulation).items():

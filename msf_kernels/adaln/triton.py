@@ -304,7 +304,8 @@ def audited(op: str, D: int) -> Callable[..., Any]:
 # to 18 channels; three blocks of 128 threads, of up to 54 loads each, fit.
 BUDGET = 168
 
-# Calls that launch every kernel; new(*shape) makes a tensor. See audit/triton.py.
+# Calls that launch every kernel, at the widths of transformers: of others, some spill.
+# new(*shape) makes a tensor. See audit/triton.py.
 AUDITED = {
     f"{op} {D}": audited(op, D)
     for op in ("adaln_modulate", "gate_residual", "gate_residual_adaln")

@@ -40,7 +40,7 @@ def attention(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    check_qkv("attention", qkv, num_heads, q_weight, k_weight, rope)
+    check_qkv("attention", qkv, num_heads, q_weight, k_weight, rope, eps)
     return _attention(qkv, q_weight, k_weight, rope, num_heads, eps)[0]
 
 

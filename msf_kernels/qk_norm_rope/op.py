@@ -42,7 +42,7 @@ def qk_norm_rope(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    check_qkv("qk_norm_rope", qkv, num_heads, q_weight, k_weight, rope)
+    check_qkv("qk_norm_rope", qkv, num_heads, q_weight, k_weight, rope, eps)
     return prepare_qk(qkv, q_weight, k_weight, rope, num_heads, eps)
 
 
@@ -53,6 +53,7 @@ def check_qkv(
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
+    eps: float,
 ) -> None:
     """The arguments that `op` shares with `qk_norm_rope` are as its docstring says."""
     optional = {"q_weight": q_weight, "k_weight": k_weight, "rope": rope}
@@ -76,6 +77,7 @@ def check_qkv(
         if name in given:
             checks.shape(op, name, given[name], "(d,)", (head_dim,))
             checks.dtype(op, name, given[name], qkv.dtype, torch.float32)
+    checks.number(op, "eps", eps)
 
 
 def weight_gradient(weight: Tensor | None, qkv: Tensor) -> Tensor:

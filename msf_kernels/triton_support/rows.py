@@ -19,7 +19,7 @@ from torch import Tensor
 from .arithmetic import narrow, widen
 from .launch import launch, power_of_2
 
-PARTIALS, CHANNELS = 128, 32  # that a program of `sum_kernel` reads at once
+PARTIALS, CHANNELS = 32, 32  # that a program of `sum_kernel` reads at once
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Walk:
     def of(cls, x: Tensor, programs: int, least_rows: int) -> Walk:
         """Some ``programs``, at least one a sample, with ``least_rows`` or all of the sample's.
 
-        A thread has up to 36 bytes of a row, in accesses of 4 to 16 bytes, and a block 128 threads
-        or, where a row is wider, up to 1024. The pieces are those with the fewest idle lanes, and
-        of those the widest.
+        A thread has up to 36 bytes of a row as wide as a transformer's, in accesses of 4 to 16
+        bytes, and a block 128 threads or, where a row is wider, up to 1024. The pieces are those
+        with the fewest idle lanes, and of those the widest.
         """
         batch, tokens, channels = x.shape
         threads = min(power_of_2(triton.cdiv(channels * x.element_size(), 36)), 1024)
@@ -48,7 +48,7 @@ class Walk:
         widths = [widest] + [width for width in (widest // 2, widest // 4) if width >= 64]
         piece = min(widths, key=lambda width: (triton.cdiv(channels, width) * width, -width))
         rows = min(max(128 // threads, 1), power_of_2(tokens))
-        slices = max(min(triton.cdiv(tokens, least_rows), triton.cdiv(programs, max(batch, 1))), 1)
+        slices = max(min(tokens // least_rows, triton.cdiv(programs, max(batch, 1))), 1)
         slice_rows = triton.cdiv(triton.cdiv(tokens, slices), rows) * rows
         slices = max(triton.cdiv(tokens, max(slice_rows, 1)), 1)
         warps = max(rows * threads // 32, 1)
@@ -69,7 +69,7 @@ class Modulation(NamedTuple):
     """A vector of channels for each sample, (B, D) or (1, D), and the stride between samples."""
 
     data: Any
-    batch: int
+    stride: int
 
 
 def modulation(x: Tensor | None) -> Modulation | None:
@@ -98,7 +98,7 @@ def load_row(start, exists, columns, D: tl.constexpr):
 @triton.jit
 def load_modulation(modulation, sample, columns, ROWS: tl.constexpr, D: tl.constexpr):
     """Once for each row of a tile, in the layout of the rows: no exchange between threads."""
-    start = tl.zeros((ROWS, 1), tl.int64) + sample * modulation.batch
+    start = tl.zeros((ROWS, 1), tl.int64) + sample * modulation.stride
     return load_row(modulation.data + start, True, columns, D)
 
 
@@ -141,7 +141,7 @@ def sum_partials(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 
     The order of the sum depends on the sizes alone. Totals of one shape share a launch.
     """
-    for groups in {len(total) for _, total in pairs}:
+    for groups in {len(total) for _, total in pairs if len(total)}:
         partials, totals = zip(*(pair for pair in pairs if len(pair[1]) == groups))
         rows, channels = partials[0].shape
         launch(

@@ -214,6 +214,45 @@ def test_eps_is_added_to_the_variance() -> None:
         assert_rounded_once(adaln_modulate(x, shift, scale, eps=eps), exact, terms=96)
 
 
+@pytest.mark.parametrize("channels", [24, 33, 4096])
+def test_misaligned_and_strided_tensors(channels: int) -> None:
+    def misaligned(*shape: int) -> Tensor:
+        whole = normal(*shape[:-1], shape[-1] + 2, dtype=BF16)[..., 1:-1]
+        assert whole.data_ptr() % 16 and not whole.is_contiguous()
+        return whole.requires_grad_()
+
+    inputs = [misaligned(2, 5, channels) for _ in range(2)]
+    inputs += [misaligned(2, channels) for _ in MODULATIONS]
+    plain = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    outputs, expected = gate_residual_adaln(*inputs), gate_residual_adaln(*plain)
+    grads = [misaligned(2, 5, channels).detach() for _ in outputs]
+    got = torch.autograd.grad(outputs, inputs, grads)
+    right = torch.autograd.grad(expected, plain, [grad.contiguous() for grad in grads])
+    for one, other in zip((*outputs, *got), (*expected, *right), strict=True):
+        assert_rounded_once(one, other.double(), terms=channels)
+
+
+def test_saved_tensors_may_come_back_strided() -> None:
+    inputs = [tensor.requires_grad_() for tensor in (normal(2, 5, 24), *normal(2, 2, 24))]
+
+    def gradients() -> tuple[Tensor, ...]:
+        y = adaln_modulate(*inputs)
+        return torch.autograd.grad(y, inputs, y.detach())
+
+    expected = gradients()
+    transpose = lambda tensor: tensor.mT.contiguous().mT  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, transpose):
+        torch.testing.assert_close(gradients(), expected)
+
+
+def test_an_empty_batch_of_many_tokens() -> None:
+    inputs = [normal(0, 64, 24), normal(0, 64, 24), *normal(3, 0, 24)]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    _, h = gate_residual_adaln(*inputs)
+    for grad, tensor in zip(torch.autograd.grad(h, inputs, h.detach()), inputs, strict=True):
+        assert grad.shape == tensor.shape
+
+
 x, y, row = normal(2, 3, 8), normal(2, 3, 8), normal(2, 8)
 BAD = {
     "x is no tensor": (
@@ -262,6 +301,11 @@ BAD = {
         TypeError,
         "adaln_modulate: dtypes must agree, or be one 16-bit dtype and float32, "
         "got x float16, shift bfloat16, scale float16",
+    ),
+    "eps is no number": (
+        lambda: adaln_modulate(x, row, row, eps=None),
+        TypeError,
+        "adaln_modulate: eps must be a number, got NoneType",
     ),
     "another rounding": (
         lambda: adaln_modulate(x, row, row, rounding="bf16"),
