@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,26 +15,25 @@ from torch import Tensor
 import msf_kernels
 from msf_kernels.backend import BACKENDS
 
+from .peers import Peer, compiled
 from .registry import Benchmark, Case, tensors
 from .timing import Call, Work
 
-PEERS = ("eager", "compile", "compile-no-mix", "cudnn-frontend")  # the first two of every benchmark
-LIBRARIES = tuple(
-    dict.fromkeys(
-        name
-        for op in msf_kernels.OPERATORS
-        for name in msf_kernels.backends_of(op)
-        if name not in BACKENDS
-    )
-)
-ARMS = (*PEERS, *reversed(BACKENDS), *LIBRARIES)
+# All arms of these names are ours; those of no backend are peers.
+OURS = {*BACKENDS, *(name for op in msf_kernels.OPERATORS for name in msf_kernels.backends_of(op))}
 
 
-def arms_of(benchmark: Benchmark, names: Iterable[str]) -> list[str]:
-    """Of these names those that the benchmark has: libraries are backends of some operators, and
-    most have two peers only."""
-    known = {*PEERS[:2], *benchmark.peers, *BACKENDS, *msf_kernels.backends_of(benchmark.op)}
-    return [name for name in names if name in known]
+def peers_of(benchmark: Benchmark) -> tuple[Peer, ...]:
+    """Plain PyTorch, torch.compile of it, and the benchmark's own."""
+    eager = benchmark.eager
+    return Peer("eager", eager), Peer("compile", compiled(eager)), *benchmark.peers
+
+
+def names_of(benchmarks: Sequence[Benchmark]) -> tuple[str, ...]:
+    """The arms that these benchmarks have: peers, then ours, then ours on other libraries."""
+    peers = (peer.name for benchmark in benchmarks for peer in peers_of(benchmark))
+    libraries = (name for benchmark in benchmarks for name in msf_kernels.backends_of(benchmark.op))
+    return tuple(dict.fromkeys((*peers, *reversed(BACKENDS), *libraries)))
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Arm:
 
     @property
     def is_peer(self) -> bool:
-        return self.name in PEERS
+        return self.name not in OURS
 
 
 def runnable_arms(
@@ -57,31 +56,33 @@ def runnable_arms(
 
     Names that the benchmark does not have are neither.
     """
-    names = arms_of(benchmark, names)
+    known = names_of([benchmark])
+    names = [name for name in names if name in known]
+    peers = {peer.name: peer for peer in peers_of(benchmark)}
     reasons = msf_kernels.explain_backends(benchmark.op, device)
+    reasons |= {name: peers[name].objection(device) for name in names if name in peers}
     if device.type == "cpu":
         for name in set(BACKENDS) - {"reference"}:
             reasons[name] = reasons[name] or "without a GPU it is only emulated"
-    skipped = {name: reason for name in names if (reason := reasons.get(name))}
-    arms = []
-    for name in names:
-        if name not in skipped:
-            try:
-                arms.append(_arm(benchmark, name))
-            except ImportError as error:
-                skipped[name] = str(error)
-    return arms, skipped
+    skipped = {name: reason for name in names if (reason := reasons[name])}
+    return [
+        _peer(peers[name]) if name in peers else _backend(benchmark, name)
+        for name in names
+        if name not in skipped
+    ], skipped
 
 
-def _arm(benchmark: Benchmark, name: str) -> Arm:
-    if name == "eager":
-        return Arm(name, benchmark.eager)
-    if name in PEERS:
-        # Static shapes, as one shape after the other would make the second compilation dynamic.
-        # A backward that is called again must not overwrite what the forward saved.
-        compiled = partial(torch.compile, benchmark.eager, dynamic=False, fullgraph=True)
-        function = benchmark.peers.get(name, compiled)()
-        return Arm(name, function, partial(torch._functorch.config.patch, donated_buffer=False))
+def _peer(peer: Peer) -> Arm:
+    @contextmanager
+    def scope() -> Iterator[None]:
+        # A compiled backward that is called again must not overwrite what the forward saved.
+        with torch._functorch.config.patch(donated_buffer=False), peer.scope():
+            yield
+
+    return Arm(peer.name, peer.function, scope)
+
+
+def _backend(benchmark: Benchmark, name: str) -> Arm:
     request = name if name in BACKENDS else f"auto,{benchmark.op}={name}"
     return Arm(name, benchmark.ours, partial(msf_kernels.backend, request))
 

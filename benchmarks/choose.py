@@ -20,7 +20,7 @@ from typing import Any
 from msf.files import atomic_write
 from msf_kernels.measured import FOLDER
 
-from .arms import PEERS
+from .arms import OURS
 from .parser import Parser
 from .results import Row, load
 
@@ -31,7 +31,7 @@ def orders(rows: Iterable[Row]) -> dict[str, list[str]]:
     """{operator: its backends, fastest first}."""
     costs: dict[str, dict[str, Costs]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        if row.arm not in PEERS and row.status != "skipped":
+        if row.arm in OURS and row.status != "skipped":
             cost = math.log(row.median_us) if row.median_us else math.inf
             costs[row.op][row.arm][row.benchmark, tuple(row.shape), row.dtype] = cost
     return {op: ranked for op, arms in costs.items() if (ranked := _fastest_first(arms))}

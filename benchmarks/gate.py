@@ -61,9 +61,9 @@ def expected_results(benchmark: Benchmark, case: Case) -> list[Expected]:
 def check(arm: Arm, benchmark: Benchmark, case: Case, expected: Sequence[Expected]) -> Verdict:
     """Compare all that the arm returns with the `expected_results` of the same case.
 
-    The error may be that of rounding the exact result to its dtype once, for a peer as often as
-    eager rounds on the way, times SLACK, and on top that of float32 sums. No single element may
-    be off by more than the last bits of the largest: a row left out shows among a million.
+    The error may be that of rounding the exact result to its dtype, as often as the benchmark says
+    of ours or of peers, times SLACK, and on top that of float32 sums. No single element may be off
+    by more than the last bits of the largest: a row left out shows among a million.
     """
     with poison(expected):
         got = results(arm, benchmark, case)

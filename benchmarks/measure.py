@@ -9,7 +9,7 @@ import torch
 
 import msf_kernels
 
-from .arms import PEERS, Arm, runnable_arms, work
+from .arms import OURS, Arm, runnable_arms, work
 from .gate import check, expected_results
 from .registry import Benchmark, Case, Shape, draw
 from .results import Row
@@ -114,7 +114,7 @@ def _compare(timed: dict[str, Row], again: Row, first: Row) -> dict[str, Row]:
     noise = None
     if first.median_us and again.median_us:
         noise = 100 * abs(again.median_us / first.median_us - 1)
-    peers = [row.median_us for row in timed.values() if row.arm in PEERS and row.median_us]
+    peers = [row.median_us for row in timed.values() if row.arm not in OURS and row.median_us]
     best = min(peers, default=None)
     return {
         name: replace(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .peers import Peer
 
 Shape = tuple[int, ...]
 
@@ -42,8 +44,7 @@ class Benchmark:
         ours: the operator called with these arguments through its public function.
         eager: the same in plain PyTorch, as a user writes it who wants 32-bit precision inside.
             torch.compile of it is the other peer.
-        peers: further peers, name -> what makes the function, or raises ImportError with the
-            reason why there is none. `arms.PEERS` lists their names.
+        peers: further peers.
         bytes: arguments -> the fewest bytes that the call must read and write.
         flops: arguments -> the operations of its matrix products; the others hide behind bytes.
         variant: what tells it from the operator's other benchmarks.
@@ -51,6 +52,7 @@ class Benchmark:
         terms: how many numbers the longest sum behind an output adds up.
         roundings: how many times 16-bit eager rounds on the longest way to an output.
         own_roundings: how many times ours does.
+        dtypes: in which it is measured.
     """
 
     op: str
@@ -64,7 +66,8 @@ class Benchmark:
     terms: int = 1
     roundings: int = 1
     own_roundings: int = 1
-    peers: Mapping[str, Callable[[], Callable[..., Any]]] = field(default_factory=dict)
+    peers: tuple[Peer, ...] = ()
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     shapes: tuple[Shape, ...] = LATENTS
 
     @property

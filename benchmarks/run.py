@@ -16,7 +16,7 @@ import torch
 from msf_kernels.measured import slug
 
 from . import machine
-from .arms import ARMS, runnable_arms
+from .arms import names_of, runnable_arms
 from .markdown import heading, markdown
 from .measure import Session, measure
 from .parser import Parser
@@ -25,7 +25,6 @@ from .results import Report, Row, save
 from .roofline import measure_roofline
 from .timing import side_stream, stopwatch_of
 
-DTYPES = (torch.float32, torch.bfloat16)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -33,12 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="benchmarks.run", description=__doc__)
     parser.add_argument("--op", help="only this operator")
     parser.add_argument("--quick", action="store_true", help="few shapes, fewer rounds")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, metavar="ARM")
+    known = names_of(find())
+    parser.add_argument("--arms", nargs="+", choices=known, default=known, metavar="ARM")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the result")
     args = parser.parse_args(argv)
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     folder = args.out or (RESULTS / slug(device) if device.type == "cuda" else None)
-    arms = [arm for arm in ARMS if arm in args.arms]
+    arms = [arm for arm in known if arm in args.arms]
     try:
         benchmarks = find(args.op)
         check_arms(benchmarks, device, arms)
@@ -76,7 +76,7 @@ def run(
         rows = [
             row
             for shape in benchmark.shapes_for(device, quick)
-            for dtype in DTYPES
+            for dtype in benchmark.dtypes
             for row in measure(session, benchmark, shape, dtype, arms)
         ]
         print(markdown(rows, session.roofline), flush=True)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import msf_kernels
 
-from ..cudnn_adaln import cudnn_adaln
+from .. import cudnn_adaln
+from ..peers import Peer, compiled, needs_gpu
 from ..registry import Benchmark, Shape, normal
 
 EPS = 1e-6
@@ -64,10 +65,13 @@ def pair(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tu
     return x_out, modulate(x_out, shift, scale)
 
 
-def compiled(eager: Callable[..., Any]) -> Callable[..., Any]:
+def without_mix_order(eager: Callable[..., Any]) -> Peer:
     """Mix-order reduction is what gets gradients of modulations wrong (pytorch/pytorch#193061)."""
-    options: dict[str, Any] = {"triton.mix_order_reduction": False}
-    return torch.compile(eager, dynamic=False, fullgraph=True, options=options)
+    options = {"triton.mix_order_reduction": False}
+    return Peer("compile-no-mix", compiled(eager, **options))
+
+
+CUDNN = Peer("cudnn-frontend", cudnn_adaln.modulate, partial(needs_gpu, package="cudnn"))
 
 
 def statistics(x: Tensor) -> int:
@@ -79,9 +83,7 @@ def both_directions(
     forward: Benchmark, gradients: int, bytes: Callable[..., int]
 ) -> list[Benchmark]:
     """The forward in both roundings, and the backward, which is the same in both."""
-    forward = replace(
-        forward, peers={"compile-no-mix": partial(compiled, forward.eager), **forward.peers}
-    )
+    forward = replace(forward, peers=(without_mix_order(forward.eager), *forward.peers))
     as_eager = replace(
         forward,
         variant="eager rounding",
@@ -99,7 +101,7 @@ BENCHMARKS = [
             inputs=partial(inputs, tokens=1, modulations=2),
             ours=msf_kernels.adaln_modulate,
             eager=modulate,
-            peers={"cudnn-frontend": cudnn_adaln},
+            peers=(CUDNN,),
             bytes=lambda x, shift, scale: 2 * x.nbytes + 2 * scale.nbytes,
             terms=TERMS,
             roundings=4,

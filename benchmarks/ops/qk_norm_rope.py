@@ -40,7 +40,7 @@ def heads_of(qkv: Tensor, weight: Tensor) -> int:
 
 def prepare(x: Tensor, weight: Tensor, rope: Tensor) -> Tensor:
     """q or k (B, N, H, d) in float32, rounded once."""
-    first, second = F.rms_norm(x.float(), (len(weight),), weight, EPS).chunk(2, -1)
+    first, second = F.rms_norm(x.float(), (len(weight),), weight.float(), EPS).chunk(2, -1)
     cos, sin = rope[:, :, None]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.arms import Arm
 from benchmarks.gate import check, expected_results
 from benchmarks.measure import Session, measure
+from benchmarks.ops import attention
+from benchmarks.peers import Peer, needs_gpu
 from benchmarks.registry import Benchmark, Case, draw, find
 from benchmarks.roofline import Roofline
 from benchmarks.timing import HostStopwatch
@@ -148,17 +153,57 @@ def test_a_backend_that_cannot_run_is_skipped_with_its_reason() -> None:
 
 
 def test_peers_of_a_benchmark() -> None:
-    def absent() -> Callable[..., Any]:
-        raise ImportError("no such package")
+    entered = []
 
-    planted = replace(
-        FORWARD, peers={"compile-no-mix": lambda: FORWARD.eager, "cudnn-frontend": absent}
+    @contextmanager
+    def scope() -> Iterator[None]:
+        entered.append(True)
+        yield
+
+    peers = (
+        Peer("present", FORWARD.eager, scope=scope),
+        Peer("absent", len, lambda device: f"not on this {device.type}"),
     )
-    names = ["compile-no-mix", "cudnn-frontend"]
+    names = [peer.name for peer in peers]
     assert measure(session(), FORWARD, SHAPE, FP32, names) == []
-    present, cudnn = measure(session(), planted, SHAPE, FP32, names)
-    assert present.status == "ok" and present.peer_ratio == 1
-    assert (cudnn.status, cudnn.note) == ("skipped", "no such package")
+    present, absent = measure(session(), replace(FORWARD, peers=peers), SHAPE, FP32, names)
+    assert present.status == "ok" and present.peer_ratio == 1 and entered
+    assert (absent.status, absent.note) == ("skipped", "not on this cpu")
+
+
+def test_what_needs_a_gpu_and_a_package_says_what_is_missing() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert needs_gpu(cpu) == "it needs a GPU" and needs_gpu(cuda, "torch") is None
+    assert needs_gpu(cuda, "no_such_package") == "No module named 'no_such_package'"
+
+
+WITH_PEERS = [benchmark for benchmark in find() if benchmark.peers and benchmark.gradients]
+
+
+@pytest.mark.parametrize("benchmark", WITH_PEERS, ids=lambda benchmark: benchmark.name)
+def test_peers_that_run_here_are_right(benchmark: Benchmark) -> None:
+    peers = [peer.name for peer in benchmark.peers]
+    # Two shapes: what was compiled for one is compiled anew for the next.
+    for shape in benchmark.shapes[:2]:
+        first, *others = measure(session(), benchmark, shape, BF16, peers)
+        assert first.status == "ok", first.note
+        assert all(row.status == "skipped" for row in others)
+
+
+@pytest.mark.parametrize("variant", ["", "norm-rope"])
+def test_flash_attn_is_given_heads_behind_tokens(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flash_attn_func(*heads: Tensor) -> tuple[Tensor, None]:
+        q, k, v = (x.transpose(1, 2) for x in heads)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2), None
+
+    module = SimpleNamespace(flash_attn_func=flash_attn_func)
+    monkeypatch.setattr(attention.flash_attn, "installed", lambda: (3, module))
+    (benchmark,) = (b for b in find("attention") if b.variant == variant and not b.gradients)
+    case = draw(benchmark, (2, 6, 3, 8), BF16, torch.Generator().manual_seed(0))
+    arm = Arm("flash-attn-func", attention.flash_attn_func)
+    assert check(arm, benchmark, case, expected_results(benchmark, case)).wrong is None
 
 
 def test_compiled_backward_is_right_and_timed() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import msf_kernels
-from benchmarks.arms import Arm, gradients, results
+from benchmarks.arms import OURS, Arm, gradients, names_of, peers_of, results
 from benchmarks.registry import Benchmark, draw, find, tensors
 
 names = pytest.mark.parametrize("benchmark", find(), ids=lambda benchmark: benchmark.name)
@@ -67,7 +67,22 @@ def test_names_are_unique_and_operators_exist() -> None:
     assert both == {
         *(f"pyramid_{op} {mode}" for op in ("split", "merge") for mode in ("nearest", "bilinear")),
         *("merge_tokens", "qk_norm_rope", "adaln_modulate", "gate_residual", "gate_residual_adaln"),
+        *("attention", "attention norm-rope"),
     }
+
+
+def test_no_peer_has_the_name_of_a_backend() -> None:
+    peers = [[peer.name for peer in peers_of(benchmark)] for benchmark in find()]
+    assert all(len(set(names)) == len(names) and not OURS & set(names) for names in peers)
+
+
+def test_arms_are_those_of_the_benchmarks() -> None:
+    attention = names_of(find("attention"))
+    assert attention[:3] == ("eager", "compile", "sdpa-flash")
+    assert attention[-4:] == ("cudnn", "flash", "efficient", "flash-attn")
+    assert "compile-no-mix" not in attention
+    assert names_of(find("pyramid_merge")) == ("eager", "compile", "reference", "triton", "cuda")
+    assert {*attention, "compile-no-mix", "cudnn-frontend"} == set(names_of(find()))
 
 
 def test_inputs_are_fresh() -> None:

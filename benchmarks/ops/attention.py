@@ -1,0 +1,156 @@
+"""attention from packed qkv, with and without QK-norm and RoPE, forward and backward.
+
+The peers are what a user puts together: views of q, k and v, norm and rotation compiled, and an
+attention chosen by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
+
+import msf_kernels
+from msf_kernels.attention import flash_attn
+
+from ..peers import Peer, compiled, needs_gpu
+from ..registry import Benchmark, Shape
+from . import qk_norm_rope
+from .qk_norm_rope import EPS, prepare
+
+# (B, N, H, d): batch 1 of small models, then 16384 tokens of a DiT-L or XL; the last 4 times that.
+SHAPES: tuple[Shape, ...] = (
+    (1, 64, 6, 64),
+    (1, 80, 4, 72),
+    *((16384 // tokens, tokens, 16, dim) for tokens in (64, 256, 1024, 4096) for dim in (64, 72)),
+    *((16320 // tokens, tokens, 16, dim) for tokens in (80, 272) for dim in (64, 72)),
+    (256, 256, 16, 72),
+)
+
+
+def inputs(
+    shape: Shape, dtype: torch.dtype, generator: torch.Generator, prepared: bool
+) -> tuple[Tensor, ...]:
+    """qkv (B, N, 3, H, d); for norm and rotation the weights of q and k and the angles.
+
+    The weights are of qkv's dtype, and so is then the bound of their gradients, which are sums
+    over numbers rounded to it.
+    """
+    qkv, q_weight, k_weight, rope = qk_norm_rope.inputs(shape, dtype, generator)
+    qkv = qkv.unflatten(-1, (3, *shape[2:]))
+    return (qkv, q_weight.to(dtype), k_weight.to(dtype), rope) if prepared else (qkv,)
+
+
+def ours(qkv: Tensor, *options: Tensor) -> Tensor:
+    q_weight, k_weight, rope = options or (None, None, None)
+    return msf_kernels.attention(
+        qkv.flatten(2),
+        num_heads=qkv.shape[3],
+        q_weight=q_weight,
+        k_weight=k_weight,
+        rope=None if rope is None else rope.float(),  # the gate widens every argument
+        eps=EPS,
+    )
+
+
+Front = Callable[[Tensor, Tensor, Tensor], Tensor]
+Core = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def split(qkv: Tensor, options: tuple[Tensor, ...], front: Front) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v (B, N, H, d), q and k prepared where there are weights."""
+    q, k, v = qkv.unbind(2)
+    if options:
+        q_weight, k_weight, rope = options
+        q, k = front(q, q_weight, rope), front(k, k_weight, rope)
+    return q, k, v
+
+
+def attend(
+    qkv: Tensor,
+    *options: Tensor,
+    front: Front = prepare,
+    core: Core = F.scaled_dot_product_attention,
+) -> Tensor:
+    q, k, v = (part.transpose(1, 2) for part in split(qkv, options, front))
+    return core(q, k, v).transpose(1, 2).flatten(2)
+
+
+def flash_attn_func(qkv: Tensor, *options: Tensor) -> Tensor:
+    _, module = flash_attn.installed()
+    out = module.flash_attn_func(*split(qkv, options, compiled_prepare))
+    # Generation 3 returned the logsumexp too for a while.
+    return (out[0] if isinstance(out, tuple) else out).flatten(2)
+
+
+compiled_prepare = compiled(prepare)
+chosen = partial(attend, front=compiled_prepare)
+PEERS = (
+    Peer("sdpa-flash", chosen, scope=partial(sdpa_kernel, SDPBackend.FLASH_ATTENTION)),
+    *(
+        Peer(f"sdpa-{name}", chosen, needs_gpu, partial(sdpa_kernel, backend))
+        for name, backend in (
+            ("efficient", SDPBackend.EFFICIENT_ATTENTION),
+            ("cudnn", SDPBackend.CUDNN_ATTENTION),
+        )
+    ),
+    Peer("flex", partial(chosen, core=compiled(flex_attention)), needs_gpu),
+    Peer("flash-attn-func", flash_attn_func, flash_attn.available),
+)
+
+
+def flops(qkv: Tensor, *_: Tensor, products: int) -> int:
+    """Each matrix product is 2 N^2 d operations a head."""
+    return products * 2 * qkv.shape[1] * qkv.numel() // 3
+
+
+def moved(qkv: Tensor, *options: Tensor) -> int:
+    """qkv, weights and angles are read, the output is written."""
+    return qkv.nbytes + qkv.nbytes // 3 + sum(option.nbytes for option in options)
+
+
+def moved_backward(qkv: Tensor, *options: Tensor) -> int:
+    """Besides the forward's: the output's gradient and the logsumexp, and all gradients written."""
+    batch, tokens, _, heads, _ = qkv.shape
+    written = qkv.nbytes + sum(weight.nbytes for weight in options[:2])
+    return moved(qkv, *options) + qkv.nbytes // 3 + 4 * batch * tokens * heads + written
+
+
+def benchmarks() -> Iterator[Benchmark]:
+    # In 16 bits q, k, the probabilities and the output are rounded, by eager norms q and k twice.
+    # The backward goes on with the gradient of the scores, its product and the result; all of it
+    # counts twice, as the gradients of weights are sums of terms that cancel while errors do not.
+    for variant, prepared in (("", False), ("norm-rope", True)):
+        forward = Benchmark(
+            op="attention",
+            variant=variant,
+            inputs=partial(inputs, prepared=prepared),
+            ours=ours,
+            eager=attend,
+            bytes=moved,
+            flops=partial(flops, products=2),
+            terms=256,
+            roundings=6,
+            own_roundings=4,
+            peers=PEERS,
+            dtypes=(torch.bfloat16,),  # all that most of these kernels take, besides float16
+            shapes=SHAPES,
+        )
+        yield forward
+        yield replace(
+            forward,
+            gradients=3 if prepared else 1,
+            bytes=moved_backward,
+            flops=partial(flops, products=5),
+            roundings=16,
+            own_roundings=16,
+        )
+
+
+BENCHMARKS = list(benchmarks())
