@@ -169,6 +169,5 @@ AUDITED = {
     for tokens in numbers
     for dim in (64, 72)
 }
-AUDITED_LAYOUTS = {"": torch.contiguous_format}
 AUDITED_DTYPES = {"bf16": torch.bfloat16}
 BUDGET = 255  # all that a thread can have: sums, scores and operands are there to fill them

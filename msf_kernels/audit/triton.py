@@ -11,7 +11,10 @@ import importlib
 import io
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,7 +33,6 @@ HERE = Path(__file__).parent
 FAMILIES = sorted(f.parent.name for f in HERE.parent.glob("*/triton.py") if f.parent != HERE)
 ARCHITECTURES = (80, 90, 120)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LAYOUTS = {"planar": torch.contiguous_format, "channels-last": torch.channels_last}
 
 # Of a family that names none: five blocks of 128 threads, of two dozen loads each, fit an SM of
 # 65,536 registers.
@@ -54,7 +56,7 @@ class Target:
 
 
 def rows() -> Iterator[Row]:
-    """One row for each kernel, configuration and architecture. Triton starts no kernel after this.
+    """One row for each kernel, configuration and architecture, found by a process a core.
 
     Raises:
         RuntimeError: TRITON_INTERPRET=1 is set, under which Triton cannot compile; or what ptxas
@@ -62,22 +64,28 @@ def rows() -> Iterator[Row]:
     """
     if triton_support.interpreted():
         raise RuntimeError("the audit compiles Triton kernels: unset TRITON_INTERPRET")
-    known: set[str] = set()
-    for family in FAMILIES:
-        module = importlib.import_module(f"msf_kernels.{family}.triton")
-        for architecture in ARCHITECTURES:
-            budget = getattr(module, "BUDGET", BUDGET)
-            for configuration, call in _calls(module):
-                for kernel, compiled, log in _compile(call, architecture):
-                    if compiled.hash not in known:  # for another configuration, without log now
-                        name = f"{family}.{kernel}"
-                        yield _row(name, configuration, architecture, compiled, log, budget)
-                    known.add(compiled.hash)
+    families, architectures = zip(*product(FAMILIES, ARCHITECTURES))
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for found in pool.map(rows_of, families, architectures):
+            yield from found
+
+
+def rows_of(family: str, architecture: int) -> list[Row]:
+    """Those of one family and architecture. Triton starts no kernel after this."""
+    module = importlib.import_module(f"msf_kernels.{family}.triton")
+    budget, known, found = getattr(module, "BUDGET", BUDGET), set(), []
+    for configuration, call in _calls(module):
+        for kernel, compiled, log in _compile(call, architecture):
+            if compiled.hash not in known:  # for another configuration, without log now
+                name = f"{family}.{kernel}"
+                found.append(_row(name, configuration, architecture, compiled, log, budget))
+            known.add(compiled.hash)
+    return found
 
 
 def _calls(module: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What a family has AUDITED, in each layout and dtype, or in those alone that it names."""
-    layouts = getattr(module, "AUDITED_LAYOUTS", LAYOUTS)
+    """What a family has AUDITED, in each layout that it names and each dtype, or those it names."""
+    layouts = getattr(module, "AUDITED_LAYOUTS", {"": torch.contiguous_format})
     dtypes = getattr(module, "AUDITED_DTYPES", DTYPES)
     for name, call in module.AUDITED.items():
         for layout, memory_format in layouts.items():

@@ -16,6 +16,7 @@ from ..layout import empty, in_layout_of
 from ..pyramid.triton import clamp, launch_pyramid, restore
 from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.image import (
+    LAYOUTS,
     Image,
     ImageTile,
     dense,
@@ -287,3 +288,4 @@ AUDITED = {
     "merge without statistics": partial(audited_merge, 0, "nearest", standardised=False),
     "merge bilinear of tokens": partial(audited_merge, 2, "bilinear"),
 }
+AUDITED_LAYOUTS = LAYOUTS

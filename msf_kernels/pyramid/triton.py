@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..layout import empty
 from ..triton_support.image import (
+    LAYOUTS,
     ImageTile,
     dense,
     image,
@@ -250,3 +251,4 @@ AUDITED = {
         ),
     }.items()
 }
+AUDITED_LAYOUTS = LAYOUTS

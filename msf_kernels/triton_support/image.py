@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import narrow, widen
 from .launch import power_of_2, tiles
+
+LAYOUTS = {"planar": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
 class Image(NamedTuple):

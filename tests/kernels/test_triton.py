@@ -336,8 +336,8 @@ assert row.problem() is None and 8 <= row.registers <= row.budget, row
 code = compiled.asm["ptx"]
 assert "div.rn.f32" in code and not re.search(r"fma\\.|\\.ftz|div\\.full", code)
 assert set(re.findall(r"(?:ld|st)\\.global\\.v4", code)) == {"ld.global.v4", "st.global.v4"}
-audit.FAMILIES, audit.ARCHITECTURES, audit.DTYPES = ("tokens",), (80,), {"bf16": torch.bfloat16}
-assert [row.problem() for row in audit.rows()] == [None, None]
+audit.DTYPES = {"bf16": torch.bfloat16}
+assert [row.problem() for row in audit.rows_of("tokens", 80)] == [None, None]
 """
 
 
@@ -365,11 +365,8 @@ def audited(monkeypatch: pytest.MonkeyPatch, *launches: tuple[str, str]) -> list
     """The audit of one call that launches kernels of these (hash, log of ptxas)."""
     metadata = SimpleNamespace(shared=16)
     compiled = [("k", SimpleNamespace(hash=hash, metadata=metadata), log) for hash, log in launches]
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(audit_triton, "_compile", lambda *_: compiled)
-    for name, value in {"FAMILIES": ["flow"], "ARCHITECTURES": (90,)}.items():
-        monkeypatch.setattr(audit_triton, name, value)
-    return list(audit_triton.rows())
+    return audit_triton.rows_of("flow", 90)
 
 
 def test_only_a_kernel_known_already_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
