@@ -176,6 +176,8 @@ def _parse(text: str) -> Mapping[str, str]:
         op, _, name = item.strip().rpartition("=")
         if op:
             backends_of(op)  # says so where there is no such operator
+            if op.endswith("_backward"):
+                raise ValueError(f"choose for {op.removesuffix('_backward')}: its gradient follows")
         choices = ("auto", *(_all(op) if op else BACKENDS))
         if name not in choices:
             where = f" of {op}" if op else ""

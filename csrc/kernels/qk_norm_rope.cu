@@ -60,11 +60,13 @@ __global__ void qk_norm_rope_kernel(HeadGrid grid, Lanes spread, HeadsView q, He
   x.store((blockIdx.y == 0 ? q_out : k_out) + int64_t(index) * grid.head_dim, lanes);
 }
 
-// The gradient of one head of x, in place of that of its rotated norm; adds to the weight's.
+// The gradient of one head of x, in place of that of its rotated norm; adds to the weight's. A head
+// that does not exist adds nothing, also where eps is 0.
 template <class S, class C>
 __device__ void norm_backward(S& grad, S& x, const S& weight, S& grad_weight, C eps, int head_dim,
-                              const Lanes& lanes) {
-  const C rrms = reciprocal_root(lanes.sum(sum_of_squares(x)) / head_dim + eps);
+                              bool exists, const Lanes& lanes) {
+  const C mean_square = lanes.sum(sum_of_squares(x)) / head_dim;
+  const C rrms = exists ? reciprocal_root(mean_square + eps) : C(0);
   C along = 0;
 #pragma unroll
   for (int i = 0; i < S::kSize; ++i) {
@@ -112,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? 2 : 1)
     if (exists && part < 2 && rope) rotate(grad, rope, grid, token, lanes, -1);
     if (norm.data) {
       if (exists) x.load(head_of<const T>(source, grid, token, head), lanes);
-      norm_backward(grad, x, weight, grad_weight, eps, grid.head_dim, lanes);
+      norm_backward(grad, x, weight, grad_weight, eps, grid.head_dim, exists, lanes);
     }
     const int64_t row = (int64_t(token) * 3 + part) * grid.heads + head;
     if (exists) grad.store(grad_qkv + row * grid.head_dim, lanes);

@@ -49,7 +49,8 @@ def attention(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     if not len(qkv):  # which no library takes
-        return reference.attention(qkv, q_weight, k_weight, rope, num_heads, eps)
+        with torch.autocast(qkv.device.type, enabled=False):
+            return reference.attention(qkv, q_weight, k_weight, rope, num_heads, eps)
     heads = _prepared(qkv, q_weight, k_weight, rope, num_heads, eps)
     out, logsumexp = library.forward(*heads)
     return out.flatten(2).contiguous(), logsumexp.contiguous()
@@ -69,12 +70,13 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     options = q_weight, k_weight, rope, num_heads, eps
     if not len(qkv):
-        return reference.attention_backward(
-            grad, qkv, q_weight, k_weight, rope, out, logsumexp, num_heads, eps
-        )
+        with torch.autocast(qkv.device.type, enabled=False):
+            return reference.attention_backward(
+                grad, qkv, q_weight, k_weight, rope, out, logsumexp, num_heads, eps
+            )
     heads = _prepared(qkv, *options)
-    grad, out = (x.contiguous().unflatten(-1, (num_heads, -1)) for x in (grad, out))
-    if library.writes_into and options[:3] == (None, None, None):
+    grad, out = (_aligned(x).unflatten(-1, (num_heads, -1)) for x in (grad, out))
+    if library.writes_into and all(option is None for option in options[:3]):
         grad_qkv = qkv.new_empty(qkv.shape)
         library.backward(grad, *heads, out, logsumexp, into=_heads(grad_qkv, num_heads))
         return grad_qkv, weight_gradient(None, qkv), weight_gradient(None, qkv)
@@ -103,8 +105,15 @@ def _can_run(library: Library, position: int, *args: Any) -> str | None:
 
 
 def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()  # which all of them want
-    return qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
+    return _aligned(qkv).unflatten(-1, (3, num_heads, -1)).unbind(2)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x (B, N, channels), or a copy, whose tokens can be read 16 bytes at a time: they all do."""
+    elements = 16 // x.element_size()
+    if x.stride(2) == 1 and not (x.data_ptr() % 16 or any(s % elements for s in x.stride()[:2])):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _prepared(

@@ -98,8 +98,11 @@ def flash_available(device: torch.device) -> str | None:
 
 def can_run(question: str, *heads: Tensor) -> str | None:
     """PyTorch's own answer to can_use_..._attention, and its reason."""
+    head_dim = heads[0].shape[-1]
     if heads[0].is_cpu:
         return None
+    if head_dim % 8:  # which PyTorch pads before it comes here
+        return f"it takes a head_dim of 8, 16 ..., got {head_dim}"
     ask = getattr(cuda, question)
     params = cuda.SDPAParams(*_swap(*heads), None, 0.0, False, False)
     if ask(params):

@@ -78,6 +78,18 @@ def pieces(dim: int, widest: int, joined: bool) -> tuple[tuple[int, int, bool], 
     return (*cut, (count * main, tail, joined or tail < 16)) if tail else tuple(cut)
 
 
+MOST_HEAD_DIM = 128  # of larger ones the tiles would not fit the shared memory of every GPU
+
+
+def can_run(*args: Any) -> str | None:
+    """Of forward or backward, whose qkv comes first or second: None, or the reason why not."""
+    qkv, num_heads = args[0 if len(args) == 6 else 1], args[-2]
+    head_dim = qkv.shape[2] // (3 * num_heads)
+    if interpreted() or head_dim <= MOST_HEAD_DIM:
+        return None
+    return f"head_dim is at most {MOST_HEAD_DIM}, got {head_dim}"
+
+
 def attention(
     qkv: Tensor,
     q_weight: Tensor | None,

@@ -177,7 +177,9 @@ def prepare_backward(
             first, second = rotate(first, second, rope, tile, grid, -1, HEAD_DIM)
         if weight is not None:
             x_first, x_second = load_heads(x, tile, grid, UNIT, HEAD_DIM)
+            # 0 where there is no head, of which an eps of 0 would leave infinity.
             rrms = reciprocal_rms(x_first, x_second, eps, HEAD_DIM)
+            rrms = tl.where(tile[0] < grid[0], rrms, 0)
             x_first, x_second = x_first * rrms, x_second * rrms
             first_sum += tl.sum(first * x_first, 0)[None, :]
             second_sum += tl.sum(second * x_second, 0)[None, :]

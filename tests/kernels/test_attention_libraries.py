@@ -272,12 +272,17 @@ def test_tensors_of_the_cpu_are_declined(name: str, monkeypatch: pytest.MonkeyPa
 def test_the_reason_is_that_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     def no(params: Any, debug: bool = False) -> bool:
         if debug:
-            warnings.warn("head_dim is odd (Triggered internally at sdp_utils.cpp:1)", stacklevel=1)
+            warnings.warn(
+                "the dtype is odd (Triggered internally at sdp_utils.cpp:1)", stacklevel=1
+            )
         return False
 
     answers = {"can_use_flash_attention": no, "can_use_cudnn_attention": lambda params: True}
     names = SimpleNamespace(SDPAParams=lambda q, *_: q.shape, **answers)
     monkeypatch.setattr(sdpa, "cuda", names)
-    heads = [torch.empty(1, 2, 3, 5, device="meta")] * 3
-    assert libraries.LIBRARIES["flash"].can_run(*heads) == "head_dim is odd"
+    heads = [torch.empty(1, 2, 3, 8, device="meta")] * 3
+    assert libraries.LIBRARIES["flash"].can_run(*heads) == "the dtype is odd"
     assert libraries.LIBRARIES["cudnn"].can_run(*heads) is None
+    heads = [torch.empty(1, 2, 3, 36, device="meta")] * 3  # PyTorch pads it before it asks
+    line = "it takes a head_dim of 8, 16 ..., got 36"
+    assert libraries.LIBRARIES["flash"].can_run(*heads) == line

@@ -120,6 +120,7 @@ def test_unknown_names() -> None:
         "cudnn": "unknown backend 'cudnn': choose auto, cuda, triton, reference",
         "pyramid_split=flash": "unknown backend 'flash' of pyramid_split: choose auto, cuda, ",
         "norm=cuda": "unknown operator 'norm': known are ",
+        "attention_backward=flash": "choose for attention: its gradient follows",
     }.items():
         with pytest.raises(ValueError, match=f"^{line}"), msf.backend(request):
             pass

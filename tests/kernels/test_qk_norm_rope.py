@@ -156,6 +156,11 @@ def test_large_head_dim(backend_name: str) -> None:
         check(qkv, {"q_weight": weight}, num_heads=1)
 
 
+def test_without_epsilon() -> None:
+    weights = {name: normal(8, dtype=FP32) for name in ("q_weight", "k_weight")}
+    check(normal(1, 3, 3 * 2 * 8, dtype=FP32), weights, num_heads=2, eps=0.0)
+
+
 def test_nothing_to_do_is_still_a_copy() -> None:
     qkv = normal(1, 1, 12)
     for output in qk_norm_rope(qkv, num_heads=1):

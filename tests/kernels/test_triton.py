@@ -254,6 +254,16 @@ def test_attention_tiles_cover_heads_and_tokens(element_size: int, wgmma: bool) 
             assert tile.rows == 16 or tile.rows < 2 * tokens
 
 
+def test_attention_of_a_gpu_has_a_largest_head_dim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_triton, "interpreted", lambda: False)
+    line = "head_dim is at most 128, got 136"
+    for dim, reason in {128: None, 136: line}.items():
+        qkv, grad = torch.empty(1, 2, 3 * 2 * dim), torch.empty(1, 2, 2 * dim)
+        assert attention_triton.can_run(qkv, None, None, None, 2, 1e-6) == reason
+        saved = qkv, None, None, None, grad, None
+        assert attention_triton.can_run(grad, *saved, 2, 1e-6) == reason
+
+
 def test_head_dims_of_transformers_waste_nothing_but_the_tail_of_72() -> None:
     padded = {d: 2 * sum(w for _, w, _ in attention_triton.pieces(d, 64, True)) for d in (64, 72)}
     assert padded == {64: 64, 72: 80}
