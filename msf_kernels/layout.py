@@ -17,6 +17,10 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def empty(x: Tensor, *shape: int) -> Tensor:
     """An output of ``shape``, x's by default, in x's dtype and memory format."""
     sizes = shape or x.shape

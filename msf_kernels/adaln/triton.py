@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dtypes import compute_dtype
+from ..layout import dense
 from ..triton_support.arithmetic import narrow, widen
-from ..triton_support.image import dense
 from ..triton_support.launch import launch
 from ..triton_support.rows import (
     Walk,

@@ -16,8 +16,8 @@ from torch import Tensor
 from triton.runtime import driver
 
 from ..dtypes import compute_dtype
+from ..layout import dense
 from ..triton_support import interpreted
-from ..triton_support.image import dense
 from ..triton_support.launch import launch, power_of_2
 from .triton_backward import backward_kernel
 from .triton_forward import forward_kernel

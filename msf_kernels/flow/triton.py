@@ -12,14 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import empty, in_layout_of
+from ..layout import dense, empty, in_layout_of
 from ..pyramid.triton import clamp, launch_pyramid, restore
 from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.image import (
     LAYOUTS,
     Image,
     ImageTile,
-    dense,
     image,
     load_channel,
     load_pair,

@@ -10,11 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import empty
+from ..layout import dense, empty
 from ..triton_support.image import (
     LAYOUTS,
     ImageTile,
-    dense,
     image,
     load_channel,
     load_pair,

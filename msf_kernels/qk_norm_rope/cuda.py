@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..dtypes import compute_dtype
 from ..extension import address, dtype, launch
+from ..layout import dense
 from .op import weight_gradient
 
 # Blocks that each sum their share of a weight's gradient: two for each SM of an H200, and twice
@@ -32,7 +33,7 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor]:
     q, k, _ = _heads(qkv, num_heads)
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
-    q_weight, k_weight, rope = _dense(q_weight), _dense(k_weight), _dense(rope)
+    q_weight, k_weight, rope = dense(q_weight), dense(k_weight), dense(rope)
     weights = _weight(q_weight), _weight(k_weight)
     outputs = address(q_out), address(k_out)
     numbers = address(rope), eps
@@ -63,7 +64,7 @@ def qk_norm_rope_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, _ = _heads(qkv, num_heads)
     gradients = [None if grad is None else _rows(grad) for grad in (grad_q, grad_k, grad_v)]
-    q_weight, k_weight, rope = _dense(q_weight), _dense(k_weight), _dense(rope)
+    q_weight, k_weight, rope = dense(q_weight), dense(k_weight), dense(rope)
     grad_qkv = qkv.new_empty(qkv.shape)
     grad_weights = weight_gradient(q_weight, qkv), weight_gradient(k_weight, qkv)
     partial = None
@@ -94,10 +95,6 @@ def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
 
 def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _dense(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
 
 
 def _view(x: Tensor | None) -> tuple[int, ...] | None:

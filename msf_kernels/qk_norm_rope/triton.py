@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dtypes import compute_dtype
+from ..layout import dense
 from ..triton_support.arithmetic import divide, narrow, widen
-from ..triton_support.image import dense
 from ..triton_support.launch import launch, power_of_2, tiles
 from .op import weight_gradient
 

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..layout import dense
 from ..triton_support.arithmetic import narrow, widen
-from ..triton_support.image import dense
 from ..triton_support.launch import launch, power_of_2, tiles
 
 SAMPLES = 4  # whose gradients a thread reads at once, to have that many loads in flight

@@ -38,10 +38,6 @@ def image(x: Tensor | None) -> Image | None:
     return None if x is None else Image(x, *x.stride())
 
 
-def dense(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
 def patches(tokens: Tensor, patch: int, channels: int, width: int) -> Image:
     """Tokens (B, H/p * W/p, p * p * C) as the image (B, C, H, W) that they are."""
     batch, token, channel = tokens.stride()
