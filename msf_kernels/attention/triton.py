@@ -1,7 +1,10 @@
 """Attention in Triton straight from packed qkv, with norm and rotation inside.
 
-A program owns a tile of a head's tokens and goes through the others step by step: full steps
-without masks, then what is left over, padded to a power of two, so that 272 = 4 * 64 + 16.
+A program owns a tile of a head's tokens and goes through the others in chunks: 272 = 4 * 64 + 16,
+the last padded to a multiple of 16. Of up to 272 keys it keeps all scores in registers, so that
+there is one maximum; compiled for sm_90 that is a fifth fewer instructions than online softmax,
+which takes over above. A tile has 128 queries: with 64 as many keys would be normed and turned for
+half the scores, which at N = 256 and d = 64 is a third more instructions.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.runtime import driver
 
@@ -26,12 +30,15 @@ from .triton_heads import Tokens
 
 @dataclass(frozen=True)
 class Tile:
-    """A program's own tokens (rows), those of a step (columns), and the pieces of a head."""
+    """A program's own tokens (rows), those of a step (columns) and those after all steps (rest, in
+    chunks of which the last may reach beyond the last token), and the pieces of a head.
+    """
 
     rows: int
     columns: int
     steps: int
-    rest: int
+    rest: tuple[tuple[int, int], ...]
+    masked: bool
     warps: int
     stages: int
     dim: int
@@ -55,11 +62,26 @@ class Tile:
             columns = max(16, columns // 2)
         rows = min(rows, max(16, power_of_2(tokens)))
         columns = min(columns, max(16, power_of_2(tokens + 1) // 2))
-        steps, left = divmod(tokens, columns)
-        rest = max(16, power_of_2(left)) if left else 0
+        # Keys of which a program has all scores in its registers, without online softmax.
+        once = 0 if backward or element_size > 2 else 272 if wgmma else 192
+        if dim > 80:
+            once -= 64
+        steps = tokens // columns if tokens > once else 0
+        rest, masked = chunks(tokens - steps * columns, columns), tokens % 16 > 0
         widest = 64 if element_size == 2 else 16
         cut = pieces(dim, widest, joined=wgmma or element_size > 2)
-        return cls(rows, columns, steps, rest, 8 if rows == 128 else 4, stages, dim, cut)
+        warps = 8 if rows == 128 else 4
+        return cls(rows, columns, steps, rest, masked, warps, stages, dim, cut)
+
+
+def chunks(tokens: int, widest: int) -> tuple[tuple[int, int], ...]:
+    """(first, width) in powers of two that cover as many tokens, rounded up to 16."""
+    cut, first = [], 0
+    while first < tokens:
+        width = min(widest, power_of_2((tokens - first + 15) // 16 * 16 + 1) // 2)
+        cut.append((first, width))
+        first += width
+    return tuple(cut)
 
 
 def pieces(dim: int, widest: int, joined: bool) -> tuple[tuple[int, int, bool], ...]:
@@ -103,7 +125,7 @@ def attention(
     out = qkv.new_empty(batch, count, width // 3)
     logsumexp = qkv.new_empty((batch, num_heads, count), dtype=compute_dtype(qkv))
     programs = batch * num_heads * triton.cdiv(count, tile.rows)
-    x = _tokens(qkv, num_heads, dense(q_weight), dense(k_weight), dense(rope), eps)
+    x = _tokens(qkv, num_heads, dense(q_weight), dense(k_weight), dense(rope), tl.constexpr(eps))
     _launch(forward_kernel, tile, programs, qkv, x, _tokens(out, num_heads), logsumexp)
     return out, logsumexp
 
@@ -125,7 +147,7 @@ def attention_backward(
     # Of every tile of queries, then of keys, its sum for the gradient of its weight.
     sums = batch * num_heads, 2, triton.cdiv(count, tile.rows), width // (3 * num_heads)
     partials = qkv.new_empty(sums, dtype=compute_dtype(qkv))
-    x = _tokens(qkv, num_heads, dense(q_weight), dense(k_weight), dense(rope), eps)
+    x = _tokens(qkv, num_heads, dense(q_weight), dense(k_weight), dense(rope), tl.constexpr(eps))
     outputs = _tokens(out, num_heads), logsumexp.contiguous()
     tensors = _tokens(grad, num_heads), x, *outputs, _tokens(grad_qkv, num_heads), partials
     _launch(backward_kernel, tile, partials[..., 0].numel(), qkv, *tensors)
@@ -146,17 +168,24 @@ def _tokens(x: Tensor, num_heads: int, *prepared: Any) -> Tokens:
 
 def _tile(qkv: Tensor, num_heads: int, backward: bool) -> Tile:
     dim = qkv.shape[2] // (3 * num_heads)
-    return Tile.of(qkv.shape[1], dim, qkv.element_size(), backward, has_wgmma())
+    return Tile.of(qkv.shape[1], dim, qkv.element_size(), backward, has_wgmma(qkv.device))
 
 
-def has_wgmma() -> bool:
-    """Whether the GPU is of sm_90 or sm_10x; the interpreter, slow at each step, plays one."""
+def has_wgmma(device: torch.device) -> bool:
+    """Whether the GPU is of sm_90 or sm_10x; the interpreter, slow at each step, plays one.
+
+    Tensors without memory are for whatever Triton compiles for.
+    """
+    if device.type == "cuda":
+        return 9 <= torch.cuda.get_device_capability(device)[0] < 12
     return interpreted() or 90 <= driver.active.get_current_target().arch < 120
 
 
 def _launch(kernel: Any, tile: Tile, programs: int, qkv: Tensor, *tensors: Any) -> None:
-    sizes = tile.dim, tile.pieces, tile.rows, tile.columns, tile.steps, tile.rest
-    launch(kernel, qkv.device, programs, *tensors, *sizes, warps=tile.warps, num_stages=tile.stages)
+    tokens = tile.rows, tile.columns, tile.steps, tile.rest, tile.masked
+    arguments = *tensors, tile.dim, tile.pieces, *tokens
+    options = {"warps": tile.warps, "num_stages": tile.stages}
+    launch(kernel, qkv.device, programs, *arguments, fused=True, **options)
 
 
 def _audited(kernel: str, tokens: int, dim: int) -> Callable[..., Any]:
@@ -175,9 +204,10 @@ def _audited(kernel: str, tokens: int, dim: int) -> Callable[..., Any]:
 
 # Calls that launch every kernel; see audit/triton.py. One backward takes a compiler some 10 s, so
 # of those there is one for each way to go through the tokens: 4 warps, some left over, none.
+AUDITED_TOKENS = {"forward": (64, 80, 192, 256, 272, 1024), "backward": (64, 272, 1024)}
 AUDITED = {
     f"{kernel} {tokens} x {dim}": _audited(kernel, tokens, dim)
-    for kernel, numbers in (("forward", (64, 80, 256, 272, 1024)), ("backward", (64, 272, 1024)))
+    for kernel, numbers in AUDITED_TOKENS.items()
     for tokens in numbers
     for dim in (64, 72)
 }

@@ -168,6 +168,7 @@ def backward_kernel(
     COLUMNS: tl.constexpr,
     STEPS: tl.constexpr,
     REST: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """Programs 0, 1, ... of a head have tiles of queries, as many after them those of keys."""
     tiles = tl.cdiv(qkv.length, ROWS)
@@ -175,7 +176,7 @@ def backward_kernel(
     token = tile % tiles * ROWS + tl.arange(0, ROWS)
     partial = partials + tl.program_id(0).to(tl.int64) * DIM
     dtype: tl.constexpr = logsumexp.dtype.element_ty
-    other, rest = tl.arange(0, COLUMNS), STEPS * COLUMNS + tl.arange(0, REST if REST else 1)
+    other = tl.arange(0, COLUMNS)
     if tile < tiles:
         q = prepare(qkv, 0, index, token, DIM, PIECES)
         own = load_statistics(grad, out, logsumexp, index, token, DIM, PIECES)
@@ -183,8 +184,10 @@ def backward_kernel(
         for i in range(STEPS):
             key = i * COLUMNS + other
             grad_q = query_step(grad_q, q, own, qkv, index, key, False, DIM, PIECES)
-        if REST:
-            grad_q = query_step(grad_q, q, own, qkv, index, rest, True, DIM, PIECES)
+        for i in tl.static_range(len(REST)):
+            key = STEPS * COLUMNS + REST[i][0] + tl.arange(0, REST[i][1])
+            masked: tl.constexpr = MASKED and i == len(REST) - 1
+            grad_q = query_step(grad_q, q, own, qkv, index, key, masked, DIM, PIECES)
         store_prepared(grad_qkv, qkv, 0, index, token, grad_q, partial, DIM, PIECES)
     else:
         k = prepare(qkv, 1, index, token, DIM, PIECES)
@@ -193,7 +196,8 @@ def backward_kernel(
         for i in range(STEPS):
             query = i * COLUMNS + other
             kv = key_step(kv, k, v, qkv, grad, out, logsumexp, index, query, DIM, PIECES)
-        if REST:
-            kv = key_step(kv, k, v, qkv, grad, out, logsumexp, index, rest, DIM, PIECES)
+        for i in tl.static_range(len(REST)):
+            query = STEPS * COLUMNS + REST[i][0] + tl.arange(0, REST[i][1])
+            kv = key_step(kv, k, v, qkv, grad, out, logsumexp, index, query, DIM, PIECES)
         store(grad_qkv, 2, index, token, kv[1], DIM, PIECES)
         store_prepared(grad_qkv, qkv, 1, index, token, kv[0], partial, DIM, PIECES)

@@ -33,7 +33,7 @@ class Tokens(NamedTuple):
     q_weight: Any = None
     k_weight: Any = None
     rope: Any = None
-    eps: float = 0.0
+    eps: Any = tl.constexpr(0.0)  # a number in a tuple would be float32, for float64 too little
 
 
 @triton.jit
@@ -97,7 +97,7 @@ def reciprocal_rms(start, eps, DIM: tl.constexpr, PIECES: tl.constexpr):
     for i in tl.static_range(len(PIECES)):
         first, second = load_halves(start, PIECES[i][0], PIECES[i][1], DIM)
         squares += tl.sum(first * first + second * second, 1)
-    return tl.rsqrt(squares * (1 / DIM) + eps)[:, None]
+    return tl.rsqrt(squares * (1 / DIM) + tl.full((), eps, squares.dtype))[:, None]
 
 
 @triton.jit

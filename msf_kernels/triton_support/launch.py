@@ -9,15 +9,23 @@ import torch
 
 
 def launch(
-    kernel: Any, device: torch.device, programs: int, *args: Any, warps: int, **constants: Any
+    kernel: Any,
+    device: torch.device,
+    programs: int,
+    *args: Any,
+    warps: int,
+    fused: bool = False,
+    **constants: Any,
 ) -> None:
-    """Start a kernel's programs on the device; none of them where a tensor is empty."""
+    """Start a kernel's programs on the device; none of them where a tensor is empty.
+
+    Multiply-adds that are `fused` round once where the reference rounds twice.
+    """
     if not programs:
         return
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
-        # A fused multiply-add would round once where the reference rounds twice.
-        kernel[(programs,)](*args, **constants, num_warps=warps, enable_fp_fusion=False)
+        kernel[(programs,)](*args, **constants, num_warps=warps, enable_fp_fusion=fused)
 
 
 def power_of_2(n: int) -> int:

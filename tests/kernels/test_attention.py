@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msf_kernels import attention, rope_2d
-from numerics import DEVICE, assert_as_good_as, normal
+from numerics import DEVICE, WALK, assert_as_good_as, normal
 
 OP = "attention"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,10 +60,10 @@ def check(inputs: list[Tensor], **options) -> None:
         assert_as_good_as(*results)
 
 
-# Grid, heads, head_dim: N = 1, N not a multiple of 16, batch 1, a head_dim that is no power of two.
+# Grid, heads, head_dim: N not a multiple of 16, batch 1, a head_dim that is no power of two.
 @pytest.mark.parametrize(
     ("batch", "grid", "heads", "head_dim"),
-    [(2, (4, 4), 2, 32), (3, (1, 1), 2, 8), (1, (3, 7), 3, 36), (1, (8, 8), 2, 64)],
+    [(2, (4, 4), 2, 32), (3, (1, 2), 2, 8), (1, (3, 7), 3, 36), (1, (8, 8), 2, 64)],
     ids=lambda value: str(value).replace(" ", ""),
 )
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -94,6 +94,24 @@ def test_many_tokens_and_wide_heads(grid: tuple[int, int], head_dim: int) -> Non
     inputs = [normal(1, grid[0] * grid[1], 3 * head_dim, dtype=torch.bfloat16)]
     inputs += [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
     check(inputs, num_heads=1, rope=rope_2d(*grid, head_dim, device=DEVICE))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_one_token(dtype: torch.dtype) -> None:
+    # Its weight is 1, so the gradients of q, k and their norms are sums of d products minus the
+    # same: 0 but for the rounding of both. PyTorch's may be 0, and no measure of ours.
+    head_dim = 8
+    inputs = [normal(3, 1, 3 * head_dim, dtype=dtype)]
+    inputs += [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
+    grad = normal(3, 1, head_dim, dtype=dtype)
+    rope = rope_2d(1, 1, head_dim, device=DEVICE)
+    out, grad_qkv, *rest = run(attention, inputs, grad, num_heads=1, rope=rope)
+    (_, _, v), (grad_q, grad_k, grad_v) = inputs[0].chunk(3, -1), grad_qkv.chunk(3, -1)
+    assert torch.equal(out, v)
+    rounding = WALK * head_dim**0.5 * torch.finfo(torch.float32).eps
+    assert (grad_v - grad).norm() <= rounding * grad.norm()
+    for zero in (grad_q, grad_k, *rest):
+        assert zero.norm() <= rounding * grad.norm() * v.norm()
 
 
 @pytest.mark.parametrize("head_dim", [1, 3, 17])

@@ -35,7 +35,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="calls them with t
 @no_gpu
 @pytest.mark.parametrize(
     ("batch", "grid", "heads", "head_dim"),
-    [(2, (4, 4), 2, 32), (3, (1, 1), 2, 8), (1, (3, 7), 4, 36)],
+    [(2, (4, 4), 2, 32), (3, (1, 2), 2, 8), (1, (3, 7), 4, 36)],
     ids=lambda value: str(value).replace(" ", ""),
 )
 @pytest.mark.parametrize("prepared", [False, True], ids=["plain", "norm-rope"])

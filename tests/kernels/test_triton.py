@@ -222,7 +222,7 @@ def test_walks_cover_all_rows(batch: int, tokens: int, channels: int, dtype: tor
 
 @pytest.mark.parametrize("head_dim", [64, 72])
 def test_attention_of_gpus_without_wgmma(head_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_triton, "has_wgmma", lambda: False)
+    monkeypatch.setattr(attention_triton, "has_wgmma", lambda device: False)
     weights = [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
     qkv, grad = normal(1, 80, 3 * head_dim, dtype=BF16), normal(1, 80, head_dim, dtype=BF16)
     options = *weights, rope_2d(8, 10, head_dim, device=DEVICE), 1, 1e-6
@@ -247,11 +247,17 @@ def test_attention_tiles_cover_heads_and_tokens(element_size: int, wgmma: bool) 
         assert not any(joined[:-1]) or all(joined)  # the kernels find their operands so
         half = (dim + 1) // 2
         assert half <= sum(widths) < half + max(8, half / 3)
-    for tokens in (1, 15, 16, 17, 64, 80, 100, 256, 272, 300, 1024):
+    for tokens in (1, 15, 16, 17, 64, 80, 100, 115, 192, 193, 256, 272, 273, 300, 1024):
         for backward in (False, True):
             tile = attention_triton.Tile.of(tokens, 72, element_size, backward, wgmma)
-            assert 0 <= tile.steps * tile.columns + tile.rest - tokens < max(16, tile.columns / 2)
+            covered = tile.steps * tile.columns
+            for first, width in tile.rest:
+                assert tile.steps * tile.columns + first == covered and width <= tile.columns
+                covered += width
+            assert covered == -(-tokens // 16) * 16 and tile.masked == (covered != tokens)
             assert tile.rows == 16 or tile.rows < 2 * tokens
+            at_once = not backward and element_size == 2 and tokens <= (272 if wgmma else 192)
+            assert tile.steps == 0 if at_once else tile.steps == tokens // tile.columns
 
 
 def test_attention_of_a_gpu_has_a_largest_head_dim(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,6 +354,11 @@ assert "div.rn.f32" in code and not re.search(r"fma\\.|\\.ftz|div\\.full", code)
 assert set(re.findall(r"(?:ld|st)\\.global\\.v4", code)) == {"ld.global.v4", "st.global.v4"}
 audit.DTYPES = {"bf16": torch.bfloat16}
 assert [row.problem() for row in audit.rows_of("tokens", 80)] == [None, None]
+from msf_kernels.attention.triton import attention
+new = partial(new, dtype=torch.float64)
+call = partial(attention, new(1, 16, 48), new(16), new(16), None, 1, 0.1)
+((name, compiled, log),) = audit._compile(call, 90)
+assert "0d3FB999999999999A" in compiled.asm["ptx"]  # 0.1, of which float32 would end in zeros
 """
 
 
