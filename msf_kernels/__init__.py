@@ -13,6 +13,7 @@ from .backend import (
     backends_of,
     chosen_backend,
     explain_backends,
+    requested_backend,
 )
 from .build import build_config
 from .compiling import constant_result
@@ -56,5 +57,6 @@ __all__ = [
     "pyramid_merge",
     "pyramid_split",
     "qk_norm_rope",
+    "requested_backend",
     "rope_2d",
 ]

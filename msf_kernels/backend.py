@@ -56,7 +56,7 @@ def register(op: str, name: str, implementation: Implementation) -> None:
 
 def run(op: str, device: torch.device, *args: Any) -> Any:
     """Run operator `op` on the requested backend, or on the first in automatic order that can."""
-    name = _request_for(op)
+    name = requested_backend(op)
     if name == "auto":
         return _choose(op, device, args).run(*args)
     reason = _objection(op, name, device, args)
@@ -131,7 +131,7 @@ def chosen_backend(op: str, device: torch.device | None = None) -> str | None:
 
     None where a backend was asked for by name that cannot run.
     """
-    available, name = available_backends(op, device), _request_for(op)
+    available, name = available_backends(op, device), requested_backend(op)
     if name == "auto":
         return available[0]
     return name if name in available else None
@@ -163,7 +163,8 @@ def _all(op: str) -> tuple[str, ...]:
     return *kernels, *(name for name in _registry[op] if name not in BACKENDS), reference
 
 
-def _request_for(op: str) -> str:
+def requested_backend(op: str) -> str:
+    """What calls of operator `op` are asked to run on: a backend's name, or "auto"."""
     request = _parse(_requested)
     return request.get(op.removesuffix("_backward"), request[""])
 

@@ -29,7 +29,8 @@ class Library:
         backward: (grad, q, k, v, out, logsumexp) -> the gradients of q, k and v.
         writes_into: whether backward takes `into=`, three tensors to write them to.
         available: device -> None where it takes tensors of it, else the reason.
-        can_run: (q, k, v) -> None where it takes these, else the reason.
+        can_run: (q, k, v) -> None where it takes these, and their gradient where they require
+            one, else the reason.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]
@@ -99,9 +100,13 @@ def register() -> None:
 
 
 def _can_run(library: Library, position: int, *args: Any) -> str | None:
-    """Of the operator's arguments, among which qkv has this position."""
+    """Of the operator's arguments, among which qkv comes first, of the gradient's second."""
     qkv, num_heads = args[position], args[-2]
-    return library.can_run(*_heads(qkv, num_heads)) if len(qkv) else None
+    if not len(qkv):
+        return None
+    trained = position == 1 or qkv.requires_grad  # below autograd, where its views do not
+    heads = (x.detach().requires_grad_(trained) for x in _heads(qkv, num_heads))
+    return library.can_run(*heads)
 
 
 def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:

@@ -97,6 +97,11 @@ def test_doctor_says_what_calls_take(
     assert {op: found["backend"] for op, found in operators.items()} == expected
     assert expected["attention"] == "flash" and expected["merge_tokens"] == "reference"
     assert set(operators["attention"]["reasons"]) >= {"cudnn", "efficient", "flash-attn"}
+    assert operators["attention"]["reasons"]["reference"] == "MSF_BACKEND asks for flash"
+    monkeypatch.setenv("MSF_BACKEND", "auto,attention=flash")
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["operators"]["merge_tokens"]["reasons"]
+    assert not [reason for reason in found.values() if reason.startswith("MSF_BACKEND")]
 
 
 def test_inspect_process_of_an_image(workspace: Path, tmp_path: Path) -> None:

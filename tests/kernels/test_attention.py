@@ -188,6 +188,16 @@ BAD = {
         ValueError,
         "attention: qkv must be (B, N, 3*H*d) with N, d >= 1 and num_heads = H = 0, got (2, 6, 24)",
     ),
+    "heads that are no whole number": (
+        lambda: attention(qkv, num_heads=2.0),  # type: ignore[arg-type]
+        TypeError,
+        "attention: num_heads must be a whole number, got float",
+    ),
+    "heads left open": (
+        lambda: attention(qkv, num_heads=None),  # type: ignore[arg-type]
+        TypeError,
+        "attention: num_heads must be a whole number, got NoneType",
+    ),
     "no tokens": (
         lambda: attention(qkv[:, :0], num_heads=2),
         ValueError,

@@ -286,3 +286,23 @@ def test_the_reason_is_that_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = [torch.empty(1, 2, 3, 36, device="meta")] * 3  # PyTorch pads it before it asks
     line = "it takes a head_dim of 8, 16 ..., got 36"
     assert libraries.LIBRARIES["flash"].can_run(*heads) == line
+
+
+def test_limits_of_the_gradient_count_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def takes_no_gradient(q: Tensor, debug: bool = False) -> bool:
+        trained = q.requires_grad and torch.is_grad_enabled()  # PyTorch asks so
+        if trained and debug:
+            warnings.warn("no gradient", stacklevel=1)
+        return not trained
+
+    names = SimpleNamespace(SDPAParams=lambda q, *_: q, can_use_cudnn_attention=takes_no_gradient)
+    monkeypatch.setattr(sdpa, "cuda", names)
+    forward, backward = (
+        selection._registry[op]["cudnn"].can_run for op in ("attention", "attention_backward")
+    )
+    qkv, options = torch.empty(1, 2, 48, device="meta"), (None, None, None)
+    trained = qkv.clone().requires_grad_()
+    with torch.no_grad():  # as where the operators run
+        assert forward(qkv, *options, 2, 1e-6) is None
+        assert forward(trained, *options, 2, 1e-6) == "no gradient"
+        assert backward(qkv, qkv, *options, qkv, qkv, 2, 1e-6) == "no gradient"

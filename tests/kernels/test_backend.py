@@ -245,11 +245,11 @@ def test_a_backend_for_one_operator(kernels: dict[str, Implementation]) -> None:
     for request in ({"name": "auto", GATE: "triton"}, {"name": f"auto,{GATE}=triton"}):
         with msf.backend(**request):
             assert (msf.gate_residual(*ARGS) == 7).all()
-            assert selection._request_for(f"{GATE}_backward") == "triton"
-            assert selection._request_for("attention") == "auto"
+            assert msf.requested_backend(f"{GATE}_backward") == "triton"
+            assert msf.requested_backend("attention") == "auto"
             with msf.backend(attention="flash"):
-                assert selection._request_for("attention") == "flash"
-                assert selection._request_for(GATE) == "triton"
+                assert msf.requested_backend("attention") == "flash"
+                assert msf.requested_backend(GATE) == "triton"
             with msf.backend("reference"):
                 assert not (msf.gate_residual(*ARGS) == 7).any()
 

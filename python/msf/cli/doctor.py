@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     problems, operators = [], {}
     try:
         with msf_kernels.backend(requested):
-            operators = {op: _operator(op, requested) for op in msf_kernels.OPERATORS}
+            operators = {op: _operator(op) for op in msf_kernels.OPERATORS}
     except ValueError as error:
         problems.append(f"MSF_BACKEND: {error}")
     if failing := [op for op, found in operators.items() if found["backend"] is None]:
@@ -90,13 +90,13 @@ def text(document: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _operator(op: str, requested: str) -> dict[str, Any]:
+def _operator(op: str) -> dict[str, Any]:
     """The backend that ``op`` takes here, None if it cannot run, and why not the others."""
-    from msf_kernels import chosen_backend, explain_backends
+    from msf_kernels import chosen_backend, explain_backends, requested_backend
 
-    chosen = chosen_backend(op)
+    chosen, requested = chosen_backend(op), requested_backend(op)
     if requested != "auto":
-        default = f"MSF_BACKEND is {requested}"
+        default = f"MSF_BACKEND asks for {requested}"
     elif models.no_gpu():
         default = "tensors on the CPU take the reference unless asked by name"
     else:
