@@ -2,9 +2,10 @@
 
     python -m benchmarks.choose benchmarks/results/h200/*.json
 
-writes msf_kernels/measured/h200.json, named after the results' folder. An operator's backends are
-ordered by the geometric mean of their times over the shapes, dtypes and directions that all of
-them took. One that was wrong or failed in any is left out.
+writes msf_kernels/measured/h200.json, named after the results' folder. The backends of an operator,
+and those of its backward, are ordered by the geometric mean of their times over the shapes and
+dtypes that all of them took, for each case where the choice depends on sizes. One that was wrong or
+failed in any is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from msf.files import atomic_write
-from msf_kernels.measured import FOLDER
+from msf_kernels.measured import FOLDER, Case
 
 from .arms import OURS
 from .parser import Parser
@@ -27,14 +28,22 @@ from .results import Row, load
 Costs = dict[tuple[Any, ...], float]  # of a benchmark, shape and dtype: the logarithm of its time
 
 
-def orders(rows: Iterable[Row]) -> dict[str, list[str]]:
-    """{operator: its backends, fastest first}."""
-    costs: dict[str, dict[str, Costs]] = defaultdict(lambda: defaultdict(dict))
+def orders(rows: Iterable[Row]) -> dict[str, Any]:
+    """What `msf_kernels.measured` reads: operators with their backends, fastest first."""
+    costs: dict[tuple[str, Case], dict[str, Costs]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if row.arm in OURS and row.status != "skipped":
+            op = row.op + "_backward" * row.benchmark.endswith(" backward")
             cost = math.log(row.median_us) if row.median_us else math.inf
-            costs[row.op][row.arm][row.benchmark, tuple(row.shape), row.dtype] = cost
-    return {op: ranked for op, arms in costs.items() if (ranked := _fastest_first(arms))}
+            costs[op, row.case][row.arm][row.benchmark, row.shape, row.dtype] = cost
+    table: dict[str, Any] = {}
+    for (op, case), arms in costs.items():
+        if order := _fastest_first(arms):
+            if case:
+                table.setdefault(op, []).append({"case": case, "order": order})
+            else:
+                table[op] = order
+    return table
 
 
 def _fastest_first(arms: dict[str, Costs]) -> list[str]:

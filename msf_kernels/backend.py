@@ -44,6 +44,7 @@ class Implementation:
 
 
 _registry: dict[str, dict[str, Implementation]] = {}
+_cases: dict[str, Callable[..., measured.Case]] = {}
 
 # One value for the whole process, not a ContextVar: autograd runs backward in threads of its own.
 _requested = os.environ.get("MSF_BACKEND", "auto")
@@ -52,6 +53,11 @@ _requested = os.environ.get("MSF_BACKEND", "auto")
 def register(op: str, name: str, implementation: Implementation) -> None:
     """Offer `implementation` as the backend `name` of operator `op`."""
     _registry.setdefault(op, {})[name] = implementation
+
+
+def register_case(op: str, case: Callable[..., measured.Case]) -> None:
+    """Let `case(*args)` be the sizes that decide which backend of operator `op` is fastest."""
+    _cases[op] = case
 
 
 def run(op: str, device: torch.device, *args: Any) -> Any:
@@ -91,14 +97,15 @@ def backend(name: str | None = None, **operators: str) -> Iterator[None]:
         _requested = previous
 
 
-def automatic_order(op: str, device: torch.device) -> tuple[str, ...]:
+def automatic_order(op: str, device: torch.device, case: measured.Case = ()) -> tuple[str, ...]:
     """The backends that calls with tensors of this device take unless asked, in that order.
 
-    On a CPU the reference alone; on a GPU the fastest first where it was measured.
+    On a CPU the reference alone; on a GPU the fastest first where it was measured: in this case,
+    by default in the first that was.
     """
     if device.type == "cpu":
         return ("reference",)
-    return tuple(dict.fromkeys((*measured.fastest(op, device), *_all(op))))
+    return tuple(dict.fromkeys((*measured.fastest(op, device, case), *_all(op))))
 
 
 def explain_backends(op: str, device: torch.device | None = None) -> dict[str, str | None]:
@@ -138,7 +145,8 @@ def chosen_backend(op: str, device: torch.device | None = None) -> str | None:
 
 
 def _choose(op: str, device: torch.device, args: Sequence[Any]) -> Implementation:
-    for name in automatic_order(op, device):
+    case = _cases[op](*args) if op in _cases else ()
+    for name in automatic_order(op, device, case):
         reason = _objection(op, name, device, args)
         if reason is None:
             return _registry[op][name]

@@ -1,16 +1,20 @@
-"""Automatic choice follows measurement: which backend came first, by GPU and operator.
+"""Automatic choice follows measurement: which backend came first, by GPU, operator and sizes.
 
-The tables in `measured/<gpu>.json`, such as {"pyramid_merge": ["triton", "cuda", "reference"]}, are
-made by `python -m benchmarks.choose` from a result of that GPU.
+The tables in `measured/<gpu>.json` are made by `python -m benchmarks.choose` from results of that
+GPU. They have an order of backends for each operator, {"pyramid_merge": ["triton", "cuda"]}, or
+where it depends on sizes one for each case that was measured, {"attention": [{"case": [256, 72, 1],
+"order": ["triton", "cudnn"]}, ...]}.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,12 +29,28 @@ def slug(device: torch.device) -> str:
     return "-".join(word for word in words if word not in ("nvidia", "geforce"))
 
 
-def fastest(op: str, device: torch.device) -> Sequence[str]:
-    """The backends of an operator (and of its backward) that were measured, fastest first."""
-    return _table(device).get(op.removesuffix("_backward"), ())
+Case = tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=1024)
+def fastest(op: str, device: torch.device, case: Case = ()) -> Sequence[str]:
+    """The backends of an operator that were measured, fastest first: in the nearest case.
+
+    A backward that nobody measured goes by its forward.
+    """
+    table = _table(device)
+    found = table.get(op) or table.get(op.removesuffix("_backward"), ())
+    if not found or isinstance(found[0], str):
+        return found
+    return min(found, key=lambda entry: _distance(entry["case"], case))["order"]
+
+
+def _distance(measured: Sequence[int], case: Case) -> float:
+    """By how many times the sizes differ, in logarithms; plus 1, as a size may be 0."""
+    return sum(abs(math.log((1 + x) / (1 + y))) for x, y in zip(measured, case))
 
 
 @functools.lru_cache
-def _table(device: torch.device) -> dict[str, Sequence[str]]:
+def _table(device: torch.device) -> dict[str, Any]:
     file = FOLDER / f"{slug(device)}.json"
     return json.loads(file.read_text()) if file.exists() else {}

@@ -122,6 +122,11 @@ def moved_backward(qkv: Tensor, *options: Tensor) -> int:
     return moved(qkv, *options) + qkv.nbytes // 3 + 4 * batch * tokens * heads + written
 
 
+def case(shape: Shape, prepared: bool) -> tuple[int, ...]:
+    _, tokens, _, head_dim = shape
+    return tokens, head_dim, int(prepared)
+
+
 def benchmarks() -> Iterator[Benchmark]:
     # In 16 bits q, k, the probabilities and the output are rounded, by eager norms q and k twice.
     # The backward goes on with the gradient of the scores, its product and the result; all of it
@@ -138,6 +143,7 @@ def benchmarks() -> Iterator[Benchmark]:
             terms=256,
             roundings=6,
             own_roundings=4,
+            case=partial(case, prepared=prepared),
             peers=PEERS,
             dtypes=(torch.bfloat16,),  # all that most of these kernels take, besides float16
             shapes=SHAPES,

@@ -57,6 +57,13 @@ def _attention_fake(
     return out, qkv.new_empty((batch, num_heads, tokens), dtype=compute_dtype(qkv))
 
 
+def _case(qkv: Tensor, *options: Any) -> tuple[int, int, int]:
+    """Tokens, head dim, and whether anything comes before the attention."""
+    *before, num_heads, _ = options
+    prepared = any(option is not None for option in before)
+    return qkv.shape[1], qkv.shape[2] // (3 * num_heads), int(prepared)
+
+
 def _attention_setup(ctx: Any, inputs: Any, output: Any) -> None:
     qkv, q_weight, k_weight, rope, ctx.num_heads, ctx.eps = inputs
     out, logsumexp = output
@@ -91,6 +98,7 @@ _attention_backward = define(
         weight_gradient(q_weight, qkv),
         weight_gradient(k_weight, qkv),
     ),
+    case=lambda grad, *args: _case(*args[:4], *args[-2:]),
 )
 
 _attention = define(
@@ -101,6 +109,7 @@ _attention = define(
     fake=_attention_fake,
     setup_context=_attention_setup,
     backward=_attention_gradient,
+    case=_case,
 )
 
 libraries.register()

@@ -42,6 +42,26 @@ def test_a_backend_is_compared_where_it_runs() -> None:
     assert choose.orders([*rows, skipped]) == {"gate_residual": ["cudnn", "triton"]}
 
 
+def test_forward_backward_and_sizes_have_orders_of_their_own() -> None:
+    rows = [
+        replace(row(arm, cost, tokens), benchmark=benchmark, case=(tokens, 72, 0))
+        for benchmark, arm, cost, tokens in (
+            ("gate_residual", "triton", 2, 256),
+            ("gate_residual", "cudnn", 3, 256),
+            ("gate_residual", "triton", 9, 1024),
+            ("gate_residual", "cudnn", 5, 1024),
+            ("gate_residual backward", "cudnn", 5, 256),
+        )
+    ]
+    assert choose.orders(rows) == {
+        "gate_residual": [
+            {"case": (256, 72, 0), "order": ["triton", "cudnn"]},
+            {"case": (1024, 72, 0), "order": ["cudnn", "triton"]},
+        ],
+        "gate_residual_backward": [{"case": (256, 72, 0), "order": ["cudnn"]}],
+    }
+
+
 def test_the_table_is_named_after_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "FOLDER", tmp_path / "measured")
     (tmp_path / "h200").mkdir()

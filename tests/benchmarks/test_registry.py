@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import pytest
@@ -39,6 +40,24 @@ def test_bytes_are_those_of_the_tensors(benchmark: Benchmark, dtype: torch.dtype
     moved = storages((*case.cotangents, *gradients(outputs, benchmark, case)))
     # What the forward saved may be read, or only looked at for its dtype.
     assert sum(moved.values()) <= counted <= sum((moved | storages(saved)).values())
+
+
+@names
+def test_cases_are_those_of_the_operator(
+    benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, tuple[int, ...]]] = []
+
+    def automatic_order(op: str, _: torch.device, case: tuple[int, ...]) -> tuple[str, ...]:
+        asked.append((op, case))
+        return ("reference",)
+
+    monkeypatch.setattr(sys.modules["msf_kernels.backend"], "automatic_order", automatic_order)
+    shape = benchmark.shapes_for(torch.device("cpu"), quick=True)[0]
+    case = draw(benchmark, shape, torch.float32, torch.Generator().manual_seed(0))
+    results(Arm("reference", benchmark.ours), benchmark, case)
+    op = benchmark.op + "_backward" * bool(benchmark.gradients)
+    assert (op, benchmark.case(shape)) in asked
 
 
 @names

@@ -10,8 +10,10 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +88,7 @@ def test_the_automatic_order_and_its_log(
     def run() -> float:
         return selection.run(GATE, gpu, *ARGS)[0, 0, 0].item()
 
-    monkeypatch.setattr(measured, "_table", lambda device: {})
+    monkeypatch.setattr(measured, "fastest", lambda *_: ())
     kernels["cuda"], kernels["triton"] = answering(1.0), answering(2.0)
     with msf.backend("auto"), caplog.at_level(logging.INFO, selection.__name__):
         assert run() == 1
@@ -153,14 +155,29 @@ def test_environment_variable(value: str, line: str) -> None:
     assert line in process.stderr
 
 
-def test_measured_backends_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, table = torch.device("cuda", 0), {GATE: ["triton"]}
+@pytest.fixture
+def h200(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
+    """Writes what was measured on the GPU that this machine seems to have."""
+
+    def write(table: Any) -> None:
+        (tmp_path / "h200.json").write_text(json.dumps(table))
+        forget()
+
+    def forget() -> None:
+        measured._table.cache_clear()
+        measured.fastest.cache_clear()
+
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(measured, "FOLDER", tmp_path)
-    measured._table.cache_clear()
+    forget()
+    yield write
+    forget()
+
+
+def test_measured_backends_come_first(h200: Callable[[Any], None]) -> None:
+    gpu = torch.device("cuda", 0)
     assert selection.automatic_order(GATE, gpu) == selection.BACKENDS
-    (tmp_path / "h200.json").write_text(json.dumps(table))
-    measured._table.cache_clear()
+    h200({GATE: ["triton"]})
     assert (
         selection.automatic_order(f"{GATE}_backward", gpu)
         == selection.automatic_order(GATE, gpu)
@@ -169,7 +186,33 @@ def test_measured_backends_come_first(tmp_path: Path, monkeypatch: pytest.Monkey
     assert selection.automatic_order("attention", gpu) == (
         *("cuda", "triton", "cudnn", "flash", "efficient", "flash-attn", "reference"),
     )
-    measured._table.cache_clear()
+    h200({GATE: ["triton"], f"{GATE}_backward": ["reference"]})
+    assert selection.automatic_order(f"{GATE}_backward", gpu)[0] == "reference"
+
+
+def test_the_measured_case_nearest_to_a_call_decides(
+    h200: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, op = torch.device("cuda", 0), "attention"
+    first = {(64, 64, 0): "triton", (1024, 64, 0): "cudnn", (1024, 64, 1): "flash"}
+    h200({op: [{"case": case, "order": [name]} for case, name in first.items()]})
+    for case, name in first.items():
+        assert selection.automatic_order(op, gpu, case)[0] == name
+    assert selection.automatic_order(op, gpu)[0] == "triton"
+    entry = selection._registry[op]
+    for name in first.values():
+        monkeypatch.setitem(entry, name, answering(0.0))
+    choice = dict(zip(map(id, entry.values()), entry))
+    weight = torch.ones(72)
+    for tokens, options, name in (
+        *((1, (None, None, None), "triton"), (272, (None, None, None), "cudnn")),
+        (4096, (None, None, None), "cudnn"),
+        (1000, (weight, None, None), "flash"),
+    ):
+        args = torch.empty(1, tokens, 3 * 2 * 72), *options, 2, 1e-6
+        assert choice[id(selection._choose(op, gpu, args))] == name
+        saved = args[0], *args[:4], args[0], args[0], *args[4:]
+        assert selection._cases[f"{op}_backward"](*saved) == selection._cases[op](*args)
 
 
 BUILT = ["80", "90a", "120"]
@@ -211,8 +254,8 @@ def test_what_is_available_is_what_a_call_takes(
     )
     monkeypatch.setattr(
         measured,
-        "_table",
-        lambda device: {GATE: ["cuda", "triton"] if device == other else ["triton"]},
+        "fastest",
+        lambda op, device, case: ["cuda", "triton"] if device == other else ["triton"],
     )
     extension._architecture_problem.cache_clear()
     kernels["cuda"] = answering(1.0, available=extension.available)
