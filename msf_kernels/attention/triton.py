@@ -23,7 +23,7 @@ from ..dtypes import compute_dtype
 from ..layout import dense
 from ..triton_support import interpreted
 from ..triton_support.launch import launch, power_of_2
-from .triton_backward import backward_kernel
+from .triton_backward import backward_kernel, head_backward_kernel
 from .triton_forward import forward_kernel
 from .triton_heads import Tokens
 
@@ -32,8 +32,11 @@ from .triton_heads import Tokens
 class Tile:
     """A program's own tokens (rows), those of a step (columns) and those after all steps (rest, in
     chunks of which the last may reach beyond the last token), and the pieces of a head.
+
+    alone: a program of the backward has the tokens of a whole head, and no steps.
     """
 
+    alone: bool
     rows: int
     columns: int
     steps: int
@@ -51,6 +54,8 @@ class Tile:
         With wgmma, operands stay in shared memory. Else those of a step are copied to registers,
         and joined halves without ldmatrix. Products of float32 are none for tensor cores.
         """
+        most = most_alone(dim) if backward and wgmma and element_size == 2 else 0
+        alone = tokens <= most
         rows, columns, stages = 128, 64, 2
         if backward:
             rows, columns, stages = (128, 32, 3) if wgmma else (64, 16, 1)
@@ -62,16 +67,24 @@ class Tile:
             columns = max(16, columns // 2)
         rows = min(rows, max(16, power_of_2(tokens)))
         columns = min(columns, max(16, power_of_2(tokens + 1) // 2))
-        # Keys of which a program has all scores in its registers, without online softmax.
-        once = 0 if backward or element_size > 2 else 272 if wgmma else 192
-        if dim > 80:
-            once -= 64
+        once = most_at_once(dim, wgmma) if not backward and element_size == 2 else 0
         steps = tokens // columns if tokens > once else 0
         rest, masked = chunks(tokens - steps * columns, columns), tokens % 16 > 0
-        widest = 64 if element_size == 2 else 16
-        cut = pieces(dim, widest, joined=wgmma or element_size > 2)
+        # Alone, the joined halves of 72 channels and their tail spill 192 bytes.
+        joined = (wgmma and not (alone and dim > 64)) or element_size > 2
+        cut = pieces(dim, 64 if element_size == 2 else 16, joined)
         warps = 8 if rows == 128 else 4
-        return cls(rows, columns, steps, rest, masked, warps, stages, dim, cut)
+        return cls(alone, rows, columns, steps, rest, masked, warps, stages, dim, cut)
+
+
+def most_at_once(dim: int, wgmma: bool) -> int:
+    """Keys of which a program of the forward can have all scores in its registers."""
+    return (272 if wgmma else 192) - (64 if dim > 80 else 0)
+
+
+def most_alone(dim: int) -> int:
+    """Tokens of which a program of the backward can have all gradients in its registers."""
+    return 128 if dim <= 64 else 64 if dim <= 80 else 0
 
 
 def chunks(tokens: int, widest: int) -> tuple[tuple[int, int], ...]:
@@ -150,7 +163,10 @@ def attention_backward(
     x = _tokens(qkv, num_heads, dense(q_weight), dense(k_weight), dense(rope), tl.constexpr(eps))
     outputs = _tokens(out, num_heads), logsumexp.contiguous()
     tensors = _tokens(grad, num_heads), x, *outputs, _tokens(grad_qkv, num_heads), partials
-    _launch(backward_kernel, tile, partials[..., 0].numel(), qkv, *tensors)
+    if tile.alone:
+        _launch(head_backward_kernel, tile, batch * num_heads, qkv, *tensors)
+    else:
+        _launch(backward_kernel, tile, partials[..., 0].numel(), qkv, *tensors)
     grad_q_weight = _weight_gradient(q_weight, partials[:, 0])
     return grad_qkv, grad_q_weight, _weight_gradient(k_weight, partials[:, 1])
 
@@ -182,8 +198,8 @@ def has_wgmma(device: torch.device) -> bool:
 
 
 def _launch(kernel: Any, tile: Tile, programs: int, qkv: Tensor, *tensors: Any) -> None:
-    tokens = tile.rows, tile.columns, tile.steps, tile.rest, tile.masked
-    arguments = *tensors, tile.dim, tile.pieces, *tokens
+    others = () if tile.alone else (tile.columns, tile.steps, tile.rest, tile.masked)
+    arguments = *tensors, tile.dim, tile.pieces, tile.rows, *others
     options = {"warps": tile.warps, "num_stages": tile.stages}
     launch(kernel, qkv.device, programs, *arguments, fused=True, **options)
 
@@ -204,7 +220,7 @@ def _audited(kernel: str, tokens: int, dim: int) -> Callable[..., Any]:
 
 # Calls that launch every kernel; see audit/triton.py. One backward takes a compiler some 10 s, so
 # of those there is one for each way to go through the tokens: 4 warps, some left over, none.
-AUDITED_TOKENS = {"forward": (64, 80, 192, 256, 272, 1024), "backward": (64, 272, 1024)}
+AUDITED_TOKENS = {"forward": (64, 80, 192, 256, 272, 1024), "backward": (64, 80, 272, 1024)}
 AUDITED = {
     f"{kernel} {tokens} x {dim}": _audited(kernel, tokens, dim)
     for kernel, numbers in AUDITED_TOKENS.items()

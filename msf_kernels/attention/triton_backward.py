@@ -1,7 +1,8 @@
-"""The backward kernel: the gradients of a tile of queries, or of a tile of keys and values.
+"""The backward kernels: the gradients of a tile of queries or of a tile of keys and values, or of
+a whole short head.
 
-Either computes the probabilities anew from the logsumexp, as FlashAttention (Dao et al., 2022)
-does. Programs add nothing to what others have written, so the gradients repeat bit for bit.
+All compute the probabilities anew from the logsumexp, as FlashAttention (Dao et al., 2022) does.
+Programs add nothing to what others have written, so the gradients repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_support.arithmetic import widen
+from ..triton_support.arithmetic import narrow, widen
 from .triton_heads import (
     LOG2_E,
     angles,
@@ -201,3 +202,35 @@ def backward_kernel(
             kv = key_step(kv, k, v, qkv, grad, out, logsumexp, index, query, DIM, PIECES)
         store(grad_qkv, 2, index, token, kv[1], DIM, PIECES)
         store_prepared(grad_qkv, qkv, 1, index, token, kv[0], partial, DIM, PIECES)
+
+
+@triton.jit
+def head_backward_kernel(
+    grad,
+    qkv,
+    out,
+    logsumexp,
+    grad_qkv,
+    partials,
+    DIM: tl.constexpr,
+    PIECES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """A program has all tokens of a head, so that everything is read and computed once."""
+    index, token = tl.program_id(0), tl.arange(0, ROWS)
+    q = prepare(qkv, 0, index, token, DIM, PIECES)
+    k = prepare(qkv, 1, index, token, DIM, PIECES)
+    v = load(qkv, 2, index, token, DIM, PIECES)
+    g, row_sums, lse = load_statistics(grad, out, logsumexp, index, token, DIM, PIECES)
+    # Of keys by queries, as in key_step; here keys beyond the last would be seen by grad_q.
+    weights = tl.exp2(dot_channels(k, q) * (DIM**-0.5 * LOG2_E) - lse[None, :])
+    weights = tl.where((token < qkv.length)[:, None], weights, 0)
+    dtype: tl.constexpr = logsumexp.dtype.element_ty
+    store(grad_qkv, 2, index, token, dot_tokens(weights, g, zeros_like(v, dtype)), DIM, PIECES)
+    grad_scores = weights * (dot_channels(v, g) - row_sums[None, :]) * DIM**-0.5
+    grad_scores = narrow(grad_scores, q[0].dtype)
+    partial = partials + index.to(tl.int64) * (2 * DIM)
+    grad_q = dot_tokens(tl.trans(grad_scores), k, zeros_like(q, dtype))
+    store_prepared(grad_qkv, qkv, 0, index, token, grad_q, partial, DIM, PIECES)
+    grad_k = dot_tokens(grad_scores, q, zeros_like(k, dtype))
+    store_prepared(grad_qkv, qkv, 1, index, token, grad_k, partial + DIM, DIM, PIECES)

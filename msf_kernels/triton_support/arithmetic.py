@@ -25,7 +25,9 @@ def widen(x):
 @triton.jit
 def narrow(x, DTYPE: tl.constexpr):
     """x rounded to DTYPE, to nearest even."""
-    if INTERPRETED and tl.bfloat16 == DTYPE:
+    if x.dtype == DTYPE:
+        return x
+    elif INTERPRETED and tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         rounded = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
         return (rounded >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)

@@ -87,7 +87,15 @@ def test_options(norm, rotary, dtype) -> None:
 # heads of one piece or two.
 @pytest.mark.parametrize(
     ("grid", "head_dim"),
-    [((16, 17), 72), ((15, 20), 64), ((8, 16), 80), ((8, 10), 96), ((3, 6), 128), ((1, 16), 72)],
+    [
+        ((16, 17), 72),
+        ((15, 20), 64),
+        ((10, 10), 64),
+        ((8, 16), 80),
+        ((8, 10), 96),
+        ((3, 6), 128),
+        ((1, 16), 72),
+    ],
     ids=lambda value: str(value).replace(" ", ""),
 )
 def test_many_tokens_and_wide_heads(grid: tuple[int, int], head_dim: int) -> None:

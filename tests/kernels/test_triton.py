@@ -258,6 +258,8 @@ def test_attention_tiles_cover_heads_and_tokens(element_size: int, wgmma: bool) 
             assert tile.rows == 16 or tile.rows < 2 * tokens
             at_once = not backward and element_size == 2 and tokens <= (272 if wgmma else 192)
             assert tile.steps == 0 if at_once else tile.steps == tokens // tile.columns
+            alone = backward and wgmma and element_size == 2 and tokens <= 64
+            assert tile.alone == alone and (not alone or tile.rows >= tokens)
 
 
 def test_attention_of_a_gpu_has_a_largest_head_dim(monkeypatch: pytest.MonkeyPatch) -> None:
