@@ -57,14 +57,14 @@ class Tile:
         most = most_alone(dim) if backward and wgmma and element_size == 2 else 0
         alone = tokens <= most
         rows, columns, stages = 128, 64, 2
+        wide = backward and not alone and dim > 72
         if backward:
-            rows, columns, stages = (128, 32, 3) if wgmma else (64, 16, 1)
-        elif tokens <= 64 and not wgmma:
+            rows = 128 if wgmma and not wide else 64
+            columns, stages = (32, 3) if wgmma else (16, 1)
+        elif dim > 96 or (tokens <= 64 and not wgmma):
             columns = 32
         if element_size > 2:
             rows = columns = 128 // element_size
-        elif dim > 96:
-            columns = max(16, columns // 2)
         rows = min(rows, max(16, power_of_2(tokens)))
         columns = min(columns, max(16, power_of_2(tokens + 1) // 2))
         once = most_at_once(dim, wgmma) if not backward and element_size == 2 else 0
@@ -73,7 +73,7 @@ class Tile:
         # Alone, the joined halves of 72 channels and their tail spill 192 bytes.
         joined = (wgmma and not (alone and dim > 64)) or element_size > 2
         cut = pieces(dim, 64 if element_size == 2 else 16, joined)
-        warps = 8 if rows == 128 else 4
+        warps = 8 if rows == 128 or (wide and rows == 64) else 4
         return cls(alone, rows, columns, steps, rest, masked, warps, stages, dim, cut)
 
 
@@ -226,6 +226,10 @@ AUDITED = {
     for kernel, numbers in AUDITED_TOKENS.items()
     for tokens in numbers
     for dim in (64, 72)
+} | {
+    f"{kernel} 272 x {dim}": _audited(kernel, 272, dim)
+    for kernel in AUDITED_TOKENS
+    for dim in (32, 80, 96, 128)
 }
 AUDITED_DTYPES = {"bf16": torch.bfloat16}
 BUDGET = 255  # all that a thread can have: sums, scores and operands are there to fill them
