@@ -220,12 +220,15 @@ def test_walks_cover_all_rows(batch: int, tokens: int, channels: int, dtype: tor
         assert walk.rows * lanes * x.element_size() <= 36 * threads or threads == 1024
 
 
-@pytest.mark.parametrize("head_dim", [64, 72])
-def test_attention_of_gpus_without_wgmma(head_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("grid", [(3, 7), (8, 10), (14, 15)], ids=["21", "80", "210"])
+@pytest.mark.parametrize("head_dim", [64, 72, 96])
+def test_attention_of_gpus_without_wgmma(
+    head_dim: int, grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attention_triton, "has_wgmma", lambda device: False)
     weights = [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
-    qkv, grad = normal(1, 80, 3 * head_dim, dtype=BF16), normal(1, 80, head_dim, dtype=BF16)
-    options = *weights, rope_2d(8, 10, head_dim, device=DEVICE), 1, 1e-6
+    qkv, grad = (normal(1, grid[0] * grid[1], n * head_dim, dtype=BF16) for n in (3, 1))
+    options = *weights, rope_2d(*grid, head_dim, device=DEVICE), 1, 1e-6
 
     def results(module: Any, qkv: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
         outputs = module.attention(qkv, *options)
