@@ -38,7 +38,7 @@ def test_digits_splits_are_disjoint_complete_and_stratified():
     splits = [load("digits", split) for split in SPLITS]
     indices = torch.cat([split.indices for split in splits])
     assert indices.sort().values.tolist() == list(range(1797))
-    assert [len(split) for split in splits] == [901, 362, 534]
+    assert [len(split) for split in splits] == [1077, 362, 358]
     for split in splits:
         counts = split.labels.bincount(minlength=10)
         assert counts.max() - counts.min() <= 5

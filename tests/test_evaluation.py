@@ -310,7 +310,7 @@ def test_bad_generators_get_one_line(evaluator):
 
 @pytest.mark.parametrize("num_samples", [0, 7, 535])
 def test_sample_numbers_that_do_not_fit(num_samples):
-    with pytest.raises(ValueError, match=f"at least 8 and at most the 534 .*got {num_samples}"):
+    with pytest.raises(ValueError, match=f"at least 8 and at most the 358 .*got {num_samples}"):
         Evaluator("digits", image_size=(8, 8), channels=1, num_samples=num_samples)
 
 

@@ -68,17 +68,14 @@ def cpu_presets() -> dict[str, Preset]:
                 (16, 4),
                 # Digits stand in the middle of their image and a generated base is close to a true
                 # one: with absolute positions and little noise on the base, the residual's loss
-                # after 1,200 steps was 0.26; with RoPE and noise up to 0.3 it was 0.38. 1,500 steps
-                # of the residual overfit, 750 are too few: distance over floor 1.37 and 1.34
-                # against 1.31, the mean of six evaluations.
+                # after 1,200 steps was 0.26; with RoPE and noise up to 0.3 it was 0.38.
                 positions="sincos",
                 max_base_noise=0.1,
                 qk_norm=False,  # made no difference, but for 10 % of the time
-                # Nearly uniform: uniform times gave a 4 % smaller distance than a deviation of 1.
-                time_std=1.8,
+                time_std=1.8,  # nearly uniform times
             ),
             cpu_training(4000, 1000),
-            "8x8 digits of scikit-learn: four minutes on two cores, a stage on each",
+            "8x8 digits of scikit-learn: two to four minutes on two cores, a stage on each",
         ),
         "textures-16": Preset(
             pixels(16, 3, (fine, fine), (32, 8)),

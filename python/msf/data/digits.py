@@ -8,12 +8,16 @@ from torch import Tensor
 from .dataset import ImageData, missing
 
 # Where the k-th image of a class goes, by k modulo 10.
-FOLDS = {"train": (0, 2, 4, 6, 8), "features": (1, 5), "test": (3, 7, 9)}
+FOLDS = {"train": (0, 2, 4, 6, 8, 9), "features": (1, 5), "test": (3, 7)}
 
 
 class Digits(ImageData):
-    """Half of every class is for training (901 images), a fifth for the feature network (362), the
-    rest is the reference (534). Grey levels 0..16 become [-1, 1]."""
+    """Three fifths of every class are for training (1,077 images), a fifth is for the feature
+    network (362) and a fifth the reference (358). Grey levels 0..16 become [-1, 1].
+
+    What knows only N training images has a distance from n others of about 1 + n / 2N times the
+    floor at best: 1.17 here. With half for training and 534 for reference it was 1.30.
+    """
 
     class_names = tuple(str(digit) for digit in range(10))
 
