@@ -217,7 +217,7 @@ def test_draw_like_gives_different_images_of_the_same_labels(train_images):
     labels = torch.tensor([3, 3, 7, 0, 3])
     drawn = draw_like(labels, train_images, torch.Generator())
     assert torch.equal(train_images.labels[drawn], labels) and len(drawn.unique()) == 5
-    with pytest.raises(ValueError, match="class '1' has 400 test images but only 91 for training"):
+    with pytest.raises(ValueError, match="class '1' has 400 test images but only 109 for training"):
         draw_like(torch.ones(400, dtype=torch.int64), train_images, torch.Generator())
 
 

@@ -75,7 +75,7 @@ def cpu_presets() -> dict[str, Preset]:
                 time_std=1.8,  # nearly uniform times
             ),
             cpu_training(4000, 1000),
-            "8x8 digits of scikit-learn: two to four minutes on two cores, a stage on each",
+            "8x8 digits of scikit-learn: two to three and a half minutes on two cores",
         ),
         "textures-16": Preset(
             pixels(16, 3, (fine, fine), (32, 8)),
