@@ -26,6 +26,8 @@ from typing import Any
 import torch
 
 from msf import preset
+from msf.data import load_data
+from msf.evaluation import Evaluator
 from msf.files import atomic_write
 from msf.flops import stage_costs
 from msf.training.stage import bf16_instructions
@@ -96,6 +98,7 @@ def measure(model: Model, runs: Path) -> dict[str, Any]:
         "solver": model.solver,
         "guidance_scale": model.guidance_scale,
         "mean_fd_ratios": [mean_fd_ratio(evaluations, steps) for steps in model.steps],
+        "resampled_fd_ratio": fmean(resampled_fd_ratio(model, seed) for seed in range(model.seeds)),
         "evaluations": evaluations,
     }
 
@@ -104,6 +107,25 @@ def mean_fd_ratio(evaluations: list[dict[str, Any]], steps: tuple[int, ...]) -> 
     """Frechet distance over that of real images, the mean of what was sampled with these steps."""
     chosen = (found["report"] for found in evaluations if tuple(found["steps"]) == steps)
     return fmean(report["fd_ratio"]["value"] for report in chosen)
+
+
+def resampled_fd_ratio(model: Model, seed: int) -> float:
+    """That of training images drawn with replacement: of a generator that knows them by heart."""
+    config = preset(model.preset).model
+    options: dict[str, Any] = {
+        "image_size": config.image_size,
+        "channels": config.channels,
+        "num_classes": config.num_classes,
+    }
+    data = load_data(model.data, split="train", **options)
+
+    def draw(labels: torch.Tensor, seeds: list[int], _: torch.Tensor | None) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seeds[0])
+        weights = (data.labels == labels[:, None]).double()
+        return data.images(weights.multinomial(1, generator=generator).flatten())
+
+    evaluator = Evaluator(model.data, seed=seed, **options)
+    return evaluator.evaluate(draw, true_bases=False).fd_ratio.value
 
 
 def machine() -> dict[str, Any]:
@@ -121,6 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=STUDIES)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     runs = Path("runs") / f"quality-{args.study}"
     if runs.exists():
         parser.error(f"{runs} exists; remove it, training is part of what is measured")
