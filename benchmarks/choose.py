@@ -4,8 +4,8 @@
 
 writes msf_kernels/measured/h200.json, named after the results' folder. The backends of an operator,
 and those of its backward, are ordered by the geometric mean of their times over the shapes and
-dtypes that all of them took, for each case where the choice depends on sizes. One that was wrong or
-failed in any is left out.
+dtypes that all of them took, at each of the sizes where the choice depends on these. One that was
+wrong or failed in any is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from msf.files import atomic_write
-from msf_kernels.measured import FOLDER, Case
+from msf_kernels.measured import FOLDER, Sizes
 
 from .arms import OURS
 from .parser import Parser
@@ -30,17 +30,17 @@ Costs = dict[tuple[Any, ...], float]  # of a benchmark, shape and dtype: the log
 
 def orders(rows: Iterable[Row]) -> dict[str, Any]:
     """What `msf_kernels.measured` reads: operators with their backends, fastest first."""
-    costs: dict[tuple[str, Case], dict[str, Costs]] = defaultdict(lambda: defaultdict(dict))
+    costs: dict[tuple[str, Sizes], dict[str, Costs]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if row.arm in OURS and row.status != "skipped":
             op = row.op + "_backward" * row.benchmark.endswith(" backward")
             cost = math.log(row.median_us) if row.median_us else math.inf
-            costs[op, row.case][row.arm][row.benchmark, row.shape, row.dtype] = cost
+            costs[op, row.sizes][row.arm][row.benchmark, row.shape, row.dtype] = cost
     table: dict[str, Any] = {}
-    for (op, case), arms in costs.items():
+    for (op, sizes), arms in costs.items():
         if order := _fastest_first(arms):
-            if case:
-                table.setdefault(op, []).append({"case": case, "order": order})
+            if sizes:
+                table.setdefault(op, []).append({"sizes": sizes, "order": order})
             else:
                 table[op] = order
     return table

@@ -47,7 +47,7 @@ def measure(
         dtype=str(dtype).removeprefix("torch."),
         bytes=benchmark.bytes(*case.args),
         flops=benchmark.flops(*case.args),
-        case=benchmark.case(shape),
+        sizes=benchmark.sizes(shape),
     )
     rows = _check(blank, arms, benchmark, case)
     correct = [arm for arm in arms if rows[arm.name].status == "ok"]

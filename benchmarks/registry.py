@@ -52,7 +52,7 @@ class Benchmark:
         terms: how many numbers the longest sum behind an output adds up.
         roundings: how many times 16-bit eager rounds on the longest way to an output.
         own_roundings: how many times ours does.
-        case: shape -> the sizes by which a backend of the operator is chosen, if by any.
+        sizes: shape -> those by which a backend of the operator is chosen, if by any.
         dtypes: in which it is measured.
     """
 
@@ -67,7 +67,7 @@ class Benchmark:
     terms: int = 1
     roundings: int = 1
     own_roundings: int = 1
-    case: Callable[[Shape], tuple[int, ...]] = lambda _: ()
+    sizes: Callable[[Shape], tuple[int, ...]] = lambda _: ()
     peers: tuple[Peer, ...] = ()
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     shapes: tuple[Shape, ...] = LATENTS

@@ -27,7 +27,7 @@ class Row:
         percent: of this run's copy rate, or of its matrix product rate where that binds.
         peer_ratio: the best correct peer's median over this one's: more than 1 is faster.
         noise: how far apart, in percent, two timings of one same arm were in these rounds.
-        case: the sizes by which a backend of the operator is chosen, if by any.
+        sizes: those by which a backend of the operator is chosen, if by any.
     """
 
     op: str
@@ -48,7 +48,7 @@ class Row:
     percent: float | None = None
     peer_ratio: float | None = None
     noise: float | None = None
-    case: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 RowType = TypeVar("RowType")
@@ -76,7 +76,7 @@ def load(path: Path) -> Report[Row]:
     document = parse_object(path.read_bytes(), path)
     try:
         rows = [
-            Row(**{**row, "shape": tuple(row["shape"]), "case": tuple(row["case"])})
+            Row(**{**row, "shape": tuple(row["shape"]), "sizes": tuple(row["sizes"])})
             for row in document["rows"]
         ]
         known = {field.name: document[field.name] for field in fields(Report)}

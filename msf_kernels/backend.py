@@ -44,7 +44,7 @@ class Implementation:
 
 
 _registry: dict[str, dict[str, Implementation]] = {}
-_cases: dict[str, Callable[..., measured.Case]] = {}
+_sizes: dict[str, Callable[..., measured.Sizes]] = {}
 
 # One value for the whole process, not a ContextVar: autograd runs backward in threads of its own.
 _requested = os.environ.get("MSF_BACKEND", "auto")
@@ -55,9 +55,9 @@ def register(op: str, name: str, implementation: Implementation) -> None:
     _registry.setdefault(op, {})[name] = implementation
 
 
-def register_case(op: str, case: Callable[..., measured.Case]) -> None:
-    """Let `case(*args)` be the sizes that decide which backend of operator `op` is fastest."""
-    _cases[op] = case
+def register_sizes(op: str, sizes: Callable[..., measured.Sizes]) -> None:
+    """Let `sizes(*args)` decide which backend of operator `op` is fastest."""
+    _sizes[op] = sizes
 
 
 def run(op: str, device: torch.device, *args: Any) -> Any:
@@ -97,15 +97,15 @@ def backend(name: str | None = None, **operators: str) -> Iterator[None]:
         _requested = previous
 
 
-def automatic_order(op: str, device: torch.device, case: measured.Case = ()) -> tuple[str, ...]:
+def automatic_order(op: str, device: torch.device, sizes: measured.Sizes = ()) -> tuple[str, ...]:
     """The backends that calls with tensors of this device take unless asked, in that order.
 
-    On a CPU the reference alone; on a GPU the fastest first where it was measured: in this case,
-    by default in the first that was.
+    On a CPU the reference alone; on a GPU the fastest first where it was measured, by default at
+    the first sizes that were.
     """
     if device.type == "cpu":
         return ("reference",)
-    return tuple(dict.fromkeys((*measured.fastest(op, device, case), *_all(op))))
+    return tuple(dict.fromkeys((*measured.fastest(op, device, sizes), *_all(op))))
 
 
 def explain_backends(op: str, device: torch.device | None = None) -> dict[str, str | None]:
@@ -134,7 +134,8 @@ def available_backends(op: str, device: torch.device | None = None) -> tuple[str
 
 
 def chosen_backend(op: str, device: torch.device | None = None) -> str | None:
-    """What a call of operator `op` takes on the device, unless its arguments make that decline.
+    """What a call of operator `op` takes on the device, unless its arguments make that decline or
+    are of other sizes than were measured first.
 
     None where a backend was asked for by name that cannot run.
     """
@@ -144,9 +145,16 @@ def chosen_backend(op: str, device: torch.device | None = None) -> str | None:
     return name if name in available else None
 
 
+def requested_backend(op: str) -> str:
+    """What calls of operator `op` are asked to run on: a backend's name, or "auto"."""
+    backends_of(op)  # says so where there is no such operator
+    request = _parse(_requested)
+    return request.get(op.removesuffix("_backward"), request[""])
+
+
 def _choose(op: str, device: torch.device, args: Sequence[Any]) -> Implementation:
-    case = _cases[op](*args) if op in _cases else ()
-    for name in automatic_order(op, device, case):
+    sizes = _sizes[op](*args) if op in _sizes else ()
+    for name in automatic_order(op, device, sizes):
         reason = _objection(op, name, device, args)
         if reason is None:
             return _registry[op][name]
@@ -169,12 +177,6 @@ def _all(op: str) -> tuple[str, ...]:
     """Ours and the operator's libraries, whether or not ours have kernels of it."""
     *kernels, reference = BACKENDS
     return *kernels, *(name for name in _registry[op] if name not in BACKENDS), reference
-
-
-def requested_backend(op: str) -> str:
-    """What calls of operator `op` are asked to run on: a backend's name, or "auto"."""
-    request = _parse(_requested)
-    return request.get(op.removesuffix("_backward"), request[""])
 
 
 @functools.lru_cache

@@ -33,7 +33,7 @@ def define(
     kernels: Sequence[str] = (),
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
-    case: Callable[..., measured.Case] | None = None,
+    sizes: Callable[..., measured.Sizes] | None = None,
 ) -> Callable[..., Any]:
     """Define the operator `msf::<schema>` and return its callable.
 
@@ -44,7 +44,7 @@ def define(
         kernels: the backends besides the reference. Each is a module of that name beside the
             reference's, imported at its first call, with a function of the operator's name and,
             if it cannot take all arguments, `can_run(*args)`: None or the reason.
-        case: the same signature; returns the sizes on which it depends which backend is fastest.
+        sizes: the same signature; returns what it depends on which backend is fastest.
         backward, setup_context: as in torch.library.register_autograd. Absent gradients arrive as
             None. An operator without them cannot be differentiated and says so.
     """
@@ -59,8 +59,8 @@ def define(
         module, support = f"{package}.{kernel}", SUPPORT[kernel]
         run, can_run = partial(_run_kernel, module, name), partial(_can_run, module)
         backend.register(name, kernel, backend.Implementation(run, support.available, can_run))
-    if case:
-        backend.register_case(name, case)
+    if sizes:
+        backend.register_sizes(name, sizes)
     _library.impl(name, partial(_run_on_cpu, name), "CPU")
     _library.impl(name, partial(_run_on_gpu, name), "CUDA")
 

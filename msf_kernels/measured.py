@@ -2,7 +2,7 @@
 
 The tables in `measured/<gpu>.json` are made by `python -m benchmarks.choose` from results of that
 GPU. They have an order of backends for each operator, {"pyramid_merge": ["triton", "cuda"]}, or
-where it depends on sizes one for each case that was measured, {"attention": [{"case": [256, 72, 1],
+where it depends on sizes one for all that were measured, {"attention": [{"sizes": [256, 72, 1],
 "order": ["triton", "cudnn"]}, ...]}.
 """
 
@@ -20,6 +20,8 @@ import torch
 
 FOLDER = Path(__file__).parent / "measured"
 
+Sizes = tuple[int, ...]
+
 
 def slug(device: torch.device) -> str:
     """The device as a file name: "NVIDIA H200" is h200."""
@@ -29,12 +31,9 @@ def slug(device: torch.device) -> str:
     return "-".join(word for word in words if word not in ("nvidia", "geforce"))
 
 
-Case = tuple[int, ...]
-
-
 @functools.lru_cache(maxsize=1024)
-def fastest(op: str, device: torch.device, case: Case = ()) -> Sequence[str]:
-    """The backends of an operator that were measured, fastest first: in the nearest case.
+def fastest(op: str, device: torch.device, sizes: Sizes = ()) -> Sequence[str]:
+    """The backends of an operator that were measured, fastest first, at the nearest sizes.
 
     A backward that nobody measured goes by its forward.
     """
@@ -42,12 +41,12 @@ def fastest(op: str, device: torch.device, case: Case = ()) -> Sequence[str]:
     found = table.get(op) or table.get(op.removesuffix("_backward"), ())
     if not found or isinstance(found[0], str):
         return found
-    return min(found, key=lambda entry: _distance(entry["case"], case))["order"]
+    return min(found, key=lambda entry: _distance(entry["sizes"], sizes))["order"]
 
 
-def _distance(measured: Sequence[int], case: Case) -> float:
+def _distance(measured: Sequence[int], sizes: Sizes) -> float:
     """By how many times the sizes differ, in logarithms; plus 1, as a size may be 0."""
-    return sum(abs(math.log((1 + x) / (1 + y))) for x, y in zip(measured, case))
+    return sum(abs(math.log((1 + x) / (1 + y))) for x, y in zip(measured, sizes))
 
 
 @functools.lru_cache

@@ -122,7 +122,7 @@ def moved_backward(qkv: Tensor, *options: Tensor) -> int:
     return moved(qkv, *options) + qkv.nbytes // 3 + 4 * batch * tokens * heads + written
 
 
-def case(shape: Shape, prepared: bool) -> tuple[int, ...]:
+def sizes(shape: Shape, prepared: bool) -> tuple[int, ...]:
     _, tokens, _, head_dim = shape
     return tokens, head_dim, int(prepared)
 
@@ -143,7 +143,7 @@ def benchmarks() -> Iterator[Benchmark]:
             terms=256,
             roundings=6,
             own_roundings=4,
-            case=partial(case, prepared=prepared),
+            sizes=partial(sizes, prepared=prepared),
             peers=PEERS,
             dtypes=(torch.bfloat16,),  # all that most of these kernels take, besides float16
             shapes=SHAPES,

@@ -30,7 +30,7 @@ class Library:
         writes_into: whether backward takes `into=`, three tensors to write them to.
         available: device -> None where it takes tensors of it, else the reason.
         can_run: (q, k, v) -> None where it takes these, and their gradient where they require
-            one, else the reason.
+            one, else the reason. A compiled forward does not tell that one will be asked for.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]
@@ -88,23 +88,22 @@ def attention_backward(
 def register() -> None:
     """Offer the libraries as backends of attention and its gradient."""
     for name, library in LIBRARIES.items():
-        for op, run, qkv in (
-            ("attention", attention, 0),
-            ("attention_backward", attention_backward, 1),
-        ):
-            can_run = partial(_can_run, library, qkv)
+        can_run = partial(_can_run, library)
+        for run in (attention, attention_backward):
             implementation = backend.Implementation(
                 partial(run, library), library.available, can_run
             )
-            backend.register(op, name, implementation)
+            backend.register(run.__name__, name, implementation)
 
 
-def _can_run(library: Library, position: int, *args: Any) -> str | None:
-    """Of the operator's arguments, among which qkv comes first, of the gradient's second."""
-    qkv, num_heads = args[position], args[-2]
+def _can_run(library: Library, *args: Any) -> str | None:
+    """Of the arguments of attention or its gradient, whose qkv comes first or second."""
+    is_forward = len(args) == 6
+    qkv, num_heads = args[0 if is_forward else 1], args[-2]
     if not len(qkv):
         return None
-    trained = position == 1 or qkv.requires_grad  # below autograd, where its views do not
+    # Asked of the arguments: below autograd views require no gradient.
+    trained = any(x.requires_grad for x in args if isinstance(x, Tensor)) or not is_forward
     heads = (x.detach().requires_grad_(trained) for x in _heads(qkv, num_heads))
     return library.can_run(*heads)
 

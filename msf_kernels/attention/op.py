@@ -57,7 +57,7 @@ def _attention_fake(
     return out, qkv.new_empty((batch, num_heads, tokens), dtype=compute_dtype(qkv))
 
 
-def _case(qkv: Tensor, *options: Any) -> tuple[int, int, int]:
+def _sizes(qkv: Tensor, *options: Any) -> tuple[int, int, int]:
     """Tokens, head dim, and whether anything comes before the attention."""
     *before, num_heads, _ = options
     prepared = any(option is not None for option in before)
@@ -98,7 +98,7 @@ _attention_backward = define(
         weight_gradient(q_weight, qkv),
         weight_gradient(k_weight, qkv),
     ),
-    case=lambda grad, *args: _case(*args[:4], *args[-2:]),
+    sizes=lambda grad, *args: _sizes(*args[:4], *args[-2:]),
 )
 
 _attention = define(
@@ -109,7 +109,7 @@ _attention = define(
     fake=_attention_fake,
     setup_context=_attention_setup,
     backward=_attention_gradient,
-    case=_case,
+    sizes=_sizes,
 )
 
 libraries.register()

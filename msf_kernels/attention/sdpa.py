@@ -104,11 +104,12 @@ def can_run(question: str, *heads: Tensor) -> str | None:
     if head_dim % 8:  # which PyTorch pads before it comes here
         return f"it takes a head_dim of 8, 16 ..., got {head_dim}"
     ask = getattr(cuda, question)
-    with torch.enable_grad(), warnings.catch_warnings(record=True) as said:  # a gradient has limits
-        params = cuda.SDPAParams(*_swap(*heads), None, 0.0, False, False)
+    params = cuda.SDPAParams(*_swap(*heads), None, 0.0, False, False)
+    with torch.enable_grad():  # without which it would not ask for the gradient's limits
         if ask(params):
             return None
-        warnings.simplefilter("always")
-        ask(params, debug=True)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            ask(params, debug=True)
     reasons = (str(warning.message).partition(" (Triggered internally")[0] for warning in said)
     return " ".join(reasons) or f"PyTorch's {question} says no"

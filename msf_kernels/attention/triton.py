@@ -1,16 +1,18 @@
 """Attention in Triton straight from packed qkv, with norm and rotation inside.
 
 A program owns a tile of a head's tokens and goes through the others in chunks: 272 = 4 * 64 + 16,
-the last padded to a multiple of 16. Of up to 272 keys it keeps all scores in registers, so that
-there is one maximum; compiled for sm_90 that is a fifth fewer instructions than online softmax,
-which takes over above. A tile has 128 queries: with 64 as many keys would be normed and turned for
-half the scores, which at N = 256 and d = 64 is a third more instructions.
+the last padded to a multiple of 16. Of so few keys it keeps all scores in registers, so that there
+is one maximum; compiled for sm_90, which has room for those of 272 keys, that is a fifth fewer
+instructions than online softmax, which takes over above. A tile has 128 queries: with 64 as many
+keys would be normed and turned for half the scores, a third more instructions at N = 256, d = 64.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -48,18 +50,17 @@ class Tile:
     pieces: tuple[tuple[int, int, bool], ...]
 
     @classmethod
+    @functools.cache
     def of(cls, tokens: int, dim: int, element_size: int, backward: bool, wgmma: bool) -> Tile:
         """As large as the audit finds no spills at.
 
         With wgmma, operands stay in shared memory. Else those of a step are copied to registers,
         and joined halves without ldmatrix. Products of float32 are none for tensor cores.
         """
-        most = most_alone(dim) if backward and wgmma and element_size == 2 else 0
-        alone = tokens <= most
+        alone = backward and wgmma and element_size == 2 and fits_alone(tokens, dim)
         rows, columns, stages = 128, 64, 2
-        wide = backward and not alone and dim > 72
         if backward:
-            rows = 128 if wgmma and not wide else 64
+            rows = 128 if wgmma and (alone or dim <= 72) else 64
             columns, stages = (32, 3) if wgmma else (16, 1)
         elif dim > 96 or (tokens <= 64 and not wgmma):
             columns = 32
@@ -70,10 +71,11 @@ class Tile:
         once = most_at_once(dim, wgmma) if not backward and element_size == 2 else 0
         steps = tokens // columns if tokens > once else 0
         rest, masked = chunks(tokens - steps * columns, columns), tokens % 16 > 0
-        # Alone, the joined halves of 72 channels and their tail spill 192 bytes.
+        # Alone, joined halves of more than 64 channels and their tail spill some 200 bytes.
         joined = (wgmma and not (alone and dim > 64)) or element_size > 2
         cut = pieces(dim, 64 if element_size == 2 else 16, joined)
-        warps = 8 if rows == 128 or (wide and rows == 64) else 4
+        tight = backward and not alone and element_size == 2 and dim > (64 if wgmma else 72)
+        warps = 8 if rows == 128 or (rows == 64 and tight) else 4
         return cls(alone, rows, columns, steps, rest, masked, warps, stages, dim, cut)
 
 
@@ -82,9 +84,14 @@ def most_at_once(dim: int, wgmma: bool) -> int:
     return (272 if wgmma else 192) - (64 if dim > 80 else 0)
 
 
-def most_alone(dim: int) -> int:
-    """Tokens of which a program of the backward can have all gradients in its registers."""
-    return 128 if dim <= 64 else 64 if dim <= 80 else 0
+def fits_alone(tokens: int, dim: int) -> bool:
+    """Whether a program of the backward can have all gradients of a head in its registers.
+
+    Of more than 64 channels with a mask beyond the last token it would spill some 30 bytes.
+    """
+    if dim <= 64:
+        return tokens <= 128
+    return dim <= 80 and tokens <= 64 and tokens % 16 == 0
 
 
 def chunks(tokens: int, widest: int) -> tuple[tuple[int, int], ...]:
@@ -188,9 +195,8 @@ def _tile(qkv: Tensor, num_heads: int, backward: bool) -> Tile:
 
 
 def has_wgmma(device: torch.device) -> bool:
-    """Whether the GPU is of sm_90 or sm_10x; the interpreter, slow at each step, plays one.
-
-    Tensors without memory are for whatever Triton compiles for.
+    """Whether the GPU is of sm_90 to sm_11x. Tensors without memory are for what Triton compiles
+    for; for the interpreter, slow at each step, all are.
     """
     if device.type == "cuda":
         return 9 <= torch.cuda.get_device_capability(device)[0] < 12
@@ -218,18 +224,17 @@ def _audited(kernel: str, tokens: int, dim: int) -> Callable[..., Any]:
     return call
 
 
-# Calls that launch every kernel; see audit/triton.py. One backward takes a compiler some 10 s, so
-# of those there is one for each way to go through the tokens: 4 warps, some left over, none.
-AUDITED_TOKENS = {"forward": (64, 80, 192, 256, 272, 1024), "backward": (64, 80, 272, 1024)}
+# Calls that launch every kernel, see audit/triton.py: full chunks, some left over, a mask, the most
+# that fits at once or alone; heads of other widths at few of them, as a backward compiles for 10 s.
 AUDITED = {
     f"{kernel} {tokens} x {dim}": _audited(kernel, tokens, dim)
-    for kernel, numbers in AUDITED_TOKENS.items()
-    for tokens in numbers
-    for dim in (64, 72)
-} | {
-    f"{kernel} 272 x {dim}": _audited(kernel, 272, dim)
-    for kernel in AUDITED_TOKENS
-    for dim in (32, 80, 96, 128)
+    for kernel, numbers, dims in (
+        ("forward", (64, 80, 192, 271, 272, 1024), (64, 72)),
+        ("forward", (208, 272), (80, 128)),
+        ("backward", (63, 64, 80, 271, 1024), (64, 72)),
+        ("backward", (64, 272), (80, 128)),
+    )
+    for tokens, dim in product(numbers, dims)
 }
 AUDITED_DTYPES = {"bf16": torch.bfloat16}
 BUDGET = 255  # all that a thread can have: sums, scores and operands are there to fill them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def check_qkv(
     checks.tensors(op, qkv=qkv, **given)
     checks.dimensions(op, "qkv", qkv, "(B, N, 3*H*d)")
     tokens, width = qkv.shape[1:]
-    if not isinstance(num_heads, int):
+    if not isinstance(num_heads, (Integral, torch.SymInt)):
         kind = type(num_heads).__name__
         raise TypeError(f"{op}: num_heads must be a whole number, got {kind}")
     if num_heads < 1 or width % (3 * num_heads) or not tokens or not width:

@@ -44,7 +44,7 @@ def test_a_backend_is_compared_where_it_runs() -> None:
 
 def test_forward_backward_and_sizes_have_orders_of_their_own() -> None:
     rows = [
-        replace(row(arm, cost, tokens), benchmark=benchmark, case=(tokens, 72, 0))
+        replace(row(arm, cost, tokens), benchmark=benchmark, sizes=(tokens, 72, 0))
         for benchmark, arm, cost, tokens in (
             ("gate_residual", "triton", 2, 256),
             ("gate_residual", "cudnn", 3, 256),
@@ -55,10 +55,10 @@ def test_forward_backward_and_sizes_have_orders_of_their_own() -> None:
     ]
     assert choose.orders(rows) == {
         "gate_residual": [
-            {"case": (256, 72, 0), "order": ["triton", "cudnn"]},
-            {"case": (1024, 72, 0), "order": ["cudnn", "triton"]},
+            {"sizes": (256, 72, 0), "order": ["triton", "cudnn"]},
+            {"sizes": (1024, 72, 0), "order": ["cudnn", "triton"]},
         ],
-        "gate_residual_backward": [{"case": (256, 72, 0), "order": ["cudnn"]}],
+        "gate_residual_backward": [{"sizes": (256, 72, 0), "order": ["cudnn"]}],
     }
 
 

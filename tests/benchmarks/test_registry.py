@@ -43,13 +43,13 @@ def test_bytes_are_those_of_the_tensors(benchmark: Benchmark, dtype: torch.dtype
 
 
 @names
-def test_cases_are_those_of_the_operator(
+def test_sizes_are_those_of_the_operator(
     benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, tuple[int, ...]]] = []
 
-    def automatic_order(op: str, _: torch.device, case: tuple[int, ...]) -> tuple[str, ...]:
-        asked.append((op, case))
+    def automatic_order(op: str, _: torch.device, sizes: tuple[int, ...]) -> tuple[str, ...]:
+        asked.append((op, sizes))
         return ("reference",)
 
     monkeypatch.setattr(sys.modules["msf_kernels.backend"], "automatic_order", automatic_order)
@@ -57,7 +57,7 @@ def test_cases_are_those_of_the_operator(
     case = draw(benchmark, shape, torch.float32, torch.Generator().manual_seed(0))
     results(Arm("reference", benchmark.ours), benchmark, case)
     op = benchmark.op + "_backward" * bool(benchmark.gradients)
-    assert (op, benchmark.case(shape)) in asked
+    assert (op, benchmark.sizes(shape)) in asked
 
 
 @names

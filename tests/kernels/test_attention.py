@@ -106,8 +106,9 @@ def test_many_tokens_and_wide_heads(grid: tuple[int, int], head_dim: int) -> Non
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_one_token(dtype: torch.dtype) -> None:
-    # Its weight is 1, so the gradients of q, k and their norms are sums of d products minus the
-    # same: 0 but for the rounding of both. PyTorch's may be 0, and no measure of ours.
+    # Its weight is 1 but for the rounding of a score of about 1, so out and grad_v are v and grad.
+    # The gradients of q, k and their norms are sums of d products of grad and v minus the same,
+    # times normed numbers of about 1. PyTorch's may be 0, and no measure of ours.
     head_dim = 8
     inputs = [normal(3, 1, 3 * head_dim, dtype=dtype)]
     inputs += [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
@@ -115,8 +116,8 @@ def test_one_token(dtype: torch.dtype) -> None:
     rope = rope_2d(1, 1, head_dim, device=DEVICE)
     out, grad_qkv, *rest = run(attention, inputs, grad, num_heads=1, rope=rope)
     (_, _, v), (grad_q, grad_k, grad_v) = inputs[0].chunk(3, -1), grad_qkv.chunk(3, -1)
-    assert torch.equal(out, v)
     rounding = WALK * head_dim**0.5 * torch.finfo(torch.float32).eps
+    assert (out - v).norm() <= rounding * v.norm()
     assert (grad_v - grad).norm() <= rounding * grad.norm()
     for zero in (grad_q, grad_k, *rest):
         assert zero.norm() <= rounding * grad.norm() * v.norm()

@@ -8,6 +8,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
@@ -305,4 +306,28 @@ def test_limits_of_the_gradient_count_where_there_is_one(monkeypatch: pytest.Mon
     with torch.no_grad():  # as where the operators run
         assert forward(qkv, *options, 2, 1e-6) is None
         assert forward(trained, *options, 2, 1e-6) == "no gradient"
+        assert forward(qkv, trained[0, 0, :8], None, None, 2, 1e-6) == "no gradient"
         assert backward(qkv, qkv, *options, qkv, qkv, 2, 1e-6) == "no gradient"
+
+
+@no_gpu
+@pytest.mark.parametrize("wanted", ["qkv", "q_weight", None])
+def test_a_call_says_whether_a_gradient_is_wanted(
+    wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def can_run(*heads: Tensor) -> None:
+        asked.append(all(x.requires_grad for x in heads))
+
+    library = replace(libraries.LIBRARIES["flash"], can_run=can_run)
+    recording = selection.Implementation(
+        partial(libraries.attention, library), can_run=partial(libraries._can_run, library)
+    )
+    monkeypatch.setitem(selection._registry["attention"], "flash", recording)
+    arguments = {"qkv": normal(1, 2, 48, dtype=FP32), "q_weight": torch.ones(8)}
+    if wanted:
+        arguments[wanted].requires_grad_()
+    with msf_kernels.backend(attention="flash"):
+        attention(arguments["qkv"], num_heads=2, q_weight=arguments["q_weight"])
+    assert asked == [wanted is not None]

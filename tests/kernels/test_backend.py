@@ -126,7 +126,7 @@ def test_unknown_names() -> None:
     }.items():
         with pytest.raises(ValueError, match=f"^{line}"), msf.backend(request):
             pass
-    for ask in (msf.available_backends, msf.explain_backends):
+    for ask in (msf.available_backends, msf.explain_backends, msf.requested_backend):
         with pytest.raises(
             ValueError, match=r"^unknown operator 'norm': known are adaln_modulate, "
         ):
@@ -190,14 +190,14 @@ def test_measured_backends_come_first(h200: Callable[[Any], None]) -> None:
     assert selection.automatic_order(f"{GATE}_backward", gpu)[0] == "reference"
 
 
-def test_the_measured_case_nearest_to_a_call_decides(
+def test_the_measured_sizes_nearest_to_a_call_decide(
     h200: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu, op = torch.device("cuda", 0), "attention"
     first = {(64, 64, 0): "triton", (1024, 64, 0): "cudnn", (1024, 64, 1): "flash"}
-    h200({op: [{"case": case, "order": [name]} for case, name in first.items()]})
-    for case, name in first.items():
-        assert selection.automatic_order(op, gpu, case)[0] == name
+    h200({op: [{"sizes": sizes, "order": [name]} for sizes, name in first.items()]})
+    for sizes, name in first.items():
+        assert selection.automatic_order(op, gpu, sizes)[0] == name
     assert selection.automatic_order(op, gpu)[0] == "triton"
     entry = selection._registry[op]
     for name in first.values():
@@ -212,7 +212,7 @@ def test_the_measured_case_nearest_to_a_call_decides(
         args = torch.empty(1, tokens, 3 * 2 * 72), *options, 2, 1e-6
         assert choice[id(selection._choose(op, gpu, args))] == name
         saved = args[0], *args[:4], args[0], args[0], *args[4:]
-        assert selection._cases[f"{op}_backward"](*saved) == selection._cases[op](*args)
+        assert selection._sizes[f"{op}_backward"](*saved) == selection._sizes[op](*args)
 
 
 BUILT = ["80", "90a", "120"]
@@ -255,7 +255,7 @@ def test_what_is_available_is_what_a_call_takes(
     monkeypatch.setattr(
         measured,
         "fastest",
-        lambda op, device, case: ["cuda", "triton"] if device == other else ["triton"],
+        lambda op, device, sizes: ["cuda", "triton"] if device == other else ["triton"],
     )
     extension._architecture_problem.cache_clear()
     kernels["cuda"] = answering(1.0, available=extension.available)

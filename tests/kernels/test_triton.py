@@ -1,4 +1,4 @@
-"""What is special to Triton: rounding, tiles, the late import, memory, the compiled code.
+"""What is special to Triton: rounding, tiles, the late import, memory.
 
 That the operators are right is what the tests that run on every backend say.
 """
@@ -6,12 +6,9 @@ That the operators are right is what the tests that run on every backend say.
 # ruff: noqa: E402
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,21 +16,16 @@ import pytest
 import torch
 from torch import Tensor
 
-import msf_kernels
 from emulation.build import environment
 from msf_kernels import triton_support
-from msf_kernels.audit.row import Row
-from numerics import DEVICE, assert_as_good_as, assert_rounded_once, normal
+from numerics import DEVICE, assert_rounded_once, normal
+from processes import process
 
 triton = pytest.importorskip("triton")
 import triton.language as tl
 
-from msf_kernels import rope_2d
 from msf_kernels.adaln import reference as adaln_reference
 from msf_kernels.adaln import triton as adaln_triton
-from msf_kernels.attention import reference as attention_reference
-from msf_kernels.attention import triton as attention_triton
-from msf_kernels.audit import triton as audit_triton
 from msf_kernels.flow import reference as flow_reference
 from msf_kernels.flow import triton as flow_triton
 from msf_kernels.pyramid import reference as pyramid_reference
@@ -43,7 +35,6 @@ from msf_kernels.triton_support.image import ImageTile
 from msf_kernels.triton_support.launch import launch
 from msf_kernels.triton_support.rows import Walk
 
-HERE = Path(__file__).parent
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 BLOCK = 8192
 
@@ -220,79 +211,11 @@ def test_walks_cover_all_rows(batch: int, tokens: int, channels: int, dtype: tor
         assert walk.rows * lanes * x.element_size() <= 36 * threads or threads == 1024
 
 
-@pytest.mark.parametrize("grid", [(3, 7), (8, 10), (14, 15)], ids=["21", "80", "210"])
-@pytest.mark.parametrize("head_dim", [64, 72, 96])
-def test_attention_of_gpus_without_wgmma(
-    head_dim: int, grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention_triton, "has_wgmma", lambda device: False)
-    weights = [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
-    qkv, grad = (normal(1, grid[0] * grid[1], n * head_dim, dtype=BF16) for n in (3, 1))
-    options = *weights, rope_2d(*grid, head_dim, device=DEVICE), 1, 1e-6
-
-    def results(module: Any, qkv: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        outputs = module.attention(qkv, *options)
-        return *outputs, *module.attention_backward(grad, qkv, *options[:3], *outputs, *options[3:])
-
-    native = results(attention_reference, qkv, grad)
-    exact = results(attention_reference, qkv.double(), grad.double())
-    for tensors in zip(results(attention_triton, qkv, grad), native, exact, strict=True):
-        assert_as_good_as(*tensors)
-
-
-@pytest.mark.parametrize("wgmma", [False, True])
-@pytest.mark.parametrize("element_size", [2, 4, 8])
-def test_attention_tiles_cover_heads_and_tokens(element_size: int, wgmma: bool) -> None:
-    for dim in range(1, 300):
-        pieces = attention_triton.Tile.of(64, dim, element_size, False, wgmma).pieces
-        firsts, widths, joined = zip(*pieces, strict=True)
-        assert firsts == tuple(sum(widths[:i]) for i in range(len(widths)))
-        assert not any(joined[:-1]) or all(joined)  # the kernels find their operands so
-        half = (dim + 1) // 2
-        assert half <= sum(widths) < half + max(8, half / 3)
-    for tokens in (1, 15, 16, 17, 64, 80, 100, 115, 192, 193, 256, 272, 273, 300, 1024):
-        for backward in (False, True):
-            tile = attention_triton.Tile.of(tokens, 72, element_size, backward, wgmma)
-            covered = tile.steps * tile.columns
-            for first, width in tile.rest:
-                assert tile.steps * tile.columns + first == covered and width <= tile.columns
-                covered += width
-            assert covered == -(-tokens // 16) * 16 and tile.masked == (covered != tokens)
-            assert tile.rows == 16 or tile.rows < 2 * tokens
-            at_once = not backward and element_size == 2 and tokens <= (272 if wgmma else 192)
-            assert tile.steps == 0 if at_once else tile.steps == tokens // tile.columns
-            alone = backward and wgmma and element_size == 2 and tokens <= 64
-            assert tile.alone == alone and (not alone or tile.rows >= tokens)
-
-
-def test_attention_of_a_gpu_has_a_largest_head_dim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_triton, "interpreted", lambda: False)
-    line = "head_dim is at most 128, got 136"
-    for dim, reason in {128: None, 136: line}.items():
-        qkv, grad = torch.empty(1, 2, 3 * 2 * dim), torch.empty(1, 2, 2 * dim)
-        assert attention_triton.can_run(qkv, None, None, None, 2, 1e-6) == reason
-        saved = qkv, None, None, None, grad, None
-        assert attention_triton.can_run(grad, *saved, 2, 1e-6) == reason
-
-
-def test_head_dims_of_transformers_waste_nothing_but_the_tail_of_72() -> None:
-    padded = {d: 2 * sum(w for _, w, _ in attention_triton.pieces(d, 64, True)) for d in (64, 72)}
-    assert padded == {64: 64, 72: 80}
-
-
 def test_more_rows_than_a_kernel_can_count() -> None:
     x = torch.empty(2**31, 1, 2, 2, dtype=BF16, device="meta")
     line = "Triton kernels take fewer than 2^31 rows of pixels, got 2147483648"
     with pytest.raises(OverflowError, match=re.escape(line)):
         ImageTile.of([x], 2)
-
-
-def process(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(HERE.parent), *(path for path in sys.path if path)])
-    environment = {**os.environ, "PYTHONPATH": paths, **variables}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
 
 
 def test_importing_the_operators_imports_no_kernels() -> None:
@@ -342,80 +265,6 @@ def test_which_devices_triton_declines(monkeypatch: pytest.MonkeyPatch) -> None:
         "cuda:1": "this GPU is sm_75; Triton's bfloat16 needs sm_80 or later",
     }
     assert {name: triton_support.available(torch.device(name)) for name in reasons} == reasons
-
-
-COMPILE = """
-import re
-from functools import partial
-import torch
-from msf_kernels.audit import triton as audit
-from msf_kernels.pyramid.triton import AUDITED
-new = partial(audit._new, dtype=torch.float32, memory_format=torch.contiguous_format)
-((name, compiled, log),) = audit._compile(partial(AUDITED["split nearest"], new), 90)
-row = audit._row(name, "", 90, compiled, log, audit.BUDGET)
-assert row.problem() is None and 8 <= row.registers <= row.budget, row
-code = compiled.asm["ptx"]
-assert "div.rn.f32" in code and not re.search(r"fma\\.|\\.ftz|div\\.full", code)
-assert set(re.findall(r"(?:ld|st)\\.global\\.v4", code)) == {"ld.global.v4", "st.global.v4"}
-audit.DTYPES = {"bf16": torch.bfloat16}
-assert [row.problem() for row in audit.rows_of("tokens", 80)] == [None, None]
-from msf_kernels.attention.triton import attention
-new = partial(new, dtype=torch.float64)
-call = partial(attention, new(1, 16, 48), new(16), new(16), None, 1, 0.1)
-((name, compiled, log),) = audit._compile(call, 90)
-assert "0d3FB999999999999A" in compiled.asm["ptx"]  # 0.1, of which float32 would end in zeros
-"""
-
-
-def test_kernels_compile_without_a_gpu() -> None:
-    result = process(COMPILE, TRITON_INTERPRET="0")
-    assert result.returncode == 0, result.stderr
-
-
-def test_the_audit_says_that_it_cannot_interpret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(RuntimeError, match=r"^the audit compiles Triton kernels: unset TRITON_INT"):
-        next(audit_triton.rows())
-
-
-def test_the_audit_finds_the_families() -> None:
-    kernels = [op for op in msf_kernels.OPERATORS if "triton" in msf_kernels.backends_of(op)]
-    modules = {getattr(msf_kernels, op).__module__ for op in kernels}
-    assert {f"msf_kernels.{family}.op" for family in audit_triton.FAMILIES} == modules
-
-
-LOG = "0 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\nUsed 40 registers"
-
-
-def audited(monkeypatch: pytest.MonkeyPatch, *launches: tuple[str, str]) -> list[Row]:
-    """The audit of one call that launches kernels of these (hash, log of ptxas)."""
-    metadata = SimpleNamespace(shared=16)
-    compiled = [("k", SimpleNamespace(hash=hash, metadata=metadata), log) for hash, log in launches]
-    monkeypatch.setattr(audit_triton, "_compile", lambda *_: compiled)
-    return audit_triton.rows_of("flow", 90)
-
-
-def test_only_a_kernel_known_already_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = audited(monkeypatch, ("a", LOG), ("a", ""), ("b", LOG))
-    assert (first.registers, first.shared, first.spill, first.stack) == (40, 16, 12, 0)
-    assert second == first
-    for log in ("", "ptxas info: none", LOG + LOG):
-        with pytest.raises(RuntimeError, match=r"^flow\.k \(.*\) on sm_90: cannot read the log of"):
-            audited(monkeypatch, ("a", LOG), ("b", log))
-
-
-@pytest.mark.parametrize(
-    ("registers", "spill", "stack", "line"),
-    [
-        (64, 0, 0, None),
-        (65, 0, 0, "k (c) on sm_90: takes 65 registers, want at most 64"),
-        (8, 4, 0, "k (c) on sm_90: spills 4 bytes, has 0 bytes of stack, want none"),
-        (8, 0, 8, "k (c) on sm_90: spills 0 bytes, has 8 bytes of stack, want none"),
-    ],
-)
-def test_problems_of_a_row(registers: int, spill: int, stack: int, line: str | None) -> None:
-    row = Row("triton", "k", "c", "sm_90", registers, 0, spill, stack, budget=64)
-    assert row.problem() == line
 
 
 CLEAN = """

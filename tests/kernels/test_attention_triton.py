@@ -1,0 +1,76 @@
+"""What is special to attention in Triton: tiles, GPUs without wgmma, what it declines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from msf_kernels import rope_2d
+from msf_kernels.attention import reference
+from numerics import DEVICE, assert_as_good_as, normal
+
+pytest.importorskip("triton")
+from msf_kernels.attention import triton as attention_triton
+
+
+@pytest.mark.parametrize("grid", [(3, 7), (8, 10), (14, 15)], ids=["21", "80", "210"])
+@pytest.mark.parametrize("head_dim", [64, 72, 96])
+def test_attention_of_gpus_without_wgmma(
+    head_dim: int, grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_triton, "has_wgmma", lambda device: False)
+    weights = [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
+    qkv, grad = (normal(1, grid[0] * grid[1], n * head_dim, dtype=torch.bfloat16) for n in (3, 1))
+    options = *weights, rope_2d(*grid, head_dim, device=DEVICE), 1, 1e-6
+
+    def results(module: Any, qkv: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        outputs = module.attention(qkv, *options)
+        return *outputs, *module.attention_backward(grad, qkv, *options[:3], *outputs, *options[3:])
+
+    native = results(reference, qkv, grad)
+    exact = results(reference, qkv.double(), grad.double())
+    for tensors in zip(results(attention_triton, qkv, grad), native, exact, strict=True):
+        assert_as_good_as(*tensors)
+
+
+@pytest.mark.parametrize("wgmma", [False, True])
+@pytest.mark.parametrize("element_size", [2, 4, 8])
+def test_attention_tiles_cover_heads_and_tokens(element_size: int, wgmma: bool) -> None:
+    for dim in range(1, 300):
+        pieces = attention_triton.Tile.of(64, dim, element_size, False, wgmma).pieces
+        firsts, widths, joined = zip(*pieces, strict=True)
+        assert firsts == tuple(sum(widths[:i]) for i in range(len(widths)))
+        assert not any(joined[:-1]) or all(joined)  # the kernels find their operands so
+        half = (dim + 1) // 2
+        assert half <= sum(widths) < half + max(8, half / 3)
+    for tokens in (1, 15, 16, 17, 64, 80, 100, 115, 192, 193, 256, 272, 273, 300, 1024):
+        for backward in (False, True):
+            tile = attention_triton.Tile.of(tokens, 72, element_size, backward, wgmma)
+            covered = tile.steps * tile.columns
+            for first, width in tile.rest:
+                assert tile.steps * tile.columns + first == covered and width <= tile.columns
+                covered += width
+            assert covered == -(-tokens // 16) * 16 and tile.masked == (covered != tokens)
+            assert tile.rows == 16 or tile.rows < 2 * tokens
+            at_once = not backward and element_size == 2 and tokens <= (272 if wgmma else 192)
+            assert tile.steps == 0 if at_once else tile.steps == tokens // tile.columns
+            alone = backward and wgmma and element_size == 2 and tokens in (16, 64)
+            assert tile.alone == alone and (not alone or tile.rows == tokens)
+
+
+def test_attention_of_a_gpu_has_a_largest_head_dim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_triton, "interpreted", lambda: False)
+    line = "head_dim is at most 128, got 136"
+    for dim, reason in {128: None, 136: line}.items():
+        qkv, grad = torch.empty(1, 2, 3 * 2 * dim), torch.empty(1, 2, 2 * dim)
+        assert attention_triton.can_run(qkv, None, None, None, 2, 1e-6) == reason
+        saved = qkv, None, None, None, grad, None
+        assert attention_triton.can_run(grad, *saved, 2, 1e-6) == reason
+
+
+def test_head_dims_of_transformers_waste_nothing_but_the_tail_of_72() -> None:
+    padded = {d: 2 * sum(w for _, w, _ in attention_triton.pieces(d, 64, True)) for d in (64, 72)}
+    assert padded == {64: 64, 72: 80}
