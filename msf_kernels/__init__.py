@@ -16,7 +16,6 @@ from .backend import (
     requested_backend,
 )
 from .build import build_config
-from .compiling import constant_result
 from .flow.op import flow_interpolate, guided_euler_merge, guided_euler_step
 from .pyramid.op import pyramid_merge, pyramid_split
 from .qk_norm_rope.op import qk_norm_rope
@@ -46,7 +45,6 @@ __all__ = [
     "backends_of",
     "build_config",
     "chosen_backend",
-    "constant_result",
     "explain_backends",
     "flow_interpolate",
     "gate_residual",

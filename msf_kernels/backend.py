@@ -47,7 +47,7 @@ _registry: dict[str, dict[str, Implementation]] = {}
 _sizes: dict[str, Callable[..., measured.Sizes]] = {}
 
 # One value for the whole process, not a ContextVar: autograd runs backward in threads of its own.
-_requested = os.environ.get("MSF_BACKEND", "auto")
+_requested = os.environ.get("MSF_BACKEND") or "auto"
 
 
 def register(op: str, name: str, implementation: Implementation) -> None:
@@ -184,7 +184,7 @@ def _parse(text: str) -> Mapping[str, str]:
     """A request such as "triton,attention=cudnn" by operator; under "" for those not named."""
     request = {"": "auto"}
     for item in text.split(","):
-        op, _, name = item.strip().rpartition("=")
+        op, _, name = (part.strip() for part in item.rpartition("="))
         if op:
             backends_of(op)  # says so where there is no such operator
             if op.endswith("_backward"):

@@ -87,8 +87,6 @@ def whole_numbers(op: str, name: str, letters: str, values: Any, count: int) -> 
 
 def constant(op: str, name: str, tensor: Tensor) -> None:
     """The tensor asks for no gradient, because the operator gives it none."""
-    if torch.compiler.is_compiling():  # Dynamo cannot ask this of a tensor that it holds constant
-        return
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{op}: {name} gets no gradient, pass {name}.detach()")
 

@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import math
 
+import numpy as np
 import pytest
 
 from msf import PRESETS, MSFConfig, StageConfig, preset
@@ -42,13 +44,28 @@ def test_stage_names_and_sizes():
         ({"image_size": (8, 9)}, r"base: image sides must be multiples of 2 .*\(8, 9\)"),
         ({"image_size": (0, 8)}, "image_size must be"),
         ({"channels": 0}, "channels must be at least 1"),
-        ({"num_classes": -1}, "num_classes at least 0"),
+        ({"num_classes": -1}, "num_classes must be at least 0"),
         ({"upsample": "bicubic"}, "upsample must be one of"),
         ({"positions": "learned"}, "positions must be one of"),
         ({"time_std": 0.0}, "time_std must be positive"),
         ({"label_dropout": 1.5}, r"label_dropout must be in \[0, 1\]"),
         ({"stages": (TINY, dataclasses.replace(TINY, heads=3))}, "residual: width / heads"),
         ({"stages": (TINY, dataclasses.replace(TINY, patch=3))}, "residual: image sides must be"),
+        ({"steps": (4, 10**29)}, "steps must be .* of at most 100000, got"),
+        ({"channels": 10**9}, "channels must be at least 1 and at most 65536"),
+        ({"num_classes": 10**9}, "num_classes must be at least 0 and at most 1048576"),
+        ({"image_size": (2**20, 8)}, "image_size must be .* at most 65536"),
+        ({"stages": (TINY,) * 18, "steps": (1,) * 18}, "stages must be at most 17, got 18"),
+        ({"stages": (dataclasses.replace(TINY, depth=10**7),) * 2}, "depth must be at most 1000"),
+        ({"stages": (dataclasses.replace(TINY, width=2**20),) * 2}, "width must be at most 65536"),
+        (
+            {"stages": (TINY, dataclasses.replace(TINY, mlp_ratio=1e-9))},
+            "residual: width [*] mlp_ratio must be from 1 to 262144, got 32 [*] 1e-09",
+        ),
+        (
+            {"stages": (TINY, dataclasses.replace(TINY, mlp_ratio=1e300))},
+            "residual: width [*] mlp_ratio must be from 1 to",
+        ),
         (
             {"stages": (TINY, dataclasses.replace(TINY, depth=0))},
             "residual: depth must be positive, got 0$",
@@ -61,7 +78,47 @@ def test_bad_configuration_is_one_clear_line(changes, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["{", b"\xff"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": (3.0, 3)}, r"MSFConfig.steps\[0\] must be a whole number, got 3.0"),
+        ({"channels": True}, "MSFConfig.channels must be a whole number, got True"),
+        ({"channels": "1"}, "MSFConfig.channels must be a whole number, got '1'"),
+        ({"image_size": (16.0, 24.0)}, r"image_size\[0\] must be a whole number, got 16.0"),
+        ({"image_size": 16}, "MSFConfig.image_size must be a list, got 16"),
+        ({"qk_norm": 1}, "MSFConfig.qk_norm must be true or false, got 1"),
+        ({"steps": 3}, "MSFConfig.steps must be a list, got 3"),
+        ({"stages": None}, "MSFConfig.stages must be a list, got None"),
+        ({"max_base_noise": math.nan}, "MSFConfig.max_base_noise must be finite, got nan"),
+        ({"time_std": math.inf}, "MSFConfig.time_std must be finite, got inf"),
+        ({"time_std": np.ones(2)}, "MSFConfig.time_std must be a number, got array"),
+    ],
+)
+def test_what_json_could_not_say_is_not_built(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        config(**changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 32.0}, "StageConfig.width must be a whole number, got 32.0"),
+        ({"mlp_ratio": math.nan}, "StageConfig.mlp_ratio must be finite, got nan"),
+    ],
+)
+def test_a_stage_checks_its_kinds_too(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **changes)
+
+
+def test_lists_and_numpy_numbers_become_what_json_gives():
+    built = config(image_size=[8, 12], steps=np.array([4, 2]), stages=[TINY, TINY], time_std=1)
+    assert built == config() and hash(built) == hash(config())
+    assert MSFConfig.from_json(built.to_json()) == built
+
+
+@pytest.mark.parametrize("text", ["{", b"\xff", "[" * 100_000])
 def test_what_is_no_json_is_one_clear_line(text):
     with pytest.raises(ValueError, match="MSFConfig: not valid JSON"):
         MSFConfig.from_json(text)
@@ -84,6 +141,9 @@ def test_what_is_no_json_is_one_clear_line(text):
         ({"upsample": 1}, "upsample must be a string, got 1"),
         ({"label_dropout": "0.1"}, "label_dropout must be a number, got '0.1'"),
         ({"steps": "24"}, "steps must be a list, got '24'"),
+        ({"time_std": math.nan}, "MSFConfig.time_std must be finite, got nan"),
+        ({"time_std": 10**400}, r"MSFConfig.time_std must be finite, got 10+\.\.\.0+$"),
+        ({"steps": {"4": 2}}, "steps must be a list, got {'4': 2}"),
     ],
 )
 def test_bad_values_in_json_are_one_clear_line(changes, message):

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from models import images, tiny_config, tiny_model
 from msf import MSF, StageConfig
@@ -56,6 +57,19 @@ def test_losses_repeat_with_the_generator():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("positions", ["rope", "sincos"])
+def test_all_losses_compile_together(positions):
+    model, x, y = tiny_model(positions=positions), images(2), torch.arange(2)
+    torch.compiler.reset()
+    losses = torch.compile(model.training_losses, backend="aot_eager")
+
+    def total(call):
+        torch.manual_seed(0)
+        return call(x, y)["total"]
+
+    torch.testing.assert_close(total(losses), total(model.training_losses))
+
+
 def test_dropped_labels_become_the_null_class():
     model = tiny_model(label_dropout=1.0)
     model.training_losses(images(4), torch.tensor([0, 1, 2, 0]))["total"].backward()
@@ -94,14 +108,32 @@ def test_bad_labels_are_one_clear_line(labels, message):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(2, 2, 8, 8, dtype=torch.float64), "x must be float32, got torch.float64"),
+        (torch.zeros(2, 2, 8, 8, dtype=torch.float64), "x must be float32 .*, got torch.float64"),
+        ([[0.0]], r"x must be float32 \(B, C, H, W\), got a list"),
+        (None, r"x must be float32 \(B, C, H, W\), got a NoneType"),
+        (torch.zeros(2, 8, 8), r"x must be \(B, 2, H, W\) .* got \(2, 8, 8\)"),
         (torch.zeros(2, 2, 6, 8), r"image sides must be multiples of \d .* got \(6, 8\)"),
     ],
 )
 def test_bad_images_are_one_clear_line(x, message):
     model = tiny_model(0, stages=(StageConfig(width=32, depth=1, heads=2, patch=4),))
     with pytest.raises(ValueError, match=message):
-        model.training_losses(x, torch.zeros(2, dtype=torch.int64))
+        model.training_losses(x, torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_the_loss_is_about_the_same_in_other_dtypes(dtype):
+    x, y, model = images(4), torch.tensor([0, 1, 2, 0]), tiny_model()
+    losses = [
+        m.training_losses(x, y, generator=generator())["total"] for m in (model, model.to(dtype))
+    ]
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.05, atol=0)
+
+
+def test_what_is_no_configuration_builds_no_model():
+    with pytest.raises(TypeError, match="MSF: config must be an MSFConfig, got a dict"):
+        MSF({})
 
 
 def test_untrained_stages_are_known():
@@ -125,6 +157,16 @@ def test_save_and_load_round_trip(tmp_path):
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
+SPOILS = {
+    "nan": lambda tensors: tensors["stages.0.output.bias"].fill_(float("nan")),
+    "infinity": lambda tensors: tensors["pyramid.mean"].fill_(-float("inf")),
+    "flat": lambda tensors: tensors["pyramid.std"].zero_(),
+    "integers": lambda tensors: tensors.update(
+        {"stages.0.output.bias": tensors["stages.0.output.bias"].int()}
+    ),
+}
+
+
 def broken(directory, what):
     tiny_model().save_pretrained(directory)
     weights, config = directory / "model.safetensors", directory / "config.json"
@@ -140,6 +182,10 @@ def broken(directory, what):
         values = json.loads(config.read_text())
         values["stages"][0]["width"] = 64
         config.write_text(json.dumps(values))
+    elif what in SPOILS:
+        tensors = load_file(weights)
+        SPOILS[what](tensors)
+        save_file(tensors, weights)
     elif what == "bad config":
         config.write_text("{")
 
@@ -152,6 +198,10 @@ def broken(directory, what):
         ("truncated", "not a readable safetensors file"),
         ("not safetensors", "not a readable safetensors file"),
         ("another size", "does not fit config.json: size mismatch"),
+        ("nan", "model.safetensors: stages.0.output.bias must be finite, but holds NaN"),
+        ("infinity", "model.safetensors: pyramid.mean must be finite, but holds NaN or infinity"),
+        ("flat", "model.safetensors: pyramid.std must be positive"),
+        ("integers", "stages.0.output.bias must be of floats, got torch.int32"),
         ("bad config", "not valid JSON"),
     ],
 )

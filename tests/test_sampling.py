@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -125,6 +126,16 @@ def test_without_classes_and_with_no_images():
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": (2, 0)}, "steps must be at least 1"),
         ({"steps": (2, 2.5)}, "steps must be a whole number, got 2.5"),
+        ({"steps": 10**29}, "steps must be at most 100000, got 1000"),
+        ({"steps": "3"}, "steps must be a whole number, got '3'"),
+        ({"guidance_scale": "2"}, "guidance_scale must be a number, got '2'"),
+        ({"guidance_interval": ("0", "1")}, "guidance_interval must be a number, got '0'"),
+        ({"solver": None}, "solver must be one of .* got None"),
+        ({"base_noise": "x"}, "base_noise must be a number, got 'x'"),
+        ({"base_noise": float("nan")}, "base_noise must be finite, got nan"),
+        ({"size": 16}, "size must be a list, got 16"),
+        ({"size": (16.0, 24.0)}, r"size\[0\] must be a whole number, got 16.0"),
+        ({"size": (2**40, 8)}, r"image sides must be at most 65536, got \(1099511627776, 8\)"),
         ({"steps": True}, "steps must be a whole number, got True"),
         ({"guidance_interval": None}, r"guidance_interval must be \(low, high\), got None"),
         ({"guidance_interval": 0.5}, r"guidance_interval must be \(low, high\), got 0.5"),
@@ -150,6 +161,8 @@ def test_bad_requests_are_one_clear_line_before_any_work(options, message):
     ("options", "message"),
     [
         ({"labels": [0, 1, 2, 3]}, r"labels must be a tensor \(B,\) of int64, got a list"),
+        ({"base": [0.0]}, r"base must be a tensor \(4, 2, 4, 4\), got a list"),
+        ({"base": np.zeros((4, 2, 4, 4))}, "base must be a tensor .* got a ndarray"),
         ({"seeds": 4}, "seeds must be a sequence of whole numbers, one an image, got 4"),
         ({"seeds": "0123"}, "seeds must be a sequence of whole numbers, one an image, got '0123'"),
         ({"seeds": [0.0, 1.0, 2.0, 3.0]}, "seeds must be a sequence of whole numbers"),
@@ -164,10 +177,50 @@ def test_wrong_types_are_one_clear_line(options, message):
     assert "\n" not in str(error.value)
 
 
+def test_what_is_no_model_is_one_clear_line():
+    with pytest.raises(TypeError, match="sample: model must be an MSF, got a NoneType"):
+        sample(None, LABELS, seeds=range(4))
+
+
 def test_seeds_may_be_a_tensor():
     model = tiny_model()
     expected = sample(model, LABELS, seeds=[3, 1, 4, 5])
     assert torch.equal(sample(model, LABELS, seeds=torch.tensor([3, 1, 4, 5])), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "plain"),
+    [
+        ({"steps": np.int64(3)}, {"steps": 3}),
+        ({"steps": np.array([3, 2])}, {"steps": (3, 2)}),
+        ({"steps": torch.tensor([3, 2])}, {"steps": (3, 2)}),
+        ({"guidance_scale": np.float32(2)}, {"guidance_scale": 2}),
+        ({"guidance_scale": torch.tensor(2)}, {"guidance_scale": 2}),
+        (
+            {"guidance_scale": 2, "guidance_interval": np.array([[0, 1], [0.5, 1]])},
+            {"guidance_scale": 2, "guidance_interval": ((0, 1), (0.5, 1))},
+        ),
+        ({"base_noise": torch.tensor(0.25)}, {"base_noise": 0.25}),
+        ({"size": np.array([16, 24])}, {"size": (16, 24)}),
+    ],
+    ids=str,
+)
+def test_numbers_of_other_kinds_are_numbers(options, plain):
+    model = tiny_model()
+    x, expected = (sample(model, LABELS, seeds=range(4), **o) for o in (options, plain))
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("positions", ["rope", "sincos"])
+def test_a_model_of_another_dtype_makes_about_the_same_images(dtype, positions):
+    model = tiny_model(positions=positions)
+    options = {"seeds": range(4), "guidance_scale": 1.5, "base_noise": 0.1}
+    expected = sample(model, LABELS, **options)
+    x = sample(model.to(dtype), LABELS, **options)
+    assert x.dtype == torch.float32
+    # bfloat16 has 8 bits: 1 % a layer.
+    assert (x - expected).square().mean() < 0.05**2 * expected.square().mean()
 
 
 def test_projection_needs_nearest_upsampling():

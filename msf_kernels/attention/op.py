@@ -24,7 +24,9 @@ def attention(
     """Self-attention straight from the qkv matmul to the output projection.
 
     softmax(q k^T / sqrt(d)) v per head, without mask. q and k optionally pass a per-head RMS norm
-    (QK-norm: Henry et al., 2020; Dehghani et al., 2023), then a rotation by `rope`.
+    (QK-norm: Henry et al., 2020; Dehghani et al., 2023), then a rotation by `rope`. As in
+    FlashAttention (Dao et al., 2022) the gradient's probabilities come from a float32 logsumexp, so
+    that logits of 1e4 cost it three digits.
 
     Args:
         qkv: (B, N, 3 * H * d) float64, float32, bfloat16 or float16, laid out [q | k | v].
@@ -74,9 +76,10 @@ def _attention_setup(ctx: Any, inputs: Any, output: Any) -> None:
 def _attention_gradient(ctx: Any, grad: Tensor | None, _: None) -> Any:
     if grad is None:
         return None, None, None, None, None, None
-    _, q_weight, k_weight, *_ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: under checkpointing it would compute them twice
+    _, q_weight, k_weight, *_ = saved
     grad_qkv, grad_q_weight, grad_k_weight = _attention_backward(
-        grad, *ctx.saved_tensors, ctx.num_heads, ctx.eps
+        grad, *saved, ctx.num_heads, ctx.eps
     )
     return (
         grad_qkv,

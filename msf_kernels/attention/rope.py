@@ -7,10 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ..compiling import constant_result
 
-
-@constant_result
 def rope_2d(
     height: int,
     width: int,
@@ -23,7 +20,8 @@ def rope_2d(
 
     Rotary embedding of Su et al., 2021, applied per axis as by Heo et al., 2024. Row-major
     tokens; angle j of an axis is position * theta ** (-j / (head_dim / 4)). The default theta of
-    100 suits grids of tens of tokens. The result is cached: do not write to it.
+    100 suits grids of tens of tokens. The result is cached, do not write to it; torch.compile makes
+    it in its graph.
 
     Args:
         height, width: the token grid, so that N = height * width.
@@ -40,21 +38,26 @@ def rope_2d(
         raise ValueError(f"rope_2d: head_dim must be a multiple of 4, got {head_dim}")
     if height <= 0 or width <= 0:
         raise ValueError(f"rope_2d: height and width must be positive, got {height} x {width}")
-    return _table(height, width, head_dim, theta, torch.device(device or "cpu"))
+    device = torch.device(device or "cpu")
+    if torch.compiler.is_compiling():
+        return _build(height, width, head_dim, theta, device)
+    return _table(height, width, head_dim, theta, device)
 
 
 @functools.lru_cache(maxsize=64)
 def _table(height: int, width: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # the cached table may meet autograd later
-        quarter = head_dim // 4
-        frequency = theta ** (-_range(quarter) / quarter)
-        rows = _range(height)[:, None, None] * frequency
-        columns = _range(width)[None, :, None] * frequency
-        grid = (height, width, quarter)
-        angles = torch.cat((rows.expand(grid), columns.expand(grid)), -1).flatten(0, 1)
-        table = torch.stack((angles.cos(), angles.sin()))
-        return table.to(device=device, dtype=torch.float32)
+        return _build(height, width, head_dim, theta, torch.device("cpu")).to(device)
 
 
-def _range(count: int) -> Tensor:
-    return torch.arange(count, dtype=torch.float64, device="cpu")
+def _build(height: int, width: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
+    def count(n: int) -> Tensor:
+        return torch.arange(n, dtype=torch.float64, device=device)
+
+    quarter = head_dim // 4
+    frequency = theta ** (-count(quarter) / quarter)
+    rows = count(height)[:, None, None] * frequency
+    columns = count(width)[None, :, None] * frequency
+    grid = (height, width, quarter)
+    angles = torch.cat((rows.expand(grid), columns.expand(grid)), -1).flatten(0, 1)
+    return torch.stack((angles.cos(), angles.sin())).float()

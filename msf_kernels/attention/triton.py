@@ -74,7 +74,8 @@ class Tile:
         # Alone, joined halves of more than 64 channels and their tail spill some 200 bytes.
         joined = (wgmma and not (alone and dim > 64)) or element_size > 2
         cut = pieces(dim, 64 if element_size == 2 else 16, joined)
-        tight = backward and not alone and element_size == 2 and dim > (64 if wgmma else 72)
+        most = 64 if wgmma or masked else 72  # channels that four warps and 64 rows do not spill
+        tight = backward and not alone and element_size == 2 and dim > most
         warps = 8 if rows == 128 or (rows == 64 and tight) else 4
         return cls(alone, rows, columns, steps, rest, masked, warps, stages, dim, cut)
 

@@ -113,11 +113,12 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 def _gradient(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> Any:
     if grad_q is None and grad_k is None:
         return None, None, None, None, None, None
-    qkv, q_weight, k_weight, _ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: under checkpointing it would compute them twice
+    qkv, q_weight, k_weight, _ = saved
     grad_q = qkv.new_zeros(ctx.shape) if grad_q is None else grad_q
     grad_k = qkv.new_zeros(ctx.shape) if grad_k is None else grad_k
     grad_qkv, grad_q_weight, grad_k_weight = qk_norm_rope_backward(
-        grad_q, grad_k, None, *ctx.saved_tensors, ctx.num_heads, ctx.eps
+        grad_q, grad_k, None, *saved, ctx.num_heads, ctx.eps
     )
     return (
         grad_qkv,

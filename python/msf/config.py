@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .parsing import parse_dataclass, parse_object
+from .parsing import check_fields, parse_dataclass, parse_object
 
 UPSAMPLE_MODES = ("nearest", "bilinear")
 POSITIONS = ("rope", "sincos")
+
+# Far beyond what can be trained: a slip is told before it takes all memory, or for ever.
+MOST_STEPS = 100_000
+MOST_SIDE = MOST_CHANNELS = MOST_WIDTH = 2**16
+MOST_CLASSES = 2**20
+MOST_STAGES = 17  # every one halves the sides, and 2**16 sixteen times is 1
+MOST_DEPTH = 1000
+MOST_HIDDEN = 2**18
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,9 @@ class StageConfig:
     heads: int
     patch: int = 2
     mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def head_dim(self) -> int:
@@ -54,21 +66,35 @@ class MSFConfig:
     time_std: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for problem in self._problems():
             raise ValueError(f"MSFConfig: {problem}")
 
     def _problems(self) -> Iterator[str]:
         if not self.stages:
             yield "stages is empty; give one StageConfig for the base and one for each residual"
-        if len(self.steps) != len(self.stages) or min(self.steps) < 1:
-            count = len(self.stages)
-            yield f"steps must be {count} positive numbers, one a stage, got {self.steps}"
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            yield f"image_size must be (height, width), both positive, got {self.image_size}"
-        if self.channels < 1 or self.num_classes < 0:
+        if len(self.stages) > MOST_STAGES:
+            yield f"stages must be at most {MOST_STAGES}, got {len(self.stages)}"
+        count = len(self.stages)
+        if len(self.steps) != count or not all(1 <= n <= MOST_STEPS for n in self.steps):
             yield (
-                "channels must be at least 1 and num_classes at least 0, "
-                f"got {self.channels} and {self.num_classes}"
+                f"steps must be {count} positive numbers, one a stage, of at most {MOST_STEPS}, "
+                f"got {reprlib.repr(self.steps)}"
+            )
+        if not all(1 <= side <= MOST_SIDE for side in self.image_size):
+            yield (
+                f"image_size must be (height, width), both positive and at most {MOST_SIDE}, "
+                f"got {reprlib.repr(self.image_size)}"
+            )
+        if not 1 <= self.channels <= MOST_CHANNELS:
+            yield (
+                f"channels must be at least 1 and at most {MOST_CHANNELS}, "
+                f"got {reprlib.repr(self.channels)}"
+            )
+        if not 0 <= self.num_classes <= MOST_CLASSES:
+            yield (
+                f"num_classes must be at least 0 and at most {MOST_CLASSES}, "
+                f"got {reprlib.repr(self.num_classes)}"
             )
         if self.upsample not in UPSAMPLE_MODES:
             yield f"upsample must be one of {UPSAMPLE_MODES}, got {self.upsample!r}"
@@ -84,7 +110,15 @@ class MSFConfig:
         for name, stage in zip(self.stage_names, self.stages):
             for field, value in asdict(stage).items():
                 if value <= 0:
-                    yield f"{name}: {field} must be positive, got {value}"
+                    yield f"{name}: {field} must be positive, got {reprlib.repr(value)}"
+            for field, most in (("width", MOST_WIDTH), ("depth", MOST_DEPTH)):
+                if (value := getattr(stage, field)) > most:
+                    yield f"{name}: {field} must be at most {most}, got {reprlib.repr(value)}"
+            if not 1 <= stage.width * stage.mlp_ratio <= MOST_HIDDEN:
+                yield (
+                    f"{name}: width * mlp_ratio must be from 1 to {MOST_HIDDEN}, "
+                    f"got {stage.width} * {stage.mlp_ratio}"
+                )
             if stage.width % stage.heads or stage.head_dim % 4:
                 yield (
                     f"{name}: width / heads must be a multiple of 4, "
@@ -106,6 +140,8 @@ class MSFConfig:
         """ValueError unless every stage's patch divides images of ``size`` (H, W) at its scale."""
         if len(size) != 2:
             raise ValueError(f"an image's size must be (height, width), got {tuple(size)}")
+        if any(side > MOST_SIDE for side in size):
+            raise ValueError(f"image sides must be at most {MOST_SIDE}, got {tuple(size)}")
         for problem in self._size_problems(size):
             raise ValueError(problem)
 

@@ -22,7 +22,7 @@ def reported_as(path: Path, temporary: Path) -> Iterator[None]:
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it to ``path`` on success, remove it on
-    failure.
+    failure. Makes the folder.
 
     The suffix is kept, because writers such as Pillow and matplotlib choose the format by it.
     """
@@ -30,6 +30,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     with reported_as(path, temporary):
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             temporary.touch()
             mode = temporary.stat().st_mode
             yield temporary

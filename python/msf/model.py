@@ -31,6 +31,8 @@ class MSF(nn.Module):
 
     def __init__(self, config: MSFConfig) -> None:
         super().__init__()
+        if not isinstance(config, MSFConfig):
+            raise TypeError(f"MSF: config must be an MSFConfig, got a {type(config).__name__}")
         self.config = config
         self.pyramid = Pyramid(config.levels, config.channels, config.upsample)
         self.stages = nn.ModuleList(
@@ -72,13 +74,14 @@ class MSF(nn.Module):
         names = self.config.stage_names
         if stage is not None and stage not in names:
             raise ValueError(f"training_losses: stage must be one of {names}, got {stage!r}")
-        self.check_labels(y, len(x))
-        if x.dtype != torch.float32:
-            raise ValueError(f"training_losses: x must be float32, got {x.dtype}")
-        if not len(x):
+        kind = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        if kind != torch.float32:
+            raise ValueError(f"training_losses: x must be float32 (B, C, H, W), got {kind}")
+        if not x.numel():
             raise ValueError("training_losses: x must hold images, got an empty batch")
         components = self.pyramid.split(x)
         self.config.check_size(tuple(x.shape[2:]))
+        self.check_labels(y, len(x))
         losses = {
             name: self._stage_loss(index, components, y, generator)
             for index, name in enumerate(names)
@@ -161,7 +164,8 @@ class MSF(nn.Module):
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> MSF:
         """Read what ``save_pretrained`` wrote, on the CPU, in evaluation mode.
 
-        ValueError (one line) when a file is missing, corrupt or of another configuration.
+        ValueError (one line) when a file is missing, corrupt or of another configuration, or the
+        weights cannot make images.
         """
         directory = Path(directory)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -169,18 +173,23 @@ class MSF(nn.Module):
                 raise ValueError(
                     f"{directory}: no {name} here; expected a directory made by save_pretrained"
                 )
+        file = directory / WEIGHTS_FILE
         model = cls(read_config(directory))
         try:
-            model.load_state_dict(load_file(directory / WEIGHTS_FILE))
+            weights = load_file(file)
+            model.load_state_dict(weights)
         except SafetensorError as error:
-            raise ValueError(
-                f"{directory / WEIGHTS_FILE}: not a readable safetensors file ({error})"
-            ) from None
+            raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip()
-            raise ValueError(
-                f"{directory / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {detail}"
-            ) from None
+            raise ValueError(f"{file}: does not fit {CONFIG_FILE}: {detail}") from None
+        for name, tensor in model.state_dict().items():
+            if not weights[name].is_floating_point():
+                raise ValueError(f"{file}: {name} must be of floats, got {weights[name].dtype}")
+            if not torch.stack(torch.aminmax(tensor)).isfinite().all():
+                raise ValueError(f"{file}: {name} must be finite, but holds NaN or infinity")
+        if not (model.pyramid.std > 0).all():
+            raise ValueError(f"{file}: pyramid.std must be positive")
         return model.eval()
 
 

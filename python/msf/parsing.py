@@ -1,21 +1,24 @@
-"""Settings from JSON: dataclasses with every value checked against its annotation."""
+"""Settings, from JSON or Python: every value of a dataclass is checked against its annotation."""
 
 from __future__ import annotations
 
 import json
+import math
+import operator
+import reprlib
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, SupportsFloat, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
-KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+KINDS = {str: "a string", bool: "true or false"}
 
 
 def parse_object(text: str | bytes, where: object) -> dict[str, Any]:
     """The JSON object in ``text``. ValueError in one line that begins with ``where``."""
     try:
         values = json.loads(text)
-    except ValueError as error:  # bytes that are no UTF-8 too
+    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 too
         raise ValueError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{where}: must be a JSON object, got {type(values).__name__}")
@@ -25,7 +28,7 @@ def parse_object(text: str | bytes, where: object) -> dict[str, Any]:
 def parse_dataclass(cls: type[T], values: Any, where: str) -> T:
     """``cls`` from a JSON object; its tuples from lists. ValueError names the key that is wrong."""
     if not isinstance(values, dict):
-        raise ValueError(f"{where} must be an object, got {values!r}")
+        raise ValueError(f"{where} must be an object, got {reprlib.repr(values)}")
     hints = get_type_hints(cls)
     required = {field.name for field in fields(cls) if field.default is MISSING}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(hints)):
@@ -34,27 +37,74 @@ def parse_dataclass(cls: type[T], values: Any, where: str) -> T:
         )
     if missing := sorted(required - set(values)):
         raise ValueError(f"{where}: keys {', '.join(missing)} are missing")
-    return cls(
-        **{key: _value(value, hints[key], f"{where}.{key}") for key, value in values.items()}
-    )
+    return cls(**{key: parse(value, hints[key], f"{where}.{key}") for key, value in values.items()})
 
 
-def _value(value: Any, hint: Any, where: str) -> Any:
+def check_fields(settings: Any) -> None:
+    """What ``__post_init__`` of a frozen dataclass begins with: its fields become what they would
+    be if read from JSON, so that what is built can be written and read back."""
+    cls = type(settings)
+    for name, hint in get_type_hints(cls).items():
+        value = parse(getattr(settings, name), hint, f"{cls.__name__}.{name}")
+        object.__setattr__(settings, name, value)
+
+
+def parse(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as what ``hint`` annotates. ValueError in one line that begins with ``where``."""
     if is_dataclass(hint):
-        return parse_dataclass(hint, value, where)  # type: ignore[arg-type]
+        return value if isinstance(value, hint) else parse_dataclass(hint, value, where)  # type: ignore[arg-type]
     if get_origin(hint) is tuple:
-        kinds = get_args(hint)
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{where} must be a list, got {value!r}")
-        if kinds[-1] is ...:
-            kinds = kinds[:1] * len(value)
-        if len(value) != len(kinds):
-            raise ValueError(f"{where} must be a list of {len(kinds)}, got {value!r}")
-        return tuple(
-            _value(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds))
-        )
-    if hint is float and type(value) is int:
-        return float(value)
+        return _parse_tuple(value, get_args(hint), where)
+    if hint is int:
+        return parse_whole(value, where)
+    if hint is float:
+        return parse_number(value, where)
     if type(value) is not hint:
-        raise ValueError(f"{where} must be {KINDS[hint]}, got {value!r}")
+        raise ValueError(f"{where} must be {KINDS[hint]}, got {reprlib.repr(value)}")
     return value
+
+
+def _parse_tuple(value: Any, kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    items = items_of(value)
+    if items is None or isinstance(value, dict):
+        raise ValueError(f"{where} must be a list, got {reprlib.repr(value)}")
+    if kinds[-1] is ...:
+        kinds = kinds[:1] * len(items)
+    if len(items) != len(kinds):
+        raise ValueError(f"{where} must be a list of {len(kinds)}, got {reprlib.repr(value)}")
+    return tuple(parse(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(items, kinds)))
+
+
+def items_of(value: Any) -> list[Any] | None:
+    """The items of a sequence, an array or a tensor; None for a single value, as a string is."""
+    try:
+        return None if isinstance(value, str) else list(value)
+    except TypeError:
+        return None
+
+
+def parse_whole(value: Any, where: str) -> int:
+    """A whole number of any kind, NumPy's and torch's too, but no float and no bool."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{where} must be a whole number, got {reprlib.repr(value)}")
+
+
+def parse_number(value: Any, where: str) -> float:
+    """A finite number of any kind, NumPy's and torch's too, but no bool."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, SupportsFloat)
+        or items_of(value) is not None
+    ):
+        raise ValueError(f"{where} must be a number, got {reprlib.repr(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{where} must be finite, got {reprlib.repr(value)}")
+    return number

@@ -73,23 +73,25 @@ class Pyramid(nn.Module):
 
     def standardize(self, index: int, f: Tensor) -> Tensor:
         """Component ``index`` (B, C, h, w) in data units -> zero mean, unit variance a channel."""
-        return (f - self.mean[index, :, None, None]) / self.std[index, :, None, None]
+        mean, std = self._statistics(index)
+        return (f - mean[:, None, None]) / std[:, None, None]
 
     def unstandardize(self, index: int, z: Tensor) -> Tensor:
         """The inverse of ``standardize``."""
-        return z * self.std[index, :, None, None] + self.mean[index, :, None, None]
+        mean, std = self._statistics(index)
+        return z * std[:, None, None] + mean[:, None, None]
+
+    def _statistics(self, index: int) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (C,) in float32, as the images are, whatever the model was cast to."""
+        return self.mean[index].float(), self.std[index].float()
 
     def last_step(self, below: Tensor, index: int, patch: int) -> Callable[..., Tensor]:
         """The step that ends the sampling of f_i and, in the same pass, adds it to what lies
         ``below``: it takes the arguments of ``guided_euler_step`` and returns x_hat_i in data
         units."""
+        mean, std = self._statistics(index)
         return partial(
-            guided_euler_merge,
-            base=below,
-            patch=patch,
-            mode=self.mode,
-            mean=self.mean[index],
-            std=self.std[index],
+            guided_euler_merge, base=below, patch=patch, mode=self.mode, mean=mean, std=std
         )
 
     def project(self, x: Tensor, base: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from .config import MSFConfig
 from .flow import Velocity, check_settings, integrate
 from .model import MSF
+from .parsing import items_of, parse, parse_number, parse_whole
 from .seeds import generator
 
 Interval = tuple[float, float]
@@ -96,11 +97,16 @@ def sample(
 
     Raises:
         ValueError: a wrong shape, range or combination.
-        TypeError: labels that are no tensor, seeds that are no whole numbers.
+        TypeError: a model that is no MSF, labels or a base that are no tensors, seeds that are no
+            whole numbers.
     """
+    # Not by its class: a compiled model is another's.
+    if not isinstance(getattr(model, "config", None), MSFConfig):
+        raise TypeError(f"sample: model must be an MSF, got a {type(model).__name__}")
     config, device = model.config, model.pyramid.mean.device
     seeds = _whole_numbers(seeds)
-    size = config.image_size if size is None else size
+    size = config.image_size if size is None else parse(size, tuple[int, int], "sample: size")
+    base_noise = parse_number(base_noise, "sample: base_noise")
     _check(model, labels, seeds, base, size)
     integration = stage_settings(
         config,
@@ -144,14 +150,16 @@ def stage_settings(
 ) -> list[dict[str, Any]]:
     """What ``integrate`` is given for every stage, by the arguments of ``sample``; ValueError where
     these do not fit the model."""
+    if not any(items_of(end) for end in items_of(guidance_interval) or ()):  # one for all
+        guidance_interval = [guidance_interval] * len(config.stages)  # type: ignore[list-item]
     settings = _per_stage(
         len(config.stages),
-        steps=(config.steps if steps is None else steps, (int, float)),
-        guidance_scale=(guidance_scale, (int, float)),
-        guidance_interval=(guidance_interval, None),
-        solver=(solver, str),
+        steps=(config.steps if steps is None else steps, parse_whole),
+        guidance_scale=(guidance_scale, parse_number),
+        guidance_interval=(guidance_interval, _parse_interval),
     )
     for stage in settings:
+        stage["solver"] = solver
         check_settings(**stage)
     if not config.num_classes and any(stage["guidance_scale"] != 1 for stage in settings):
         raise ValueError("sample: guidance_scale must be 1 for a model without classes")
@@ -198,31 +206,42 @@ def _velocity(
     def twice(value: Tensor | None) -> Tensor | None:
         return None if value is None else torch.cat([value, value])
 
+    def tokens(*inputs: Tensor | None) -> Tensor:
+        v: Tensor = stage(*inputs, as_tokens=True)
+        # Beside the float32 state the step takes 16 bits as they are, but no float64.
+        return v.float() if v.dtype == torch.float64 else v
+
     def velocity(x: Tensor, t: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
         if not guided or labels is None:
-            return stage(x, t, labels, prior, level, as_tokens=True), None
+            return tokens(x, t, labels, prior, level), None
         y = torch.cat([labels, torch.full_like(labels, null)])
-        inputs = twice(x), twice(t), y, twice(prior), twice(level)
-        v_cond, v_uncond = stage(*inputs, as_tokens=True).chunk(2)
+        v_cond, v_uncond = tokens(twice(x), twice(t), y, twice(prior), twice(level)).chunk(2)
         return v_cond, v_uncond
 
     return velocity
 
 
-def _per_stage(stages: int, **settings: tuple[Any, Any]) -> list[dict[str, Any]]:
-    """[{name: value}] a stage from {name: (one value or one a stage, type of one value)}."""
+def _per_stage(
+    stages: int, **settings: tuple[Any, Callable[[Any, str], Any]]
+) -> list[dict[str, Any]]:
+    """[{name: value}] a stage from {name: (one value or one a stage, what parses one value)}."""
     rows: list[dict[str, Any]] = [{} for _ in range(stages)]
-    for name, (value, scalar) in settings.items():
-        nested = isinstance(value, Sequence) and any(isinstance(item, Sequence) for item in value)
-        single = isinstance(value, scalar) if scalar else not nested
-        values = [value] * stages if single else list(value)
+    for name, (value, parse_one) in settings.items():
+        items = items_of(value)
+        values = [value] * stages if items is None else items
         if len(values) != stages:
             raise ValueError(
                 f"sample: {name} must be one value or {stages}, one a stage, got {value}"
             )
         for row, item in zip(rows, values):
-            row[name] = item
+            row[name] = parse_one(item, f"sample: {name}")
     return rows
+
+
+def _parse_interval(value: Any, where: str) -> Any:
+    """Its ends as floats; what has none is ``check_settings``'s to refuse."""
+    ends = items_of(value)
+    return value if ends is None else tuple(parse_number(end, where) for end in ends)
 
 
 def _whole_numbers(seeds: Sequence[int] | Tensor) -> list[int]:
@@ -256,5 +275,7 @@ def _check(
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"sample: seeds must not be negative, got {min(seeds)}")
     expected = (len(seeds), config.channels, *config.stage_size(0, size))
+    if base is not None and not isinstance(base, Tensor):
+        raise TypeError(f"sample: base must be a tensor {expected}, got a {type(base).__name__}")
     if base is not None and tuple(base.shape) != expected:
         raise ValueError(f"sample: base must be {expected}, got {tuple(base.shape)}")

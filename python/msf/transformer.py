@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msf_kernels import adaln_modulate, attention, constant_result, gate_residual_adaln, rope_2d
+from msf_kernels import adaln_modulate, attention, gate_residual_adaln, rope_2d
 
 from .config import StageConfig
 
@@ -37,17 +37,22 @@ def sinusoid(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tenso
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-@constant_result
 def sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """(height * width, dim) position table: half of the channels for rows, half for columns."""
-    return _sincos_table(height, width, dim, device)
+    """(height * width, dim) position table: half of the channels for rows, half for columns.
+
+    The result is cached, do not write to it; torch.compile makes it in its graph.
+    """
+    build = _sincos_2d if torch.compiler.is_compiling() else _cached_sincos_2d
+    return build(height, width, dim, device)
 
 
-@lru_cache(maxsize=64)
-def _sincos_table(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+def _sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor:
     rows, columns = (sinusoid(torch.arange(n, device=device), dim // 2) for n in (height, width))
     table = [rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)]
     return torch.cat(table, dim=-1).flatten(0, 1)
+
+
+_cached_sincos_2d = lru_cache(maxsize=64)(_sincos_2d)
 
 
 class ScalarEmbedding(nn.Sequential):
@@ -58,7 +63,8 @@ class ScalarEmbedding(nn.Sequential):
 
     def forward(self, value: Tensor) -> Tensor:
         # 1000: the frequencies were made for the step numbers of a 1000-step diffusion.
-        return super().forward(sinusoid(1000 * value, FREQUENCIES))
+        embedded = sinusoid(1000 * value, FREQUENCIES)
+        return super().forward(embedded.to(self.get_parameter("0.weight").dtype))
 
 
 class Attention(nn.Module):
@@ -191,7 +197,8 @@ class StageTransformer(nn.Module):
 
         if prior is not None:
             x = torch.cat([x, prior], dim=1)
-        x = self.embed(patchify(x, self.stage.patch))
+        # The state stays in float32 whatever the model was cast to.
+        x = self.embed(patchify(x, self.stage.patch).to(self.embed.weight.dtype))
         rope = None
         if self.positions == "rope":
             rope = rope_2d(*grid, self.stage.head_dim, device=x.device)

@@ -89,7 +89,7 @@ BAD_INPUT = {
     "flops --config {bad}/missing.json": "model: keys channels, num_classes, stages, steps are",
     "flops --config {bad}/type.json": "model.stages[1].width must be a whole number, got '16'",
     "flops --config {bad}/size.json": "image sides must be multiples of 2",
-    "flops --preset digits --steps 4": "steps must be 2 positive numbers, one a stage, got (4,)",
+    "flops --preset digits --steps 4 2 1": "steps must be 2 positive numbers, one a stage, got (4",
     "flops {run} --preset digits": "exclude each other",
     "flops --steps 4": "--steps needs a model",
     # Checkpoints
@@ -102,7 +102,7 @@ BAD_INPUT = {
     "inspect {bad}/corrupt": "not a readable safetensors file",
     "evaluate {bad}/corrupt": "not a readable safetensors file",
     # Sampling
-    "sample {run} --out {out}/x.png --labels 3,11": "labels must be in [0, 10), got 3 to 11",
+    "sample {run} --out {out}/x.png --labels 3,11": "--labels must be 0 to 10 (for none), got 11",
     "sample {run} --out {out}/x.png --labels three": "must be numbers like 3 or 0,1,2, got 'three'",
     "sample {run} --out {out}/x.png --steps 4 2 1": "steps must be one value or 2, one a stage",
     "sample {run} --out {out}/x.png --steps 0": "steps must be at least 1, got 0",
@@ -110,12 +110,14 @@ BAD_INPUT = {
     "sample {run} --out {out}/x.png --count 1000000000": "--count must be at most 10000 for --out",
     "sample {run} --out {out}/x --count 1000000000": "--count must be at most 1000000 for --out",
     "sample {run} --out {out}/x.safetensors --count 1000000000": "must be at most 16777216 for",
-    "sample {run} --out {out}/x.png --seed -1": "--seed must not be negative, got -1",
+    "sample {run} --out {out}/x.png --labels 99999999999999999999": "--labels must be 0 to 10",
+    "sample {run} --out {out}/x.png --seed -1": "--seed must be at least 0 and below 2^63, got -1",
+    "evaluate {run} --seed 99999999999999999999": "--seed must be at least 0 and below 2^63",
     "sample {run} --out {out}/x.png --batch-size 0": "--batch-size must be at least 1, got 0",
     "sample {run} --out {out}/x.png --guidance-interval 1 0": "0 <= low <= high <= 1, got 1.0 and",
     "sample {run} --out {out}/x.png --guidance-scale nan": "must be finite, got nan",
     "sample {run} --out {out}/x.png --base-noise 9": "base_noise must be in [0, 0.3]",
-    "sample {run} --out {out}/x.png --threads 0": "--threads must be at least 1, got 0",
+    "sample {run} --out {out}/x.png --threads 0": "--threads must be 1 to 1024, got 0",
     "sample {run} --out {out}/x.png --solver rk4": "invalid choice: 'rk4'",
     "sample {run}": "the following arguments are required: --out; see msf sample --help",
     # Outputs
@@ -123,6 +125,7 @@ BAD_INPUT = {
     "sample {run} --out {run}": "run: holds files already; choose another --out or add --overwrite",
     "sample {run} --out {run} --overwrite": "run: holds more than images (config.json)",
     "sample {run} --out {tiny}": "tiny.json: is a file; --out must name a folder here",
+    "sample {run} --out {image}/x.png": "image.png: is a file; --out must name a file in a folder",
     "sample {run} --out {out}/x.jpg": "name a .png file, a .safetensors file or a folder",
     "sample {bad}/latents --out {out}/x.png": "latents of 4 channels, not pictures; name a .safe",
     "inspect {image} --out {run}": "run: holds files already",
@@ -131,8 +134,10 @@ BAD_INPUT = {
     "inspect {tiny}": "tiny.json: not a readable image",
     "inspect {bad}/cut.png": "cut.png: not a readable image",
     "inspect {image} --levels 3 --out {out}/x": "12x20 (height x width) is not divisible by 8",
-    "inspect {image} --levels 0 --out {out}/x": "--levels must be at least 1, got 0",
+    "inspect {image} --levels 0 --out {out}/x": "--levels must be 1 to 16, got 0",
     "inspect {bad}/deep.png": "only 8-bit images are, not mode I;16); give an 8-bit PNG or JPEG",
+    "inspect {image} --levels 99999999999999": "--levels must be 1 to 16, got 99999999999999",
+    "inspect {run} --levels 2": "run: is a folder; only of an image are parts made and written",
     "inspect {out}/none.png": "none.png: no such file or folder",
     # Evaluation
     "evaluate {run} --samples 3": "num_samples (--samples) must be at least ",
@@ -223,6 +228,7 @@ def test_bad_input_is_one_line(
     assert captured.err.count("\n") == 1 and captured.err.endswith("\n")
     assert BAD_INPUT[command].format() in captured.err
     assert sorted(workspace.rglob("*")) == before
+    assert not list(tmp_path.iterdir())
     assert not any(file.is_file() for file in tmp_path.rglob("*"))
 
 
@@ -277,3 +283,16 @@ def test_explain(error: BaseException, line: str, status: int) -> None:
     assert found[0].startswith(line)
     assert "\n" not in found[0]
     assert found[1] == status
+
+
+def test_workers_without_room_in_shared_memory_do_not_hang(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "class").mkdir(parents=True)
+    for index in range(20):
+        Image.new("L", (32, 32)).save(tmp_path / "photos" / "class" / f"{index}.png")
+    config = write_config(tmp_path / "c.json", model={"image_size": [32, 32], "num_classes": 0})
+    process = msf(
+        *("train", "--config", config, "--data", tmp_path / "photos", "--out", tmp_path / "run"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert process.returncode == 2, process.stderr
+    assert "msf train: data: no shared memory for a batch (" in process.stderr.splitlines()[-1]

@@ -171,6 +171,18 @@ def test_rope_table() -> None:
     assert rope_2d(2, 3, 8, theta=16.0) is table
 
 
+def test_rope_tables_in_a_compiled_graph() -> None:
+    def two_grids(small: Tensor, large: Tensor) -> Tensor:
+        rope, wide = rope_2d(2, 3, 8, device=DEVICE), rope_2d(2, 5, 8, device=DEVICE)
+        out = attention(large, num_heads=1, rope=wide)
+        return attention(small, num_heads=1, rope=rope).sum() + out.sum()
+
+    inputs = normal(1, 6, 24), normal(1, 10, 24)
+    for dynamic in (False, True):
+        compiled = torch.compile(two_grids, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        torch.testing.assert_close(compiled(*inputs), two_grids(*inputs))
+
+
 def test_rope_made_in_inference_mode_can_be_trained_with() -> None:
     with torch.inference_mode():
         rope = rope_2d(2, 2, 4, theta=7.0, device=DEVICE)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import msf_kernels as msf
 from numerics import DEVICE, normal
@@ -166,6 +168,16 @@ def test_one_input_alone_can_need_a_gradient(case: Case) -> None:
         outputs, grads = zip(*((o, c) for o, c in pairs if o.requires_grad), strict=True)
         (grad,) = torch.autograd.grad(outputs, tensor, grads)
         torch.testing.assert_close(grad, expected[index])
+
+
+@GRADIENT
+def test_checkpoints(case: Case) -> None:
+    inputs = case.inputs()
+    cotangents = cotangents_of(case, inputs)
+    call = partial(checkpoint, case.call, use_reentrant=False)
+    got = gradients(replace(case, call=call), inputs, cotangents)
+    expected = gradients(case, inputs, cotangents)
+    assert all(one is other or torch.equal(one, other) for one, other in zip(got, expected))
 
 
 def test_empty_batch(case: Case) -> None:

@@ -1,9 +1,11 @@
 import os
+import shutil
 import signal
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from msf import MSF
@@ -165,4 +167,45 @@ def test_corrupt_state_is_one_clear_line(whole, tmp_path):
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a readable training state") as error:
         run(tmp_path / "run", resume=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "message"),
+    [
+        ("x", {}, "not a readable training state"),
+        ("-5", {}, "its step must be from 1 to 8, got -5"),
+        ("999999", {}, "its step must be from 1 to 8, got 999999"),
+        ("8", {"step": None}, r"optimizer.step.output.bias must have shape \[\], got none"),
+        ("8", {"exp_avg": None}, r"exp_avg.output.bias must have shape \[4\], got none"),
+        ("8", {"exp_avg_sq": torch.ones(3)}, r"_sq.output.bias must have shape \[4\], got \[3\]"),
+    ],
+)
+def test_state_that_does_not_fit_is_one_clear_line(whole, tmp_path, step, changes, message):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    state = tmp_path / "state-base.safetensors"
+    tensors = load_file(state)
+    tensors |= {f"optimizer.{key}.output.bias": value for key, value in changes.items()}
+    kept = {key: value for key, value in tensors.items() if value is not None}
+    save_file(kept, state, metadata={"step": step})
+    with pytest.raises(ValueError, match=f"state-base.safetensors: .*{message}") as error:
+        run(tmp_path, resume=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"garbage", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[]", "must be a JSON object, got list"),
+        (b'{"a": 1}', "unknown keys a"),
+        (b'{"stage": "base"}', "keys images_per_second, learning_rate, loss, step are missing"),
+    ],
+)
+def test_metrics_that_are_none_are_one_clear_line(whole, tmp_path, line, message):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "metrics.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(ValueError, match=rf"metrics.jsonl: line 1: .*{message}") as error:
+        run(tmp_path, resume=True)
     assert "\n" not in str(error.value)

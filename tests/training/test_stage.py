@@ -1,9 +1,13 @@
 import dataclasses
+import multiprocessing
+import subprocess
 
 import pytest
 import torch
+from PIL import Image
 
 from models import images, tiny_model
+from msf.data import load_data
 from msf.training.batches import batches
 from msf.training.stage import StageTrainer, computes_bf16
 from training_runs import TRAINING
@@ -74,6 +78,25 @@ def test_every_epoch_sees_every_image_once_in_another_order():
     assert len(next(iter(batches(Numbers(3), 8, 0, 1, seed=0)))[0]) == 3
 
 
+def test_sigterm_ends_the_workers_when_it_is_the_parents(tmp_path):
+    (tmp_path / "class").mkdir()
+    for index in range(40):
+        Image.new("L", (8, 8)).save(tmp_path / "class" / f"{index}.png")
+    data = load_data(str(tmp_path), split="train", image_size=(8, 8), channels=1)
+    steps = iter(batches(data, 2, 0, 60, seed=0))
+    for _ in range(8):
+        next(steps)  # every worker is at work
+    workers = multiprocessing.active_children()
+    assert workers
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
+    for _ in range(40):
+        next(steps)
+    for worker in workers:
+        worker.terminate()
+        worker.join(10)
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -87,6 +110,14 @@ def test_every_epoch_sees_every_image_once_in_another_order():
         ({"precision": "fp16"}, "precision must be one of"),
         ({"seed": -1}, "seed must not be negative, got -1$"),
         ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
+        ({"betas": (0.9,)}, r"betas must be a list of 2, got \(0.9,\)$"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number, got 1.5$"),
+        ({"log_every": 1.5}, "log_every must be a whole number, got 1.5$"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5$"),
+        ({"seed": 2**64}, r"seed must be below 2\*\*64, got 18446744073709551616$"),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite, got nan$"),
+        ({"clip": float("inf")}, "clip must be finite, got inf$"),
+        ({"weight_decay": float("nan")}, "weight_decay must be finite, got nan$"),
     ],
 )
 def test_bad_training_configuration(changes, message):

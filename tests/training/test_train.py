@@ -1,4 +1,5 @@
 import dataclasses
+import multiprocessing
 import threading
 
 import pytest
@@ -11,10 +12,12 @@ from safetensors.torch import load_file
 from models import images
 from msf import MSF
 from msf.data import ImageData
+from msf.training.config import RunConfig
+from msf.training.folder import RunFolder
 from msf.training.recorder import plot_losses
 from msf.training.stage import StageTrainer
 from msf.training.train import train
-from training_runs import MODEL, TRAINING, run, steps
+from training_runs import MODEL, TRAINING, digest, run, steps
 
 
 def test_run_leaves_everything_a_user_needs(whole):
@@ -154,3 +157,64 @@ def test_trains_outside_the_main_thread(tmp_path):
     worker.start()
     worker.join()
     assert (tmp_path / "state-base.safetensors").exists()
+
+
+OTHER = dataclasses.replace(TRAINING, learning_rate=1.0)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_saved_nothing_may_start_over(whole, tmp_path, monkeypatch, resume):
+    def fail(_):
+        raise ValueError("try a lower learning rate")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "check_finite", fail)
+        for stage in reversed(MODEL.stage_names):
+            with pytest.raises(ValueError, match="try a lower learning rate"):
+                train(MODEL, OTHER, "digits", tmp_path, stages=[stage], progress=False)
+            assert steps(tmp_path) == [(stage, 2), (stage, 3)]
+    run(tmp_path, resume=resume)
+    assert digest(tmp_path) == digest(whole)
+    assert steps(tmp_path) == steps(whole)
+
+
+def test_nobody_trains_into_a_run_that_another_process_is_training(tmp_path, monkeypatch):
+    original, refusals = StageTrainer.step, []
+
+    def step(self, *args):
+        if self.step_number == 1:  # nothing is saved yet
+            for options in ({"resume": True}, {"training": OTHER, "resume": True}, {}):
+                with pytest.raises(ValueError) as error:
+                    train(
+                        **{"training": TRAINING, **options},
+                        config=MODEL,
+                        source="digits",
+                        out=tmp_path,
+                        stages=["base"],
+                    )
+                refusals.append(str(error.value).removeprefix(f"{tmp_path}: "))
+        return original(self, *args)
+
+    monkeypatch.setattr(StageTrainer, "step", step)
+    run(tmp_path, stages=["base"])
+    assert refusals == [
+        "another process is training base here; wait for its end or choose another --out",
+        "the run in this folder differs in training.learning_rate; "
+        "resume with the same settings or choose another --out",
+        "exists and is not empty; continue its run with --resume or choose another --out",
+    ]
+    assert steps(tmp_path) == [("base", n) for n in (2, 3, 5, 6, 8)]
+
+
+def test_workers_that_outlive_a_killed_run_do_not_hold_its_stages(tmp_path):
+    folder = RunFolder(tmp_path, MODEL, RunConfig("digits", TRAINING), resume=True)
+    fork = multiprocessing.get_context("fork")
+    running, end = fork.Event(), fork.Event()
+    worker = fork.Process(target=lambda: (running.set(), end.wait(60)), daemon=True)
+    with folder.training(["base"]):
+        worker.start()
+        assert running.wait(60)
+    with folder.training(["base"]):
+        assert worker.is_alive()
+    end.set()
+    worker.join()

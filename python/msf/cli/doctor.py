@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from ..training.stage import bf16_instructions
 
-    requested = os.environ.get("MSF_BACKEND", "auto")
+    requested = os.environ.get("MSF_BACKEND") or "auto"
     problems, operators = [], {}
     try:
         with msf_kernels.backend(requested):

@@ -29,8 +29,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         return "interrupted", 130
     if (number := _errno(error)) in FULL:
         return (
-            f"cannot write: {os.strerror(number)}; free some space, "
-            "images and checkpoints are whole or absent",
+            f"cannot write: {os.strerror(number)}; free some space, files are whole or absent",
             1,
         )
     if isinstance(error, OSError) and error.filename:
@@ -40,7 +39,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, (ValueError, ImportError)) or type(error).__name__ == "BackendUnavailable":
         return line, 2
     if _is_out_of_memory(error):
-        return f"out of memory: {line}; use a smaller --batch-size", 1
+        return f"out of memory: {line}; use a smaller --batch-size or model", 1
     return f"internal error, please report it: {type(error).__name__}: {line} ({_place(error)})", 1
 
 

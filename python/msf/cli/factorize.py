@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+MOST_LEVELS = 16  # of 65,536 pixels
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    if args.levels < 1:
-        raise ValueError(f"--levels must be at least 1, got {args.levels}")
+    if not 1 <= args.levels <= MOST_LEVELS:
+        raise ValueError(f"--levels must be 1 to {MOST_LEVELS}, got {args.levels}")
     out = args.out or args.path.with_name(args.path.stem + "-msf")
     outputs.check_folder(out, args.overwrite)
     x = _read(args.path)
@@ -66,16 +69,17 @@ def _read(path: Path) -> Tensor:
     """(1, C, H, W) in [-1, 1], grey or RGB."""
     import numpy as np
     import torch
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:
             if file.mode.startswith(("I", "F")):
                 raise ValueError(f"only 8-bit images are, not mode {file.mode}")
             grey = file.mode in ("1", "L", "LA")
-            pixels = np.array(file.convert("L" if grey else "RGB"))
+            upright = ImageOps.exif_transpose(file)
+            pixels = np.array(upright.convert("L" if grey else "RGB"))
     except Exception as error:  # Pillow's decoders raise whatever the broken file leads them to
-        reason = str(error).replace(f"{str(path)!r}", "it")
+        reason = str(error).replace(f" {str(path)!r}", "")
         raise ValueError(
             f"{path}: not a readable image ({reason}); give an 8-bit PNG or JPEG file"
         ) from None
@@ -88,7 +92,11 @@ def _check_sides(path: Path, x: Tensor, levels: int) -> None:
     size = tuple(x.shape[2:])
     if any(side % multiple for side in size):
         cropped = tuple(side - side % multiple for side in size)
-        right = f"crop it to {tables.size(cropped)}" if min(cropped) else "use fewer --levels"
+        right = (
+            f"crop it to {tables.size(cropped)}"
+            if min(cropped)
+            else "give a larger image or fewer --levels"
+        )
         raise ValueError(
             f"{path}: {tables.size(size)} (height x width) is not divisible by {multiple} "
             f"as --levels {levels} needs; {right}"

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     settings.add_arguments(parser, required=False)
     parser.add_argument(
-        "--steps", nargs="+", type=int, metavar="N", help="sampling steps, one number a stage"
+        "--steps", nargs="+", type=int, metavar="N", help="one for all stages or one a stage"
     )
 
 
@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if len(named) > 1:
         raise ValueError("DIR, --preset and --config exclude each other; give one of them")
     if named:
-        return _costs(_config(args), args.steps)
+        config = _config(args)
+        return _costs(config, args.steps and settings.one_a_stage(args.steps, config))
     if args.steps:
         raise ValueError("--steps needs a model; add DIR, --preset or --config")
     return {"presets": [_summary(name) for name in PRESETS]}

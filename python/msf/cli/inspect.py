@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return factorize.run(args)
     if not args.path.exists():
         raise ValueError(f"{args.path}: no such file or folder")
+    if args.out or args.overwrite or args.levels != 1 or args.upsample != "nearest":
+        raise ValueError(f"{args.path}: is a folder; only of an image are parts made and written")
     return _describe(args.path)
 
 

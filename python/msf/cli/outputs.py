@@ -19,12 +19,16 @@ def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
 
 
 def check_file(path: Path, overwrite: bool) -> None:
-    """ValueError when ``path`` exists and may not be overwritten. Makes its folder."""
+    """ValueError when ``path`` exists and may not be overwritten, or cannot be made."""
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; --out must name a file")
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: exists already; choose another --out or add --overwrite")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; --out must name a file in a folder")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder}: may not be written to; choose another --out")
 
 
 def check_folder(path: Path, overwrite: bool) -> None:

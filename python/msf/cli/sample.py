@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 COUNT = 16
 MOST_IN_GRID = 10_000
 MOST_IN_FOLDER = 1_000_000  # six digits a name
+PICTURES = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg", ".pdf")
+OTHER_FILES = (*PICTURES, ".npy", ".npz", ".pt")
 MOST_BYTES = 4 * 2**30  # a grid's or a tensor's images are in memory, twice at the end
 
 
@@ -111,6 +113,9 @@ def _labels(args: argparse.Namespace, model: MSF, count: int) -> Tensor | None:
         if args.labels:
             raise ValueError(f"{args.model} was trained without classes; leave --labels out")
         return None
+    for label in args.labels or ():
+        if not 0 <= label <= classes:
+            raise ValueError(f"--labels must be 0 to {classes} (for none), got {label}")
     labels = torch.tensor(args.labels or range(classes))
     return labels[torch.arange(count) % len(labels)]
 
@@ -126,7 +131,7 @@ def _writer(args: argparse.Namespace, channels: int) -> Callable[[Path, MSF, Bat
     if suffix in (".png", ".safetensors"):
         outputs.check_file(args.out, args.overwrite)
         return _write_grid if suffix == ".png" else _write_tensors
-    if suffix in (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".npy", ".npz", ".pt"):
+    if suffix in OTHER_FILES:
         raise ValueError(f"--out {args.out}: name a .png file, a .safetensors file or a folder")
     outputs.check_folder(args.out, args.overwrite)
     return _write_folder

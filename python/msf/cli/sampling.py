@@ -70,8 +70,8 @@ def options(
     """Keyword arguments of `msf.sample` that are the same for every batch; ValueError if wrong."""
     from ..sampling import stage_settings
 
-    if args.seed < 0:
-        raise ValueError(f"--seed must not be negative, got {args.seed}")
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed must be at least 0 and below 2^63, got {args.seed}")
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
     chosen = {

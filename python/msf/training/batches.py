@@ -4,7 +4,10 @@ seen."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterable, Iterator
+from multiprocessing import parent_process
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -60,5 +63,38 @@ def batches(
     workers = 0 if not isinstance(data, ImageFolder) else min(8, os.cpu_count() or 1)
     steps = _Steps(len(data), batch_size, first, last, seed)
     return DataLoader(
-        _Batches(data), batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin
+        _Batches(data),
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        collate_fn=_shared if workers else None,
+        worker_init_fn=_leave_sigterm_to_the_parent,
+        pin_memory=pin,
     )
+
+
+def _shared(batch: Iterable[Tensor]) -> list[Tensor]:
+    """``batch`` in shared memory. The queue's thread would move it there too, but drops an error,
+    and the parent would wait for ever."""
+    try:
+        return [tensor.share_memory_() for tensor in batch]
+    except RuntimeError as error:
+        raise ValueError(
+            f"data: no shared memory for a batch ({error}); raise the limit (ulimit -f, /dev/shm) "
+            "or use a smaller --batch-size"
+        ) from None
+
+
+def _leave_sigterm_to_the_parent(_: int) -> None:
+    """Sent to all of a job's processes, SIGTERM lets the parent save, for which it needs its
+    workers; one from the parent itself ends this worker."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    Thread(target=_await_sigterm_of_the_parent, daemon=True).start()
+
+
+def _await_sigterm_of_the_parent() -> None:
+    parent = parent_process()
+    assert parent
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)

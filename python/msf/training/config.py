@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..parsing import parse_dataclass, parse_object
+from ..parsing import check_fields, parse_dataclass, parse_object
 
 RUN_FILE = "training.json"
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -37,6 +37,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.steps or min(self.steps) < 1:
             raise ValueError(f"TrainingConfig: steps must be positive numbers, got {self.steps}")
         for name in ("batch_size", "log_every", "sample_every"):
@@ -54,6 +55,8 @@ class TrainingConfig:
                 raise ValueError(
                     f"TrainingConfig: {name} must not be negative, got {getattr(self, name)}"
                 )
+        if self.seed >= 2**64:
+            raise ValueError(f"TrainingConfig: seed must be below 2**64, got {self.seed}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"TrainingConfig: ema_decay must be in [0, 1), got {self.ema_decay}")
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -14,44 +14,90 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import MSFConfig
 from ..files import atomic_write
 from ..model import CONFIG_FILE, MSF, read_config
+from ..parsing import parse_dataclass, parse_object
 from .config import RUN_FILE, RunConfig, read_run
 from .stage import StageTrainer
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A line of metrics.jsonl."""
+
+    stage: str
+    step: int
+    loss: float
+    learning_rate: float
+    images_per_second: float
 
 
 class RunFolder:
     """Opens ``path`` for the training ``run`` of ``config``.
 
     ValueError when the folder holds something already and ``resume`` is not set, or when what it
-    holds is no run, or one of another configuration.
+    holds is no run, or one of another configuration. A run that ended before its first checkpoint
+    is no obstacle.
     """
 
     def __init__(self, path: Path, config: MSFConfig, run: RunConfig, *, resume: bool) -> None:
-        self.path, self.run = path, run
+        self.path, self.config, self.run, self.resume = path, config, run, resume
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path}: is a file; --out must be a folder")
-        # What another process is just writing has a hidden name.
-        if path.exists() and any(not file.name.startswith(".") for file in path.iterdir()):
-            if not resume:
-                raise ValueError(
-                    f"{path}: exists and is not empty; continue its run with --resume "
-                    "or choose another --out"
-                )
-            self._check_same(config)
+        if path.exists():
+            with self._locked():
+                self._check()
 
-    def create(self) -> None:
-        """Make the folder and say in it what is trained. Until then nothing is written."""
+    @contextmanager
+    def training(self, stages: Sequence[str]) -> Iterator[None]:
+        """Make the folder, say in it what is trained and let no other process train ``stages``.
+        Until then nothing is written."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.path / RUN_FILE) as temporary:
-            temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
+        with ExitStack() as claims:
+            with self._locked():
+                self._check()  # again: another process may have come meanwhile
+                if self._is_abandoned():
+                    (self.path / "metrics.jsonl").unlink(missing_ok=True)
+                    shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+                with atomic_write(self.path / RUN_FILE) as temporary:
+                    temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
+                for stage in stages:
+                    # All that a stage has of its own from the start and never replaces.
+                    logs = self.path / "tensorboard" / stage
+                    logs.mkdir(parents=True, exist_ok=True)
+                    if not claims.enter_context(_claim(logs)):
+                        raise ValueError(
+                            f"{self.path}: another process is training {stage} here; "
+                            "wait for its end or choose another --out"
+                        )
+            yield
+
+    def _check(self) -> None:
+        # What another process is just writing has a hidden name.
+        if all(file.name.startswith(".") for file in self.path.iterdir()) or self._is_abandoned():
+            return
+        if not self.resume:
+            raise ValueError(
+                f"{self.path}: exists and is not empty; continue its run with --resume "
+                "or choose another --out"
+            )
+        self._check_same(self.config)
+
+    def _is_abandoned(self) -> bool:
+        """Whether the run here has saved nothing, and no process is about to."""
+        if read_run(self.path) is None or any(self.path.glob("[!.]*.safetensors")):
+            return False
+        with ExitStack() as claims:
+            logs = list(self.path.glob("tensorboard/*"))
+            return all([claims.enter_context(_claim(folder)) for folder in logs])
 
     def _check_same(self, config: MSFConfig) -> None:
         run = read_run(self.path)
@@ -98,8 +144,13 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Every complete line of metrics.jsonl."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        rows = []
+        for number, line in enumerate(lines, 1):
+            if line.endswith(b"\n"):
+                where = f"{file}: line {number}"
+                rows.append(vars(parse_dataclass(Metrics, parse_object(line, where), where)))
+        return rows
 
     def log(self, **row: Any) -> None:
         with self._locked(), open(self.path / "metrics.jsonl", "a") as file:
@@ -124,6 +175,35 @@ class RunFolder:
             yield
         finally:
             os.close(descriptor)
+
+
+_claims: set[int] = set()
+
+
+def _drop_claims() -> None:
+    while _claims:
+        os.close(_claims.pop())
+
+
+# The workers that decode images outlive a killed parent by seconds; its run may resume at once.
+os.register_at_fork(after_in_child=_drop_claims)
+
+
+@contextmanager
+def _claim(folder: Path) -> Iterator[bool]:
+    """Whether nobody else holds ``folder``; if so it is held here, however this process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    _claims.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+    finally:
+        _claims.remove(descriptor)
+        os.close(descriptor)
 
 
 def _settings(config: MSFConfig, run: RunConfig) -> dict[str, Any]:

@@ -123,8 +123,10 @@ class StageTrainer:
             with safe_open(path, "pt", device=str(self.device)) as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 step = int(file.metadata()["step"])
-        except (SafetensorError, KeyError, TypeError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a readable training state ({error})") from None
+        if not 1 <= step <= self.total_steps:
+            raise ValueError(f"{path}: its step must be from 1 to {self.total_steps}, got {step}")
         self._restore(tensors, path)
         self.step_number = step
 
@@ -138,6 +140,13 @@ class StageTrainer:
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip()
             raise ValueError(f"{path}: made by another configuration: {detail}") from None
-        moments = {key: part(f"optimizer.{key}.") for key in ("step", "exp_avg", "exp_avg_sq")}
         for name, parameter in self.stage.named_parameters():
-            self.optimizer.state[parameter] = {k: v[name] for k, v in moments.items() if name in v}
+            shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            for key, shape in shapes.items():
+                value = tensors.get(f"optimizer.{key}.{name}")
+                if value is None or value.shape != shape:
+                    found = "none" if value is None else list(value.shape)
+                    raise ValueError(
+                        f"{path}: optimizer.{key}.{name} must have shape {list(shape)}, got {found}"
+                    )
+                self.optimizer.state[parameter][key] = value

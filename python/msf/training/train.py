@@ -100,17 +100,17 @@ def train(
         model.pyramid.measure(_statistics_batches(data, training.seed))
     else:  # images added since must not change the statistics
         model.pyramid.load_state_dict(saved.pyramid.state_dict())
-    folder.create()
     model.to(device)
     averaged = (saved or copy.deepcopy(model)).to(device).requires_grad_(False).eval()
     chosen = [index for index, name in enumerate(names) if stages is None or name in stages]
     trainers = [StageTrainer(model, index, training) for index in chosen]
-    for trainer in trainers:
-        folder.load(trainer)
-        averaged.stages[trainer.index] = trainer.ema
-    with StopSignal() as stop:
+    with folder.training([trainer.name for trainer in trainers]):
         for trainer in trainers:
-            _train_stage(trainer, data, folder, averaged, stop, progress)
+            folder.load(trainer)
+            averaged.stages[trainer.index] = trainer.ema
+        with StopSignal() as stop:
+            for trainer in trainers:
+                _train_stage(trainer, data, folder, averaged, stop, progress)
     plot_losses(folder.metrics(), folder.path / "loss.png")
     # As saved, because another process may have trained the other stages meanwhile.
     return (folder.saved_model() or averaged).to(device).requires_grad_(False)
