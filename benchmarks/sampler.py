@@ -25,21 +25,6 @@ GUIDANCE = 1.5  # DiT's
 CHECKED = 4  # images of a batch: float32 is slow, and an image does not depend on its batch
 
 
-def cast_input(layer: nn.Linear, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (args[0].to(layer.weight.dtype), *args[1:])
-
-
-def in_bfloat16(stage: nn.Module) -> None:
-    """The weights, and what the first layers are given.
-
-    Autocast would cast every weight anew in a compiled step and widen plain PyTorch's norms.
-    """
-    stage.bfloat16()
-    for name, layer in stage.named_modules():
-        if name in ("embed", "time.0", "base_noise.0"):
-            layer.register_forward_pre_hook(cast_input)
-
-
 @dataclass(frozen=True)
 class Sampling:
     """A call gives the images of the seeds 0 .. batch - 1; `steps` is one number a stage."""
@@ -58,7 +43,7 @@ class Sampling:
             if not parameter.any():
                 nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
         for stage in model.stages:
-            in_bfloat16(stage)
+            stage.bfloat16()  # autocast would cast every weight anew in a compiled step
         return cls(name, model, steps, batch)
 
     @property
