@@ -108,14 +108,19 @@ def automatic_order(op: str, device: torch.device, sizes: measured.Sizes = ()) -
     return tuple(dict.fromkeys((*measured.fastest(op, device, sizes), *_all(op))))
 
 
-def explain_backends(op: str, device: torch.device | None = None) -> dict[str, str | None]:
+def explain_backends(op: str, device: torch.device | str | None = None) -> dict[str, str | None]:
     """For each backend of operator `op` None where it takes tensors of the device, else the reason.
 
     They come in the order in which they are tried; `device` is this machine's GPU by default, its
     CPU where there is none. Arguments may still make a backend decline.
+
+    Raises:
+        ValueError: there is no such operator, or no such device here.
     """
     backends_of(op)  # says so where there is no such operator
-    device = device or _default_device()
+    device = torch.device(device) if device else _default_device()
+    if device.type != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"no device {device} here: choose cpu")
     names = dict.fromkeys((*automatic_order(op, device), *_all(op)))
     return {name: _unavailable(op, name, device) for name in names}
 
@@ -127,13 +132,13 @@ def backends_of(op: str) -> tuple[str, ...]:
     return tuple(name for name in _all(op) if name in _registry[op])
 
 
-def available_backends(op: str, device: torch.device | None = None) -> tuple[str, ...]:
+def available_backends(op: str, device: torch.device | str | None = None) -> tuple[str, ...]:
     """The backends that take tensors of the device, as `explain_backends` orders them."""
     reasons = explain_backends(op, device)
     return tuple(name for name, reason in reasons.items() if reason is None)
 
 
-def chosen_backend(op: str, device: torch.device | None = None) -> str | None:
+def chosen_backend(op: str, device: torch.device | str | None = None) -> str | None:
     """What a call of operator `op` takes on the device, unless its arguments make that decline or
     are of other sizes than were measured first.
 

@@ -246,6 +246,7 @@ def test_what_is_available_is_what_a_call_takes(
     build = SimpleNamespace(
         build_config=lambda: {"cuda_architectures": ["90"]}, problem=lambda: None
     )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(extension, "emulation", None)
     monkeypatch.setattr(extension, "_module", lambda: build)
     monkeypatch.setattr(extension, "_problem", lambda: None)
@@ -295,6 +296,14 @@ def test_a_backend_for_one_operator(kernels: dict[str, Implementation]) -> None:
                 assert msf.requested_backend(GATE) == "triton"
             with msf.backend("reference"):
                 assert not (msf.gate_residual(*ARGS) == 7).any()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
+@pytest.mark.parametrize("ask", [msf.explain_backends, msf.available_backends, msf.chosen_backend])
+def test_a_device_that_is_not_here(ask: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"^no device cuda:1 here: choose cpu$"):
+        ask(GATE, "cuda:1")
+    assert "reference" in ask(GATE, "cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for the reasons on a CPU")
