@@ -58,7 +58,8 @@ def check_arms(benchmarks: Sequence[Benchmark], device: torch.device, arms: Sequ
     """ValueError with the reasons where none of the arms can run."""
     if not any(runnable_arms(benchmark, arms, device)[0] for benchmark in benchmarks):
         skipped = runnable_arms(benchmarks[0], arms, device)[1]
-        raise ValueError("; ".join(f"no {arm}: {reason}" for arm, reason in skipped.items()))
+        reasons = (f"no {arm}: {reason}" for arm, reason in skipped.items())
+        raise ValueError("; ".join(reasons) or f"{benchmarks[0].op} has no {' and no '.join(arms)}")
 
 
 def run(

@@ -115,6 +115,7 @@ def test_markdown() -> None:
 BAD_RUNS = {
     "op": (("--op", "conv"), "unknown op 'conv': known are "),
     "arm": (("--arms", "tpu"), "argument --arms: invalid choice: 'tpu'"),
+    "arm of another": (("--op", "gate_residual", "--arms", "flex"), "gate_residual has no flex"),
     "out": (("--op", "flow_interpolate", "--out", __file__), "[Errno 17] File exists"),
     "option": (("--fast",), "unrecognized arguments: --fast"),
 }
