@@ -295,4 +295,5 @@ def test_workers_without_room_in_shared_memory_do_not_hang(tmp_path: Path) -> No
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
     )
     assert process.returncode == 2, process.stderr
-    assert "msf train: data: no shared memory for a batch (" in process.stderr.splitlines()[-1]
+    # Not always the last line: a worker that is ended as it starts may say so behind it.
+    assert "msf train: data: no shared memory for a batch (" in process.stderr
