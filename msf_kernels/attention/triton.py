@@ -207,8 +207,8 @@ def has_wgmma(device: torch.device) -> bool:
 def _launch(kernel: Any, tile: Tile, programs: int, qkv: Tensor, *tensors: Any) -> None:
     others = () if tile.alone else (tile.columns, tile.steps, tile.rest, tile.masked)
     arguments = *tensors, tile.dim, tile.pieces, tile.rows, *others
-    options = {"warps": tile.warps, "num_stages": tile.stages}
-    launch(kernel, qkv.device, programs, *arguments, fused=True, **options)
+    warps, stages = tile.warps, tile.stages
+    launch(kernel, qkv.device, programs, *arguments, warps=warps, fused=True, num_stages=stages)
 
 
 def _audited(kernel: str, tokens: int, dim: int) -> Callable[..., Any]:
