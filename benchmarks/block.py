@@ -84,7 +84,7 @@ class BlockPass:
         return double.work(EAGER).run()[0]
 
     def work(self, way: Way) -> Work:
-        return Work([partial(self._call, way.prepare(self.block))], way.scope)
+        return Work([partial(self._call, way.prepare(self.block.forward))], way.scope)
 
     def _call(self, run: Any) -> tuple[Tensor, ...]:
         x, h, modulation = self.inputs

@@ -1,11 +1,11 @@
-"""From a result of `benchmarks.run`, the order in which backends are chosen on that GPU.
+"""From all results of a GPU, the order in which backends are chosen on it.
 
-    python -m benchmarks.choose benchmarks/results/h200/*.json
+    python -m benchmarks.choose benchmarks/results/h200
 
-writes msf_kernels/measured/h200.json, named after the results' folder. The backends of an operator,
-and those of its backward, are ordered by the geometric mean of their times over the shapes and
-dtypes that all of them took, at each of the sizes where the choice depends on these. One that was
-wrong or failed in any is left out.
+writes msf_kernels/measured/h200.json, named after the folder. Of each row the newest holds. The
+backends of an operator, and those of its backward, are ordered by the geometric mean of their times
+over the shapes and dtypes that all of them took, at each of the sizes where the choice depends on
+these. One that was wrong or failed in any is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from msf_kernels.measured import FOLDER, Sizes
 
 from .arms import OURS
 from .parser import Parser
-from .results import Row, load
+from .results import Row
+from .store import history, newest
 
 Costs = dict[tuple[Any, ...], float]  # of a benchmark, shape and dtype: the logarithm of its time
 
@@ -35,7 +36,7 @@ def orders(rows: Iterable[Row]) -> dict[str, Any]:
         if row.arm in OURS and row.status != "skipped":
             op = row.op + "_backward" * row.benchmark.endswith(" backward")
             cost = math.log(row.median_us) if row.median_us else math.inf
-            costs[op, row.sizes][row.arm][row.benchmark, row.shape, row.dtype] = cost
+            costs[op, row.sizes][row.arm][row.case] = cost
     table: dict[str, Any] = {}
     for (op, sizes), arms in costs.items():
         if order := _fastest_first(arms):
@@ -54,26 +55,45 @@ def _fastest_first(arms: dict[str, Costs]) -> list[str]:
     return sorted(totals, key=totals.__getitem__) if common else []
 
 
+def best(rows: Iterable[Row]) -> dict[str, str]:
+    """In words, each operator's fastest backend at the first shape of a forward in bfloat16: a run
+    begins with the most telling one."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        forward = not row.benchmark.endswith(" backward") and row.dtype == "bfloat16"
+        if row.arm in OURS and row.median_us and forward:
+            first = found.setdefault(row.op, row)
+            if first.case == row.case and row.median_us < (first.median_us or 0):
+                found[row.op] = row
+    return {op: _words(row) for op, row in found.items()}
+
+
+def _words(row: Row) -> str:
+    ratio = f", {row.peer_ratio:.2f}x the best peer's speed" if row.peer_ratio else ""
+    return f"{row.label} {row.median_us:.3g} us, {row.percent:.0f} % of the ceiling{ratio}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="benchmarks.choose", description=__doc__)
-    parser.add_argument("results", type=Path, nargs="+", metavar="RESULT.json")
-    paths = parser.parse_args(argv).results
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    folder = parser.parse_args(argv).folder
     try:
-        reports = [load(path) for path in paths]
+        reports = history(folder, "ops")
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    for path, report in zip(paths, reports):
-        if "multiprocessors" not in report.machine:
-            parser.error(f"{path}: measured on a CPU; only a GPU's result can be chosen from")
-    table = orders(row for report in reports for row in report.rows)
-    folders = {path.resolve().parent.name for path in paths}
-    if len(folders) > 1:
-        parser.error(f"results must be of one GPU's folder, got {', '.join(sorted(folders))}")
+    if not reports:
+        parser.error(f"{folder}: no result of benchmarks.run in it")
+    if "capability" not in reports[-1].machine:
+        parser.error(f"{folder}: measured on a CPU; only a GPU's results can be chosen from")
+    rows = newest(reports)
+    table = orders(rows)
     if not table:
-        parser.error(f"{paths[0]}: no time of a backend of ours in it")
+        parser.error(f"{folder}: no time of a backend of ours in it")
+    capability = reports[-1].machine["capability"]
+    document = {"capability": capability, "orders": table, "best": best(rows)}
     FOLDER.mkdir(exist_ok=True)
-    with atomic_write(FOLDER / f"{folders.pop()}.json") as temporary:
-        temporary.write_text(json.dumps(table, indent=2) + "\n")
+    with atomic_write(FOLDER / f"{folder.resolve().name}.json") as temporary:
+        temporary.write_text(json.dumps(document, indent=2) + "\n")
     return 0
 
 

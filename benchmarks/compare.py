@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from . import fingerprint
 from .roofline import Roofline
 from .rows import Row
 from .timing import Replay, Stopwatch, Work, interleave
@@ -46,10 +48,14 @@ def compare(
 ) -> list[Row]:
     """A row for each way, in that order; plain PyTorch always runs, as it sets the bound."""
     torch.compiler.reset()  # frees the graphs of the last comparison
-    exact, bound = subject.exact(), math.inf
+    # Not on the device: a result of the float64 pass would keep all of a larger block of memory in
+    # use, whose rest the ways then fill, and `peak_mib` would say they need nothing.
+    exact, bound = tuple(tensor.cpu() for tensor in subject.exact()), math.inf
     rows, replays = {}, {}
     for way in dict.fromkeys((EAGER, *ways)):
         row, held = replace(subject.row, way=way.name), _reserved(device)
+        if way.ours:
+            row = replace(row, fingerprint=fingerprint.of_models())
         try:
             work = subject.work(way)
             worst = _worst_error(work.run()[0], exact)
@@ -81,7 +87,7 @@ def _worst_error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 
 
 def _relative_error(got: Tensor, exact: Tensor) -> float:
-    exact = exact.double()
+    exact = exact.to(got.device).double()
     return ((got.double() - exact).norm() / exact.norm()).item()
 
 
@@ -89,6 +95,7 @@ def _reserved(device: torch.device) -> int:
     """Bytes of device memory in use, those of CUDA graphs among them."""
     if device.type == "cpu":
         return 0
+    gc.collect()  # graphs of autograd and compiled functions lie in cycles
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     return torch.cuda.memory_reserved(device)

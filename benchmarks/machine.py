@@ -28,6 +28,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         machine["driver"] = _output(
             "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"
         )
+        machine["capability"] = f"{properties.major}.{properties.minor}"
         machine["multiprocessors"] = properties.multi_processor_count
         machine["l2_bytes"] = properties.L2_cache_size
     return machine

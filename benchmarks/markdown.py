@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from itertools import groupby
 
 from .results import Report, Row
 from .roofline import Roofline
@@ -19,24 +19,31 @@ def heading(report: Report) -> str:
         for name in ("driver", "cuda", "torch", "triton", "commit")
         if report.machine[name]
     )
-    rates = report.roofline
+    rates, objection = report.roofline, report.objection()
     return (
-        f"{report.machine['device']} ({facts}), {report.date}. 100 % is what a large copy or "
-        f"matrix product reached in this run: {rates.copy_gb_s:.4g} GB/s read and written, "
-        f"{rates.matmul_tflop_s:.4g} TFLOP/s in bfloat16."
+        f"{report.machine['device']} ({facts}), {report.date}. 100 % is {rates.copy_gb_s:.4g} GB/s "
+        f"read and written or {rates.matmul_tflop_s:.4g} TFLOP/s in bfloat16: {rates.how}."
+        + (f" But {objection}." if objection else "")
     )
 
 
 def markdown(rows: Iterable[Row], roofline: Roofline) -> str:
     """A table for each benchmark; the arms that were skipped are named below it."""
     lines = []
-    for name, group in groupby(rows, key=lambda row: row.benchmark):
-        members = list(group)
+    for name, members in by_benchmark(rows).items():
         lines += [f"\n### {name}\n", line(COLUMNS), line(["---"] * len(COLUMNS))]
         lines += [line(_cells(row, roofline)) for row in members if row.status != "skipped"]
         skipped = {row.arm: row.note for row in members if row.status == "skipped"}
         lines += [f"\nNo {arm}: {reason}." for arm, reason in skipped.items()]
     return "\n".join(lines)
+
+
+def by_benchmark(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Together what belongs together, small shapes first: a run measures in another order."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (math.prod(row.shape), row.shape, row.dtype)):
+        groups.setdefault(row.benchmark, []).append(row)
+    return dict(sorted(groups.items()))
 
 
 def line(cells: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ import torch
 
 import msf_kernels
 
+from . import fingerprint
 from .arms import OURS, Arm, runnable_arms, work
 from .gate import check, expected_results
 from .registry import Benchmark, Case, Shape, draw
@@ -63,7 +64,8 @@ def measure(
 def _check(blank: Row, arms: Sequence[Arm], benchmark: Benchmark, case: Case) -> dict[str, Row]:
     rows, expected = {}, expected_results(benchmark, case)
     for arm in arms:
-        row = replace(blank, arm=arm.name)
+        ours = None if arm.is_peer else fingerprint.of_operator(benchmark.op, arm.name)
+        row = replace(blank, arm=arm.name, fingerprint=ours)
         try:
             verdict = check(arm, benchmark, case, expected)
         except msf_kernels.BackendUnavailable as error:  # with these arguments

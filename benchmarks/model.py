@@ -1,82 +1,106 @@
-"""One transformer block, forward and with its backward, and guided sampling of whole models.
+"""One transformer block, forward and with its backward; guided sampling and training of models.
 
 Beside ours run the same weights in plain PyTorch: eager, and compiled with the attention of flash
-or cuDNN, or with CUDA graphs. On a GPU the result goes to
-benchmarks/results/<device>/model[-quick].json. On a CPU small models run, none compiled, and are
-only printed unless --out names a folder.
+or cuDNN, or with CUDA graphs. On a GPU the result becomes a file of its own in
+benchmarks/results/<device>. On a CPU small models run, none compiled, and are only printed unless
+--out names a folder.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import msf
-from msf_kernels.measured import slug
 
-from . import machine
+from . import fingerprint, machine, store
 from .block import BlockPass
 from .compare import Subject, compare
 from .markdown import heading
-from .parser import Parser
-from .results import Report, save
+from .parser import MINUTES, Parser, minutes
+from .results import AnyRow, Report
 from .roofline import measure_roofline
 from .rows import Row, table
-from .run import RESULTS
 from .sampler import Sampling
+from .schedule import Group, by_value, until
 from .timing import side_stream
+from .training import TrainingStep
 from .transformers import WAYS, Way
+
+# In order of value: what a change of a kernel shows in first, and soonest.
+KINDS = ("block", "block and backward", "training step", "sampling")
+
+Case = tuple[str, str, int]  # of the rows: what, model and size
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: a stage's block on grids of tokens, and samplers (preset, steps)."""
+    """What is measured: a stage's block on grids of tokens, samplers (preset, steps), training.
+
+    Of each the most valuable comes first.
+    """
 
     stage: msf.StageConfig
     grids: tuple[tuple[int, int], ...]
     tokens: int  # of a block's whole batch
     samplers: tuple[tuple[str, tuple[int, ...]], ...]
     batches: tuple[int, ...]
+    trained: tuple[str, ...]
+    training_batch: int
     rounds: int
+    seconds: Mapping[str, float]  # a way takes at least, by kind
 
-    def subjects(self, device: torch.device) -> Iterator[Subject]:
-        for backward in (False, True):
+    def subjects(self, device: torch.device) -> Iterator[tuple[Case, Callable[[], Subject]]]:
+        """Each is drawn when it is measured: together they need more memory than there is."""
+        for what, backward in (("block", False), ("block and backward", True)):
             for grid in self.grids:
-                yield BlockPass.draw(self.stage, grid, self.tokens, backward, device)
+                case = what, f"width {self.stage.width}", math.prod(grid)
+                yield case, partial(BlockPass.draw, self.stage, grid, self.tokens, backward, device)
+        for name in self.trained:
+            batch = self.training_batch
+            yield ("training step", name, batch), partial(TrainingStep.draw, name, batch, device)
         for name, steps in self.samplers:
             for batch in self.batches:
-                yield Sampling.draw(name, steps, batch, device)
+                yield ("sampling", name, batch), partial(Sampling.draw, name, steps, batch, device)
 
 
 FULL = Sizes(
     stage=msf.preset("msf-xl-256").model.stages[0],
-    grids=((8, 8), (8, 10), (16, 16), (32, 32)),
+    grids=((16, 16), (8, 8), (32, 32), (8, 10)),
     tokens=16384,
     samplers=(("msf-xl-256", (50, 5)), ("dit-xl-256", (50,))),
-    batches=(1, 64),
+    batches=(64, 1),
+    trained=("dit-xl-256", "msf-xl-256"),
+    training_batch=128,
     rounds=10,
+    # As on one H200, with some of the ways: most of the time is compiling.
+    seconds={"block": 5, "block and backward": 4, "training step": 9, "sampling": 26},
 )
-# Minutes go to compiling the stages of XL, once for each way and batch.
-QUICK = replace(FULL, grids=((8, 8), (16, 16)), samplers=FULL.samplers[:1], batches=(64,), rounds=5)
 CPU = Sizes(
     stage=msf.StageConfig(width=64, depth=1, heads=2, patch=2),
     grids=((4, 4), (2, 5)),
     tokens=64,
     samplers=(("digits", (2, 1)),),
     batches=(1, 2),
+    trained=("digits",),
+    training_batch=4,
     rounds=3,
+    seconds={},
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    started = time.monotonic()
     parser = Parser(prog="benchmarks.model", description=__doc__)
     names = [way.name for way in WAYS]
-    parser.add_argument("--quick", action="store_true", help="few sizes, fewer rounds")
+    parser.add_argument("--minutes", type=minutes, default=math.inf, metavar="M", help=MINUTES)
     parser.add_argument("--ways", nargs="+", choices=names, default=names, metavar="WAY")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the result")
     args = parser.parse_args(argv)
@@ -85,34 +109,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     ways = [way for way in WAYS if way.name in args.ways and (on_gpu or not way.mode)]
     if not ways:
         parser.error("on a CPU nothing is compiled: there are eager and ours")
-    folder = args.out or (RESULTS / slug(device) if on_gpu else None)
+    folder = args.out or (store.folder_of(device) if on_gpu else None)
     try:
+        known = store.newest(store.history(store.folder_of(device), "models"))
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    sizes = CPU if not on_gpu else QUICK if args.quick else FULL
-    name = "model" + ("-quick" if args.quick else "")
+    sizes, objection = FULL if on_gpu else CPU, None
     with side_stream(device):
-        for report in run(sizes, ways, device):
+        for report in run(sizes, ways, device, known, started + 60 * args.minutes):
+            objection = report.objection()
             if folder:  # after each measurement, so that a crash keeps those before it
-                save(report, folder / f"{name}.json")
+                store.save(report, folder)
+    if objection:
+        parser.exit(1, f"benchmarks.model: {objection}\n")
     return 0
 
 
-def run(sizes: Sizes, ways: Sequence[Way], device: torch.device) -> Iterator[Report[Row]]:
-    """Print the table of each measurement and yield the report so far."""
+def run(
+    sizes: Sizes,
+    ways: Sequence[Way],
+    device: torch.device,
+    known: Sequence[AnyRow] = (),
+    deadline: float = math.inf,
+) -> Iterator[Report[Row]]:
+    """Print the table of each measurement and yield the report so far.
+
+    Args:
+        known: rows of this GPU, by which the order is chosen.
+        deadline: of time.monotonic().
+    """
     seed = torch.seed()  # another one each time, so that no run repeats another's numbers
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    report = Report[Row](date, machine.describe(device), seed, measure_roofline(device), [])
+    report = Report[Row](
+        "models", store.now(), machine.describe(device), seed, measure_roofline(device), []
+    )
     print(heading(report))
-    for subject in sizes.subjects(device):
+
+    def measure(draw: Callable[[], Subject]) -> list[Row]:
+        subject = draw()
         suited = [way for way in ways if subject.suits(way)]
-        if suited:
-            rows = compare(subject, suited, device, report.roofline, sizes.rounds)
+        rows = compare(subject, suited, device, report.roofline, sizes.rounds) if suited else []
+        if rows:
             print(table(rows), flush=True)
-            report.rows.extend(rows)
-            yield report
+        return rows
+
+    ours = {way.name: fingerprint.of_models() for way in ways if way.ours}
+    groups = [
+        Group(
+            case,
+            (KINDS.index(case[0]),),
+            ours,
+            partial(measure, draw),
+            sizes.seconds.get(case[0], 0.0) * len(ways),
+        )
+        for case, draw in sizes.subjects(device)
+    ]
+    for rows in until(deadline, by_value(groups, known)):
+        report.rows.extend(rows)
+        yield report
 
 
 if __name__ == "__main__":

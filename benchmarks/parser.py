@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import NoReturn
+
+MINUTES = "measure what matters most, and end in time (default: all)"
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def minutes(text: str) -> float:
+    """How long a command may take."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of minutes above 0, got {text!r}")
+    return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from matplotlib.patches import Patch
 
 from msf.files import atomic_write
 
+from .markdown import by_benchmark
 from .results import Report, Row
 
 WIDTH, PANEL_HEIGHT = 10.0, 2.4  # inches
@@ -23,7 +23,7 @@ LEGEND = 5  # arms a line
 
 def plot(report: Report, path: Path) -> None:
     """One panel a benchmark, one group of bars a shape and dtype, one bar an arm."""
-    panels = [list(group) for _, group in groupby(report.rows, key=lambda row: row.benchmark)]
+    panels = list(by_benchmark(report.rows).values())
     figure = Figure((WIDTH, 0.8 + PANEL_HEIGHT * len(panels)), layout="constrained")
     arms = dict.fromkeys(row.arm for row in report.rows if row.percent is not None)
     colors = {arm: colormaps["tab20"](i) for i, arm in enumerate(arms)}

@@ -1,16 +1,45 @@
-"""One run as a JSON file."""
+"""One run: what it was made on, and a row for each arm at each shape and dtype."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, Generic, TypeVar
-
-from msf.files import atomic_write
-from msf.parsing import parse_object
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 from .roofline import Roofline
+
+MOST_PERCENT = 102.0  # of a ceiling, which is a measurement itself; more is no noise
+
+
+class AnyRow(Protocol):
+    """What the rows of operators and of models have in common."""
+
+    @property
+    def case(self) -> tuple[Any, ...]:
+        """What is measured together, and compared: all but the arm or way."""
+
+    @property
+    def name(self) -> str:
+        """The arm or way."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def us(self) -> float | None:
+        """Microseconds a call; None where it was not timed."""
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def percent(self) -> float | None: ...
+
+    @property
+    def noise(self) -> float | None: ...
+
+    @property
+    def fingerprint(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -28,6 +57,7 @@ class Row:
         peer_ratio: the best correct peer's median over this one's: more than 1 is faster.
         noise: how far apart, in percent, two timings of one same arm were in these rounds.
         sizes: those by which a backend of the operator is chosen, if by any.
+        fingerprint: of the code that was measured, where it is ours.
     """
 
     op: str
@@ -49,37 +79,51 @@ class Row:
     peer_ratio: float | None = None
     noise: float | None = None
     sizes: tuple[int, ...] = ()
+    fingerprint: str | None = None
+
+    @property
+    def case(self) -> tuple[str, tuple[int, ...], str]:
+        return self.benchmark, self.shape, self.dtype
+
+    @property
+    def name(self) -> str:
+        return self.arm
+
+    @property
+    def label(self) -> str:
+        return f"{self.benchmark} {'x'.join(map(str, self.shape))} {self.dtype} {self.arm}"
+
+    @property
+    def us(self) -> float | None:
+        return self.median_us
 
 
-RowType = TypeVar("RowType")
+RowType = TypeVar("RowType", bound=AnyRow)
 
 
 @dataclass(frozen=True)
 class Report(Generic[RowType]):
-    """A run: when, on what, with which seed, the device's rates in it, and the rows."""
+    """A run: of which kind, "ops" or "models", when (ISO 8601, UTC), on what, with which seed, the
+    device's rates in it, and the rows."""
 
+    kind: str
     date: str
     machine: dict[str, Any]
     seed: int
     roofline: Roofline
     rows: list[RowType]
 
+    def objection(self) -> str | None:
+        """One line where a row passed the ceiling, which is then wrong, and so is every percentage.
 
-def save(report: Report, path: Path) -> None:
-    document = json.dumps(asdict(report), indent=1, allow_nan=False) + "\n"
-    with atomic_write(path) as temporary:
-        temporary.write_text(document)
+        On a CPU none is claimed: its small tensors stay in the caches.
+        """
+        return wrong_ceiling(self.rows) if "multiprocessors" in self.machine else None
 
 
-def load(path: Path) -> Report[Row]:
-    """OSError, or ValueError in one line, where the file holds no report."""
-    document = parse_object(path.read_bytes(), path)
-    try:
-        rows = [
-            Row(**{**row, "shape": tuple(row["shape"]), "sizes": tuple(row["sizes"])})
-            for row in document["rows"]
-        ]
-        known = {field.name: document[field.name] for field in fields(Report)}
-        return Report(**{**known, "roofline": Roofline(**document["roofline"]), "rows": rows})
-    except (KeyError, TypeError):
-        raise ValueError(f"{path}: not a result of benchmarks.run") from None
+def wrong_ceiling(rows: Sequence[AnyRow]) -> str | None:
+    """One line that names the row that is farthest above its ceiling, if any is."""
+    percent, label = max(((row.percent or 0.0, row.label) for row in rows), default=(0.0, ""))
+    if percent <= MOST_PERCENT:
+        return None
+    return f"the ceiling is wrong: {label} reached {percent:.0f} % of it"

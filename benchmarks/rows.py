@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from .markdown import line
 from .roofline import Roofline
@@ -17,17 +18,18 @@ class Row:
     """One way at one size.
 
     Args:
-        what: "block", "block and backward" or "sampling".
+        what: "block", "block and backward", "sampling" or "training step".
         model: a preset, or the width of a block.
-        size: tokens of a block's image, or the batch of sampling.
-        images, flops, steps: of one call; a block is one step.
+        size: tokens of a block's image, or the batch of sampling or training.
+        images, flops, steps: of one call; a block is one step, and so is training.
         status: "ok", "incorrect" or "failed", and `note` says why not ok. Only what is ok has
             times.
-        error: relative L2, of a block's worst result or of the images; None if not finite.
+        error: relative L2 of the worst result; None if not finite.
         ms, p10_ms, p90_ms: of a call.
         percent: of this run's matrix product rate.
         kernels: that a step runs; None on a CPU.
         peak_mib: memory that a call needs beside weights and inputs; None on a CPU.
+        fingerprint: of the code that was measured, where the way is ours.
     """
 
     what: str
@@ -47,6 +49,24 @@ class Row:
     percent: float | None = None
     kernels: float | None = None
     peak_mib: float | None = None
+    fingerprint: str | None = None
+    noise: ClassVar[None] = None  # unlike operators, no way is timed twice
+
+    @property
+    def case(self) -> tuple[str, str, int]:
+        return self.what, self.model, self.size
+
+    @property
+    def name(self) -> str:
+        return self.way
+
+    @property
+    def label(self) -> str:
+        return f"{self.what}, {self.model}, {self.size}, {self.way}"
+
+    @property
+    def us(self) -> float | None:
+        return None if self.ms is None else 1e3 * self.ms
 
     def failed(self, error: Exception) -> Row:
         lines = str(error).strip().splitlines() or ["no message"]
@@ -67,7 +87,7 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown of the ways at one size."""
     first = rows[0]
     size = f"batch {first.images}"
-    if first.what != "sampling":
+    if first.what.startswith("block"):
         size = f"{first.size} tokens, {size}"
     title = f"\n### {first.what}, {first.model}, {size}\n"
     return "\n".join(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,11 +17,21 @@ import msf
 from msf.flops import stage_costs
 
 from .rows import Row
-from .timing import HostStopwatch, Replay, Stopwatch, Work
+from .timing import Replay, Stopwatch, Work, wall_stopwatch
 from .transformers import EAGER, Way
 
 GUIDANCE = 1.5  # DiT's
 CHECKED = 4  # images of a batch: float32 is slow, and an image does not depend on its batch
+
+
+def random_model(name: str, device: torch.device) -> msf.MSF:
+    """A preset with random weights, also where training starts from zeros, which hide all."""
+    with device:
+        model = msf.MSF(msf.preset(name).model)
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    return model
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,8 @@ class Sampling:
 
     @classmethod
     def draw(cls, name: str, steps: tuple[int, ...], batch: int, device: torch.device) -> Sampling:
-        """Random weights in bfloat16, also where training starts from zeros, which hide all."""
-        with device:
-            model = msf.MSF(msf.preset(name).model)
-        for parameter in model.parameters():
-            if not parameter.any():
-                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+        """Random weights in bfloat16."""
+        model = random_model(name, device)
         for stage in model.stages:
             stage.bfloat16()  # autocast would cast every weight anew in a compiled step
         return cls(name, model, steps, batch)
@@ -63,7 +68,7 @@ class Sampling:
         return few.work(EAGER).run()[0]
 
     def work(self, way: Way) -> Work:
-        runs = [way.prepare(stage) for stage in self.model.stages]
+        runs = [way.prepare(stage.forward) for stage in self.model.stages]
         return Work([self._call], partial(self._scope, way, runs))
 
     @contextmanager
@@ -87,9 +92,4 @@ class Sampling:
         return Replay(work)
 
     def stopwatch(self, device: torch.device) -> Stopwatch:
-        def clock() -> float:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            return time.perf_counter()
-
-        return HostStopwatch(clock)
+        return wall_stopwatch(device)

@@ -142,6 +142,17 @@ def stopwatch_of(device: torch.device) -> Stopwatch:
     return HostStopwatch() if device.type == "cpu" else CudaStopwatch(device)
 
 
+def wall_stopwatch(device: torch.device) -> Stopwatch:
+    """Seconds as a user waits for them, with what the host takes to launch the work."""
+
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return HostStopwatch(clock)
+
+
 def interleave(replays: Sequence[Replay], rounds: int, stopwatch: Stopwatch) -> list[Timing]:
     """Time the replays A, B, C, A, B, C ..., so that a drift of the clocks meets all alike."""
     laps = []

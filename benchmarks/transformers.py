@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 import torch._functorch.config
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import msf.transformer
@@ -77,14 +77,17 @@ class Way:
     attention: SDPBackend | None = None
     mode: str | None = None
 
-    def prepare(self, module: nn.Module) -> Callable[..., Any]:
-        """What is called in place of the module's forward, inside `scope`."""
-        forward = module.forward
+    def prepare(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What is called in place of a module's forward, inside `scope`.
+
+        The forward of a class, prepared once, serves all its modules: those whose tensors have the
+        same shapes share one graph.
+        """
         if self.mode is None:
-            return forward
+            return function
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            return forward(*args, **kwargs)
+            return function(*args, **kwargs)
 
         # Dynamo keeps what it compiled with the code object and does not ask which attention of
         # PyTorch was chosen: with one code for all, cuDNN's way would run the graph of flash's.

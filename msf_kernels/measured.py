@@ -4,6 +4,8 @@ The tables in `measured/<gpu>.json` are made by `python -m benchmarks.choose` fr
 GPU. They have an order of backends for each operator, {"pyramid_merge": ["triton", "cuda"]}, or
 where it depends on sizes one for all that were measured, {"attention": [{"sizes": [256, 72, 1],
 "order": ["triton", "cudnn"]}, ...]}.
+
+A GPU without a table takes that of the nearest compute capability, of two as near the higher one's.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,24 @@ import torch
 FOLDER = Path(__file__).parent / "measured"
 
 Sizes = tuple[int, ...]
+Capability = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What was measured on one GPU.
+
+    Args:
+        gpu: its name as a file, such as h200.
+        capability: (9, 0) of sm_90.
+        orders: by operator, as above.
+        best: by operator, its fastest backend of the first result in words, for people.
+    """
+
+    gpu: str
+    capability: Capability
+    orders: dict[str, Any]
+    best: dict[str, str]
 
 
 def slug(device: torch.device) -> str:
@@ -37,11 +58,29 @@ def fastest(op: str, device: torch.device, sizes: Sizes = ()) -> Sequence[str]:
 
     A backward that nobody measured goes by its forward.
     """
-    table = _table(device)
-    found = table.get(op) or table.get(op.removesuffix("_backward"), ())
+    table = deciding(device)
+    orders = table.orders if table else {}
+    found = orders.get(op) or orders.get(op.removesuffix("_backward"), ())
     if not found or isinstance(found[0], str):
         return found
     return min(found, key=lambda entry: _distance(entry["sizes"], sizes))["order"]
+
+
+@functools.lru_cache
+def deciding(device: torch.device) -> Table | None:
+    """The table that decides on this GPU: its own, or that of the nearest; None without any."""
+    own, capability = slug(device), torch.cuda.get_device_capability(device)
+    return min(
+        map(_read, sorted(FOLDER.glob("*.json"))),
+        key=lambda table: (table.gpu != own, _rank(table.capability, capability)),
+        default=None,
+    )
+
+
+def _rank(measured: Capability, capability: Capability) -> tuple[int, int]:
+    """As sm_90 and sm_120 are numbers; of two tables alike the first by name remains."""
+    number, wanted = (10 * major + minor for major, minor in (measured, capability))
+    return abs(number - wanted), -number
 
 
 def _distance(measured: Sequence[int], sizes: Sizes) -> float:
@@ -49,7 +88,7 @@ def _distance(measured: Sequence[int], sizes: Sizes) -> float:
     return sum(abs(math.log((1 + x) / (1 + y))) for x, y in zip(measured, sizes))
 
 
-@functools.lru_cache
-def _table(device: torch.device) -> dict[str, Any]:
-    file = FOLDER / f"{slug(device)}.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+def _read(file: Path) -> Table:
+    document = json.loads(file.read_text())
+    major, minor = map(int, document["capability"].split("."))
+    return Table(file.stem, (major, minor), document["orders"], document["best"])

@@ -13,10 +13,11 @@ import msf
 import msf_kernels
 from kernels.cases import CASES, Case
 from kernels.test_attention import check
+from kernels.test_model import REQUESTS
 from models import tiny_model
 from msf_kernels.attention.libraries import LIBRARIES
 from msf_kernels.backend import BACKENDS
-from numerics import assert_as_good_as, normal
+from numerics import assert_as_good_as, assert_rounded_once, normal, relative_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -124,6 +125,23 @@ def test_sampling_agrees_with_the_cpu() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_a_whole_stage_compiles(request_: str) -> None:
+    """Forward and backward, as one graph; Inductor only orders the operations between ours anew."""
+    stage, x = tiny_model().stages[1].cuda(), torch.randn(2, 2, 8, 8, device="cuda")
+    t, level = torch.rand(2, 2, device="cuda")
+    inputs = (x, t, torch.tensor([0, 2], device="cuda"), torch.randn_like(x), level)
+    cotangent = torch.randn_like(x)
+    outcomes = []
+    torch.compiler.reset()
+    for run in (stage, torch.compile(stage, fullgraph=True)):
+        with msf_kernels.backend(request_):
+            velocity = run(*inputs)
+            gradients = torch.autograd.grad(velocity, list(stage.parameters()), cotangent)
+        outcomes.append((velocity, *gradients))
+    assert max(map(relative_error, outcomes[1], outcomes[0])) < 1e-4
+
+
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_more_elements_than_32_bits_count(name: str) -> None:
     x = torch.randn(33, 16, 2048, 2048, dtype=torch.bfloat16, device="cuda")  # 2.2e9
@@ -138,18 +156,22 @@ def test_more_elements_than_32_bits_count(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_more_elements_of_qkv_than_32_bits_count(name: str) -> None:
-    qkv = torch.randn(640, 1024, 3 * 16 * 72, dtype=torch.bfloat16, device="cuda")  # 2.3e9
-    weight = torch.ones(72, device="cuda")
-    options = {"num_heads": 16, "q_weight": weight, "k_weight": weight}
+    heads, head_dim = 16, 72
+    qkv = torch.randn(640, 1024, 3 * heads * head_dim, dtype=torch.bfloat16, device="cuda")  # 2.3e9
+    qkv.requires_grad_()
+    weight = torch.ones(head_dim, device="cuda")
+    options = {"num_heads": heads, "q_weight": weight, "k_weight": weight}
     with msf_kernels.backend(name):
-        q, k = msf_kernels.qk_norm_rope(qkv.requires_grad_(), **options)
-        (grad,) = torch.autograd.grad((q, k), qkv, (q, k))
-    last = qkv[-1:].detach().requires_grad_()
+        outputs = msf_kernels.qk_norm_rope(qkv, **options)
+        # Not the outputs themselves: a norm has next to no gradient along them.
+        cotangents = [torch.randn_like(output) for output in outputs]
+        (grad,) = torch.autograd.grad(outputs, qkv, cotangents)
+    last = qkv[-1:].detach().double().requires_grad_()
     with msf_kernels.backend("reference"):
-        expected = msf_kernels.qk_norm_rope(last, **options)
-        (expected_grad,) = torch.autograd.grad(expected, last, expected)
-    for one, right in zip((q, k, grad), (*expected, expected_grad), strict=True):
-        torch.testing.assert_close(one[-1:], right)
+        exact = msf_kernels.qk_norm_rope(last, **options)
+        (exact_grad,) = torch.autograd.grad(exact, last, [c[-1:].double() for c in cotangents])
+    for got, right in zip((*outputs, grad), (*exact, exact_grad), strict=True):
+        assert_rounded_once(got[-1:].detach(), right.detach(), terms=head_dim)
 
 
 def test_the_extension_runs_here() -> None:

@@ -21,25 +21,26 @@ EPS = 1e-6
 TERMS = 256  # that anyone adds up one after the other; longer sums are sums of sums
 
 # (B, N, D): widths S, B, XL of DiT and 1536; tokens of 256 and 512 pixels at patches of 2 and more,
-# with and without class tokens; one image, then some 4k, 16k and 64k tokens.
+# with and without class tokens; some 4k, 16k and 64k tokens, and one image. First comes XL at 256
+# pixels in training, its base and one image, as in sampling.
 SHAPES: tuple[Shape, ...] = (
-    (1, 64, 384),
-    (1, 80, 1152),
-    (1, 256, 768),
-    (64, 64, 1152),
-    (16, 256, 1152),
-    (1, 4096, 1152),
-    (64, 256, 384),
-    (64, 256, 768),
     (64, 256, 1152),
-    (64, 256, 1536),
+    (64, 64, 1152),
+    (1, 80, 1152),
+    (256, 256, 1152),
+    (16, 256, 1152),
     (204, 80, 1152),
     (60, 272, 1152),
+    (64, 1024, 1152),
+    (1, 4096, 1152),
+    (64, 256, 1536),
+    (64, 256, 768),
+    (64, 256, 384),
+    (16, 4096, 1536),
     (16, 1024, 768),
     (256, 256, 384),
-    (256, 256, 1152),
-    (64, 1024, 1152),
-    (16, 4096, 1536),
+    (1, 256, 768),
+    (1, 64, 384),
 )
 
 

@@ -24,13 +24,16 @@ from ..registry import Benchmark, Shape
 from . import qk_norm_rope
 from .qk_norm_rope import EPS, prepare
 
-# (B, N, H, d): batch 1 of small models, then 16384 tokens of a DiT-L or XL; the last 4 times that.
+# (B, N, H, d): 16384 tokens of a DiT-XL or L at the numbers of tokens of 256 and 512 pixels, base
+# and residual, with and without class tokens; the same with heads 64 wide; then longer images, 4
+# times as many tokens, and batch 1 of small models.
 SHAPES: tuple[Shape, ...] = (
-    (1, 64, 6, 64),
-    (1, 80, 4, 72),
-    *((16384 // tokens, tokens, 16, dim) for tokens in (64, 256, 1024, 4096) for dim in (64, 72)),
-    *((16320 // tokens, tokens, 16, dim) for tokens in (80, 272) for dim in (64, 72)),
+    *((16384 // tokens, tokens, 16, dim) for dim in (72, 64) for tokens in (256, 64, 1024)),
+    *((16320 // tokens, tokens, 16, dim) for dim in (72, 64) for tokens in (80, 272)),
+    *((4, 4096, 16, dim) for dim in (72, 64)),
     (256, 256, 16, 72),
+    (1, 80, 4, 72),
+    (1, 64, 6, 64),
 )
 
 

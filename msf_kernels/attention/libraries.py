@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from ..layout import aligned
 from ..qk_norm_rope.op import prepare_qk, qk_norm_rope_backward, weight_gradient
 from . import flash_attn, reference, sdpa
 
@@ -76,7 +77,7 @@ def attention_backward(
                 grad, qkv, q_weight, k_weight, rope, out, logsumexp, num_heads, eps
             )
     heads = _prepared(qkv, *options)
-    grad, out = (_aligned(x).unflatten(-1, (num_heads, -1)) for x in (grad, out))
+    grad, out = (aligned(x).unflatten(-1, (num_heads, -1)) for x in (grad, out))
     if library.writes_into and all(option is None for option in options[:3]):
         grad_qkv = qkv.new_empty(qkv.shape)
         library.backward(grad, *heads, out, logsumexp, into=_heads(grad_qkv, num_heads))
@@ -109,15 +110,7 @@ def _can_run(library: Library, *args: Any) -> str | None:
 
 
 def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    return _aligned(qkv).unflatten(-1, (3, num_heads, -1)).unbind(2)
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """x (B, N, channels), or a copy, whose tokens can be read 16 bytes at a time: they all do."""
-    elements = 16 // x.element_size()
-    if x.stride(2) == 1 and not (x.data_ptr() % 16 or any(s % elements for s in x.stride()[:2])):
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
+    return aligned(qkv).unflatten(-1, (3, num_heads, -1)).unbind(2)
 
 
 def _prepared(

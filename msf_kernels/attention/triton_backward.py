@@ -92,7 +92,12 @@ def key_step(
 def rotate_back(
     x, token, exists, grad, PIECE: tl.constexpr, PIECES: tl.constexpr, DIM: tl.constexpr
 ):
-    """The gradient of piece PIECE before the rotation, in halves, zero where there is no token."""
+    """The gradient of piece PIECE before the rotation, in halves, zero where there is no token.
+
+    The factor of 0 or 1 must not become a select between the gradient and zero: the gradient is the
+    accumulator of a product, and ptxas 12.8 and 12.9 take such a select for zero in every row, and
+    with it the product. The audit finds one.
+    """
     FIRST: tl.constexpr = PIECES[PIECE][0]
     WIDTH: tl.constexpr = PIECES[PIECE][1]
     at: tl.constexpr = PIECE if PIECES[0][2] else 2 * PIECE
@@ -100,7 +105,8 @@ def rotate_back(
         first, second = tl.split(tl.reshape(grad[at], (token.shape[0], WIDTH, 2)))
     else:
         first, second = grad[at], grad[at + 1]
-    first, second = tl.where(exists, first, 0), tl.where(exists, second, 0)
+    exists = exists.to(first.dtype)
+    first, second = first * exists, second * exists
     if x.rope is not None:
         cos, sin = angles(x, token, FIRST, WIDTH, DIM)
         first, second = first * cos + second * sin, second * cos - first * sin
@@ -175,7 +181,6 @@ def backward_kernel(
     tiles = tl.cdiv(qkv.length, ROWS)
     index, tile = tl.program_id(0) // (2 * tiles), tl.program_id(0) % (2 * tiles)
     token = tile % tiles * ROWS + tl.arange(0, ROWS)
-    partial = partials + tl.program_id(0).to(tl.int64) * DIM
     dtype: tl.constexpr = logsumexp.dtype.element_ty
     other = tl.arange(0, COLUMNS)
     if tile < tiles:
@@ -189,6 +194,8 @@ def backward_kernel(
             key = STEPS * COLUMNS + REST[i][0] + tl.arange(0, REST[i][1])
             masked: tl.constexpr = MASKED and i == len(REST) - 1
             grad_q = query_step(grad_q, q, own, qkv, index, key, masked, DIM, PIECES)
+        # Not before the loop, which has no two registers left to carry the address through.
+        partial = partials + tl.program_id(0).to(tl.int64) * DIM
         store_prepared(grad_qkv, qkv, 0, index, token, grad_q, partial, DIM, PIECES)
     else:
         k = prepare(qkv, 1, index, token, DIM, PIECES)
@@ -201,6 +208,7 @@ def backward_kernel(
             query = STEPS * COLUMNS + REST[i][0] + tl.arange(0, REST[i][1])
             kv = key_step(kv, k, v, qkv, grad, out, logsumexp, index, query, DIM, PIECES)
         store(grad_qkv, 2, index, token, kv[1], DIM, PIECES)
+        partial = partials + tl.program_id(0).to(tl.int64) * DIM
         store_prepared(grad_qkv, qkv, 1, index, token, kv[0], partial, DIM, PIECES)
 
 

@@ -22,13 +22,15 @@ COLUMNS = ("backend", "architecture", "registers", "shared", "spill", "kernel")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="msf_kernels.audit", description=__doc__)
     parser.add_argument("--backend", choices=BACKENDS, help="only this one")
+    parser.add_argument("--architecture", type=int, metavar="N", help="only this one, such as 90")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     rows: list[Row] = []
     problems: list[str] = []
     for backend in [args.backend] if args.backend else BACKENDS:
         try:
-            found = list(importlib.import_module(f"msf_kernels.audit.{backend}").rows())
+            module = importlib.import_module(f"msf_kernels.audit.{backend}")
+            found = list(module.rows(args.architecture))
         except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
             problems.append(f"{backend}: {error}")
             continue

@@ -24,8 +24,8 @@ HEADS_BACKWARD = 128
 DOUBLE = 255  # which nobody computes in for its speed
 
 
-def rows() -> Iterator[Row]:
-    """One row for each kernel and architecture.
+def rows(architecture: int | None = None) -> Iterator[Row]:
+    """One row for each kernel on this architecture, such as 90, or on each it was built for.
 
     Raises:
         RuntimeError: there are no CUDA kernels, or no cuobjdump to read them.
@@ -38,7 +38,9 @@ def rows() -> Iterator[Row]:
 
     assert _C.__file__
     listing = _run(_cuobjdump(), "--dump-resource-usage", _C.__file__)
-    yield from parse(_run("c++filt", stdin=listing))
+    for row in parse(_run("c++filt", stdin=listing)):
+        if not architecture or row.architecture == f"sm_{architecture}":
+            yield row
 
 
 def parse(listing: str) -> Iterator[Row]:

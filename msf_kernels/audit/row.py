@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    backend: str  # "cuda" or "triton"
+    backend: str  # "cuda", or "triton" and its version
     kernel: str
     configuration: str  # template arguments, or what was called and in which dtype
     architecture: str  # "sm_90"
@@ -16,10 +16,13 @@ class Row:
     spill: int  # bytes a thread stores to and loads from local memory for want of registers
     stack: int  # bytes a thread
     budget: int  # of registers
+    fault: str | None = None  # of its instructions, see instructions.py
 
     def problem(self) -> str | None:
         """What is wrong with the kernel, in one line; None if nothing is."""
         where = f"{self.kernel} ({self.configuration}) on {self.architecture}"
+        if self.fault:
+            return f"{where}: {self.fault}"
         if self.spill or self.stack:
             return f"{where}: spills {self.spill} bytes, has {self.stack} bytes of stack, want none"
         if self.registers > self.budget:

@@ -2,6 +2,7 @@
 
 The operators' own Triton functions run on tensors without memory (the `AUDITED` of each family), so
 signatures, alignment and launch parameters are those of real calls; but each launch only compiles.
+What ptxas made of the products and exponentials is held against what Triton asked it for.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import contextlib
 import importlib
 import io
 import re
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -20,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import triton
 from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -27,6 +31,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from .. import triton_support
+from .instructions import fault
 from .row import Row
 
 HERE = Path(__file__).parent
@@ -55,8 +60,9 @@ class Target:
         return 0
 
 
-def rows() -> Iterator[Row]:
-    """One row for each kernel, configuration and architecture, found by a process a core.
+def rows(architecture: int | None = None) -> Iterator[Row]:
+    """One row for each kernel and configuration on this architecture, such as 90, or on each of
+    ARCHITECTURES, found by a process a core.
 
     Raises:
         RuntimeError: TRITON_INTERPRET=1 is set, under which Triton cannot compile; or what ptxas
@@ -64,9 +70,9 @@ def rows() -> Iterator[Row]:
     """
     if triton_support.interpreted():
         raise RuntimeError("the audit compiles Triton kernels: unset TRITON_INTERPRET")
-    families, architectures = zip(*product(FAMILIES, ARCHITECTURES))
+    targets = [architecture] if architecture else ARCHITECTURES
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for found in pool.map(rows_of, families, architectures):
+        for found in pool.map(rows_of, *zip(*product(FAMILIES, targets))):
             yield from found
 
 
@@ -131,7 +137,7 @@ def _row(
         raise RuntimeError(f"{where}: cannot read the log of ptxas, {log!r}")
     stack, stores, loads = map(int, local)
     return Row(
-        backend="triton",
+        backend=f"triton {triton.__version__}",
         kernel=kernel,
         configuration=configuration,
         architecture=f"sm_{architecture}",
@@ -140,4 +146,14 @@ def _row(
         spill=stores + loads,
         stack=stack,
         budget=budget,
+        fault=fault(compiled.asm["ptx"], disassemble(compiled.asm["cubin"])),
     )
+
+
+def disassemble(cubin: bytes) -> str:
+    """The SASS of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.nvdisasm.path, "-c", file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -251,3 +251,6 @@ AUDITED = {
     }.items()
 }
 AUDITED_LAYOUTS = LAYOUTS
+# A bilinear split holds the neighbours of a pixel, for which Triton 3.6 takes 102 registers: four
+# blocks of 128 threads fit an SM.
+BUDGET = 104

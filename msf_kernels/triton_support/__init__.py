@@ -11,7 +11,7 @@ import os
 
 import torch
 
-OLDEST = (3, 3)  # the first in which a kernel takes tuples
+OLDEST = (3, 4)  # the first in which one can ask which ptxas it takes (ptxas.py)
 
 
 @functools.cache

@@ -7,6 +7,12 @@ from typing import Any
 
 import torch
 
+from . import interpreted, ptxas
+
+# Why products of matrices would be wrong on Hopper, or None. Asked here, before any kernel of ours
+# is compiled, so that one assembler compiles all of them.
+WGMMA_REASON = None if interpreted() else ptxas.choose()
+
 
 def launch(
     kernel: Any,

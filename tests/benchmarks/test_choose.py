@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from benchmarks import choose
-from benchmarks.results import Report, Row, save
+from benchmarks.results import Report, Row
 from benchmarks.roofline import Roofline
+from benchmarks.store import RESULTS, history, newest, save
+from msf_kernels.measured import FOLDER
 
-GPU = {"device": "NVIDIA H200", "multiprocessors": 132}
+GPU = {"device": "NVIDIA H200", "capability": "9.0", "multiprocessors": 132}
 
 
 def row(arm: str, microseconds: float | None, size: int = 1, op: str = "gate_residual") -> Row:
@@ -20,7 +22,8 @@ def row(arm: str, microseconds: float | None, size: int = 1, op: str = "gate_res
 
 
 def report(*rows: Row, machine: dict[str, Any] = GPU) -> Report:
-    return Report("today", machine, 0, Roofline(1.0, 1.0), list(rows))
+    date = "2026-11-26T00:00:00+00:00"
+    return Report("ops", date, machine, 0, Roofline(1.0, 1.0, "invented"), list(rows))
 
 
 def test_the_fastest_comes_first_by_the_geometric_mean() -> None:
@@ -62,13 +65,48 @@ def test_forward_backward_and_sizes_have_orders_of_their_own() -> None:
     }
 
 
-def test_the_table_is_named_after_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_of_the_first_shape_in_words() -> None:
+    rows = [
+        replace(row(arm, cost, size), dtype=dtype, percent=40.0, peer_ratio=ratio)
+        for arm, cost, size, dtype, ratio in (
+            ("cuda", 1, 1, "float32", None),
+            ("eager", 1, 2, "bfloat16", 1.0),
+            ("cuda", 4, 2, "bfloat16", 0.25),
+            ("triton", 2, 2, "bfloat16", 0.5),
+            ("cuda", 1, 3, "bfloat16", 2.0),
+        )
+    ]
+    line = "gate_residual 2 bfloat16 triton 2 us, 40 % of the ceiling, 0.50x the best peer's speed"
+    assert choose.best(rows) == {"gate_residual": line}
+    alone = replace(rows[0], dtype="bfloat16")
+    assert choose.best([alone]) == {
+        "gate_residual": "gate_residual 1 bfloat16 cuda 1 us, 40 % of the ceiling"
+    }
+
+
+def test_the_table_of_a_folder_is_named_after_the_gpu_and_the_newest_rows_decide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(choose, "FOLDER", tmp_path / "measured")
-    (tmp_path / "h200").mkdir()
-    save(report(row("cuda", 2), row("reference", 5)), tmp_path / "h200" / "all.json")
-    assert choose.main([str(tmp_path / "h200" / "all.json")]) == 0
+    folder = tmp_path / "h200"
+    old = report(row("cuda", 2), row("triton", 9), row("reference", 5))
+    save(replace(old, date="2026-11-25T00:00:00+00:00"), folder)
+    save(report(row("triton", 1)), folder)
+    assert choose.main([str(folder)]) == 0
     table = json.loads((tmp_path / "measured" / "h200.json").read_text())
-    assert table == {"gate_residual": ["cuda", "reference"]}
+    assert table == {
+        "capability": "9.0",
+        "orders": {"gate_residual": ["triton", "cuda", "reference"]},
+        "best": {},
+    }
+
+
+def test_the_shipped_tables_are_those_of_the_committed_results() -> None:
+    for file in FOLDER.glob("*.json"):
+        rows = newest(history(RESULTS / file.stem, "ops"))
+        table = json.loads(file.read_text())
+        assert table["orders"] == json.loads(json.dumps(choose.orders(rows)))
+        assert table["best"] == choose.best(rows)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +116,14 @@ def test_the_table_is_named_after_the_gpu(tmp_path: Path, monkeypatch: pytest.Mo
         (
             "reference",
             {"device": "CPU"},
-            "measured on a CPU; only a GPU's result can be chosen from",
+            "measured on a CPU; only a GPU's results can be chosen from",
         ),
+        (None, GPU, "no result of benchmarks.run in it"),
     ],
-    ids=["none of our arms", "CPU"],
+    ids=["none of our arms", "CPU", "no file"],
 )
-def test_a_result_that_says_nothing_of_a_gpu_is_refused(
-    arm: str,
+def test_a_folder_that_says_nothing_of_a_gpu_is_refused(
+    arm: str | None,
     machine: dict[str, Any],
     line: str,
     tmp_path: Path,
@@ -92,9 +131,10 @@ def test_a_result_that_says_nothing_of_a_gpu_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(choose, "FOLDER", tmp_path / "measured")
-    path = tmp_path / "all.json"
-    save(report(row(arm, 2), machine=machine), path)
+    folder = tmp_path / "h200"
+    if arm:
+        save(report(row(arm, 2), machine=machine), folder)
     with pytest.raises(SystemExit) as caught:
-        choose.main([str(path)])
+        choose.main([str(folder)])
     assert caught.value.code == 2 and not choose.FOLDER.exists()
-    assert capsys.readouterr().err == f"benchmarks.choose: {path}: {line}\n"
+    assert capsys.readouterr().err == f"benchmarks.choose: {folder}: {line}\n"

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import DeviceType
@@ -23,13 +24,17 @@ from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 import msf
-from benchmarks import model
+from benchmarks import fingerprint, model
 from benchmarks.block import BlockPass
 from benchmarks.compare import Subject, _is_kernel, compare
-from benchmarks.model import CPU, FULL, QUICK
+from benchmarks.model import CPU, FULL, KINDS, Sizes
 from benchmarks.roofline import Roofline
+from benchmarks.rows import Row
 from benchmarks.sampler import Sampling
+from benchmarks.store import load
+from benchmarks.training import TrainingStep
 from benchmarks.transformers import EAGER, PLAIN, WAYS, Way
+from msf.seeds import generator
 from numerics import relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,29 +52,39 @@ def sampling() -> Sampling:
     return Sampling.draw("digits", (2, 1), 2, DEVICE)
 
 
+def training() -> TrainingStep:
+    return TrainingStep.draw("digits", 2, DEVICE)
+
+
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "block": partial(block, False),
     "block and backward": block,
     "sampling": sampling,
+    "training step": training,
 }
 
 
 def rows_of(subject: Subject, *ways: Way) -> list[Any]:
-    return compare(subject, ways, DEVICE, Roofline(copy_gb_s=1.0, matmul_tflop_s=1.0), rounds=1)
+    return compare(subject, ways, DEVICE, Roofline(1.0, 1.0, "invented"), rounds=1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU it takes minutes")
 def test_command(tmp_path: Path) -> None:
     before = set((ROOT / "benchmarks" / "results").rglob("*"))
-    words = [sys.executable, "-m", "benchmarks.model", "--quick", "--out", str(tmp_path)]
+    words = [sys.executable, "-m", "benchmarks.model", "--out", str(tmp_path)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         words, cwd=ROOT, env=one_thread, capture_output=True, text=True, timeout=120
     )
     assert ran.returncode == 0, ran.stderr
     assert set((ROOT / "benchmarks" / "results").rglob("*")) == before
-    document = json.loads((tmp_path / "model-quick.json").read_text(), parse_constant=pytest.fail)
+    (path,) = tmp_path.glob("*-models.json")
+    document = json.loads(path.read_text(), parse_constant=pytest.fail)
     rows = document["rows"]
+    assert [row["what"] for row in rows] == sorted((row["what"] for row in rows), key=KINDS.index)
+    current = {"eager": None, "ours": fingerprint.of_models()}
+    assert all(row["fingerprint"] == current[row["way"]] for row in rows)
+    assert load(path).rows == [Row(**row) for row in rows]
     assert {row["way"] for row in rows} == {"eager", "ours"}
     assert {row["what"] for row in rows} == set(SUBJECTS)
     assert all(row["status"] == "ok" and row["p10_ms"] <= row["ms"] for row in rows)
@@ -88,7 +103,7 @@ def test_on_a_cpu_nothing_is_compiled(capsys: pytest.CaptureFixture[str]) -> Non
 
 WRONG = [
     *((subject, name) for subject in ("block", "block and backward") for name in IN_BLOCKS),
-    *(("sampling", name) for name in PLAIN),
+    *((subject, name) for subject in ("sampling", "training step") for name in PLAIN),
 ]
 
 
@@ -164,7 +179,9 @@ def test_flops_are_those_of_the_matrix_products(
     math_attention = Way("math", attention=SDPBackend.MATH)  # whose products are counted
     with FlopCounterMode(display=False) as counter:
         drawn.work(math_attention).run()
-    assert drawn.row.flops == counter.get_total_flops()
+    # The gradients of images and times, which nobody asks for, are 0.4 % of a small model's step.
+    few = 0.004 if isinstance(drawn, TrainingStep) else 0
+    assert drawn.row.flops == pytest.approx(counter.get_total_flops(), rel=few, abs=0)
 
 
 def compiled_by(backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +230,42 @@ def test_a_compiled_stage_stands_in_its_place_only_while_it_samples(
     assert len(calls) == 9 and not any("forward" in vars(stage) for stage in subject.model.stages)
 
 
+def test_blocks_of_a_stage_share_their_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo gives up after 8 graphs of a function, and a stage of XL has 28 blocks."""
+    graphs: list[Any] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    compiled_by(
+        aot_autograd(fw_compiler=keep, bw_compiler=lambda graph, _: make_boxed_func(graph.forward)),
+        monkeypatch,
+    )
+    (row,) = rows_of(training(), COMPILED)
+    assert row.status == "ok"
+    # Two stages, and in each the last block, whose next modulation has another stride.
+    assert len(graphs) == 4
+
+
+def test_every_call_is_the_same_step() -> None:
+    subject = training()
+    weights = [tensor.clone() for tensor in subject.model.parameters()]
+    first, second = (subject.work(EAGER).run()[0] for _ in range(2))
+    assert all(map(torch.equal, first, second))
+    assert all(map(torch.equal, weights, subject.model.parameters()))
+    # A loss for each stage, and the gradient of each parameter as autograd leaves it.
+    losses = subject.model.training_losses(
+        subject.images, subject.labels, stage="base", generator=generator(0, 0, 0)
+    )
+    losses["total"].backward()
+    base = [tensor.grad for tensor in subject.model.stages[0].parameters()]
+    exact = subject.exact()
+    assert len(exact) == len(weights) + 2
+    for got, right in zip(exact, [*base, losses["total"][None]]):
+        torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-6)
+
+
 def settings() -> list[Any]:
     """All that a way's scope changes."""
     return [
@@ -237,9 +290,15 @@ def test_the_patches_are_undone(way: Way) -> None:
     assert settings() == before
 
 
-def test_a_quick_run_measures_some_of_a_full_one() -> None:
-    assert set(QUICK.grids) < set(FULL.grids) and set(QUICK.batches) < set(FULL.batches)
-    assert set(QUICK.samplers) < set(FULL.samplers) and QUICK.rounds < FULL.rounds
+@pytest.mark.parametrize("sizes", [CPU, FULL], ids=["CPU", "GPU"])
+def test_every_subject_is_of_a_kind_with_a_value_and_another_case(sizes: Sizes) -> None:
+    cases = [case for case, _ in sizes.subjects(DEVICE)]
+    assert {what for what, *_ in cases} == set(KINDS)
+    assert len(set(cases)) == len(cases)
+
+
+def test_subjects_are_what_their_cases_say() -> None:
+    assert all(draw().row.case == case for case, draw in CPU.subjects(DEVICE))
 
 
 def test_copies_and_annotations_are_no_kernels() -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import run, table
+from benchmarks import fingerprint, machine, model, rows, run, table
 from benchmarks.markdown import heading, markdown
-from benchmarks.results import Report, Row, load, save
+from benchmarks.results import Report, Row
 from benchmarks.roofline import Roofline
+from benchmarks.store import load, save
 from msf_kernels.measured import slug
 
 ROOT = Path(__file__).resolve().parents[2]
-RATES = Roofline(copy_gb_s=4000.0, matmul_tflop_s=800.0)
+RATES = Roofline(4000.0, 800.0, "invented")
 
 
 def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -29,26 +33,34 @@ def files() -> set[Path]:
     return set((ROOT / "benchmarks" / "results").rglob("*"))
 
 
-def test_a_quick_run_and_its_table(tmp_path: Path) -> None:
+def rows_in(text: str) -> set[str]:
+    return {line for line in text.splitlines() if line.startswith("| ")}
+
+
+def test_a_run_and_its_table(tmp_path: Path) -> None:
     before = files()
     out = tmp_path / "new" / "folder"
     arms = ("eager", "reference", "cuda")
-    ran = command("run", "--op", "flow_interpolate", "--quick", "--arms", *arms, "--out", out)
+    ran = command("run", "--op", "flow_interpolate", "--arms", *arms, "--out", out)
     assert ran.returncode == 0, ran.stderr
-    path = out / "flow_interpolate-quick.json"
-    assert list(out.iterdir()) == [path]
+    (path,) = out.iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-\d{6}-ops\.json", path.name)
     document = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert document["machine"]["torch"] == torch.__version__
     assert {row["arm"] for row in document["rows"]} == set(arms)
     assert {row["dtype"] for row in document["rows"]} == {"float32", "bfloat16"}
     timed = [row for row in document["rows"] if row["arm"] != "cuda"]
     assert all(row["status"] == "ok" and row["p10_us"] <= row["median_us"] for row in timed)
+    now = {"reference": fingerprint.of_operator("flow_interpolate", "reference")}
+    assert all(row["fingerprint"] == now.get(row["arm"]) for row in document["rows"])
+    assert [row["dtype"] for row in document["rows"]] == ["bfloat16"] * 9 + ["float32"] * 9
+    assert "torch.neg" in document["roofline"]["how"] and document["objection"] is None
 
     tabled = command("table", path)
     assert tabled.returncode == 0, tabled.stderr
-    # The run printed the same, from the same rows.
-    assert tabled.stdout == ran.stdout
-    assert "### flow_interpolate\n" in tabled.stdout
+    # The run printed the same rows, as it measured them.
+    assert rows_in(tabled.stdout) == rows_in(ran.stdout)
+    assert tabled.stdout.count("### flow_interpolate\n") == 1
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert len(list(out.iterdir())) == 2 and files() == before
 
@@ -56,7 +68,7 @@ def test_a_quick_run_and_its_table(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the results are kept")
 def test_on_a_cpu_nothing_is_written_unasked(capsys: pytest.CaptureFixture[str]) -> None:
     before = files()
-    assert run.main(["--op", "flow_interpolate", "--quick", "--arms", "reference"]) == 0
+    assert run.main(["--op", "flow_interpolate", "--arms", "reference"]) == 0
     assert "| reference |" in capsys.readouterr().out and files() == before
 
 
@@ -87,15 +99,55 @@ ROWS = [
 ]
 
 
-def test_report_round_trip(tmp_path: Path) -> None:
-    machine = {"device": "NVIDIA H200", "torch": "2.11.0", "triton": None}
+def test_the_heading_says_what_percentages_are_of() -> None:
+    machine = {"device": "NVIDIA H200", "torch": "2.11.0", "triton": None, "multiprocessors": 132}
     machine |= {"driver": "1", "cuda": "13.0", "commit": "abc"}
-    report = Report("2026-01-01T00:00:00+00:00", machine, 7, RATES, ROWS)
-    save(report, tmp_path / "report.json")
-    assert load(tmp_path / "report.json") == report
-    assert heading(report).startswith(
+    report = Report("ops", "2026-01-01T00:00:00+00:00", machine, 7, RATES, ROWS)
+    said = (
         "NVIDIA H200 (driver 1, cuda 13.0, torch 2.11.0, commit abc), 2026-01-01T00:00:00+00:00. "
+        "100 % is 4000 GB/s read and written or 800 TFLOP/s in bfloat16: invented."
     )
+    assert heading(report) == said
+    fast = Report("ops", report.date, machine, 7, RATES, [row(percent=150.0)])
+    assert (
+        heading(fast)
+        == f"{said} But the ceiling is wrong: a b 2x3 float32 eager reached 150 % of it."
+    )
+
+
+@pytest.mark.parametrize("command", [run, model], ids=["run", "model"])
+def test_a_row_past_the_ceiling_ends_in_an_error_with_all_written(
+    command: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gpu = {**machine.describe(torch.device("cpu")), "multiprocessors": 132}
+    monkeypatch.setattr(machine, "describe", lambda _: gpu)
+    monkeypatch.setattr(command, "measure_roofline", lambda _: Roofline(1e-4, 1e-9, "invented"))
+    some = ["--op", "flow_interpolate", "--arms", "reference"] if command is run else []
+    with pytest.raises(SystemExit) as caught:
+        command.main([*some, "--out", str(tmp_path)])
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    name = command.__name__
+    assert error.startswith(f"{name}: the ceiling is wrong: ") and error.count("\n") == 1
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text())["objection"] == error.removeprefix(f"{name}: ").strip()
+    assert len({row.case for row in load(path).rows}) == (6 if command is run else 7)
+
+
+def test_what_is_left_out_for_lack_of_time_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = ["--op", "flow_interpolate", "--arms", "reference"]
+    assert run.main([*some, "--minutes", "1e-9", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith(
+        "\nLeft out for lack of time, 6 of 6:\n\n- flow_interpolate: 64x4x32x32 bfloat16, "
+        "1x4x64x64 bfloat16, 1x4x32x32 bfloat16, 64x4x32x32 float32, 1x4x64x64 float32, "
+        "1x4x32x32 float32\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_markdown() -> None:
@@ -112,11 +164,30 @@ def test_markdown() -> None:
     assert set(cells) == {11}
 
 
+def test_the_table_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    block = rows.Row("block", "width 1152", 256, 64, 10**9, way="eager", error=1e-3)
+    timed = replace(block, ms=2.0, p10_ms=1.9, p90_ms=2.1, images_s=32e3, percent=30.0)
+    wrong = replace(block, way="ours", status="incorrect", note="errs")
+    gpu = machine.describe(torch.device("cpu"))
+    report = Report("models", "2026-01-01T00:00:00+00:00", gpu, 7, RATES, [timed, wrong])
+    path = save(report, tmp_path)
+    assert table.main([str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{heading(report)}\n\n### block, width 1152, 256 tokens, batch 64\n")
+    assert "\n| eager | 2 | 1.9 to 2.1 | 3.2e+04 | 30 |" in out
+    assert "\n| ours | incorrect: errs |" in out
+    assert list(tmp_path.iterdir()) == [path]
+
+
 BAD_RUNS = {
     "op": (("--op", "conv"), "unknown op 'conv': known are "),
     "arm": (("--arms", "tpu"), "argument --arms: invalid choice: 'tpu'"),
     "arm of another": (("--op", "gate_residual", "--arms", "flex"), "gate_residual has no flex"),
     "out": (("--op", "flow_interpolate", "--out", __file__), "[Errno 17] File exists"),
+    "minutes": (
+        ("--minutes", "0"),
+        "argument --minutes: must be a number of minutes above 0, got ",
+    ),
     "option": (("--fast",), "unrecognized arguments: --fast"),
 }
 

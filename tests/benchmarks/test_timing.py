@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import roofline
 from benchmarks.arms import Arm
 from benchmarks.measure import Session, measure
 from benchmarks.registry import Benchmark, find
@@ -19,6 +20,7 @@ from benchmarks.timing import (
     MIN_SETS,
     HostStopwatch,
     Replay,
+    Timing,
     Work,
     buffer_sets,
     interleave,
@@ -64,11 +66,32 @@ def test_a_call_is_a_share_of_its_replay() -> None:
 
 
 def test_percent_is_of_what_binds() -> None:
-    roofline = Roofline(copy_gb_s=4000.0, matmul_tflop_s=800.0)
+    roofline = Roofline(4000.0, 800.0, "invented")
     # 1 GB at 4000 GB/s needs 250 us, 1 TFLOP at 800 TFLOP/s needs 1250 us.
     assert roofline.percent(10**9, 0, 500.0) == pytest.approx(50.0)
     assert roofline.percent(10**9, 10**12, 2500.0) == pytest.approx(50.0)
     assert roofline.percent(10**9, 10**11, 500.0) == pytest.approx(50.0)
+
+
+def test_the_ceilings_count_a_copy_twice_and_come_from_the_best_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[list[Any]] = []
+
+    def interleave(replays: list[Replay], rounds: int, _: Any) -> list[Timing]:
+        calls.append([call() for call in replays[0].work.calls])
+        return [Timing(median_us=9e9, p10_us=1000.0, p90_us=9e9)]
+
+    monkeypatch.setattr(roofline, "interleave", interleave)
+    found = roofline.measure_roofline(CPU)
+    # 16 MiB read and as many written, and 2 * 256^3 operations, each in a millisecond.
+    assert found.copy_gb_s == pytest.approx(2 * 2**24 / 1e6)
+    assert found.matmul_tflop_s == pytest.approx(2 * 256**3 / 1e9)
+    copies, products = calls
+    assert all(out.nbytes == 2**24 and out.dtype == torch.float32 for out in copies)
+    assert copies[0].data_ptr() != copies[1].data_ptr()
+    # Start-up and the cold cache, some 20 us, must be under 1 % of products of 1.4 ms each.
+    assert len(products) * 1400 > 100 * 20
 
 
 def planted(clock: Clock, eager: list[float], ours: float) -> Benchmark:
@@ -91,7 +114,7 @@ def planted(clock: Clock, eager: list[float], ours: float) -> Benchmark:
 
 def rows_of(benchmark: Benchmark, clock: Clock, rounds: int = 1) -> list[Any]:
     generator = torch.Generator().manual_seed(0)
-    session = Session(generator, Roofline(4.0, 1.0), HostStopwatch(clock), rounds)
+    session = Session(generator, Roofline(4.0, 1.0, "invented"), HostStopwatch(clock), rounds)
     shape = (1, 4, 32, 32)
     return measure(session, benchmark, shape, torch.float32, ["eager", "reference"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,6 +103,32 @@ def test_doctor_says_what_calls_take(
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["operators"]["merge_tokens"]["reasons"]
     assert not [reason for reason in found.values() if reason.startswith("MSF_BACKEND")]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "order"),
+    [
+        ("NVIDIA H200", "measured on h200"),
+        ("NVIDIA A100", "measured on h200, the nearest to sm_80"),
+    ],
+)
+def test_doctor_says_which_gpu_was_measured(
+    gpu: str, order: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from msf.cli import doctor
+    from msf_kernels import measured
+
+    capability = (9, 0) if gpu == "NVIDIA H200" else (8, 0)
+    monkeypatch.setattr(doctor.models, "no_gpu", lambda: None)
+    monkeypatch.setattr(doctor, "_gpu", lambda: {"name": gpu})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    measured.deciding.cache_clear()
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    measured.deciding.cache_clear()
+    assert re.search(rf"^order +{order}$", out, re.MULTILINE)
+    assert "\nmeasured on h200\nadaln_modulate 64x256x1152 bfloat16 " in out
 
 
 def test_inspect_process_of_an_image(workspace: Path, tmp_path: Path) -> None:

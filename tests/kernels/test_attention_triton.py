@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from numerics import DEVICE, assert_as_good_as, normal
 
 pytest.importorskip("triton")
 from msf_kernels.attention import triton as attention_triton
+from msf_kernels.triton_support import ptxas
 
 
 @pytest.mark.parametrize("grid", [(3, 7), (8, 10), (14, 15)], ids=["21", "80", "210"])
@@ -69,6 +71,46 @@ def test_attention_of_a_gpu_has_a_largest_head_dim(monkeypatch: pytest.MonkeyPat
         assert attention_triton.can_run(qkv, None, None, None, 2, 1e-6) == reason
         saved = qkv, None, None, None, grad, None
         assert attention_triton.can_run(grad, *saved, 2, 1e-6) == reason
+
+
+def test_attention_needs_an_assembler_that_gets_wgmma_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention_triton, "interpreted", lambda: False)
+    monkeypatch.setattr(attention_triton, "WGMMA_REASON", "ptxas 12.8 is too old")
+    args = torch.empty(1, 2, 48), None, None, None, 2, 1e-6
+    for wgmma, reason in {False: None, True: "ptxas 12.8 is too old"}.items():
+        monkeypatch.setattr(attention_triton, "has_wgmma", lambda device, wgmma=wgmma: wgmma)
+        assert attention_triton.can_run(*args) == reason
+
+
+@pytest.mark.parametrize(
+    ("own", "newer", "named", "chosen"),
+    [
+        ("12.9", "13.4", False, None),
+        ("12.8", "12.9", False, "newer"),
+        ("12.8", "12.9", True, None),
+        ("12.8", "12.8", False, None),
+        ("12.8", None, False, None),
+    ],
+)
+def test_the_newer_assembler_is_chosen_where_the_other_is_too_old(
+    own: str, newer: str | None, named: bool, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvidia = SimpleNamespace(ptxas=SimpleNamespace(version=own, path="own"))
+    if newer:
+        nvidia.ptxas_blackwell = SimpleNamespace(version=newer, path="newer")
+    monkeypatch.setattr(ptxas, "knobs", SimpleNamespace(nvidia=nvidia))
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    if named:
+        monkeypatch.setenv("TRITON_PTXAS_PATH", "own")
+    before, reason = nvidia.ptxas, ptxas.choose()
+    assert nvidia.ptxas == (chosen or before)
+    if own == "12.9" or chosen:
+        assert reason is None
+    else:
+        line = "ptxas 12.8 gets products on this GPU wrong: set TRITON_PTXAS_PATH to that of CUDA"
+        assert reason == f"{line} 12.9 or later"
 
 
 def test_head_dims_of_transformers_waste_nothing_but_the_tail_of_72() -> None:

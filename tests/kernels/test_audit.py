@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +15,11 @@ from msf_kernels.audit.row import Row
 from processes import process
 
 pytest.importorskip("triton")
+from triton import knobs
+
 from msf_kernels.audit import triton as audit_triton
+from msf_kernels.audit.instructions import fault
+from msf_kernels.audit.uniform import unwritten
 
 LISTING = """
 Fatbin elf code:
@@ -87,6 +94,97 @@ def test_kernels_compile_without_a_gpu() -> None:
     assert result.returncode == 0, result.stderr
 
 
+PLANTED = Path(__file__).with_name("folded_select.py")
+TRITON_3_6 = Path(__file__).parents[2] / "build" / "triton-3.6.0"  # where `make audit` puts it
+
+
+@pytest.mark.parametrize("compiler", ["installed", "installed, ptxas 12", "triton 3.6"])
+def test_a_product_that_ptxas_folds_away_fails_the_audit(compiler: str) -> None:
+    run, variables = f"import runpy; runpy.run_path({str(PLANTED)!r}, run_name='__main__')", {}
+    if compiler == "installed, ptxas 12":
+        variables["TRITON_PTXAS_BLACKWELL_PATH"] = knobs.nvidia.ptxas.path
+    elif compiler == "triton 3.6":
+        if not TRITON_3_6.exists():
+            pytest.skip(f"no {TRITON_3_6}: make audit installs it")
+        run = f"import sys; sys.path.insert(0, {str(TRITON_3_6)!r}); {run}"
+    result = process(run, TRITON_INTERPRET="0", **variables)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (
+        "selects 32 times between the accumulator of a product and zero" in found["folded"]["audit"]
+    )
+    if compiler != "installed":
+        assert found["folded"]["sass"].startswith("has 8 null HGMMA")
+    assert found["masked"] == {"audit": None, "sass": None}
+
+
+WGMMA = "wgmma.mma_async.sync.aligned.m64n8k16 {%f1,%f2}, %d1, %d2, 0;"
+HGMMA = "HGMMA.64x8x16.F32.BF16 R24, gdesc[UR4], R24 ;"
+
+
+@pytest.mark.parametrize(
+    ("ptx", "sass", "line"),
+    [
+        ("", "", None),
+        (WGMMA + "ex2.approx.f32 %f3, %f1;", HGMMA + "MUFU.EX2 R1, R2 ;", None),
+        (WGMMA, HGMMA + HGMMA, None),  # an unrolled loop
+        (WGMMA + WGMMA, HGMMA, "has 1 HGMMA in its SASS for 2 wgmma.mma_async in its PTX"),
+        ("mma.sync.aligned {%f1}, {%r1}", "", "has 0 HMMA in its SASS for 1 mma.sync in its PTX"),
+        ("ex2.approx.f32 %f1, %f2;", "", "has 0 MUFU.EX2 in its SASS for 1 ex2.approx in its PTX"),
+        (
+            WGMMA,
+            "HGMMA.64x8x16.F16 RZ, gdesc[URZ], RZ, !UPT, gsb0 ;",
+            "has 1 null HGMMA: ptxas took the result of a product for zero",
+        ),
+    ],
+)
+def test_what_ptxas_dropped_is_a_fault(ptx: str, sass: str, line: str | None) -> None:
+    assert fault(ptx, sass) == line
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (("ULDC.64 UR4, c[0x0][0x210]", "STS [R1+UR5], R2"), []),
+        (("UMOV UR4, 0x1", "STS [R1+UR5], R2"), ["STS [R1+UR5], R2"]),
+        (("UIADD3 UR6, UP0, UR9, 0x20, URZ",), ["UIADD3 UR6, UP0, UR9, 0x20, URZ"]),
+        (("R2UR P0, UR4, R3", "LDG.E R1, desc[UR4][R2.64]"), ["LDG.E R1, desc[UR4][R2.64]"]),
+        # Written on one of two ways.
+        (("@P0 BRA `(.L_x_1)", "UMOV UR4, 0x1", ".L_x_1:", "STS [R1+UR4], R2"), []),
+        # Written in the part that is left out.
+        (("BRA `(.L_x_1)", "UMOV UR4, 0x1", ".L_x_1:", "STS [UR4], R2"), ["STS [UR4], R2"]),
+        # A loop writes what its second round reads, its first round does not.
+        ((".L_x_1:", "STS [UR4], R2", "UMOV UR4, 0x1", "@P0 BRA `(.L_x_1)"), []),
+        # The descriptor of B alone, where A is in registers, and of A and B.
+        (("UMOV UR6, 0x1", "UMOV UR7, 0x1", "HGMMA.64x8x16.F32 R4, R8, gdesc[UR4], R4"), []),
+        (
+            ("UMOV UR6, 0x1", "UMOV UR7, 0x1", "HGMMA.64x8x16.F32 R4, gdesc[UR4], R4"),
+            ["HGMMA.64x8x16.F32 R4, gdesc[UR4], R4"],
+        ),
+    ],
+)
+def test_uniform_registers_that_nothing_has_written(lines: Sequence[str], found: list[str]) -> None:
+    code = [line if line.endswith(":") else f"        /*0000*/   {line} ;" for line in lines]
+    assert unwritten("\n".join(code)) == found
+    hopper = "\n".join([*code, "        /*0000*/   HGMMA.64x8x16.F32 R4, gdesc[URZ], R4 ;"])
+    line = f"reads uniform registers that nothing has written: {found[0]}" if found else None
+    assert fault("", hopper) == line
+
+
+@pytest.mark.parametrize(
+    ("rest", "count"),
+    [
+        ("selp.f32 %f3, %f1, 0f00000000, %p1; selp.b32 %r1, 0, %f2, %p1;", 2),
+        ("mov.b32 %r1, %f2; mov.f32 %r2, %r1; selp.b32 %r3, %r2, 0, %p1;", 1),
+        ("mul.f32 %f3, %f1, %f2; selp.f32 %f4, %f3, 0f00000000, %p1;", 0),
+        ("selp.f32 %f3, %f1, 0fFF800000, %p1; selp.b32 %r1, %f1, %f2, %p1;", 0),
+    ],
+)
+def test_selects_between_an_accumulator_and_zero_are_a_fault(rest: str, count: int) -> None:
+    found = fault(WGMMA + rest, HGMMA)
+    assert (f"selects {count} times" in found) if found else count == 0
+
+
 def test_the_audit_says_that_it_cannot_interpret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match=r"^the audit compiles Triton kernels: unset TRITON_INT"):
@@ -104,9 +202,10 @@ LOG = "0 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\nUsed 40 r
 
 def audited(monkeypatch: pytest.MonkeyPatch, *launches: tuple[str, str]) -> list[Row]:
     """The audit of one call that launches kernels of these (hash, log of ptxas)."""
-    metadata = SimpleNamespace(shared=16)
-    compiled = [("k", SimpleNamespace(hash=hash, metadata=metadata), log) for hash, log in launches]
+    same = {"metadata": SimpleNamespace(shared=16), "asm": {"ptx": "", "cubin": b""}}
+    compiled = [("k", SimpleNamespace(hash=hash, **same), log) for hash, log in launches]
     monkeypatch.setattr(audit_triton, "_compile", lambda *_: compiled)
+    monkeypatch.setattr(audit_triton, "disassemble", lambda _: "")
     return audit_triton.rows_of("flow", 90)
 
 

@@ -156,25 +156,27 @@ def test_environment_variable(value: str, line: str) -> None:
 
 
 @pytest.fixture
-def h200(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
-    """Writes what was measured on the GPU that this machine seems to have."""
+def h200(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Writes what was measured on the GPU that this machine seems to have, or on another."""
 
-    def write(table: Any) -> None:
-        (tmp_path / "h200.json").write_text(json.dumps(table))
+    def write(orders: Any, gpu: str = "h200", capability: str = "9.0") -> None:
+        table = {"capability": capability, "orders": orders, "best": {}}
+        (tmp_path / f"{gpu}.json").write_text(json.dumps(table))
         forget()
 
     def forget() -> None:
-        measured._table.cache_clear()
+        measured.deciding.cache_clear()
         measured.fastest.cache_clear()
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(measured, "FOLDER", tmp_path)
     forget()
     yield write
     forget()
 
 
-def test_measured_backends_come_first(h200: Callable[[Any], None]) -> None:
+def test_measured_backends_come_first(h200: Callable[..., None]) -> None:
     gpu = torch.device("cuda", 0)
     assert selection.automatic_order(GATE, gpu) == selection.BACKENDS
     h200({GATE: ["triton"]})
@@ -190,8 +192,53 @@ def test_measured_backends_come_first(h200: Callable[[Any], None]) -> None:
     assert selection.automatic_order(f"{GATE}_backward", gpu)[0] == "reference"
 
 
+@pytest.mark.parametrize(
+    ("name", "capability", "table"),
+    [
+        ("NVIDIA H200", (9, 0), "h200"),
+        ("NVIDIA H100 PCIe", (9, 0), "a-hopper"),  # of two alike the first by name
+        ("NVIDIA A100-SXM4-80GB", (8, 0), "l40s"),
+        ("NVIDIA GB300", (10, 3), "gb200"),
+        ("NVIDIA of tomorrow", (20, 0), "gb200"),
+        ("between 8.9 and 9.0, and 10.0", (9, 5), "gb200"),  # as near, and higher
+    ],
+)
+def test_a_gpu_that_nobody_measured_takes_the_table_of_the_nearest(
+    name: str,
+    capability: tuple[int, int],
+    table: str,
+    h200: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables = {"h200": "9.0", "a-hopper": "9.0", "l40s": "8.9", "gb200": "10.0"}
+    for gpu, measured_capability in tables.items():
+        h200({GATE: ["triton"]}, gpu, measured_capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    gpu = torch.device("cuda", 0)
+    assert measured.deciding(gpu).gpu == table
+    assert selection.automatic_order(GATE, gpu) == ("triton", "cuda", "reference")
+
+
+@pytest.mark.parametrize("file", sorted(measured.FOLDER.glob("*.json")), ids=lambda file: file.stem)
+def test_a_gpu_that_was_measured_follows_its_table(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = measured._read(file)
+    monkeypatch.setattr(measured, "deciding", lambda device: table)
+    measured.fastest.cache_clear()
+    gpu = torch.device("cuda", 7)
+    for op, found in table.orders.items():
+        entries = [{"sizes": (), "order": found}] if isinstance(found[0], str) else found
+        for entry in entries:
+            order = selection.automatic_order(op, gpu, tuple(entry["sizes"]))
+            assert list(order[: len(entry["order"])]) == entry["order"]
+            assert set(order) == set(selection.BACKENDS) | set(msf.backends_of(op))
+    measured.fastest.cache_clear()
+
+
 def test_the_measured_sizes_nearest_to_a_call_decide(
-    h200: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+    h200: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu, op = torch.device("cuda", 0), "attention"
     first = {(64, 64, 0): "triton", (1024, 64, 0): "cudnn", (1024, 64, 1): "flash"}

@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "extension": msf_kernels.build_config(),
         "optional_packages": {name: _version(name) for name in OPTIONAL},
         "MSF_BACKEND": requested,
+        **_order(),
         "operators": operators,
         "problems": problems,
     }
@@ -74,6 +75,7 @@ def text(document: dict[str, Any]) -> str:
         ("optional", ", ".join(present) or "none"),
         ("not installed", ", ".join(name for name, found in packages.items() if not found) or "-"),
         ("MSF_BACKEND", document["MSF_BACKEND"]),
+        ("order", document["order"]),
     ]
     rows = [
         (
@@ -86,6 +88,8 @@ def text(document: dict[str, Any]) -> str:
     parts = [tables.pairs(facts)]
     if rows:
         parts.append(tables.table(("operator", "backend here", "why not the others"), rows))
+    if measured := document["measured"]:
+        parts.append("\n".join([f"measured on {document['measured_on']}", *measured.values()]))
     parts += [f"problem: {problem}" for problem in document["problems"]]
     return "\n\n".join(parts)
 
@@ -104,6 +108,24 @@ def _operator(op: str) -> dict[str, Any]:
     explained = explain_backends(op).items()
     reasons = {name: reason or default for name, reason in explained if name != chosen}
     return {"backend": chosen, "reasons": reasons}
+
+
+def _order() -> dict[str, Any]:
+    """Which measurements decide the automatic order here, and what they were, by operator."""
+    if models.no_gpu():
+        return {"order": "the reference, as on any CPU", "measured_on": None, "measured": {}}
+    import torch
+
+    from msf_kernels import measured
+
+    table = measured.deciding(torch.device("cuda", 0))
+    if table is None:
+        return {"order": "not measured on any GPU", "measured_on": None, "measured": {}}
+    order = f"measured on {table.gpu}"
+    if table.gpu != measured.slug(torch.device("cuda", 0)):
+        major, minor = torch.cuda.get_device_capability(0)
+        order += f", the nearest to sm_{major}{minor}"
+    return {"order": order, "measured_on": table.gpu, "measured": table.best}
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,95 @@
+"""What the newest results of a GPU are beside those before them, as a markdown table.
+
+    python -m benchmarks.changes                           of this machine's GPU
+    python -m benchmarks.changes benchmarks/results/h200
+
+Compared are the newest run of operators and the newest of models, each row with the newest timed
+one that is older. Below the table stands what got slower by more than the noise.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from .markdown import line
+from .parser import Parser
+from .results import AnyRow, Report
+from .store import ROWS, folder_of, history, newest
+
+LEAST_NOISE = 2.0  # percent: one arm differs so much between two runs, which no pair in one shows
+
+
+@dataclass(frozen=True)
+class Change:
+    """A row that was timed before, and is now timed or wrong."""
+
+    before: AnyRow
+    now: AnyRow
+
+    @property
+    def ratio(self) -> float | None:
+        """The time now over that before."""
+        return self.now.us / self.before.us if self.now.us and self.before.us else None
+
+    @property
+    def worse(self) -> str | None:
+        """How: by more than both runs' noise, or not right any more."""
+        noise = max(LEAST_NOISE, sum(row.noise or 0.0 for row in (self.before, self.now)))
+        if self.ratio is None:
+            return self.now.status
+        slower = 100 * (self.ratio - 1)
+        return f"{slower:.1f} % slower, noise {noise:.1f} %" if slower > noise else None
+
+    def cells(self) -> list[str]:
+        ratio = "" if self.ratio is None else f"{self.ratio:.3f}"
+        return [self.now.label, _time(self.before), _time(self.now), ratio]
+
+
+def changes(reports: Sequence[Report]) -> Iterator[Change]:
+    """Of the last of these runs against all before it."""
+    *older, last = reports
+    before = {(row.case, row.name): row for row in newest(_timed(report) for report in older)}
+    for row in last.rows:
+        old = before.get((row.case, row.name))
+        if old and row.status != "skipped":
+            yield Change(old, row)
+
+
+def _timed(report: Report) -> Report:
+    return replace(report, rows=[row for row in report.rows if row.us])
+
+
+def _time(row: AnyRow) -> str:
+    if row.us is None:
+        return row.status
+    return f"{row.us:.4g} µs" if row.us < 1000 else f"{row.us / 1000:.4g} ms"
+
+
+def text(found: Sequence[Change]) -> str:
+    lines = [line(("row", "before", "now", "now/before")), line(["---"] * 4)]
+    lines += [line(change.cells()) for change in found]
+    worse = [f"- {change.now.label}: {change.worse}" for change in found if change.worse]
+    return "\n".join([*lines, "", "Got worse:" if worse else "Nothing got worse.", "", *worse])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="benchmarks.changes", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", metavar="DIR")
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    folder = parser.parse_args(argv).folder or folder_of(device)
+    try:
+        runs = [history(folder, kind) for kind in ROWS]
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    found = [change for reports in runs if reports for change in changes(reports)]
+    print(text(found) if found else f"{folder}: no row was measured before and again, to compare.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""All that a machine with a GPU can tell of this checkout, in eight minutes.
+
+Builds the extension for the GPU that is there, runs the test suite, trains and samples a small
+model, and benchmarks with the time that is left. Every step has a log in --out, where the results
+of the benchmarks are copied too. A failed step does not keep the later ones from running, unless it
+is the build. Needs no network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .parser import Parser, minutes
+from .steps import ROOT, Step, run_all, summary
+
+RESULTS = ROOT / "benchmarks" / "results"
+PYTHON = sys.executable
+MSF = (PYTHON, "-m", "msf.cli")
+BUILD = (
+    *(PYTHON, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"),
+    *("--force-reinstall", "-e", "."),
+)
+TRAINING = ("sklearn", "tensorboard", "tqdm", "matplotlib", "PIL")  # packages of the train extra
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="benchmarks.gpu", description=__doc__)
+    parser.add_argument("--minutes", type=minutes, default=8.0, metavar="M", help="for all (8)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: build/gpu")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="the same steps without a GPU: nothing is built, and all is tiny",
+    )
+    args = parser.parse_args(argv)
+    dry: bool = args.dry_run
+    capability = None if dry else compute_capability()
+    if not (dry or capability):
+        parser.error("needs an NVIDIA GPU and a torch with CUDA, and finds none")
+    name = "gpu dry run" if dry else "gpu"
+    out = (args.out or ROOT / "build" / name.replace(" ", "-")).resolve()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(str(error))
+    start = time.time()
+    with tempfile.TemporaryDirectory(dir=out, prefix="digits-") as folder:
+        steps = [
+            *installation(capability),
+            tests(dry),
+            *first_training(dry, Path(folder) / "run", out),
+            *benchmarks(dry, out),
+        ]
+        outcomes = run_all(steps, 60 * args.minutes, out, lambda: copy_results(out, start))
+    table = summary(f"make {name.replace(' ', '-')}" + dry * ": a dry run, no GPU", outcomes)
+    print(f"\n{table}")
+    write(out / "summary.md", f"{table}\n".encode())
+    return int(any(outcome.failed for outcome in outcomes))
+
+
+def compute_capability() -> str | None:
+    """Such as "90"; asked in another process, so that this one takes no memory of the GPU."""
+    code = "import torch; print('%d%d' % torch.cuda.get_device_capability())"
+    asked = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or None
+
+
+def installation(capability: str | None) -> list[Step]:
+    """The build for this one GPU, what it made of it, and the registers of its kernels."""
+    settings = ("env", "MSF_CUDA=ON", "MSF_WERROR=ON", f"MSF_CUDA_ARCHS={capability}")
+    build = (*settings, *BUILD) if capability else (*BUILD, "--dry-run")
+    return [
+        Step("build", build, limit=120, vital=True),
+        Step("doctor", (*MSF, "doctor"), limit=30),
+        Step("audit", (PYTHON, "-m", "msf_kernels.audit", "--backend", "cuda"), limit=60),
+    ]
+
+
+def tests(dry: bool) -> Step:
+    """The suite, on all cores but two where pytest-xdist is installed."""
+    workers = max(1, (os.cpu_count() or 1) - 2)
+    parallel = ("-n", str(workers)) if importlib.util.find_spec("xdist") else ()
+    some = ("tests/test_gpu.py", "tests/test_numerics.py") if dry else ()
+    command = (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *parallel, *some)
+    return Step("tests", command, limit=240)
+
+
+def first_training(dry: bool, run: Path, out: Path) -> list[Step]:
+    """What a user does first: the digits, interrupted and resumed, sampled and evaluated."""
+    steps, count = (("100", "10"), "20") if dry else (("600", "150"), "100")
+    source = ("--preset", "digits", "--data", "digits")
+    train = (*MSF, "train", *source, "--out", str(run), "--steps", *steps)
+    interrupt = (PYTHON, "-m", "benchmarks.interrupt", str(run / "metrics.jsonl"))
+    sample = (*MSF, "sample", str(run), "--count", "20", "--overwrite", "--out")
+    evaluate = (*MSF, "evaluate", str(run), "--samples", count, "--overwrite", "--out")
+    return [
+        Step("train interrupted", (*interrupt, *train), limit=40, needs=TRAINING),
+        Step("train resumed", (*train, "--resume"), limit=40, needs=TRAINING),
+        Step("sample", (*sample, str(out / "digits.png")), limit=30, needs=TRAINING),
+        Step("evaluate", (*evaluate, str(out / "digits.json")), limit=60, needs=TRAINING),
+    ]
+
+
+def benchmarks(dry: bool, out: Path) -> list[Step]:
+    """Operators and models share what is left, and a few seconds show what has changed."""
+    run, model, changes = ((PYTHON, "-m", f"benchmarks.{m}") for m in ("run", "model", "changes"))
+    if dry:  # with one thread, as two are many times slower on two cores that others use too
+        results = str(out / "results")
+        one, little = ("env", "OMP_NUM_THREADS=1"), ("--minutes", "1", "--out", results)
+        few = ("--op", "merge_tokens", "--arms", "eager", "reference")
+        return [
+            Step("operators", (*one, *run, *little, *few), limit=60),
+            Step("models", (*one, *model, *little), limit=60),
+            Step("changes", (*changes, results), limit=30),
+        ]
+    return [
+        Step("operators", (*run, "--minutes", "{minutes}"), share=0.6),
+        Step("models", (*model, "--minutes", "{minutes}"), share=0.9),
+        Step("changes", changes, limit=30),
+    ]
+
+
+def copy_results(out: Path, since: float) -> None:
+    """Copy the results that were written since then."""
+    for file in RESULTS.rglob("*.json"):
+        if file.stat().st_mtime >= since:
+            write(out / "results" / file.relative_to(RESULTS), file.read_bytes())
+
+
+def write(path: Path, content: bytes) -> None:
+    """Whole or not at all; `msf.files`, which does the same, may not be installed yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Press Ctrl-C on a command as soon as a file appears; status 0 if the command ended with 130."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .parser import Parser
+
+STOPPED = 130  # what a command says that Ctrl-C has ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="benchmarks.interrupt", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("command", nargs="...")
+    args = parser.parse_args(argv)
+    process = subprocess.Popen(args.command)
+    while process.poll() is None and not args.file.exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    if (status := process.wait()) == STOPPED:
+        return 0
+    print(f"benchmarks.interrupt: the command ended with {status}, not with {STOPPED}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Finds uniform registers that a Hopper kernel reads and that no instruction before has written.
+
+The descriptors of wgmma's operands lie in uniform registers. ptxas 12.8 computes some of them from
+a register that nothing writes, so that the product reads whatever lies there: of attention's
+forward in Triton 3.6, 23 of 200 shapes had such a register and out was wrong or the access illegal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+LABEL = re.compile(r"(\.L\w+):")
+INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+)?\s*([\w.]+)\s*(.*?)\s*;")
+REGISTER = re.compile(r"\bUR(\d+)(\.64)?")
+PREDICATE = re.compile(r"!?U?P[0-7TR]")
+COMMA = re.compile(r",\s*(?![^\[]*\])")  # not one inside brackets
+
+
+@dataclass(frozen=True)
+class Instruction:
+    text: str
+    guarded: bool  # by a predicate
+    opcode: str
+    operands: tuple[str, ...]
+
+    @property
+    def target(self) -> int | None:
+        """The position of the uniform register that it writes, which a predicate may precede."""
+        for position, operand in enumerate(self.operands[:3]):
+            if re.fullmatch(r"UR\d+", operand):
+                return position
+            if not PREDICATE.fullmatch(operand):
+                break
+        return None
+
+    @property
+    def written(self) -> int:
+        """The registers as a set of bits."""
+        if self.target is None:
+            return 0
+        pair = any(part in self.opcode.split(".") for part in ("64", "WIDE"))
+        return _bits(int(self.operands[self.target][2:]), 2 if pair else 1)
+
+    @property
+    def read(self) -> int:
+        found = 0
+        for position, operand in enumerate(self.operands):
+            if position == self.target or operand.startswith("gdesc"):
+                continue
+            for number, pair in REGISTER.findall(operand):
+                found |= _bits(int(number), 2 if pair or operand.startswith("desc[") else 1)
+        return found | self._descriptors()
+
+    def _descriptors(self) -> int:
+        """gdesc[URn] names four registers. The first two, of A, are unused where A is in others."""
+        for operand in self.operands:
+            if found := re.match(r"gdesc\[UR(\d+)\]", operand):
+                in_registers = not self.operands[1].startswith("gdesc")
+                first = int(found[1]) + (2 if in_registers else 0)
+                return _bits(first, 2 if in_registers else 4)
+        return 0
+
+
+def unwritten(sass: str) -> list[str]:
+    """The instructions that read a uniform register which none on any way to them has written."""
+    instructions, ways = _parse(sass)
+    known: list[int | None] = [None] * len(instructions)
+    waiting = [0] if instructions else []
+    if instructions:
+        known[0] = 0
+    while waiting:
+        at = waiting.pop()
+        after = (known[at] or 0) | instructions[at].written
+        for to in ways[at]:
+            before = known[to]
+            if before is None or after | before != before:
+                known[to] = after | (before or 0)
+                waiting.append(to)
+    return [
+        instruction.text
+        for instruction, written in zip(instructions, known)
+        if written is not None and instruction.read & ~written
+    ]
+
+
+def _parse(sass: str) -> tuple[list[Instruction], list[list[int]]]:
+    """The instructions, and the positions of those that may follow each."""
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    for line in sass.splitlines():
+        if label := LABEL.match(line):
+            labels[label[1]] = len(instructions)
+        elif found := INSTRUCTION.match(line):
+            guard, opcode, operands = found.groups()
+            text = " ".join(filter(None, (guard, opcode, operands)))
+            parts = tuple(COMMA.split(operands)) if operands else ()
+            instructions.append(Instruction(text, bool(guard), opcode, parts))
+    ways = [
+        [to for to in _after(at, instruction, labels) if to < len(instructions)]
+        for at, instruction in enumerate(instructions)
+    ]
+    return instructions, ways
+
+
+def _after(at: int, instruction: Instruction, labels: dict[str, int]) -> Iterator[int]:
+    kind = instruction.opcode.split(".")[0]
+    if kind in ("BRA", "CALL"):
+        yield from (labels[name] for name in re.findall(r"\.L\w+", instruction.text))
+    always = kind in ("EXIT", "RET") or (kind == "BRA" and len(instruction.operands) == 1)
+    if not always or instruction.guarded:
+        yield at + 1
+
+
+def _bits(first: int, count: int) -> int:
+    return ((1 << count) - 1) << first

@@ -1,0 +1,37 @@
+"""The assembler with which Triton compiles for Hopper: none that gets wgmma wrong.
+
+ptxas 12.8, with which Triton 3.4 to 3.6 assemble for Hopper, builds the descriptor of an operand of
+wgmma from a register that nothing has written, in 23 of 200 shapes of attention's forward
+(`audit/uniform.py` finds them). 12.9 had none. Triton 3.6 carries it too, for Blackwell.
+"""
+
+from __future__ import annotations
+
+import os
+
+from triton import knobs
+
+OLDEST = (12, 9)
+
+
+def choose() -> str | None:
+    """None where the products of a Hopper GPU will be assembled rightly, else the reason why not.
+
+    Where Triton's own choice is too old and TRITON_PTXAS_PATH names none, Triton takes the newer of
+    the two assemblers that it carries from here on, for all kernels of this process. So this comes
+    before the first kernel with a product is compiled.
+    """
+    own, newer = knobs.nvidia.ptxas, getattr(knobs.nvidia, "ptxas_blackwell", None)
+    if _version(own) >= OLDEST:
+        return None
+    if newer and "TRITON_PTXAS_PATH" not in os.environ and _version(newer) >= OLDEST:
+        knobs.nvidia.ptxas = newer.path
+        return None
+    return (
+        f"ptxas {own.version} gets products on this GPU wrong: "
+        "set TRITON_PTXAS_PATH to that of CUDA 12.9 or later"
+    )
+
+
+def _version(tool: knobs.NvidiaTool) -> tuple[int, ...]:
+    return tuple(map(int, tool.version.split(".")))
