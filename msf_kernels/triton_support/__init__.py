@@ -11,7 +11,7 @@ import os
 
 import torch
 
-OLDEST = (3, 4)  # the first in which one can ask which ptxas it takes (ptxas.py)
+OLDEST = (3, 5)  # 3.4 cannot compile list comprehensions, which kernels of adaLN have
 
 
 @functools.cache

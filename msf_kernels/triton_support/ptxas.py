@@ -1,6 +1,6 @@
 """The assembler with which Triton compiles for Hopper: none that gets wgmma wrong.
 
-ptxas 12.8, with which Triton 3.4 to 3.6 assemble for Hopper, builds the descriptor of an operand of
+ptxas 12.8, with which Triton 3.5 and 3.6 assemble for Hopper, builds the descriptor of an operand of
 wgmma from a register that nothing has written, in 23 of 200 shapes of attention's forward
 (`audit/uniform.py` finds them). 12.9 had none. Triton 3.6 carries it too, for Blackwell.
 """

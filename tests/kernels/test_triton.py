@@ -239,7 +239,7 @@ def fresh() -> Iterator[None]:
     ("module", "line"),
     [
         (None, "Triton is not installed: "),
-        (SimpleNamespace(__version__="3.3.1"), "Triton must be 3.4 or later, got 3.3.1"),
+        (SimpleNamespace(__version__="3.4.0"), "Triton must be 3.5 or later, got 3.4.0"),
         (triton, "no CUDA GPU; set TRITON_INTERPRET=1 to run Triton on the CPU"),
     ],
     ids=["absent", "old", "no GPU"],
