@@ -92,7 +92,7 @@ $(TRITON_3_6): | install
 	mv $@.part $@
 
 # On a machine with a GPU, in its own Python and without network: builds for that GPU, tests, trains
-# and benchmarks in eight minutes, with all logs and results in build/gpu.
+# and benchmarks, and stops after eight minutes, with all logs and results in build/gpu.
 gpu:
 	@$(PYTHON) -m benchmarks.gpu --minutes 8
 

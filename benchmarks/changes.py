@@ -21,7 +21,9 @@ from .parser import Parser
 from .results import AnyRow, Report
 from .store import ROWS, folder_of, history, newest
 
-LEAST_NOISE = 2.0  # percent: one arm differs so much between two runs, which no pair in one shows
+# Percent that one arm may differ between two runs, which no A/A pair within a run shows. Assumed:
+# no GPU has made the same run twice yet.
+LEAST_NOISE = 2.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Change:
 
 
 def changes(reports: Sequence[Report]) -> Iterator[Change]:
-    """Of the last of these runs against all before it."""
+    """Yield each row of the last run beside its newest earlier time."""
     *older, last = reports
     before = {(row.case, row.name): row for row in newest(_timed(report) for report in older)}
     for row in last.rows:
@@ -87,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     found = [change for reports in runs if reports for change in changes(reports)]
+    dates = (f"{reports[-1].kind} of {reports[-1].date}" for reports in runs if reports)
+    print(f"Now: {', '.join(dates) or 'nothing'}.\n")
     print(text(found) if found else f"{folder}: no row was measured before and again, to compare.")
     return 0
 

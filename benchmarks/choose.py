@@ -21,6 +21,7 @@ from typing import Any
 from msf.files import atomic_write
 from msf_kernels.measured import FOLDER, Sizes
 
+from . import store
 from .arms import OURS
 from .parser import Parser
 from .results import Row
@@ -55,17 +56,24 @@ def _fastest_first(arms: dict[str, Costs]) -> list[str]:
     return sorted(totals, key=totals.__getitem__) if common else []
 
 
-def best(rows: Iterable[Row]) -> dict[str, str]:
-    """In words, each operator's fastest backend at the first shape of a forward in bfloat16: a run
-    begins with the most telling one."""
+def best(rows: Iterable[Row], orders: dict[str, Any]) -> dict[str, str]:
+    """In words, how fast the backend that an operator takes was in the first forward in bfloat16,
+    with which a run begins because it tells most.
+    """
     found: dict[str, Row] = {}
     for row in rows:
-        forward = not row.benchmark.endswith(" backward") and row.dtype == "bfloat16"
-        if row.arm in OURS and row.median_us and forward:
-            first = found.setdefault(row.op, row)
-            if first.case == row.case and row.median_us < (first.median_us or 0):
-                found[row.op] = row
+        if row.op in orders and row.dtype == "bfloat16" and row.median_us:
+            forward = not row.benchmark.endswith(" backward")
+            if forward and row.arm == _first(orders[row.op], row.sizes):
+                found.setdefault(row.op, row)
     return {op: _words(row) for op, row in found.items()}
+
+
+def _first(order: list[Any], sizes: Sizes) -> str | None:
+    """The backend that comes first at these sizes."""
+    if isinstance(order[0], str):
+        return order[0]
+    return next((entry["order"][0] for entry in order if tuple(entry["sizes"]) == sizes), None)
 
 
 def _words(row: Row) -> str:
@@ -83,14 +91,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     if not reports:
         parser.error(f"{folder}: no result of benchmarks.run in it")
-    if "capability" not in reports[-1].machine:
+    if not reports[-1].on_gpu:
         parser.error(f"{folder}: measured on a CPU; only a GPU's results can be chosen from")
     rows = newest(reports)
     table = orders(rows)
     if not table:
         parser.error(f"{folder}: no time of a backend of ours in it")
     capability = reports[-1].machine["capability"]
-    document = {"capability": capability, "orders": table, "best": best(rows)}
+    document = {
+        "capability": capability,
+        "results": [store.name_of(report) for report in reports],
+        "orders": table,
+        "best": best(rows, table),
+    }
     FOLDER.mkdir(exist_ok=True)
     with atomic_write(FOLDER / f"{folder.resolve().name}.json") as temporary:
         temporary.write_text(json.dumps(document, indent=2) + "\n")

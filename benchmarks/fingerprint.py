@@ -1,8 +1,7 @@
 """A short hash of the code behind a row of ours, which tells without git whether it has changed.
 
-It covers more than the kernel that ran: a family's modules, its kernels and what kernels of the
-backend share. Code that is not covered (checks, dispatch, launchers) costs the host time and leaves
-the device's as it is.
+It covers what a backend has for a family, the reference and the operator, and what kernels of the
+backend share. It does not cover what all operators share (dispatch, layout, checks).
 """
 
 from __future__ import annotations
@@ -24,25 +23,29 @@ def family_of(op: str) -> str:
 
 @cache
 def of_operator(op: str, backend: str, root: Path = ROOT) -> str:
-    """Of an operator on one of its backends."""
+    """Return the hash of the sources behind an operator on a backend."""
     return _hash(_sources(family_of(op), backend, root), root)
 
 
 @cache
 def of_models(root: Path = ROOT) -> str:
-    """Of all operators, the tables by which they choose their backends, and the transformer."""
+    """Return the hash of all sources behind a model."""
     parts = (
         *(root / "msf_kernels").rglob("*.py"),
         *(root / "msf_kernels").rglob("*.json"),
         *(root / "csrc").rglob("*.*"),
-        root / "python" / "msf" / "transformer.py",
+        *(root / "python").rglob("*.py"),
     )
     return _hash(parts, root)
 
 
 def _sources(family: str, backend: str, root: Path) -> set[Path]:
     package, csrc = root / "msf_kernels", root / "csrc"
-    files = set((package / family).glob("*.py"))
+    files = {
+        file
+        for file in (package / family).glob("*.py")
+        if file.stem.startswith(backend) or not file.stem.startswith(("cuda", "triton"))
+    }
     if backend == "triton":
         files.update((package / "triton_support").glob("*.py"))
     elif backend == "cuda":

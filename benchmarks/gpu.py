@@ -27,6 +27,7 @@ BUILD = (
     *(PYTHON, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"),
     *("--force-reinstall", "-e", "."),
 )
+WAYS = ("eager", "compile-flash", "compile-cudnn", "ours")  # more would compile all the time
 TRAINING = ("sklearn", "tensorboard", "tqdm", "matplotlib", "PIL")  # packages of the train extra
 
 
@@ -44,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     capability = None if dry else compute_capability()
     if not (dry or capability):
         parser.error("needs an NVIDIA GPU and a torch with CUDA, and finds none")
-    name = "gpu dry run" if dry else "gpu"
-    out = (args.out or ROOT / "build" / name.replace(" ", "-")).resolve()
+    name = "gpu-dry-run" if dry else "gpu"
+    out = (args.out or ROOT / "build" / name).resolve()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             *benchmarks(dry, out),
         ]
         outcomes = run_all(steps, 60 * args.minutes, out, lambda: copy_results(out, start))
-    table = summary(f"make {name.replace(' ', '-')}" + dry * ": a dry run, no GPU", outcomes)
+    table = summary(f"make {name}" + dry * ": a dry run, no GPU", outcomes)
     print(f"\n{table}")
     write(out / "summary.md", f"{table}\n".encode())
     return int(any(outcome.failed for outcome in outcomes))
@@ -77,19 +78,20 @@ def installation(capability: str | None) -> list[Step]:
     settings = ("env", "MSF_CUDA=ON", "MSF_WERROR=ON", f"MSF_CUDA_ARCHS={capability}")
     build = (*settings, *BUILD) if capability else (*BUILD, "--dry-run")
     return [
-        Step("build", build, limit=120, vital=True),
-        Step("doctor", (*MSF, "doctor"), limit=30),
-        Step("audit", (PYTHON, "-m", "msf_kernels.audit", "--backend", "cuda"), limit=60),
+        Step("build", build, limit=90, vital=True),
+        Step("doctor", (*MSF, "doctor"), limit=20),
+        Step("audit", (PYTHON, "-m", "msf_kernels.audit", "--backend", "cuda"), limit=40),
     ]
 
 
 def tests(dry: bool) -> Step:
     """The suite, on all cores but two where pytest-xdist is installed."""
-    workers = max(1, (os.cpu_count() or 1) - 2)
-    parallel = ("-n", str(workers)) if importlib.util.find_spec("xdist") else ()
+    workers = max(1, len(os.sched_getaffinity(0)) - 2)
+    has_xdist = importlib.util.find_spec("xdist") is not None
+    parallel = ("-n", str(workers), "--dist", "loadgroup") if has_xdist else ()
     some = ("tests/test_gpu.py", "tests/test_numerics.py") if dry else ()
     command = (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *parallel, *some)
-    return Step("tests", command, limit=240)
+    return Step("tests", command, limit=150)
 
 
 def first_training(dry: bool, run: Path, out: Path) -> list[Step]:
@@ -101,10 +103,10 @@ def first_training(dry: bool, run: Path, out: Path) -> list[Step]:
     sample = (*MSF, "sample", str(run), "--count", "20", "--overwrite", "--out")
     evaluate = (*MSF, "evaluate", str(run), "--samples", count, "--overwrite", "--out")
     return [
-        Step("train interrupted", (*interrupt, *train), limit=40, needs=TRAINING),
-        Step("train resumed", (*train, "--resume"), limit=40, needs=TRAINING),
+        Step("train interrupted", (*interrupt, *train), limit=30, needs=TRAINING),
+        Step("train resumed", (*train, "--resume"), limit=30, needs=TRAINING),
         Step("sample", (*sample, str(out / "digits.png")), limit=30, needs=TRAINING),
-        Step("evaluate", (*evaluate, str(out / "digits.json")), limit=60, needs=TRAINING),
+        Step("evaluate", (*evaluate, str(out / "digits.json")), limit=40, needs=TRAINING),
     ]
 
 
@@ -121,8 +123,8 @@ def benchmarks(dry: bool, out: Path) -> list[Step]:
             Step("changes", (*changes, results), limit=30),
         ]
     return [
-        Step("operators", (*run, "--minutes", "{minutes}"), share=0.6),
-        Step("models", (*model, "--minutes", "{minutes}"), share=0.9),
+        Step("operators", (*run, "--minutes", "{minutes}"), share=0.5),
+        Step("models", (*model, "--minutes", "{minutes}", "--ways", *WAYS), share=0.9),
         Step("changes", changes, limit=30),
     ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .parser import Parser
 
-STOPPED = 130  # what a command says that Ctrl-C has ended
+STOPPED = 130  # exit status of a command that Ctrl-C ended: 128 + SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:

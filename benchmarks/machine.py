@@ -28,6 +28,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         machine["driver"] = _output(
             "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"
         )
+        machine["ptxas"] = _ptxas()
         machine["capability"] = f"{properties.major}.{properties.minor}"
         machine["multiprocessors"] = properties.multi_processor_count
         machine["l2_bytes"] = properties.L2_cache_size
@@ -39,6 +40,16 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     return f"CPU, {capability}, {threads} of {os.cpu_count()} cores"
+
+
+def _ptxas() -> str | None:
+    """The version of Triton's assembler, and of its other one for newer GPUs."""
+    try:
+        from triton import knobs
+    except ImportError:
+        return None
+    tools = [knobs.nvidia.ptxas, getattr(knobs.nvidia, "ptxas_blackwell", None)]
+    return ", ".join(tool.version for tool in tools if tool)
 
 
 def _version(package: str) -> str | None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from .results import AnyRow, Report
 from .roofline import measure_roofline
 from .rows import Row, table
 from .sampler import Sampling
-from .schedule import Group, by_value, until
+from .schedule import Group, by_value, measure_until
 from .timing import side_stream
 from .training import TrainingStep
 from .transformers import WAYS, Way
@@ -44,7 +45,7 @@ Case = tuple[str, str, int]  # of the rows: what, model and size
 class Sizes:
     """What is measured: a stage's block on grids of tokens, samplers (preset, steps), training.
 
-    Of each the most valuable comes first.
+    Each tuple is in the order in which it is measured.
     """
 
     stage: msf.StageConfig
@@ -57,18 +58,23 @@ class Sizes:
     rounds: int
     seconds: Mapping[str, float]  # a way takes at least, by kind
 
-    def subjects(self, device: torch.device) -> Iterator[tuple[Case, Callable[[], Subject]]]:
-        """Each is drawn when it is measured: together they need more memory than there is."""
+    def subjects(self, device: torch.device) -> Iterator[tuple[int, Case, Callable[[], Subject]]]:
+        """Yield each with its place among those of its kind.
+
+        It is drawn when it is measured: together they need more memory than there is.
+        """
         for what, backward in (("block", False), ("block and backward", True)):
-            for grid in self.grids:
+            for place, grid in enumerate(self.grids):
                 case = what, f"width {self.stage.width}", math.prod(grid)
-                yield case, partial(BlockPass.draw, self.stage, grid, self.tokens, backward, device)
-        for name in self.trained:
-            batch = self.training_batch
-            yield ("training step", name, batch), partial(TrainingStep.draw, name, batch, device)
-        for name, steps in self.samplers:
-            for batch in self.batches:
-                yield ("sampling", name, batch), partial(Sampling.draw, name, steps, batch, device)
+                draw = partial(BlockPass.draw, self.stage, grid, self.tokens, backward, device)
+                yield place, case, draw
+        batch = self.training_batch
+        for place, name in enumerate(self.trained):
+            case = "training step", name, batch
+            yield place, case, partial(TrainingStep.draw, name, batch, device)
+        for place, ((name, steps), batch) in enumerate(product(self.samplers, self.batches)):
+            case = "sampling", name, batch
+            yield place, case, partial(Sampling.draw, name, steps, batch, device)
 
 
 FULL = Sizes(
@@ -158,14 +164,14 @@ def run(
     groups = [
         Group(
             case,
-            (KINDS.index(case[0]),),
+            (place, KINDS.index(case[0])),  # the first size of every kind before any second one
             ours,
             partial(measure, draw),
             sizes.seconds.get(case[0], 0.0) * len(ways),
         )
-        for case, draw in sizes.subjects(device)
+        for place, case, draw in sizes.subjects(device)
     ]
-    for rows in until(deadline, by_value(groups, known)):
+    for rows in measure_until(deadline, by_value(groups, known)):
         report.rows.extend(rows)
         yield report
 

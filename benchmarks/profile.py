@@ -89,9 +89,9 @@ class Kernel:
 
 
 def kernels(output: str) -> list[Kernel]:
-    """Of what ncu printed: a header that starts with "ID", a row of units, a row a launch.
+    """Parse ncu's CSV: a header that starts with "ID", a row of units, and one row a launch.
 
-    Before and behind may stand anything, such as ncu's own lines, which start with "==".
+    Other lines may come before and after, such as ncu's own, which start with "==".
     """
     lines = output.splitlines()
     start = next((i for i, text in enumerate(lines) if text.startswith('"ID",')), len(lines))

@@ -113,12 +113,16 @@ class Report(Generic[RowType]):
     roofline: Roofline
     rows: list[RowType]
 
+    @property
+    def on_gpu(self) -> bool:
+        return "capability" in self.machine
+
     def objection(self) -> str | None:
         """One line where a row passed the ceiling, which is then wrong, and so is every percentage.
 
         On a CPU none is claimed: its small tensors stay in the caches.
         """
-        return wrong_ceiling(self.rows) if "multiprocessors" in self.machine else None
+        return wrong_ceiling(self.rows) if self.on_gpu else None
 
 
 def wrong_ceiling(rows: Sequence[AnyRow]) -> str | None:

@@ -23,7 +23,7 @@ from .parser import MINUTES, Parser, minutes
 from .registry import Benchmark, find
 from .results import AnyRow, Report, Row
 from .roofline import measure_roofline
-from .schedule import Group, by_value, until
+from .schedule import Group, by_value, measure_until
 from .timing import side_stream, stopwatch_of
 
 # In order of value: what most of a model's time between its matrix products goes to comes first.
@@ -89,7 +89,7 @@ def run(
     report = Report[Row]("ops", store.now(), machine.describe(device), seed, session.roofline, [])
     print(heading(report))
     groups = [group for benchmark in benchmarks for group in groups_of(benchmark, session, arms)]
-    for rows in until(deadline, by_value(groups, measured)):
+    for rows in measure_until(deadline, by_value(groups, measured)):
         print(markdown(rows, session.roofline), flush=True)
         report.rows.extend(rows)
         yield report

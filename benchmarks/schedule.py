@@ -16,12 +16,12 @@ class Group(Generic[RowType]):
     model at one size.
 
     Args:
-        case: that of its rows; the first of it, a benchmark or what of a model, tells how long
-            such a group takes.
-        value: of two groups that are needed alike, the smaller is measured first.
-        fingerprints: of our code as it is now, by arm or way.
-        measure: does it.
-        seconds: that it is known to take at least, before one of its kind was measured.
+        case: that of its rows; its first part, a benchmark or what of a model, is the kind of
+            group, of which all are expected to take as long.
+        value: sort key; of two groups that both need a measurement the smaller comes first.
+        fingerprints: the hash of our code as it is now, by arm or way.
+        measure: takes the measurement and returns its rows.
+        seconds: the least time of one, used until one of its kind was timed.
     """
 
     case: tuple[Any, ...]
@@ -32,26 +32,21 @@ class Group(Generic[RowType]):
 
 
 def by_value(groups: Iterable[Group[RowType]], known: Iterable[AnyRow]) -> list[Group[RowType]]:
-    """First what nobody measured on this GPU, then what was measured with other code than today's,
-    then the rest."""
-    measured: dict[tuple[Any, ...], list[AnyRow]] = {}
+    """First what nobody timed on this GPU, or timed with other code than today's; then the rest."""
+    timed: dict[tuple[Any, ...], dict[str, str | None]] = {}
     for row in known:
-        measured.setdefault(row.case, []).append(row)
+        if row.us:
+            timed.setdefault(row.case, {})[row.name] = row.fingerprint
 
-    def need(group: Group[RowType]) -> int:
-        rows = measured.get(group.case)
-        if not rows:
-            return 0
-        changed = any(
-            row.fingerprint and row.fingerprint != group.fingerprints.get(row.name, row.fingerprint)
-            for row in rows
-        )
-        return 1 if changed else 2
+    def settled(group: Group[RowType]) -> bool:
+        found = timed.get(group.case, {})
+        ours = {name: now for name, now in group.fingerprints.items() if name in found}
+        return bool(found) and all(found[name] == now for name, now in ours.items())
 
-    return sorted(groups, key=lambda group: (need(group), *group.value))
+    return sorted(groups, key=lambda group: (settled(group), *group.value))
 
 
-def until(
+def measure_until(
     deadline: float,
     groups: Sequence[Group[RowType]],
     clock: Callable[[], float] = time.monotonic,

@@ -37,11 +37,15 @@ def now() -> str:
 
 def save(report: Report, folder: Path) -> Path:
     """Write the file of this run; one that is still going on writes it anew."""
-    path = folder / f"{_time(report):%Y-%m-%d-%H%M%S}-{report.kind}.json"
+    path = folder / name_of(report)
     document = {**asdict(report), "objection": report.objection()}
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def name_of(report: Report) -> str:
+    return f"{_time(report):%Y-%m-%d-%H%M%S}-{report.kind}.json"
 
 
 def load(path: Path) -> Report:

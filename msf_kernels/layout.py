@@ -28,7 +28,8 @@ def aligned(x: Tensor) -> Tensor:
     neighbours, else a copy: kernels that read less than 16 bytes at once take longer than that.
     """
     elements = 16 // x.element_size()
-    in_place = not (x.data_ptr() % 16 or any(stride % elements for stride in x.stride()[:2]))
+    strides = [stride for stride, size in zip(x.stride()[:2], x.shape) if size > 1]
+    in_place = not (x.data_ptr() % 16 or any(stride % elements for stride in strides))
     if x.stride(2) == 1 and (in_place or x.shape[2] % elements):
         return x
     return x.clone(memory_format=torch.contiguous_format)

@@ -58,7 +58,7 @@ def fastest(op: str, device: torch.device, sizes: Sizes = ()) -> Sequence[str]:
 
     A backward that nobody measured goes by its forward.
     """
-    table = deciding(device)
+    table = table_for(device)
     orders = table.orders if table else {}
     found = orders.get(op) or orders.get(op.removesuffix("_backward"), ())
     if not found or isinstance(found[0], str):
@@ -67,7 +67,7 @@ def fastest(op: str, device: torch.device, sizes: Sizes = ()) -> Sequence[str]:
 
 
 @functools.lru_cache
-def deciding(device: torch.device) -> Table | None:
+def table_for(device: torch.device) -> Table | None:
     """The table that decides on this GPU: its own, or that of the nearest; None without any."""
     own, capability = slug(device), torch.cuda.get_device_capability(device)
     return min(
@@ -78,7 +78,8 @@ def deciding(device: torch.device) -> Table | None:
 
 
 def _rank(measured: Capability, capability: Capability) -> tuple[int, int]:
-    """As sm_90 and sm_120 are numbers; of two tables alike the first by name remains."""
+    """The distance between two compute capabilities as 10 * major + minor; on a tie the higher one
+    comes first, then the first file name."""
     number, wanted = (10 * major + minor for major, minor in (measured, capability))
     return abs(number - wanted), -number
 

@@ -142,6 +142,10 @@ def test_a_whole_stage_compiles(request_: str) -> None:
     assert max(map(relative_error, outcomes[1], outcomes[0])) < 1e-4
 
 
+LARGE = pytest.mark.xdist_group("large")  # one worker runs these: each takes up to 20 GB
+
+
+@LARGE
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_more_elements_than_32_bits_count(name: str) -> None:
     x = torch.randn(33, 16, 2048, 2048, dtype=torch.bfloat16, device="cuda")  # 2.2e9
@@ -154,6 +158,7 @@ def test_more_elements_than_32_bits_count(name: str) -> None:
         assert torch.equal(merged[-1:], msf_kernels.pyramid_merge(*expected))
 
 
+@LARGE
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_more_elements_of_qkv_than_32_bits_count(name: str) -> None:
     heads, head_dim = 16, 72

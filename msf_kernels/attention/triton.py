@@ -149,7 +149,7 @@ def attention(
     out = qkv.new_empty(batch, count, width // 3)
     logsumexp = qkv.new_empty((batch, num_heads, count), dtype=compute_dtype(qkv))
     programs = batch * num_heads * triton.cdiv(count, tile.rows)
-    x = _tokens(qkv, num_heads, dense(q_weight), dense(k_weight), dense(rope), tl.constexpr(eps))
+    x = _prepared(qkv, num_heads, q_weight, k_weight, rope, eps)
     _launch(forward_kernel, tile, programs, qkv, x, _tokens(out, num_heads), logsumexp)
     return out, logsumexp
 
@@ -171,9 +171,9 @@ def attention_backward(
     # Of every tile of queries, then of keys, its sum for the gradient of its weight.
     sums = batch * num_heads, 2, triton.cdiv(count, tile.rows), width // (3 * num_heads)
     partials = qkv.new_empty(sums, dtype=compute_dtype(qkv))
-    x = _tokens(qkv, num_heads, dense(q_weight), dense(k_weight), dense(rope), tl.constexpr(eps))
-    outputs = _tokens(out, num_heads), logsumexp.contiguous()
-    tensors = _tokens(grad, num_heads), x, *outputs, _tokens(grad_qkv, num_heads), partials
+    x = _prepared(qkv, num_heads, q_weight, k_weight, rope, eps)
+    outputs = _tokens(aligned(out), num_heads), logsumexp.contiguous()
+    tensors = _tokens(aligned(grad), num_heads), x, *outputs, _tokens(grad_qkv, num_heads), partials
     if tile.alone:
         _launch(head_backward_kernel, tile, batch * num_heads, qkv, *tensors)
     else:
@@ -188,8 +188,20 @@ def _weight_gradient(weight: Tensor | None, partials: Tensor) -> Tensor:
     return partials.sum((0, 1)).to(weight.dtype)
 
 
+def _prepared(
+    qkv: Tensor,
+    num_heads: int,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: Tensor | None,
+    eps: float,
+) -> Tokens:
+    """qkv with what its q and k pass on their way into a tile."""
+    options = dense(q_weight), dense(k_weight), dense(rope), tl.constexpr(eps)
+    return _tokens(aligned(qkv), num_heads, *options)
+
+
 def _tokens(x: Tensor, num_heads: int, *prepared: Any) -> Tokens:
-    x = aligned(x)
     batch, token = x.stride(0) if len(x) > 1 else 0, x.stride(1)
     unit = math.gcd(batch, token, 8)
     strides = batch // unit, token // unit, tl.constexpr(unit)

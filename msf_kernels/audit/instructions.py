@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import re
 
-from .uniform import unwritten
+from .uniform import uninitialised_reads
 
 # Instructions of PTX, and those of SASS that stand for them. ptxas may repeat them, as it unrolls
 # loops, and has no reason to drop one.
 KEPT = {"wgmma.mma_async": "HGMMA.", "mma.sync": "HMMA.", "ex2.approx": "MUFU.EX2"}
 NULL = re.compile(r"HGMMA\.\S+ RZ, gdesc\[URZ\], RZ")
 PRODUCT = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync)\S*\s*\{([^}]*)\}")  # its accumulators
-MOVE = re.compile(r"\bmov\.\w+\s+(%\w+), (%\w+);")
+MOVE = re.compile(r"\bmov\.\w+\s+(\{[^}]*\}|%\w+), (\{[^}]*\}|\S+);")  # braces pack registers
 SELECT = re.compile(r"\bselp\.\w+\s+%\w+, (\S+), (\S+), %\w+;")
-ZERO = re.compile(r"0(?:f0{8})?")
+NAMES = re.compile(r"%\w+")
+ZEROS = {"0", "0f00000000"}
 
 
 def fault(ptx: str, sass: str) -> str | None:
@@ -26,7 +27,7 @@ def fault(ptx: str, sass: str) -> str | None:
     if count := selects_against_zero(ptx):
         return (
             f"selects {count} times between the accumulator of a product and zero, "
-            "which ptxas 12.8 folds to zero: mask an operand of the product instead"
+            "which ptxas 12.8 and 12.9 fold to zero: multiply by 0 or 1 instead"
         )
     if count := len(NULL.findall(sass)):
         return f"has {count} null HGMMA: ptxas took the result of a product for zero"
@@ -34,28 +35,30 @@ def fault(ptx: str, sass: str) -> str | None:
         wanted, found = ptx.count(asked), sass.count(made)
         if found < wanted:
             return f"has {found} {made.rstrip('.')} in its SASS for {wanted} {asked} in its PTX"
-    if "HGMMA." in sass and (lost := unwritten(sass)):
+    if "HGMMA." in sass and (lost := uninitialised_reads(sass)):
         return f"reads uniform registers that nothing has written: {lost[0]}"
     return None
 
 
 def selects_against_zero(ptx: str) -> int:
     """How many selects have zero and the accumulator of a product as operands."""
-    lists = (operands.split(",") for operands in PRODUCT.findall(ptx))
-    accumulators = _moved(ptx, {name.strip() for names in lists for name in names})
+    accumulators = _copies(
+        ptx, {name for names in PRODUCT.findall(ptx) for name in NAMES.findall(names)}
+    )
+    zeros = _copies(ptx, ZEROS)
     return sum(
-        (a in accumulators and bool(ZERO.fullmatch(b)))
-        or (b in accumulators and bool(ZERO.fullmatch(a)))
+        (a in accumulators and b in zeros) or (b in accumulators and a in zeros)
         for a, b in SELECT.findall(ptx)
     )
 
 
-def _moved(ptx: str, registers: set[str]) -> set[str]:
-    """These registers, and all that their values are moved to."""
+def _copies(ptx: str, operands: set[str]) -> set[str]:
+    """These operands, and all registers that their values are moved to."""
     targets: dict[str, list[str]] = {}
     for target, source in MOVE.findall(ptx):
-        targets.setdefault(source, []).append(target)
-    reached, waiting = set(registers), list(registers)
+        for name in NAMES.findall(source) or [source]:
+            targets.setdefault(name, []).extend(NAMES.findall(target))
+    reached, waiting = set(operands), list(operands)
     while waiting:
         found = set(targets.get(waiting.pop(), ())) - reached
         reached |= found

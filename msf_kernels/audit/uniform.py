@@ -37,7 +37,7 @@ class Instruction:
 
     @property
     def written(self) -> int:
-        """The registers as a set of bits."""
+        """The uniform registers that it writes, one bit each."""
         if self.target is None:
             return 0
         pair = any(part in self.opcode.split(".") for part in ("64", "WIDE"))
@@ -45,12 +45,14 @@ class Instruction:
 
     @property
     def read(self) -> int:
-        found = 0
+        """The uniform registers that it reads, one bit each."""
+        wide, found = self.opcode == "UIADD3.64", 0
         for position, operand in enumerate(self.operands):
             if position == self.target or operand.startswith("gdesc"):
                 continue
             for number, pair in REGISTER.findall(operand):
-                found |= _bits(int(number), 2 if pair or operand.startswith("desc[") else 1)
+                wide_too = pair or wide or operand.startswith("desc[")
+                found |= _bits(int(number), 2 if wide_too else 1)
         return found | self._descriptors()
 
     def _descriptors(self) -> int:
@@ -63,24 +65,24 @@ class Instruction:
         return 0
 
 
-def unwritten(sass: str) -> list[str]:
+def uninitialised_reads(sass: str) -> list[str]:
     """The instructions that read a uniform register which none on any way to them has written."""
-    instructions, ways = _parse(sass)
-    known: list[int | None] = [None] * len(instructions)
+    instructions, successors = _parse(sass)
+    written_before: list[int | None] = [None] * len(instructions)
     waiting = [0] if instructions else []
     if instructions:
-        known[0] = 0
+        written_before[0] = 0
     while waiting:
         at = waiting.pop()
-        after = (known[at] or 0) | instructions[at].written
-        for to in ways[at]:
-            before = known[to]
+        after = (written_before[at] or 0) | instructions[at].written
+        for to in successors[at]:
+            before = written_before[to]
             if before is None or after | before != before:
-                known[to] = after | (before or 0)
+                written_before[to] = after | (before or 0)
                 waiting.append(to)
     return [
         instruction.text
-        for instruction, written in zip(instructions, known)
+        for instruction, written in zip(instructions, written_before)
         if written is not None and instruction.read & ~written
     ]
 
@@ -97,14 +99,14 @@ def _parse(sass: str) -> tuple[list[Instruction], list[list[int]]]:
             text = " ".join(filter(None, (guard, opcode, operands)))
             parts = tuple(COMMA.split(operands)) if operands else ()
             instructions.append(Instruction(text, bool(guard), opcode, parts))
-    ways = [
-        [to for to in _after(at, instruction, labels) if to < len(instructions)]
+    successors = [
+        [to for to in _successors(at, instruction, labels) if to < len(instructions)]
         for at, instruction in enumerate(instructions)
     ]
-    return instructions, ways
+    return instructions, successors
 
 
-def _after(at: int, instruction: Instruction, labels: dict[str, int]) -> Iterator[int]:
+def _successors(at: int, instruction: Instruction, labels: dict[str, int]) -> Iterator[int]:
     kind = instruction.opcode.split(".")[0]
     if kind in ("BRA", "CALL"):
         yield from (labels[name] for name in re.findall(r"\.L\w+", instruction.text))

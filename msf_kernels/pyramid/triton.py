@@ -251,6 +251,6 @@ AUDITED = {
     }.items()
 }
 AUDITED_LAYOUTS = LAYOUTS
-# A bilinear split holds the neighbours of a pixel, for which Triton 3.6 takes 102 registers: four
-# blocks of 128 threads fit an SM.
-BUDGET = 104
+# Bilinear kernels hold the neighbours of a pixel, for which Triton 3.6 takes 102 registers in one
+# case. With up to 128 of an SM's 65,536 registers a thread, four blocks of 128 threads fit it.
+BUDGET = 128

@@ -9,9 +9,17 @@ import torch
 
 from . import interpreted, ptxas
 
+
+def _compiles_for_hopper() -> bool:
+    """Whether this machine has such a GPU, or none and compiles for whichever it is told."""
+    if interpreted():
+        return False
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] == 9
+
+
 # Why products of matrices would be wrong on Hopper, or None. Asked here, before any kernel of ours
 # is compiled, so that one assembler compiles all of them.
-WGMMA_REASON = None if interpreted() else ptxas.choose()
+WGMMA_REASON = ptxas.choose() if _compiles_for_hopper() else None
 
 
 def launch(

@@ -1,8 +1,9 @@
 """The assembler with which Triton compiles for Hopper: none that gets wgmma wrong.
 
-ptxas 12.8, with which Triton 3.5 and 3.6 assemble for Hopper, builds the descriptor of an operand of
-wgmma from a register that nothing has written, in 23 of 200 shapes of attention's forward
-(`audit/uniform.py` finds them). 12.9 had none. Triton 3.6 carries it too, for Blackwell.
+ptxas 12.8, with which Triton 3.5 and 3.6 assemble for Hopper, builds descriptors of operands of
+wgmma from registers that nothing has written, in 23 of 200 shapes of attention's forward
+(`audit/uniform.py` finds them). 12.9 had none of these; Triton 3.6 carries it too, for Blackwell.
+(12.9 still folds selects, which our kernels do not have: `audit/instructions.py`.)
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ def choose() -> str | None:
     """None where the products of a Hopper GPU will be assembled rightly, else the reason why not.
 
     Where Triton's own choice is too old and TRITON_PTXAS_PATH names none, Triton takes the newer of
-    the two assemblers that it carries from here on, for all kernels of this process. So this comes
-    before the first kernel with a product is compiled.
+    the two assemblers that it carries from here on, for all kernels of this process, ours or not,
+    and of its child processes: Triton sets that variable. This comes before the first of our
+    kernels is compiled.
     """
     own, newer = knobs.nvidia.ptxas, getattr(knobs.nvidia, "ptxas_blackwell", None)
     if _version(own) >= OLDEST:

@@ -55,6 +55,7 @@ def test_the_last_run_beside_all_before_it(
     write(tmp_path, BEFORE, block(1.0), block(2.0, "eager"))
     write(tmp_path, NOW, block(1.2))
     assert said(tmp_path, capsys) == (
+        f"Now: ops of {NOW}, models of {NOW}.\n\n"
         "| row | before | now | now/before |\n"
         "| --- | --- | --- | --- |\n"
         "| a 64x256 bfloat16 triton | 40 µs | 20 µs | 0.500 |\n"
@@ -80,11 +81,11 @@ def test_nothing_got_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = f"{tmp_path}: no row was measured before and again, to compare.\n"
-    assert said(tmp_path, capsys) == line
+    assert said(tmp_path, capsys) == f"Now: nothing.\n\n{line}"
     write(tmp_path, BEFORE, op("a", 50.0))
-    assert said(tmp_path, capsys) == line
+    assert said(tmp_path, capsys) == f"Now: ops of {BEFORE}.\n\n{line}"
     write(tmp_path, NOW, op("b", 50.0))
-    assert said(tmp_path, capsys) == line
+    assert said(tmp_path, capsys) == f"Now: ops of {NOW}.\n\n{line}"
 
 
 def test_a_file_that_is_no_result_is_one_line(

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import choose
 from benchmarks.results import Report, Row
 from benchmarks.roofline import Roofline
-from benchmarks.store import RESULTS, history, newest, save
+from benchmarks.store import RESULTS, load, newest, save
 from msf_kernels.measured import FOLDER
 
 GPU = {"device": "NVIDIA H200", "capability": "9.0", "multiprocessors": 132}
@@ -77,9 +77,11 @@ def test_the_best_of_the_first_shape_in_words() -> None:
         )
     ]
     line = "gate_residual 2 bfloat16 triton 2 us, 40 % of the ceiling, 0.50x the best peer's speed"
-    assert choose.best(rows) == {"gate_residual": line}
-    alone = replace(rows[0], dtype="bfloat16")
-    assert choose.best([alone]) == {
+    orders = {"gate_residual": ["triton", "cuda"]}
+    assert choose.best(rows, orders) == {"gate_residual": line}
+    alone = replace(rows[0], dtype="bfloat16", sizes=(256, 72))
+    orders = {"gate_residual": [{"sizes": [256, 72], "order": ["cuda"]}]}
+    assert choose.best([alone], orders) == {
         "gate_residual": "gate_residual 1 bfloat16 cuda 1 us, 40 % of the ceiling"
     }
 
@@ -96,17 +98,19 @@ def test_the_table_of_a_folder_is_named_after_the_gpu_and_the_newest_rows_decide
     table = json.loads((tmp_path / "measured" / "h200.json").read_text())
     assert table == {
         "capability": "9.0",
+        "results": [file.name for file in sorted(folder.glob("*.json"))],
         "orders": {"gate_residual": ["triton", "cuda", "reference"]},
         "best": {},
     }
 
 
-def test_the_shipped_tables_are_those_of_the_committed_results() -> None:
+def test_the_shipped_tables_are_those_of_the_results_that_they_name() -> None:
     for file in FOLDER.glob("*.json"):
-        rows = newest(history(RESULTS / file.stem, "ops"))
         table = json.loads(file.read_text())
-        assert table["orders"] == json.loads(json.dumps(choose.orders(rows)))
-        assert table["best"] == choose.best(rows)
+        rows = newest(load(RESULTS / file.stem / name) for name in table["results"])
+        orders = choose.orders(rows)
+        assert table["orders"] == json.loads(json.dumps(orders))
+        assert table["best"] == choose.best(rows, orders)
 
 
 @pytest.mark.parametrize(

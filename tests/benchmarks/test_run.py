@@ -100,7 +100,7 @@ ROWS = [
 
 
 def test_the_heading_says_what_percentages_are_of() -> None:
-    machine = {"device": "NVIDIA H200", "torch": "2.11.0", "triton": None, "multiprocessors": 132}
+    machine = {"device": "NVIDIA H200", "torch": "2.11.0", "triton": None, "capability": "9.0"}
     machine |= {"driver": "1", "cuda": "13.0", "commit": "abc"}
     report = Report("ops", "2026-01-01T00:00:00+00:00", machine, 7, RATES, ROWS)
     said = (
@@ -122,7 +122,7 @@ def test_a_row_past_the_ceiling_ends_in_an_error_with_all_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    gpu = {**machine.describe(torch.device("cpu")), "multiprocessors": 132}
+    gpu = {**machine.describe(torch.device("cpu")), "capability": "9.0"}
     monkeypatch.setattr(machine, "describe", lambda _: gpu)
     monkeypatch.setattr(command, "measure_roofline", lambda _: Roofline(1e-4, 1e-9, "invented"))
     some = ["--op", "flow_interpolate", "--arms", "reference"] if command is run else []

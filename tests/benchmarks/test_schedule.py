@@ -14,31 +14,31 @@ from benchmarks.registry import find
 from benchmarks.results import Row
 from benchmarks.roofline import Roofline
 from benchmarks.run import groups_of
-from benchmarks.schedule import Group, by_value, until
+from benchmarks.schedule import Group, by_value, measure_until
 from benchmarks.timing import HostStopwatch
 
 
 def row(name: str, fingerprint: str | None = "old", arm: str = "triton") -> Row:
-    return Row(name, name, (1,), "bfloat16", 8, 0, arm, fingerprint=fingerprint)
+    return Row(name, name, (1,), "bfloat16", 8, 0, arm, median_us=1.0, fingerprint=fingerprint)
 
 
 def group(name: str, *value: int, measure: Callable[[], list[Row]] = list) -> Group[Row]:
     return Group((name, (1,), "bfloat16"), value, {"triton": "new"}, measure)
 
 
-def test_unknown_then_changed_then_the_rest_and_by_value_inside() -> None:
+def test_what_nobody_timed_or_has_changed_comes_first_and_by_value_inside() -> None:
     known = [row("known", "new"), row("known", None, "eager"), row("known", "old", "cuda")]
-    known += [row("changed", "old"), row("changed", None, "cuda"), replace(row("other"), dtype="x")]
-    groups = [group("known", 0), group("changed", 0), group("second", 1), group("first", 0, 5)]
-    groups += [group("other", 2)]
+    known += [row("changed", "old"), row("changed", None, "eager")]
+    known += [replace(row("other"), dtype="x"), replace(row("failed", "new"), median_us=None)]
+    groups = [group("known", 0), group("changed", 0, 7), group("second", 1), group("first", 0, 5)]
+    groups += [group("other", 2), group("failed", 3)]
     order = [found.case[0] for found in by_value(groups, known)]
-    assert order == ["first", "second", "other", "changed", "known"]
+    assert order == ["first", "changed", "second", "other", "failed", "known"]
 
 
 def test_operators_in_bfloat16_first_then_every_first_shape_by_family() -> None:
     session = Session(torch.Generator(), Roofline(1, 1, ""), HostStopwatch(), rounds=1)
     session = replace(session, generator=FakeGpu())
-    names = ("tokens", "adaln")
     benchmarks = [find("merge_tokens")[0], find("gate_residual")[0]]
     groups = [g for benchmark in benchmarks for g in groups_of(benchmark, session, ["triton"])]
     cases = [found.case for found in by_value(groups, [])]
@@ -49,7 +49,7 @@ def test_operators_in_bfloat16_first_then_every_first_shape_by_family() -> None:
         ("gate_residual", gate[1], "bfloat16"),
         ("merge_tokens", tokens[1], "bfloat16"),
     ]
-    assert len(names) * (len(gate) + len(tokens)) == len(cases)
+    assert len(benchmarks[0].dtypes) * (len(gate) + len(tokens)) == len(cases)
     assert [dtype for *_, dtype in cases] == sorted(dtype for *_, dtype in cases)
     assert all(set(found.fingerprints) == {"triton"} for found in groups)
 
@@ -90,7 +90,7 @@ def test_a_group_that_would_end_late_is_left_out(
         group(name, measure=partial(clock.takes, name, seconds[name]))
         for name in ("short", "long", "short", "long", "short")
     ]
-    found = [rows[0].benchmark for rows in until(deadline, groups, clock)]
+    found = [rows[0].benchmark for rows in measure_until(deadline, groups, clock)]
     assert found == measured
     said = capsys.readouterr().out
     left = len(groups) - len(measured)
@@ -103,4 +103,4 @@ def test_a_kind_may_be_known_to_take_long(deadline: float, measured: list[str]) 
     clock = Clock()
     short = group("short", measure=partial(clock.takes, "short", 1.0))
     new = replace(group("new", measure=partial(clock.takes, "new", 5.0)), seconds=5.0)
-    assert [rows[0].benchmark for rows in until(deadline, [short, new], clock)] == measured
+    assert [rows[0].benchmark for rows in measure_until(deadline, [short, new], clock)] == measured

@@ -61,12 +61,9 @@ def test_committed_results_can_be_believed() -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of the sources, to change."""
-    for name in ("msf_kernels", "csrc"):
+    for name in ("msf_kernels", "csrc", "python"):
         ignored = shutil.ignore_patterns("__pycache__", "*.so")
         shutil.copytree(fingerprint.ROOT / name, tmp_path / name, ignore=ignored)
-    transformer = tmp_path / "python" / "msf" / "transformer.py"
-    transformer.parent.mkdir(parents=True)
-    shutil.copy(fingerprint.ROOT / "python" / "msf" / "transformer.py", transformer)
     return tmp_path
 
 
@@ -80,8 +77,9 @@ BACKENDS = [
 @pytest.mark.parametrize(
     ("changed", "marked"),
     [
+        ("msf_kernels/adaln/triton.py", {("gate_residual", "triton")}),
         (
-            "msf_kernels/adaln/triton.py",
+            "msf_kernels/adaln/op.py",
             {("gate_residual", b) for b in ("reference", "triton", "cuda")},
         ),
         ("csrc/kernels/adaln_backward.cu", {("gate_residual", "cuda")}),

@@ -123,10 +123,10 @@ def test_doctor_says_which_gpu_was_measured(
     monkeypatch.setattr(doctor, "_gpu", lambda: {"name": gpu})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    measured.deciding.cache_clear()
+    measured.table_for.cache_clear()
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    measured.deciding.cache_clear()
+    measured.table_for.cache_clear()
     assert re.search(rf"^order +{order}$", out, re.MULTILINE)
     assert "\nmeasured on h200\nadaln_modulate 64x256x1152 bfloat16 " in out
 

@@ -19,7 +19,7 @@ from triton import knobs
 
 from msf_kernels.audit import triton as audit_triton
 from msf_kernels.audit.instructions import fault
-from msf_kernels.audit.uniform import unwritten
+from msf_kernels.audit.uniform import uninitialised_reads
 
 LISTING = """
 Fatbin elf code:
@@ -118,6 +118,27 @@ def test_a_product_that_ptxas_folds_away_fails_the_audit(compiler: str) -> None:
     assert found["masked"] == {"audit": None, "sass": None}
 
 
+def test_a_descriptor_that_ptxas_12_8_never_writes_fails_the_audit() -> None:
+    if not TRITON_3_6.exists():
+        pytest.skip(f"no {TRITON_3_6}: make audit installs it")
+    call = "AUDITED['forward 80 x 96']"
+    run = f"""
+import sys; sys.path.insert(0, {str(TRITON_3_6)!r})
+from functools import partial
+import torch
+from msf_kernels.attention.triton import AUDITED
+from msf_kernels.audit import triton as audit
+new = partial(audit._new, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
+((name, compiled, log),) = audit._compile(partial({call}, new), 90)
+print(audit._row(name, "", 90, compiled, log, 255).fault)
+"""
+    old = TRITON_3_6 / "triton" / "backends" / "nvidia" / "bin" / "ptxas"
+    found = process(run, TRITON_INTERPRET="0", TRITON_PTXAS_PATH=str(old))
+    assert found.stdout.startswith("reads uniform registers that nothing has written"), found.stderr
+    newer = process(run, TRITON_INTERPRET="0")
+    assert newer.stdout == "None\n", newer.stderr
+
+
 WGMMA = "wgmma.mma_async.sync.aligned.m64n8k16 {%f1,%f2}, %d1, %d2, 0;"
 HGMMA = "HGMMA.64x8x16.F32.BF16 R24, gdesc[UR4], R24 ;"
 
@@ -149,6 +170,11 @@ def test_what_ptxas_dropped_is_a_fault(ptx: str, sass: str, line: str | None) ->
         (("UMOV UR4, 0x1", "STS [R1+UR5], R2"), ["STS [R1+UR5], R2"]),
         (("UIADD3 UR6, UP0, UR9, 0x20, URZ",), ["UIADD3 UR6, UP0, UR9, 0x20, URZ"]),
         (("R2UR P0, UR4, R3", "LDG.E R1, desc[UR4][R2.64]"), ["LDG.E R1, desc[UR4][R2.64]"]),
+        # Two registers are read.
+        (
+            ("UMOV UR4, 0x1", "UMOV UR6, 0x1", "UMOV UR7, 0x1", "UIADD3.64 UR8, UR4, UR6, URZ"),
+            ["UIADD3.64 UR8, UR4, UR6, URZ"],
+        ),
         # Written on one of two ways.
         (("@P0 BRA `(.L_x_1)", "UMOV UR4, 0x1", ".L_x_1:", "STS [R1+UR4], R2"), []),
         # Written in the part that is left out.
@@ -165,7 +191,7 @@ def test_what_ptxas_dropped_is_a_fault(ptx: str, sass: str, line: str | None) ->
 )
 def test_uniform_registers_that_nothing_has_written(lines: Sequence[str], found: list[str]) -> None:
     code = [line if line.endswith(":") else f"        /*0000*/   {line} ;" for line in lines]
-    assert unwritten("\n".join(code)) == found
+    assert uninitialised_reads("\n".join(code)) == found
     hopper = "\n".join([*code, "        /*0000*/   HGMMA.64x8x16.F32 R4, gdesc[URZ], R4 ;"])
     line = f"reads uniform registers that nothing has written: {found[0]}" if found else None
     assert fault("", hopper) == line
@@ -176,6 +202,8 @@ def test_uniform_registers_that_nothing_has_written(lines: Sequence[str], found:
     [
         ("selp.f32 %f3, %f1, 0f00000000, %p1; selp.b32 %r1, 0, %f2, %p1;", 2),
         ("mov.b32 %r1, %f2; mov.f32 %r2, %r1; selp.b32 %r3, %r2, 0, %p1;", 1),
+        ("mov.b64 %rd1, {%f1,%f2}; mov.b64 {%r1,%r2}, %rd1; selp.b32 %r3, %r1, 0, %p1;", 1),
+        ("mov.b32 %f9, 0f00000000; selp.f32 %f3, %f1, %f9, %p1;", 1),
         ("mul.f32 %f3, %f1, %f2; selp.f32 %f4, %f3, 0f00000000, %p1;", 0),
         ("selp.f32 %f3, %f1, 0fFF800000, %p1; selp.b32 %r1, %f1, %f2, %p1;", 0),
     ],

@@ -165,7 +165,7 @@ def h200(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         forget()
 
     def forget() -> None:
-        measured.deciding.cache_clear()
+        measured.table_for.cache_clear()
         measured.fastest.cache_clear()
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
@@ -216,7 +216,7 @@ def test_a_gpu_that_nobody_measured_takes_the_table_of_the_nearest(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     gpu = torch.device("cuda", 0)
-    assert measured.deciding(gpu).gpu == table
+    assert measured.table_for(gpu).gpu == table
     assert selection.automatic_order(GATE, gpu) == ("triton", "cuda", "reference")
 
 
@@ -225,7 +225,7 @@ def test_a_gpu_that_was_measured_follows_its_table(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = measured._read(file)
-    monkeypatch.setattr(measured, "deciding", lambda device: table)
+    monkeypatch.setattr(measured, "table_for", lambda device: table)
     measured.fastest.cache_clear()
     gpu = torch.device("cuda", 7)
     for op, found in table.orders.items():

@@ -118,7 +118,7 @@ def _order() -> dict[str, Any]:
 
     from msf_kernels import measured
 
-    table = measured.deciding(torch.device("cuda", 0))
+    table = measured.table_for(torch.device("cuda", 0))
     if table is None:
         return {"order": "not measured on any GPU", "measured_on": None, "measured": {}}
     order = f"measured on {table.gpu}"
