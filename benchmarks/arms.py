@@ -13,7 +13,7 @@ import torch._functorch.config
 from torch import Tensor
 
 import msf_kernels
-from msf_kernels.backend import BACKENDS
+from msf_kernels.dispatch import BACKENDS
 
 from .peers import Peer, compiled
 from .registry import Benchmark, Case, tensors

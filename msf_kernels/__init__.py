@@ -6,7 +6,8 @@ Each operator has one schema, one gradient and one or more backends; see `backen
 from .adaln.op import adaln_modulate, gate_residual, gate_residual_adaln
 from .attention.op import attention
 from .attention.rope import rope_2d
-from .backend import (
+from .build import build_config
+from .dispatch import (
     BackendUnavailable,
     available_backends,
     backend,
@@ -15,7 +16,6 @@ from .backend import (
     explain_backends,
     requested_backend,
 )
-from .build import build_config
 from .flow.op import flow_interpolate, guided_euler_merge, guided_euler_step
 from .pyramid.op import pyramid_merge, pyramid_split
 from .qk_norm_rope.op import qk_norm_rope

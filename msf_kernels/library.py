@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backend, extension, measured, triton_support
+from . import dispatch, extension, measurements, triton_support
 from .layout import conform
 
 NAMESPACE = "msf"
@@ -33,7 +33,7 @@ def define(
     kernels: Sequence[str] = (),
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
-    sizes: Callable[..., measured.Sizes] | None = None,
+    sizes: Callable[..., measurements.Sizes] | None = None,
 ) -> Callable[..., Any]:
     """Define the operator `msf::<schema>` and return its callable.
 
@@ -52,15 +52,15 @@ def define(
     qualified = f"{NAMESPACE}::{name}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-    implementation = backend.Implementation(partial(_run_reference, reference))
-    backend.register(name, "reference", implementation)
+    implementation = dispatch.Implementation(partial(_run_reference, reference))
+    dispatch.register(name, "reference", implementation)
     package = reference.__module__.rpartition(".")[0]
     for kernel in kernels:
         module, support = f"{package}.{kernel}", SUPPORT[kernel]
         run, can_run = partial(_run_kernel, module, name), partial(_can_run, module)
-        backend.register(name, kernel, backend.Implementation(run, support.available, can_run))
+        dispatch.register(name, kernel, dispatch.Implementation(run, support.available, can_run))
     if sizes:
-        backend.register_sizes(name, sizes)
+        dispatch.register_sizes(name, sizes)
     _library.impl(name, partial(_run_on_cpu, name), "CPU")
     _library.impl(name, partial(_run_on_gpu, name), "CUDA")
 
@@ -80,12 +80,12 @@ def define(
 
 
 def _run_on_cpu(name: str, *args: Any) -> Any:
-    return backend.run(name, torch.device("cpu"), *args)
+    return dispatch.run(name, torch.device("cpu"), *args)
 
 
 def _run_on_gpu(name: str, *args: Any) -> Any:
     device = next(arg.device for arg in args if isinstance(arg, Tensor) and arg.is_cuda)
-    return backend.run(name, device, *args)
+    return dispatch.run(name, device, *args)
 
 
 def _run_kernel(module: str, name: str, *args: Any) -> Any:

@@ -16,7 +16,7 @@ from kernels.test_attention import check
 from kernels.test_model import REQUESTS
 from models import tiny_model
 from msf_kernels.attention.libraries import LIBRARIES
-from msf_kernels.backend import BACKENDS
+from msf_kernels.dispatch import BACKENDS
 from numerics import assert_as_good_as, assert_rounded_once, normal, relative_error
 
 pytestmark = [

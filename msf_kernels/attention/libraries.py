@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backend
+from .. import dispatch
 from ..layout import aligned
 from ..qk_norm_rope.op import prepare_qk, qk_norm_rope_backward, weight_gradient
 from . import flash_attn, reference, sdpa
@@ -91,10 +91,10 @@ def register() -> None:
     for name, library in LIBRARIES.items():
         can_run = partial(_can_run, library)
         for run in (attention, attention_backward):
-            implementation = backend.Implementation(
+            implementation = dispatch.Implementation(
                 partial(run, library), library.available, can_run
             )
-            backend.register(run.__name__, name, implementation)
+            dispatch.register(run.__name__, name, implementation)
 
 
 def _can_run(library: Library, *args: Any) -> str | None:

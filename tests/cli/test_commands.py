@@ -116,17 +116,17 @@ def test_doctor_says_which_gpu_was_measured(
     gpu: str, order: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from msf.cli import doctor
-    from msf_kernels import measured
+    from msf_kernels import measurements
 
     capability = (9, 0) if gpu == "NVIDIA H200" else (8, 0)
     monkeypatch.setattr(doctor.models, "no_gpu", lambda: None)
     monkeypatch.setattr(doctor, "_gpu", lambda: {"name": gpu})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    measured.deciding.cache_clear()
+    measurements.deciding.cache_clear()
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    measured.deciding.cache_clear()
+    measurements.deciding.cache_clear()
     assert re.search(rf"^order +{order}$", out, re.MULTILINE)
     assert "\nmeasured on h200\nadaln_modulate 64x256x1152 bfloat16 " in out
 

@@ -3,7 +3,6 @@ or has a stand-in of its signature that computes with PyTorch's flash attention 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import warnings
@@ -20,13 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import msf_kernels
-from msf_kernels import attention, rope_2d
+from msf_kernels import attention, dispatch, rope_2d
 from msf_kernels.attention import flash_attn, libraries, reference, sdpa
 from numerics import normal
 
 from .test_attention import check
-
-selection = importlib.import_module("msf_kernels.backend")  # msf_kernels.backend is the function
 
 CPU = torch.device("cpu")
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -86,8 +83,8 @@ def check_stand_in(name: str, norm: bool, monkeypatch: pytest.MonkeyPatch) -> No
     library = libraries.LIBRARIES[name]
     calls = {"attention": libraries.attention, "attention_backward": libraries.attention_backward}
     for op, call in calls.items():  # as registered, but for the objection to tensors of the CPU
-        implementation = selection.Implementation(partial(call, library))
-        monkeypatch.setitem(selection._registry[op], name, implementation)
+        implementation = dispatch.Implementation(partial(call, library))
+        monkeypatch.setitem(dispatch._registry[op], name, implementation)
     inputs = [normal(2, 37, 48, dtype=FP32), *(normal(8, dtype=FP32) for _ in "qk" if norm)]
     with msf_kernels.backend(attention=name):
         check(inputs, num_heads=2)
@@ -299,7 +296,7 @@ def test_limits_of_the_gradient_count_where_there_is_one(monkeypatch: pytest.Mon
     names = SimpleNamespace(SDPAParams=lambda q, *_: q, can_use_cudnn_attention=takes_no_gradient)
     monkeypatch.setattr(sdpa, "cuda", names)
     forward, backward = (
-        selection._registry[op]["cudnn"].can_run for op in ("attention", "attention_backward")
+        dispatch._registry[op]["cudnn"].can_run for op in ("attention", "attention_backward")
     )
     qkv, options = torch.empty(1, 2, 48, device="meta"), (None, None, None)
     trained = qkv.clone().requires_grad_()
@@ -321,10 +318,10 @@ def test_a_call_says_whether_a_gradient_is_wanted(
         asked.append(all(x.requires_grad for x in heads))
 
     library = replace(libraries.LIBRARIES["flash"], can_run=can_run)
-    recording = selection.Implementation(
+    recording = dispatch.Implementation(
         partial(libraries.attention, library), can_run=partial(libraries._can_run, library)
     )
-    monkeypatch.setitem(selection._registry["attention"], "flash", recording)
+    monkeypatch.setitem(dispatch._registry["attention"], "flash", recording)
     arguments = {"qkv": normal(1, 2, 48, dtype=FP32), "q_weight": torch.ones(8)}
     if wanted:
         arguments[wanted].requires_grad_()

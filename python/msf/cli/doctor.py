@@ -116,13 +116,13 @@ def _order() -> dict[str, Any]:
         return {"order": "the reference, as on any CPU", "measured_on": None, "measured": {}}
     import torch
 
-    from msf_kernels import measured
+    from msf_kernels import measurements
 
-    table = measured.deciding(torch.device("cuda", 0))
+    table = measurements.deciding(torch.device("cuda", 0))
     if table is None:
         return {"order": "not measured on any GPU", "measured_on": None, "measured": {}}
     order = f"measured on {table.gpu}"
-    if table.gpu != measured.slug(torch.device("cuda", 0)):
+    if table.gpu != measurements.slug(torch.device("cuda", 0)):
         major, minor = torch.cuda.get_device_capability(0)
         order += f", the nearest to sm_{major}{minor}"
     return {"order": order, "measured_on": table.gpu, "measured": table.best}

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import measured
+from . import measurements
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Implementation:
 
 
 _registry: dict[str, dict[str, Implementation]] = {}
-_sizes: dict[str, Callable[..., measured.Sizes]] = {}
+_sizes: dict[str, Callable[..., measurements.Sizes]] = {}
 
 # One value for the whole process, not a ContextVar: autograd runs backward in threads of its own.
 _requested = os.environ.get("MSF_BACKEND") or "auto"
@@ -55,7 +55,7 @@ def register(op: str, name: str, implementation: Implementation) -> None:
     _registry.setdefault(op, {})[name] = implementation
 
 
-def register_sizes(op: str, sizes: Callable[..., measured.Sizes]) -> None:
+def register_sizes(op: str, sizes: Callable[..., measurements.Sizes]) -> None:
     """Let `sizes(*args)` decide which backend of operator `op` is fastest."""
     _sizes[op] = sizes
 
@@ -97,7 +97,7 @@ def backend(name: str | None = None, **operators: str) -> Iterator[None]:
         _requested = previous
 
 
-def automatic_order(op: str, device: torch.device, sizes: measured.Sizes = ()) -> tuple[str, ...]:
+def automatic_order(op: str, device: torch.device, sizes: measurements.Sizes = ()) -> tuple[str, ...]:
     """The backends that calls with tensors of this device take unless asked, in that order.
 
     On a CPU the reference alone; on a GPU the fastest first where it was measured, by default at
@@ -105,7 +105,7 @@ def automatic_order(op: str, device: torch.device, sizes: measured.Sizes = ()) -
     """
     if device.type == "cpu":
         return ("reference",)
-    return tuple(dict.fromkeys((*measured.fastest(op, device, sizes), *_all(op))))
+    return tuple(dict.fromkeys((*measurements.fastest(op, device, sizes), *_all(op))))
 
 
 def explain_backends(op: str, device: torch.device | str | None = None) -> dict[str, str | None]:
