@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -17,8 +19,15 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def dense(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
+def contiguous(x: MaybeTensor, alignment: int = 1) -> MaybeTensor:
+    """x contiguous and at a multiple of `alignment` bytes, a copy where it is not; None stays None.
+
+    Kernels that read 16 bytes at once need an alignment of 16.
+    """
+    if x is None:
+        return x
+    x = x.contiguous()
+    return x.clone() if alignment > 1 and x.data_ptr() % alignment else x
 
 
 def aligned(x: Tensor) -> Tensor:
@@ -41,7 +50,7 @@ def empty(x: Tensor, *shape: int) -> Tensor:
 
 
 def in_layout_of(x: Any, like: Tensor) -> Any:
-    """x dense and in the memory format of an output as ``like``; None stays None."""
+    """x in the memory format of an output as ``like``, without gaps; None stays None."""
     return None if x is None else x.contiguous(memory_format=memory_format(like))
 
 

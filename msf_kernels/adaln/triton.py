@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dtypes import compute_dtype
-from ..layout import dense
+from ..layout import contiguous
 from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.launch import launch
 from ..triton_support.rows import (
@@ -30,7 +30,7 @@ FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 16 * 132, 4 * 132
 
 # For a row and channel the backward moves 12 bytes, of 16-bit tensors, for a slice and channel 24:
 # three partial sums, written and read. Of 16 rows that is an eighth more.
-LEAST_ROWS = 16
+MIN_ROWS = 16
 
 
 @triton.jit
@@ -205,7 +205,7 @@ def forward(
         rstd = mean.new_empty(mean.shape)
     walk = Walk.of(x, FORWARD_PROGRAMS, 1)
     launch(
-        *(forward_kernel, x.device, walk.count, x, dense(y)),
+        *(forward_kernel, x.device, walk.count, x, contiguous(y)),
         *(*map(modulation, (gate, shift, scale)), x_out, h, mean, rstd, *walk.sizes(x)),
         *(eps, eager),
         warps=walk.warps,
@@ -227,7 +227,7 @@ def backward(
 ) -> tuple[Any, ...]:
     """Gradients of x, y, gate, shift and scale; None of what is not there."""
     batch, _, channels = grad.shape
-    walk = Walk.of(grad, BACKWARD_PROGRAMS, LEAST_ROWS)
+    walk = Walk.of(grad, BACKWARD_PROGRAMS, MIN_ROWS)
     of = x_out, y, gate, shift, scale
     grads: list[Any] = [None if x is None else x.new_empty(x.shape) for x in of]
     sums: list[Any] = []
@@ -238,8 +238,9 @@ def backward(
             dtype = compute_dtype(grad)
             sums.append(grad.new_empty(batch * walk.slices, channels, dtype=dtype))
     launch(
-        *(backward_kernel, grad.device, walk.count, grad.contiguous(), dense(grad_residual)),
-        *(dense(x_out), dense(y), modulation(gate), modulation(scale), dense(mean), dense(rstd)),
+        *(backward_kernel, grad.device, walk.count, grad.contiguous(), contiguous(grad_residual)),
+        *(contiguous(x_out), contiguous(y), modulation(gate), modulation(scale)),
+        *(contiguous(mean), contiguous(rstd)),
         *(*grads[:2], *sums, *walk.sizes(grad)),
         warps=walk.warps,
         maxnreg=registers(walk, gate is not None, 128, 168),  # four blocks of 128 threads, three

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..dtypes import compute_dtype
 from ..extension import address, dtype, launch
-from ..layout import dense
+from ..layout import contiguous
 from .op import weight_gradient
 
 # Blocks that each sum their share of a weight's gradient: two for each SM of an H200, and twice
@@ -33,7 +33,7 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor]:
     q, k, _ = _heads(qkv, num_heads)
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
-    q_weight, k_weight, rope = dense(q_weight), dense(k_weight), dense(rope)
+    q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
     weights = _weight(q_weight), _weight(k_weight)
     outputs = address(q_out), address(k_out)
     numbers = address(rope), eps
@@ -64,7 +64,7 @@ def qk_norm_rope_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, _ = _heads(qkv, num_heads)
     gradients = [None if grad is None else _rows(grad) for grad in (grad_q, grad_k, grad_v)]
-    q_weight, k_weight, rope = dense(q_weight), dense(k_weight), dense(rope)
+    q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
     grad_qkv = qkv.new_empty(qkv.shape)
     grad_weights = weight_gradient(q_weight, qkv), weight_gradient(k_weight, qkv)
     partial = None

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dtypes import compute_dtype
-from ..layout import dense
+from ..layout import contiguous
 from ..triton_support.arithmetic import divide, narrow, widen
 from ..triton_support.launch import launch, power_of_2, tiles
 from .op import weight_gradient
@@ -47,13 +47,13 @@ class Tile:
     count: int
 
     @classmethod
-    def of(cls, x: Tensor, most: int = 8) -> Tile:
-        """A thread owns 16 bytes of either half of a head, ``most`` elements of each, and a block
-        has up to 128 threads."""
+    def of(cls, x: Tensor, max_elements: int = 8) -> Tile:
+        """A thread owns 16 bytes of either half of a head, at most ``max_elements`` of them, and a
+        block has up to 128 threads."""
         batch, tokens, heads, head_dim = x.shape
         total = batch * tokens * heads
         width = power_of_2((head_dim + 1) // 2)
-        a_thread = min(most, 16 // x.element_size())
+        a_thread = min(max_elements, 16 // x.element_size())
         rows = min(power_of_2(total), max(1, 128 * a_thread // width))
         warps = min(4, max(1, rows * width // a_thread // 32))
         return cls(rows, width, warps, tiles(total, 1, rows, 1))
@@ -247,7 +247,7 @@ def qk_norm_rope(
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
     tile = Tile.of(q)
     unit, *heads = views(q, k, q_out, k_out)
-    weights = dense(q_weight), dense(k_weight), dense(rope)
+    weights = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
     numbers = tuple(q.shape[:3]), eps, tile.count, tile.rows, tile.width, unit, q.shape[3]
     launch(forward_kernel, q.device, 2 * tile.count, *heads, *weights, *numbers, warps=tile.warps)
     return q_out, k_out
@@ -273,7 +273,7 @@ def qk_norm_rope_backward(
         for weight in (q_weight, k_weight)
     ]
     unit, *heads = views(grad_q, grad_k, grad_v, q, k, *unpack(grad_qkv, num_heads))
-    weights = dense(q_weight), dense(k_weight), *partials, dense(rope)
+    weights = contiguous(q_weight), contiguous(k_weight), *partials, contiguous(rope)
     numbers = programs, tuple(q.shape[:3]), eps, tile.count, tile.rows, tile.width, unit, q.shape[3]
     arguments = *heads, *weights, *numbers
     launch(backward_kernel, q.device, 3 * programs, *arguments, warps=tile.warps)

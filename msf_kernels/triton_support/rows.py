@@ -35,8 +35,8 @@ class Walk:
     count: int
 
     @classmethod
-    def of(cls, x: Tensor, programs: int, least_rows: int) -> Walk:
-        """Some ``programs``, at least one a sample, with ``least_rows`` or all of the sample's.
+    def of(cls, x: Tensor, programs: int, min_rows: int) -> Walk:
+        """Some ``programs``, at least one a sample, with ``min_rows`` or all of the sample's.
 
         A thread has up to 36 bytes of a row as wide as a transformer's, in accesses of 4 to 16
         bytes, and a block 128 threads or, where a row is wider, up to 1024. The pieces are those
@@ -48,7 +48,7 @@ class Walk:
         widths = [widest] + [width for width in (widest // 2, widest // 4) if width >= 64]
         piece = min(widths, key=lambda width: (triton.cdiv(channels, width) * width, -width))
         rows = min(max(128 // threads, 1), power_of_2(tokens))
-        slices = max(min(tokens // least_rows, triton.cdiv(programs, max(batch, 1))), 1)
+        slices = max(min(tokens // min_rows, triton.cdiv(programs, max(batch, 1))), 1)
         slice_rows = triton.cdiv(triton.cdiv(tokens, slices), rows) * rows
         slices = max(triton.cdiv(tokens, max(slice_rows, 1)), 1)
         warps = max(rows * threads // 32, 1)

@@ -177,7 +177,7 @@ def test_tiles_cover_an_image_in_accesses_of_16_bytes(
 def test_rows_of_many_pieces_and_samples_of_many_slices(rows: int) -> None:
     # Three pieces, of which 31 channels do not exist, and slices of which the last is short.
     x, y, grad, residual = normal(4, 3, 53, 161)
-    walk = Walk.of(x, adaln_triton.BACKWARD_PROGRAMS, adaln_triton.LEAST_ROWS)
+    walk = Walk.of(x, adaln_triton.BACKWARD_PROGRAMS, adaln_triton.MIN_ROWS)
     assert (walk.piece, walk.pieces) == (64, 3) and 53 % walk.slice_rows % walk.rows
     modulation = normal(rows, 6 * 161).chunk(6, 1)[1:4]
     outputs = [
