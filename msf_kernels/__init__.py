@@ -13,7 +13,7 @@ from .dispatch import (
     backend,
     backends_of,
     chosen_backend,
-    explain_backends,
+    explain_choice,
     requested_backend,
 )
 from .flow.op import flow_interpolate, guided_euler_merge, guided_euler_step
@@ -45,7 +45,7 @@ __all__ = [
     "backends_of",
     "build_config",
     "chosen_backend",
-    "explain_backends",
+    "explain_choice",
     "flow_interpolate",
     "gate_residual",
     "gate_residual_adaln",

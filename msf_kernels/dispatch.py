@@ -30,17 +30,105 @@ class BackendUnavailable(RuntimeError):
     """A backend asked for by name cannot run; the message says why."""
 
 
-def _no_objection(*_: Any) -> None:
+def _supported(*_: Any) -> None:
     return None
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to run an operator. Both predicates return None for yes, the reason for no."""
+    """One way to run an operator.
+
+    Args:
+        run: takes the operator's arguments by position.
+        unsupported_device_reason: takes a device; returns None or why its tensors cannot be taken.
+        unsupported_args_reason: takes what `run` takes; returns None or why it cannot be taken.
+    """
 
     run: Callable[..., Any]
-    available: Callable[[torch.device], str | None] = _no_objection  # for tensors of this device?
-    can_run: Callable[..., str | None] = _no_objection  # with these arguments?
+    unsupported_device_reason: Callable[[torch.device], str | None] = _supported
+    unsupported_args_reason: Callable[..., str | None] = _supported
+
+
+@dataclass(frozen=True)
+class Request:
+    """What calls are asked to run on: the name of a backend, or "auto".
+
+    Args:
+        default: for all operators that are not named.
+        operators: by operator; the gradient of an operator follows it.
+    """
+
+    default: str
+    operators: Mapping[str, str]
+
+    @classmethod
+    @functools.lru_cache
+    def parse(cls, text: str) -> Request:
+        """The request that a text such as "triton,attention=cudnn" makes."""
+        default, operators = "auto", dict[str, str]()
+        for item in text.split(","):
+            op, _, name = (part.strip() for part in item.rpartition("="))
+            if op:
+                backends_of(op)  # says so where there is no such operator
+                if op.endswith("_backward"):
+                    raise ValueError(
+                        f"choose for {op.removesuffix('_backward')}: its gradient follows"
+                    )
+            choices = ("auto", *(_all(op) if op else BACKENDS))
+            if name not in choices:
+                where = f" of {op}" if op else ""
+                raise ValueError(f"unknown backend {name!r}{where}: choose {', '.join(choices)}")
+            if op:
+                operators[op] = name
+            else:
+                default, operators = name, {}
+        return cls(default, operators)
+
+    def backend_of(self, op: str) -> str:
+        return self.operators.get(op.removesuffix("_backward"), self.default)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which backend calls of an operator take on a device, and why not the others.
+
+    The arguments of a call may still make a backend decline, or be of other sizes than those that
+    were measured first.
+
+    Args:
+        device: of the tensors.
+        requested: the backend that was asked for, or "auto".
+        unsupported_reasons: for each backend, in the order in which they are tried, None where it
+            takes tensors of the device, else the reason.
+    """
+
+    device: torch.device
+    requested: str
+    unsupported_reasons: dict[str, str | None]
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        """The backends that take tensors of the device, in the order in which they are tried."""
+        return tuple(name for name, reason in self.unsupported_reasons.items() if reason is None)
+
+    @property
+    def backend(self) -> str | None:
+        """The backend that calls take; None where one was asked for that cannot run."""
+        if self.requested == "auto":
+            return self.available[0]
+        return self.requested if self.requested in self.available else None
+
+    @property
+    def other_reasons(self) -> dict[str, str]:
+        """For each of the other backends, why calls do not take it."""
+        if self.requested != "auto":
+            reason = f"{self.requested} was asked for"
+        elif self.device.type == "cpu":
+            reason = "tensors on the CPU take the reference unless asked by name"
+        else:
+            reason = f"{self.backend} comes first"
+        others = self.unsupported_reasons.items()
+        return {name: found or reason for name, found in others if name != self.backend}
 
 
 _registry: dict[str, dict[str, Implementation]] = {}
@@ -62,10 +150,10 @@ def register_sizes(op: str, sizes: Callable[..., measurements.Sizes]) -> None:
 
 def run(op: str, device: torch.device, *args: Any) -> Any:
     """Run operator `op` on the requested backend, or on the first in automatic order that can."""
-    name = requested_backend(op)
+    name = Request.parse(_requested).backend_of(op)
     if name == "auto":
         return _choose(op, device, args).run(*args)
-    reason = _objection(op, name, device, args)
+    reason = _unsupported_reason(op, name, device, args)
     if reason:
         raise BackendUnavailable(f"{op}: backend {name} cannot run: {reason}")
     return _registry[op][name].run(*args)
@@ -89,7 +177,7 @@ def backend(name: str | None = None, **operators: str) -> Iterator[None]:
     global _requested
     choices = [f"{op}={choice}" for op, choice in operators.items()]
     request = ",".join([_requested if name is None else name, *choices])
-    _parse(request)
+    Request.parse(request)
     previous, _requested = _requested, request
     try:
         yield
@@ -97,7 +185,9 @@ def backend(name: str | None = None, **operators: str) -> Iterator[None]:
         _requested = previous
 
 
-def automatic_order(op: str, device: torch.device, sizes: measurements.Sizes = ()) -> tuple[str, ...]:
+def automatic_order(
+    op: str, device: torch.device, sizes: measurements.Sizes = ()
+) -> tuple[str, ...]:
     """The backends that calls with tensors of this device take unless asked, in that order.
 
     On a CPU the reference alone; on a GPU the fastest first where it was measured, by default at
@@ -108,21 +198,21 @@ def automatic_order(op: str, device: torch.device, sizes: measurements.Sizes = (
     return tuple(dict.fromkeys((*measurements.fastest(op, device, sizes), *_all(op))))
 
 
-def explain_backends(op: str, device: torch.device | str | None = None) -> dict[str, str | None]:
-    """For each backend of operator `op` None where it takes tensors of the device, else the reason.
+def explain_choice(op: str, device: torch.device | str | None = None) -> Choice:
+    """Which backend calls of operator `op` take on the device, and why not the others.
 
-    They come in the order in which they are tried; `device` is this machine's GPU by default, its
-    CPU where there is none. Arguments may still make a backend decline.
+    `device` is this machine's GPU by default, its CPU where there is none.
 
     Raises:
         ValueError: there is no such operator, or no such device here.
     """
-    backends_of(op)  # says so where there is no such operator
+    requested = requested_backend(op)
     device = torch.device(device) if device else _default_device()
     if device.type != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"no device {device} here: choose cpu")
     names = dict.fromkeys((*automatic_order(op, device), *_all(op)))
-    return {name: _unavailable(op, name, device) for name in names}
+    reasons = {name: _unsupported_device_reason(op, name, device) for name in names}
+    return Choice(device, requested, reasons)
 
 
 def backends_of(op: str) -> tuple[str, ...]:
@@ -133,75 +223,49 @@ def backends_of(op: str) -> tuple[str, ...]:
 
 
 def available_backends(op: str, device: torch.device | str | None = None) -> tuple[str, ...]:
-    """The backends that take tensors of the device, as `explain_backends` orders them."""
-    reasons = explain_backends(op, device)
-    return tuple(name for name, reason in reasons.items() if reason is None)
+    """The backends that take tensors of the device, in the order in which they are tried."""
+    return explain_choice(op, device).available
 
 
 def chosen_backend(op: str, device: torch.device | str | None = None) -> str | None:
-    """What a call of operator `op` takes on the device, unless its arguments make that decline or
-    are of other sizes than were measured first.
-
-    None where a backend was asked for by name that cannot run.
-    """
-    available, name = available_backends(op, device), requested_backend(op)
-    if name == "auto":
-        return available[0]
-    return name if name in available else None
+    """The backend that calls of operator `op` take on the device; None where they cannot run."""
+    return explain_choice(op, device).backend
 
 
 def requested_backend(op: str) -> str:
     """What calls of operator `op` are asked to run on: a backend's name, or "auto"."""
     backends_of(op)  # says so where there is no such operator
-    request = _parse(_requested)
-    return request.get(op.removesuffix("_backward"), request[""])
+    return Request.parse(_requested).backend_of(op)
 
 
 def _choose(op: str, device: torch.device, args: Sequence[Any]) -> Implementation:
     sizes = _sizes[op](*args) if op in _sizes else ()
     for name in automatic_order(op, device, sizes):
-        reason = _objection(op, name, device, args)
+        reason = _unsupported_reason(op, name, device, args)
         if reason is None:
             return _registry[op][name]
         _log_once(f"{op}: not on {name}: {reason}")
     raise BackendUnavailable(f"{op}: no backend can run")
 
 
-def _objection(op: str, name: str, device: torch.device, args: Sequence[Any]) -> str | None:
-    return _unavailable(op, name, device) or _registry[op][name].can_run(*args)
+def _unsupported_reason(
+    op: str, name: str, device: torch.device, args: Sequence[Any]
+) -> str | None:
+    reason = _unsupported_device_reason(op, name, device)
+    return reason or _registry[op][name].unsupported_args_reason(*args)
 
 
-def _unavailable(op: str, name: str, device: torch.device) -> str | None:
+def _unsupported_device_reason(op: str, name: str, device: torch.device) -> str | None:
     implementation = _registry[op].get(name)
     if implementation is None:
         return f"{op} has no {name} kernel in this version"
-    return implementation.available(device)
+    return implementation.unsupported_device_reason(device)
 
 
 def _all(op: str) -> tuple[str, ...]:
     """Ours and the operator's libraries, whether or not ours have kernels of it."""
     *kernels, reference = BACKENDS
     return *kernels, *(name for name in _registry[op] if name not in BACKENDS), reference
-
-
-@functools.lru_cache
-def _parse(text: str) -> Mapping[str, str]:
-    """A request such as "triton,attention=cudnn" by operator; under "" for those not named."""
-    request = {"": "auto"}
-    for item in text.split(","):
-        op, _, name = (part.strip() for part in item.rpartition("="))
-        if op:
-            backends_of(op)  # says so where there is no such operator
-            if op.endswith("_backward"):
-                raise ValueError(f"choose for {op.removesuffix('_backward')}: its gradient follows")
-        choices = ("auto", *(_all(op) if op else BACKENDS))
-        if name not in choices:
-            where = f" of {op}" if op else ""
-            raise ValueError(f"unknown backend {name!r}{where}: choose {', '.join(choices)}")
-        if not op:
-            request = {}
-        request[op] = name
-    return request
 
 
 def _default_device() -> torch.device:

@@ -18,14 +18,14 @@ DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 
 emulation: ModuleType | None = None
 
 
-def available(device: torch.device) -> str | None:
+def unsupported_reason(device: torch.device) -> str | None:
     """None where CUDA kernels can run on tensors of this device, else the reason."""
-    if not emulation and (reason := _problem()):
+    if not emulation and (reason := _machine_unsupported_reason()):
         return reason
     expected = "cpu" if emulation else "cuda"
     if device.type != expected:
         return f"the tensors are on {device}, not on {expected}"
-    return None if emulation else _architecture_problem(device)
+    return None if emulation else _gpu_unsupported_reason(device)
 
 
 def launch(name: str, x: Tensor, *args: Any) -> None:
@@ -62,7 +62,7 @@ def _module() -> ModuleType:
 
 
 @functools.lru_cache
-def _problem() -> str | None:
+def _machine_unsupported_reason() -> str | None:
     try:
         return _module().problem()
     except ImportError as error:
@@ -70,7 +70,7 @@ def _problem() -> str | None:
 
 
 @functools.lru_cache
-def _architecture_problem(device: torch.device) -> str | None:
+def _gpu_unsupported_reason(device: torch.device) -> str | None:
     """A binary runs on GPUs of its major version and at least its minor one; one for "90a" or
     "100f" is taken to run on that one alone."""
     capability = torch.cuda.get_device_capability(device)

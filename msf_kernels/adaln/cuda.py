@@ -20,10 +20,16 @@ MIN_FORWARD_TOKENS, MIN_BACKWARD_TOKENS = 4, 16
 MAX_CHANNELS, MAX_SCALAR_CHANNELS = 8192, 2048
 
 
-def can_run(x: Tensor, *_: Any) -> str | None:
-    """None where a block can hold a row of x, or of the gradient in its place; else the reason."""
-    channels = x.shape[2]
-    vectors = channels * x.element_size() % 16 == 0 and x.dtype != torch.float64
+def unsupported_reason(
+    x: Tensor | None = None, x_out: Tensor | None = None, grad: Tensor | None = None
+) -> str | None:
+    """None where a block can hold a row, else the reason.
+
+    Of x, x_out and grad, which are alike, every operator has one.
+    """
+    rows = next(tensor for tensor in (x, x_out, grad) if tensor is not None)
+    channels = rows.shape[2]
+    vectors = channels * rows.element_size() % 16 == 0 and rows.dtype != torch.float64
     if channels <= (MAX_CHANNELS if vectors else MAX_SCALAR_CHANNELS):
         return None
     return (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .sdpa import cuda_only
+from . import sdpa
 
 
 @functools.cache
@@ -39,18 +39,18 @@ def installed() -> tuple[int, Any]:
 
 
 @functools.cache
-def available(device: torch.device) -> str | None:
+def unsupported_device_reason(device: torch.device) -> str | None:
     try:
         installed()
     except ImportError as error:
         return str(error)
-    if reason := cuda_only(device):
+    if reason := sdpa.unsupported_device_reason(device):
         return reason
     major, minor = torch.cuda.get_device_capability(device)
     return None if major >= 8 else f"this GPU is sm_{major}{minor}, flash-attn needs sm_80 or later"
 
 
-def can_run(q: Tensor, *_: Tensor) -> str | None:
+def unsupported_args_reason(q: Tensor, *_: Tensor) -> str | None:
     if q.dtype not in (torch.bfloat16, torch.float16):
         return f"flash-attn takes bfloat16 and float16, got {str(q.dtype).removeprefix('torch.')}"
     head_dim = q.shape[-1]

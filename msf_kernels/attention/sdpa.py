@@ -86,17 +86,17 @@ def efficient_backward(grad: Tensor, *saved: Tensor) -> Iterable[Tensor]:
     return _swap(*gradients)
 
 
-def cuda_only(device: torch.device) -> str | None:
+def unsupported_device_reason(device: torch.device) -> str | None:
     return None if device.type == "cuda" else f"it takes no tensors on {device}"
 
 
-def flash_available(device: torch.device) -> str | None:
+def flash_unsupported_device_reason(device: torch.device) -> str | None:
     if device.type == "cuda" and not cuda.is_flash_attention_available():
         return "this PyTorch was built without it"
     return None
 
 
-def can_run(question: str, *heads: Tensor) -> str | None:
+def unsupported_args_reason(question: str, *heads: Tensor) -> str | None:
     """PyTorch's own answer to can_use_..._attention, and its reason."""
     head_dim = heads[0].shape[-1]
     if heads[0].is_cpu:

@@ -25,7 +25,7 @@ from triton.runtime import driver
 from ..dtypes import compute_dtype
 from ..layout import aligned, contiguous
 from ..triton_support import interpreted
-from ..triton_support.launch import WGMMA_REASON, launch, power_of_2
+from ..triton_support.launch import WGMMA_UNSUPPORTED_REASON, launch, power_of_2
 from .triton_backward import backward_kernel, head_backward_kernel
 from .triton_forward import forward_kernel
 from .triton_heads import Tokens
@@ -125,15 +125,16 @@ def pieces(dim: int, widest: int, joined: bool) -> tuple[tuple[int, int, bool], 
 MAX_HEAD_DIM = 128  # of larger ones the tiles would not fit the shared memory of every GPU
 
 
-def can_run(*args: Any) -> str | None:
-    """Of forward or backward, whose qkv comes first or second: None, or the reason why not."""
-    qkv, num_heads = args[0 if len(args) == 6 else 1], args[-2]
+def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
+    """None where the kernels take the arguments of forward or backward, else the reason."""
     head_dim = qkv.shape[2] // (3 * num_heads)
     if interpreted():
         return None
     if head_dim > MAX_HEAD_DIM:
         return f"head_dim is at most {MAX_HEAD_DIM}, got {head_dim}"
-    return WGMMA_REASON if WGMMA_REASON and has_wgmma(qkv.device) else None
+    if WGMMA_UNSUPPORTED_REASON and has_wgmma(qkv.device):
+        return WGMMA_UNSUPPORTED_REASON
+    return None
 
 
 def attention(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ..dtypes import compute_dtype
@@ -16,9 +14,7 @@ from .op import weight_gradient
 PARTIALS = 528
 
 
-def can_run(*args: Any) -> str | None:
-    """Of forward or backward, whose last arguments are those from qkv on: None, or the reason."""
-    qkv, _, _, _, num_heads, _ = args[-6:]
+def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
     head_dim = qkv.shape[-1] // (3 * num_heads)
     return None if head_dim <= 256 else f"head_dim is {head_dim}, at most 256 fits its warps"
 

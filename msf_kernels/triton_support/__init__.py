@@ -15,7 +15,7 @@ OLDEST = (3, 5)  # 3.4 cannot compile list comprehensions, which kernels of adaL
 
 
 @functools.cache
-def available(device: torch.device) -> str | None:
+def unsupported_reason(device: torch.device) -> str | None:
     """None where Triton kernels can run on tensors of this device, else the reason."""
     try:
         import triton

@@ -11,7 +11,7 @@ from . import interpreted, ptxas
 
 # Why products of matrices would be wrong on Hopper, or None. Asked here, before any kernel of ours
 # is compiled, so that one assembler compiles all of them.
-WGMMA_REASON = None if interpreted() else ptxas.choose()
+WGMMA_UNSUPPORTED_REASON = None if interpreted() else ptxas.choose()
 
 
 def launch(
