@@ -1,4 +1,4 @@
-"""Which implementation of an operator runs, and why.
+"""Decides which implementation of an operator runs, and tells why.
 
 Every operator has a `reference`; `cuda` and `triton` kernels register themselves beside it, and so
 does, for some operators, what other libraries offer. The choice is made at each call, below the
@@ -21,8 +21,8 @@ from . import measurements
 
 log = logging.getLogger(__name__)
 
-# Ours. The automatic order on a GPU nobody measured is cuda, triton, what libraries an operator
-# has, reference.
+# The backends that have kernels of this package. On a GPU that nobody measured they are tried in
+# this order, with those of other libraries before the reference.
 BACKENDS = ("cuda", "triton", "reference")
 
 
@@ -51,11 +51,11 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Request:
-    """What calls are asked to run on: the name of a backend, or "auto".
+    """A request names what calls shall run on: a backend, or "auto" for the first that can.
 
     Args:
-        default: for all operators that are not named.
-        operators: by operator; the gradient of an operator follows it.
+        default: what operators run on that have no request of their own.
+        operators: {operator: what it runs on}; the gradient of an operator follows it.
     """
 
     default: str
@@ -64,7 +64,7 @@ class Request:
     @classmethod
     @functools.lru_cache
     def parse(cls, text: str) -> Request:
-        """The request that a text such as "triton,attention=cudnn" makes."""
+        """Read a request such as "triton,attention=cudnn"."""
         default, operators = "auto", dict[str, str]()
         for item in text.split(","):
             op, _, name = (part.strip() for part in item.rpartition("="))
@@ -85,18 +85,19 @@ class Request:
         return cls(default, operators)
 
     def backend_of(self, op: str) -> str:
+        """Return what calls of operator `op` shall run on."""
         return self.operators.get(op.removesuffix("_backward"), self.default)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which backend calls of an operator take on a device, and why not the others.
+    """A choice tells which backend calls of an operator take on a device, and why not the others.
 
     The arguments of a call may still make a backend decline, or be of other sizes than those that
     were measured first.
 
     Args:
-        device: of the tensors.
+        device: the device of the tensors.
         requested: the backend that was asked for, or "auto".
         unsupported_reasons: for each backend, in the order in which they are tried, None where it
             takes tensors of the device, else the reason.
@@ -113,7 +114,7 @@ class Choice:
 
     @property
     def backend(self) -> str | None:
-        """The backend that calls take; None where one was asked for that cannot run."""
+        """The backend that calls take, None where the requested one cannot run."""
         if self.requested == "auto":
             return self.available[0]
         return self.requested if self.requested in self.available else None
@@ -188,10 +189,10 @@ def backend(name: str | None = None, **operators: str) -> Iterator[None]:
 def automatic_order(
     op: str, device: torch.device, sizes: measurements.Sizes = ()
 ) -> tuple[str, ...]:
-    """The backends that calls with tensors of this device take unless asked, in that order.
+    """Return the backends that calls with tensors of this device try unless asked for one.
 
-    On a CPU the reference alone; on a GPU the fastest first where it was measured, by default at
-    the first sizes that were.
+    On a CPU that is the reference alone. On a GPU the fastest comes first where it was measured,
+    by default at the first sizes that were.
     """
     if device.type == "cpu":
         return ("reference",)
@@ -199,7 +200,7 @@ def automatic_order(
 
 
 def explain_choice(op: str, device: torch.device | str | None = None) -> Choice:
-    """Which backend calls of operator `op` take on the device, and why not the others.
+    """Tell which backend calls of operator `op` take on the device, and why not the others.
 
     `device` is this machine's GPU by default, its CPU where there is none.
 
@@ -216,24 +217,24 @@ def explain_choice(op: str, device: torch.device | str | None = None) -> Choice:
 
 
 def backends_of(op: str) -> tuple[str, ...]:
-    """The backends that have an implementation of operator `op`, on whatever machine."""
+    """Return the backends that have an implementation of operator `op`, on whatever machine."""
     if op not in _registry:
         raise ValueError(f"unknown operator {op!r}: known are {', '.join(sorted(_registry))}")
     return tuple(name for name in _all(op) if name in _registry[op])
 
 
 def available_backends(op: str, device: torch.device | str | None = None) -> tuple[str, ...]:
-    """The backends that take tensors of the device, in the order in which they are tried."""
+    """Return the backends that take tensors of the device, in the order in which they are tried."""
     return explain_choice(op, device).available
 
 
 def chosen_backend(op: str, device: torch.device | str | None = None) -> str | None:
-    """The backend that calls of operator `op` take on the device; None where they cannot run."""
+    """Return the backend that calls of operator `op` take on the device, None where none runs."""
     return explain_choice(op, device).backend
 
 
 def requested_backend(op: str) -> str:
-    """What calls of operator `op` are asked to run on: a backend's name, or "auto"."""
+    """Return what calls of operator `op` are asked to run on: a backend's name, or "auto"."""
     backends_of(op)  # says so where there is no such operator
     return Request.parse(_requested).backend_of(op)
 
@@ -263,7 +264,7 @@ def _unsupported_device_reason(op: str, name: str, device: torch.device) -> str 
 
 
 def _all(op: str) -> tuple[str, ...]:
-    """Ours and the operator's libraries, whether or not ours have kernels of it."""
+    """Return our backends, with or without kernels for the operator, and those of libraries."""
     *kernels, reference = BACKENDS
     return *kernels, *(name for name in _registry[op] if name not in BACKENDS), reference
 

@@ -1,4 +1,4 @@
-"""The memory format of an operator's outputs: that of its first tensor."""
+"""Operators give their outputs the memory format of their first tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """channels_last for images (B, C, H, W) stored so, else contiguous."""
+    """Return channels_last for images (B, C, H, W) that are stored so, else contiguous."""
     if x.dim() != 4 or x.is_contiguous():
         return torch.contiguous_format
     last = x.is_contiguous(memory_format=torch.channels_last)
@@ -20,7 +20,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
 
 def contiguous(x: MaybeTensor, alignment: int = 1) -> MaybeTensor:
-    """x contiguous and at a multiple of `alignment` bytes, a copy where it is not; None stays None.
+    """Return x, or a copy, contiguous and at a multiple of `alignment` bytes; None stays None.
 
     Kernels that read 16 bytes at once need an alignment of 16.
     """
@@ -31,10 +31,11 @@ def contiguous(x: MaybeTensor, alignment: int = 1) -> MaybeTensor:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """x (B, N, channels) with its channels as neighbours, each token at a multiple of 16 bytes.
+    """Return x (B, N, channels) with contiguous channels, each token at a multiple of 16 bytes.
 
-    It is x itself where it is so already, or where the number of channels does not allow more than
-    neighbours, else a copy: kernels that read less than 16 bytes at once take longer than that.
+    That is x itself where it is so already, or where it has contiguous channels in a number that
+    does not allow more, else a copy: kernels that read less than 16 bytes at once take longer than
+    the copy does.
     """
     elements = 16 // x.element_size()
     in_place = not (x.data_ptr() % 16 or any(stride % elements for stride in x.stride()[:2]))
@@ -44,18 +45,18 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def empty(x: Tensor, *shape: int) -> Tensor:
-    """An output of ``shape``, x's by default, in x's dtype and memory format."""
+    """Make an output of ``shape``, x's by default, in x's dtype and memory format."""
     sizes = shape or x.shape
     return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 def in_layout_of(x: Any, like: Tensor) -> Any:
-    """x in the memory format of an output as ``like``, without gaps; None stays None."""
+    """Return x, without gaps, in the memory format of an output as ``like``; None stays None."""
     return None if x is None else x.contiguous(memory_format=memory_format(like))
 
 
 def conform(outputs: Iterable[Tensor], args: Iterable[Any]) -> tuple[Tensor, ...]:
-    """``outputs`` in the memory format of the first tensor among ``args``."""
+    """Return ``outputs`` in the memory format of the first tensor among ``args``."""
     form = memory_format(next(arg for arg in args if isinstance(arg, Tensor)))
     plain = torch.contiguous_format
     return tuple(o.contiguous(memory_format=form if o.dim() == 4 else plain) for o in outputs)

@@ -93,15 +93,15 @@ def define(
 
 
 def arguments_of(name: str) -> tuple[str, ...]:
-    """The names of an operator's arguments, in the order of its schema."""
+    """Return the names of an operator's arguments, in the order of its schema."""
     return tuple(argument.name for argument in _operator(name)._schema.arguments)
 
 
 def by_name(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, whose parameters are some of an operator's arguments, as one that takes them all.
+    """Make a function that takes all arguments of an operator and calls `function` with some.
 
-    A parameter that the operator does not have keeps its default. The names are resolved here, so
-    that a call only picks.
+    These are the arguments that `function` has as parameters. A parameter that the operator does
+    not have keeps its default. The names are resolved here, so that a call only picks.
     """
     arguments = arguments_of(name)
     places = [
@@ -136,13 +136,13 @@ def _unsupported_reason(module: str, name: str, *args: Any) -> str | None:
 
 @cache
 def _limits(module: str, name: str) -> Callable[..., str | None] | None:
-    """`unsupported_reason` of a module of kernels for one of its operators, None without one."""
+    """Return `unsupported_reason` of a module of kernels, by position; None if it has none."""
     reason_of = getattr(importlib.import_module(module), "unsupported_reason", None)
     return reason_of and by_name(name, reason_of)
 
 
 def _run_reference(reference: Callable[..., Any], *args: Any) -> Any:
-    """The reference as an operator: its own precision under autocast, its outputs laid out."""
+    """Run the reference as an operator: out of reach of autocast, with its outputs laid out."""
     device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
     with torch.autocast(device, enabled=False):
         result = reference(*args)

@@ -23,11 +23,12 @@ MAX_CHANNELS, MAX_SCALAR_CHANNELS = 8192, 2048
 def unsupported_reason(
     x: Tensor | None = None, x_out: Tensor | None = None, grad: Tensor | None = None
 ) -> str | None:
-    """None where a block can hold a row, else the reason.
+    """Return why a block cannot hold a row, None where it can.
 
-    Of x, x_out and grad, which are alike, every operator has one.
+    Every operator has one of x, x_out and grad, which are alike.
     """
-    rows = next(tensor for tensor in (x, x_out, grad) if tensor is not None)
+    rows = x if x is not None else x_out if x_out is not None else grad
+    assert rows is not None
     channels = rows.shape[2]
     vectors = channels * rows.element_size() % 16 == 0 and rows.dtype != torch.float64
     if channels <= (MAX_CHANNELS if vectors else MAX_SCALAR_CHANNELS):
@@ -88,7 +89,7 @@ def _forward(
     eps: float,
     eager: bool,
 ) -> Any:
-    """x_out, h, mean and rstd, those that there are."""
+    """Return x_out with a gate, h, mean and rstd with a scale, and None for the others."""
     x, y = contiguous(x, 16), contiguous(y, 16)
     kind = _modulation_dtype(x, y, gate, shift, scale)
     gate, shift, scale = (_modulation(tensor, kind) for tensor in (gate, shift, scale))
@@ -122,7 +123,7 @@ def _backward(
     mean: Tensor | None,
     rstd: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The gradients of x, y, gate, shift and scale, those that are asked for."""
+    """Return the gradients of x, y, gate, shift and scale, of those that are there."""
     tensors = grad_h, grad_x_out, x, y, mean, rstd
     grad_h, grad_x_out, x, y, mean, rstd = (contiguous(t, 16) for t in tensors)
     like = grad_x_out if x is None else x
@@ -156,7 +157,7 @@ def _backward(
 
 
 def _size(x: Tensor, min_tokens: int) -> tuple[int, int, int, int]:
-    """TokenSlices: BLOCKS of them or more, if `min_tokens` tokens are left for each."""
+    """Return TokenSlices: about BLOCKS of them, if each has at least `min_tokens` tokens."""
     batch, tokens, channels = x.shape
     slices = max(1, min(-(-BLOCKS // max(1, batch)), tokens // min_tokens))
     return batch, tokens, channels, max(1, -(-tokens // slices))
@@ -167,13 +168,13 @@ def _types(x: Tensor, y: Tensor | None, modulation: torch.dtype) -> tuple[int, i
 
 
 def _modulation_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype:
-    """What the kernels take shift, scale and gate in: x's dtype if all are of it."""
+    """Return the dtype that kernels take shift, scale and gate in: x's if all are of it."""
     alike = all(other is None or other.dtype == x.dtype for other in others)
     return x.dtype if alike else compute_dtype(x)
 
 
 def _modulation(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """(B, D) in the dtype; in place unless a copy lets its rows be read, or read as vectors."""
+    """Return x (B, D) in the dtype, a copy where only that lets rows be read, or as vectors."""
     if x is None:
         return None
     x = x.to(dtype)
@@ -186,5 +187,5 @@ def _modulation(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _address_and_stride(x: Tensor | None) -> tuple[int, int]:
-    """A Modulation of csrc/launchers.hpp."""
+    """Return x as a Modulation of csrc/launchers.hpp."""
     return (0, 0) if x is None else (x.data_ptr(), x.stride(0) if x.shape[0] > 1 else 0)

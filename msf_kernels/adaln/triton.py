@@ -1,4 +1,4 @@
-"""adaLN and the gated residual in Triton, forward and backward each in one pass over memory."""
+"""Triton runs adaLN and the gated residual, forward and backward, in one pass over memory each."""
 
 from __future__ import annotations
 
@@ -176,9 +176,10 @@ def backward_kernel(
 
 
 def registers(walk: Walk, gated: bool, few: int, many: int) -> int:
-    """That a thread may use: told how many, the compiler does not spill some to use fewer.
+    """Return how many registers a thread may use, or the compiler spills some to use fewer.
 
-    Many with a gate and more than 12 channels a thread; a block of 1024 threads has 64 for each.
+    That is `many` with a gate and more than 12 channels a thread, else `few`, and at most the 64
+    that a block of 1024 threads has for each.
     """
     threads = 32 * walk.warps
     channels = walk.rows * walk.piece * walk.pieces // threads
@@ -194,7 +195,7 @@ def forward(
     eps: float,
     eager: bool,
 ) -> tuple[Any, Any, Any, Any]:
-    """x_out with a gate; h, mean and rstd with a scale; None for the others."""
+    """Return x_out with a gate, h, mean and rstd with a scale, and None for the others."""
     x = x.contiguous()
     x_out = h = mean = rstd = None
     if gate is not None:
@@ -225,7 +226,7 @@ def backward(
     mean: Tensor | None,
     rstd: Tensor | None,
 ) -> tuple[Any, ...]:
-    """Gradients of x, y, gate, shift and scale; None of what is not there."""
+    """Return the gradients of x, y, gate, shift and scale; None for what is not there."""
     batch, _, channels = grad.shape
     walk = Walk.of(grad, BACKWARD_PROGRAMS, MIN_ROWS)
     of = x_out, y, gate, shift, scale
@@ -280,7 +281,7 @@ gate_residual_adaln_backward = backward
 
 
 def audited(op: str, D: int) -> Callable[..., Any]:
-    """The operator in both roundings, and its gradient."""
+    """Make a call that runs the operator in both roundings, and its gradient."""
 
     def call(new: Callable[..., Tensor]) -> None:
         (x, y), (gate, shift, scale) = new(2, 64, 256, D).unbind(), new(64, 6 * D).chunk(6, 1)[:3]

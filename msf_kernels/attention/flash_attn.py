@@ -1,6 +1,6 @@
-"""flash-attn, generation 2 or 3, by the functions below its autograd.
+"""Calls flash-attn, generation 2 or 3, by the functions below its autograd.
 
-Functions are those of a `Library` (libraries.py).
+The functions here make up a `Library` (libraries.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import sdpa
 
 @functools.cache
 def installed() -> tuple[int, Any]:
-    """flash-attn's generation and its module of kernels: the newest that is installed.
+    """Return the newest installed generation of flash-attn and its module of kernels.
 
     Raises:
         ImportError: there is none; the message says why.
@@ -59,7 +59,7 @@ def unsupported_args_reason(q: Tensor, *_: Tensor) -> str | None:
     return None
 
 
-# What generation 2 wants besides; generation 3 has it as defaults.
+# Generation 2 wants these arguments besides; generation 3 has them as defaults.
 _WHOLE: dict[str, Any] = {
     "dropout_p": 0.0,
     "causal": False,

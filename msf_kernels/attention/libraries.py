@@ -1,4 +1,4 @@
-"""Attention of other libraries as backends of ours: PyTorch's SDPA kernels and flash-attn.
+"""Offers PyTorch's SDPA kernels and flash-attn as backends of our attention.
 
 Each is asked for by name, so none of PyTorch's own choices takes part. Norm and rotation run before
 them as `qk_norm_rope`, whose backward packs the gradients that they return. Their gradients repeat
@@ -24,7 +24,7 @@ from . import flash_attn, reference, sdpa
 
 @dataclass(frozen=True)
 class Library:
-    """Attention of q, k and v (B, N, H, d) without mask and dropout, scaled by 1 / sqrt(d).
+    """A library computes attention of q, k and v (B, N, H, d), scaled by 1 / sqrt(d), no mask.
 
     Args:
         forward: (q, k, v) -> out (B, N, H, d) and the logsumexp of the scaled scores (B, H, N).
@@ -98,7 +98,7 @@ def register() -> None:
 def implementation(
     library: Library, run: Callable[..., Any], reason: Callable[..., str | None]
 ) -> dispatch.Implementation:
-    """The library as a backend of the operator that `run` has the name and the arguments of."""
+    """Make the library a backend of the operator that `run` has the name and arguments of."""
     return dispatch.Implementation(
         partial(run, library),
         library.unsupported_device_reason,
@@ -113,19 +113,19 @@ def forward_reason(
     k_weight: Tensor | None,
     num_heads: int,
 ) -> str | None:
-    """None where the library takes the arguments of attention, else the reason."""
+    """Return why the library cannot take the arguments of attention, None where it can."""
     # Views require no gradient below autograd, so the arguments are asked.
     trained = any(x is not None and x.requires_grad for x in (qkv, q_weight, k_weight))
     return unsupported_reason(library, qkv, num_heads, trained)
 
 
 def backward_reason(library: Library, qkv: Tensor, num_heads: int) -> str | None:
-    """None where the library takes the arguments of attention_backward, else the reason."""
+    """Return why the library cannot take those of attention_backward, None where it can."""
     return unsupported_reason(library, qkv, num_heads, trained=True)
 
 
 def unsupported_reason(library: Library, qkv: Tensor, num_heads: int, trained: bool) -> str | None:
-    """None where the library takes q, k and v, which require a gradient if trained."""
+    """Return why the library cannot take q, k and v, which require a gradient if trained."""
     if not len(qkv):
         return None
     heads = (x.detach().requires_grad_(trained) for x in _heads(qkv, num_heads))

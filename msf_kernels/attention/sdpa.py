@@ -1,6 +1,6 @@
-"""The kernels behind PyTorch's scaled_dot_product_attention, each called by its own operator.
+"""Calls the kernels behind PyTorch's scaled_dot_product_attention, each by its own operator.
 
-Functions are those of a `Library` (libraries.py).
+The functions here make up `Library` objects (libraries.py).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ cuda: Any = torch.backends.cuda
 
 
 def _swap(*tensors: Tensor) -> list[Tensor]:
-    """Between (B, N, H, d), as we have it, and (B, H, N, d), as PyTorch wants it."""
+    """Swap tokens and heads: (B, N, H, d) is our layout, (B, H, N, d) is PyTorch's."""
     return [x.transpose(1, 2) for x in tensors]
 
 
 def _no_dropout(q: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Stands for the seed and offset of a generator that nobody asks."""
+    """Make a stand-in for the seed and the offset of a generator that nobody asks."""
     return torch.empty(2, dtype=dtype, device=q.device)
 
 
@@ -97,7 +97,7 @@ def flash_unsupported_device_reason(device: torch.device) -> str | None:
 
 
 def unsupported_args_reason(question: str, *heads: Tensor) -> str | None:
-    """PyTorch's own answer to can_use_..._attention, and its reason."""
+    """Return why PyTorch's own can_use_..._attention, the question, says no; None for yes."""
     head_dim = heads[0].shape[-1]
     if heads[0].is_cpu:
         return None

@@ -85,7 +85,7 @@ def qk_norm_rope_backward(
 
 
 def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """q, k, v (B, N, H, d), views of qkv unless its last dimension is strided."""
+    """Return q, k and v (B, N, H, d), views of qkv unless its last dimension is strided."""
     return _rows(qkv).unflatten(-1, (3, num_heads, -1)).unbind(2)
 
 
@@ -94,7 +94,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _view(x: Tensor | None) -> tuple[int, ...] | None:
-    """(B, N, H, d) as a HeadsView."""
+    """Return x (B, N, H, d) as a HeadsView of csrc/launchers.hpp."""
     return None if x is None else (x.data_ptr(), *x.stride()[:3])
 
 

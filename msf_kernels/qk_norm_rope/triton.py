@@ -1,4 +1,4 @@
-"""qk_norm_rope and its gradient in Triton, each in one pass over memory.
+"""Triton runs qk_norm_rope and its gradient, each in one pass over memory.
 
 A tile is some heads by half a head: the two halves of a head are two tiles, so that the pairs
 (i, i + d / 2) that RoPE rotates lie in one place of both. Heads are counted (B, N, H).
@@ -24,7 +24,7 @@ PARTIALS = 528  # programs that each sum their share of a weight's gradient: fou
 
 
 class Heads(NamedTuple):
-    """Heads (B, N, H, d) in memory, and their strides: from head to head in units of UNIT elements.
+    """Heads (B, N, H, d) are their memory and strides, from head to head in UNITs of elements.
 
     Triton knows of a number whether it is a multiple of 16, which 72 is not; of a product with UNIT
     it knows UNIT, and reads 8 bytes at once.
@@ -39,7 +39,7 @@ class Heads(NamedTuple):
 
 @dataclass(frozen=True)
 class Tile:
-    """Heads of a program by half a head, rounded up to a power of 2, and how many such tiles."""
+    """A tile is a program's heads by half a head, rounded up to a power of 2; count such tiles."""
 
     rows: int
     width: int
@@ -287,12 +287,12 @@ def qk_norm_rope_backward(
 
 
 def unpack(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """q, k, v as views (B, N, H, d)."""
+    """Return q, k and v as views (B, N, H, d)."""
     return qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
 
 
 def views(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """UNIT, and the tensors (B, N, H, d) as Heads."""
+    """Return UNIT, and the tensors (B, N, H, d) as Heads."""
     strides = [stride for x in tensors if x is not None for stride in x.stride()[:3]]
     unit = math.gcd(8, *strides)
 

@@ -1,4 +1,4 @@
-"""How Triton kernels start."""
+"""Starts Triton kernels."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from . import interpreted, ptxas
 
-# Why products of matrices would be wrong on Hopper, or None. Asked here, before any kernel of ours
-# is compiled, so that one assembler compiles all of them.
+# This is why products of matrices would be wrong on Hopper, or None. It is asked here, before any
+# kernel of ours is compiled, so that one assembler compiles all of them.
 WGMMA_UNSUPPORTED_REASON = None if interpreted() else ptxas.choose()
 
 
@@ -35,12 +35,12 @@ def launch(
 
 
 def power_of_2(n: int) -> int:
-    """The smallest power of 2 that is not less than n; 1 for 0."""
+    """Return the smallest power of 2 that is not less than n; 1 for 0."""
     return 1 << max(0, n - 1).bit_length()
 
 
 def tiles(rows: int, columns: int, tile_rows: int, tile_columns: int) -> int:
-    """How many tiles cover rows x columns.
+    """Return how many tiles cover rows x columns.
 
     Raises:
         OverflowError: there are too many rows for the kernels, which count them in 32 bits.
