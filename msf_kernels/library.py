@@ -21,7 +21,7 @@ from .layout import conform
 
 NAMESPACE = "msf"
 
-# Whether the kernels of a backend can run on a device.
+# These modules tell whether the kernels of a backend can run on a device.
 SUPPORT = {"cuda": extension, "triton": triton_support}
 _library = torch.library.Library(NAMESPACE, "DEF")
 
@@ -85,7 +85,9 @@ def define(
         if backward is None:
             raise NotImplementedError(f"{qualified} has no derivative")
         found = {} if all(grad is None for grad in grads) else backward(ctx, *grads)
-        return tuple(map(found.get, arguments))
+        ordered = tuple(found.pop(argument, None) for argument in arguments)
+        assert not found, f"{qualified} has no argument {', '.join(found)}"
+        return ordered
 
     torch.library.register_fake(qualified, by_name(name, fake), lib=_library)
     torch.library.register_autograd(qualified, gradients, setup_context=setup, lib=_library)

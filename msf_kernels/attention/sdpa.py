@@ -35,7 +35,7 @@ def cudnn(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def cudnn_backward(grad: Tensor, *saved: Tensor) -> Iterable[Tensor]:
     *heads, out, logsumexp = saved
-    if torch.__version__ >= "2.9":  # since which it has a last dimension of 1
+    if torch.__version__ >= "2.9":  # since then it has a last dimension of 1
         logsumexp = logsumexp[..., None]
     tokens, seed = grad.shape[1], _no_dropout(grad)
     return _swap(
@@ -76,7 +76,7 @@ def efficient(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def efficient_backward(grad: Tensor, *saved: Tensor) -> Iterable[Tensor]:
     *heads, out, logsumexp = saved
-    # As its forward leaves it: a multiple of 32 rows, the additional ones of no weight.
+    # Its forward leaves a multiple of 32 rows, of which the additional ones have no weight.
     logsumexp = F.pad(logsumexp, (0, -logsumexp.shape[-1] % 32), value=torch.inf)
     seed = _no_dropout(grad)
     *gradients, _ = aten._scaled_dot_product_efficient_attention_backward(
@@ -101,11 +101,11 @@ def unsupported_args_reason(question: str, *heads: Tensor) -> str | None:
     head_dim = heads[0].shape[-1]
     if heads[0].is_cpu:
         return None
-    if head_dim % 8:  # which PyTorch pads before it comes here
+    if head_dim % 8:  # PyTorch pads the others before they come here
         return f"it takes a head_dim of 8, 16 ..., got {head_dim}"
     ask = getattr(cuda, question)
     params = cuda.SDPAParams(*_swap(*heads), None, 0.0, False, False)
-    with torch.enable_grad():  # without which it would not ask for the gradient's limits
+    with torch.enable_grad():  # else it would not ask for the gradient's limits
         if ask(params):
             return None
         with warnings.catch_warnings(record=True) as said:
