@@ -13,7 +13,7 @@ import torch._functorch.config
 from torch import Tensor
 
 import msf_kernels
-from msf_kernels.backend import BACKENDS
+from msf_kernels.dispatch import BACKENDS
 
 from .peers import Peer, compiled
 from .registry import Benchmark, Case, tensors
@@ -59,8 +59,8 @@ def runnable_arms(
     known = names_of([benchmark])
     names = [name for name in names if name in known]
     peers = {peer.name: peer for peer in peers_of(benchmark)}
-    reasons = msf_kernels.explain_backends(benchmark.op, device)
-    reasons |= {name: peers[name].objection(device) for name in names if name in peers}
+    reasons = msf_kernels.explain_choice(benchmark.op, device).unsupported_reasons
+    reasons |= {name: peers[name].unsupported_reason(device) for name in names if name in peers}
     if device.type == "cpu":
         for name in set(BACKENDS) - {"reference"}:
             reasons[name] = reasons[name] or "without a GPU it is only emulated"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from msf.files import atomic_write
-from msf_kernels.measured import FOLDER, Sizes
+from msf_kernels.measurements import FOLDER, Sizes
 
 from . import store
 from .arms import OURS
@@ -31,7 +31,7 @@ Costs = dict[tuple[Any, ...], float]  # of a benchmark, shape and dtype: the log
 
 
 def orders(rows: Iterable[Row]) -> dict[str, Any]:
-    """What `msf_kernels.measured` reads: operators with their backends, fastest first."""
+    """What `msf_kernels.measurements` reads: operators with their backends, fastest first."""
     costs: dict[tuple[str, Sizes], dict[str, Costs]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if row.arm in OURS and row.status != "skipped":

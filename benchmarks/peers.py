@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-def _no_objection(_: torch.device) -> str | None:
+def _supported(_: torch.device) -> str | None:
     return None
 
 
@@ -23,18 +23,18 @@ class Peer:
     Args:
         name: of its arm, none of a backend's.
         function: takes the benchmark's arguments.
-        objection: device -> None where it can run there, else the reason.
+        unsupported_reason: device -> None where it can run there, else the reason.
         scope: holds while the function runs.
     """
 
     name: str
     function: Callable[..., Any]
-    objection: Callable[[torch.device], str | None] = _no_objection
+    unsupported_reason: Callable[[torch.device], str | None] = _supported
     scope: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 def needs_gpu(device: torch.device, package: str | None = None) -> str | None:
-    """The objection of a peer that runs on GPUs only, and with this package."""
+    """The reason why a peer that runs on GPUs only, and with this package, cannot run here."""
     if device.type != "cuda":
         return "it needs a GPU"
     try:

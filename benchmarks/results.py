@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from .roofline import Roofline
 
-MOST_PERCENT = 102.0  # of a ceiling, which is a measurement itself; more is no noise
+MAX_PERCENT = 102.0  # of a ceiling, which is a measurement itself; more is no noise
 
 
 class AnyRow(Protocol):
@@ -128,6 +128,6 @@ class Report(Generic[RowType]):
 def wrong_ceiling(rows: Sequence[AnyRow]) -> str | None:
     """One line that names the row that is farthest above its ceiling, if any is."""
     percent, label = max(((row.percent or 0.0, row.label) for row in rows), default=(0.0, ""))
-    if percent <= MOST_PERCENT:
+    if percent <= MAX_PERCENT:
         return None
     return f"the ceiling is wrong: {label} reached {percent:.0f} % of it"

@@ -17,7 +17,7 @@ import torch
 
 from msf.files import atomic_write
 from msf.parsing import parse_object
-from msf_kernels.measured import slug
+from msf_kernels.measurements import slug
 
 from . import results, rows
 from .results import Report

@@ -6,16 +6,16 @@ Each operator has one schema, one gradient and one or more backends; see `backen
 from .adaln.op import adaln_modulate, gate_residual, gate_residual_adaln
 from .attention.op import attention
 from .attention.rope import rope_2d
-from .backend import (
+from .build import build_config
+from .dispatch import (
     BackendUnavailable,
     available_backends,
     backend,
     backends_of,
     chosen_backend,
-    explain_backends,
+    explain_choice,
     requested_backend,
 )
-from .build import build_config
 from .flow.op import flow_interpolate, guided_euler_merge, guided_euler_step
 from .pyramid.op import pyramid_merge, pyramid_split
 from .qk_norm_rope.op import qk_norm_rope
@@ -45,7 +45,7 @@ __all__ = [
     "backends_of",
     "build_config",
     "chosen_backend",
-    "explain_backends",
+    "explain_choice",
     "flow_interpolate",
     "gate_residual",
     "gate_residual_adaln",

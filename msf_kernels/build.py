@@ -1,4 +1,4 @@
-"""What this installation was built with."""
+"""Tells what this installation was built with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def build_config() -> dict[str, Any]:
-    """The build of the compiled extension ``msf_kernels._C``.
+    """Describe the build of the compiled extension ``msf_kernels._C``.
 
     Returns:
         ``{"extension": True, "version", "cxx_compiler", "cuda", "cuda_compiler",

@@ -12,7 +12,7 @@ from .dtypes import SUPPORTED
 
 
 def tensors(op: str, **named: Any) -> None:
-    """Each is a dense tensor of a supported dtype, and all are on the device of the first."""
+    """Check that each is a dense tensor of a supported dtype, all on the device of the first."""
     first, reference = next(iter(named.items()))
     for name, value in named.items():
         if not isinstance(value, Tensor):
@@ -32,7 +32,7 @@ def tensors(op: str, **named: Any) -> None:
 
 
 def dtypes(op: str, **named: Tensor) -> None:
-    """All have one dtype, or one 16-bit dtype and float32 side by side, as under autocast."""
+    """Check that all have one dtype, or one 16-bit dtype and float32, as under autocast."""
     others = {tensor.dtype for tensor in named.values()} - {torch.float32}
     mixed = any(tensor.dtype == torch.float32 for tensor in named.values())
     if len(others) > 1 or (mixed and torch.float64 in others):
@@ -41,33 +41,33 @@ def dtypes(op: str, **named: Tensor) -> None:
 
 
 def dtype(op: str, name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
-    """The tensor is of one of the allowed dtypes."""
+    """Check that the tensor is of one of the allowed dtypes."""
     if tensor.dtype not in allowed:
         right = " or ".join(dict.fromkeys(map(_plain, allowed)))
         raise TypeError(f"{op}: {name} must be {right}, got {_plain(tensor.dtype)}")
 
 
 def dimensions(op: str, name: str, tensor: Tensor, letters: str) -> None:
-    """The tensor has as many dimensions as `letters`, such as "(B, N, D)", names."""
+    """Check that the tensor has as many dimensions as `letters` names, such as "(B, N, D)"."""
     if tensor.dim() != letters.count(",") + 1:
         raise ValueError(f"{op}: {name} must be {letters}, got {tuple(tensor.shape)}")
 
 
 def shape(op: str, name: str, tensor: Tensor, letters: str, sizes: tuple[int, ...]) -> None:
-    """The tensor is of shape `sizes`, which `letters` names."""
+    """Check that the tensor is of shape `sizes`, which `letters` names."""
     if tensor.shape != sizes:
         raise ValueError(f"{op}: {name} must be {letters} = {sizes}, got {tuple(tensor.shape)}")
 
 
 def choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
-    """The value is one of the choices."""
+    """Check that the value is one of the choices."""
     if value not in choices:
         got = repr(value) if isinstance(value, str) else type(value).__name__
         raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {got}")
 
 
 def number(op: str, name: str, value: float) -> None:
-    """The value is a number and, if a whole one, not beyond what a float holds."""
+    """Check that the value is a number and, if a whole one, not beyond what a float holds."""
     if not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
@@ -75,7 +75,7 @@ def number(op: str, name: str, value: float) -> None:
 
 
 def whole_numbers(op: str, name: str, letters: str, values: Any, count: int) -> None:
-    """The values are ``count`` positive whole numbers, which ``letters`` names."""
+    """Check that the values are ``count`` positive whole numbers, which ``letters`` names."""
     if (
         not isinstance(values, (tuple, list))
         or len(values) != count
@@ -86,7 +86,7 @@ def whole_numbers(op: str, name: str, letters: str, values: Any, count: int) -> 
 
 
 def constant(op: str, name: str, tensor: Tensor) -> None:
-    """The tensor asks for no gradient, because the operator gives it none."""
+    """Check that the tensor asks for no gradient, because the operator gives it none."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{op}: {name} gets no gradient, pass {name}.detach()")
 

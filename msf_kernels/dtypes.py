@@ -1,4 +1,4 @@
-"""The dtypes of the operators and the dtype their mathematics runs in."""
+"""Names the dtypes of the operators and the dtype that their mathematics runs in."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ SUPPORTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """float64 for float64, float32 for everything else."""
+    """Return float64 for float64, float32 for everything else."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """The tensor in its compute dtype; the tensor itself where it already is."""
+    """Return the tensor in its compute dtype, the tensor itself where it already is."""
     return tensor.to(compute_dtype(tensor))

@@ -1,4 +1,4 @@
-"""The compiled CUDA kernels: whether they can run, and how Python calls them."""
+"""Tells whether the compiled CUDA kernels can run here, and calls them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 
 emulation: ModuleType | None = None
 
 
-def available(device: torch.device) -> str | None:
-    """None where CUDA kernels can run on tensors of this device, else the reason."""
-    if not emulation and (reason := _problem()):
+def unsupported_reason(device: torch.device) -> str | None:
+    """Return why CUDA kernels cannot run on tensors of this device, None where they can."""
+    if not emulation and (reason := _machine_unsupported_reason()):
         return reason
     expected = "cpu" if emulation else "cuda"
     if device.type != expected:
         return f"the tensors are on {device}, not on {expected}"
-    return None if emulation else _architecture_problem(device)
+    return None if emulation else _gpu_unsupported_reason(device)
 
 
 def launch(name: str, x: Tensor, *args: Any) -> None:
@@ -38,20 +38,22 @@ def launch(name: str, x: Tensor, *args: Any) -> None:
 
 
 def dtype(x: Tensor) -> int:
+    """Return the msf::DType of x."""
     return DTYPES[x.dtype]
 
 
 def address(x: Tensor | None) -> int:
+    """Return where x lies in memory, 0 for None."""
     return 0 if x is None else x.data_ptr()
 
 
 def image(x: Tensor | None) -> tuple[int, ...] | None:
-    """(B, C, H, W) as an ImageView."""
+    """Return x (B, C, H, W) as an ImageView of csrc/launchers.hpp."""
     return None if x is None else (x.data_ptr(), *x.stride())
 
 
 def wide(x: Tensor | None, like: Tensor) -> Tensor | None:
-    """x contiguous and in the dtype that the mathematics on ``like`` runs in."""
+    """Return x contiguous and in the dtype that the mathematics on ``like`` runs in."""
     return None if x is None else x.to(compute_dtype(like)).contiguous()
 
 
@@ -62,7 +64,7 @@ def _module() -> ModuleType:
 
 
 @functools.lru_cache
-def _problem() -> str | None:
+def _machine_unsupported_reason() -> str | None:
     try:
         return _module().problem()
     except ImportError as error:
@@ -70,9 +72,12 @@ def _problem() -> str | None:
 
 
 @functools.lru_cache
-def _architecture_problem(device: torch.device) -> str | None:
-    """A binary runs on GPUs of its major version and at least its minor one; one for "90a" or
-    "100f" is taken to run on that one alone."""
+def _gpu_unsupported_reason(device: torch.device) -> str | None:
+    """Return why the extension's binaries do not run on this GPU, None where one does.
+
+    A binary runs on GPUs of its major version and at least its minor one; one for "90a" or "100f"
+    is taken to run on that one alone.
+    """
     capability = torch.cuda.get_device_capability(device)
     built = _module().build_config()["cuda_architectures"]
     for name in built:

@@ -1,31 +1,40 @@
-"""The memory format of an operator's outputs: that of its first tensor."""
+"""Operators give their outputs the memory format of their first tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
+
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """channels_last for images (B, C, H, W) stored so, else contiguous."""
+    """Return channels_last for images (B, C, H, W) that are stored so, else contiguous."""
     if x.dim() != 4 or x.is_contiguous():
         return torch.contiguous_format
     last = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
-def dense(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
+def contiguous(x: MaybeTensor, alignment: int = 1) -> MaybeTensor:
+    """Return x, or a copy, contiguous and at a multiple of `alignment` bytes; None stays None.
+
+    Kernels that read 16 bytes at once need an alignment of 16.
+    """
+    if x is None:
+        return x
+    x = x.contiguous()
+    return x.clone() if alignment > 1 and x.data_ptr() % alignment else x
 
 
 def aligned(x: Tensor) -> Tensor:
-    """x (B, N, channels) with its channels as neighbours, each token at a multiple of 16 bytes.
+    """Return x (B, N, channels) with contiguous channels, each token at a multiple of 16 bytes.
 
-    It is x itself where it is so already, or where the number of channels does not allow more than
-    neighbours, else a copy: kernels that read less than 16 bytes at once take longer than that.
+    x itself is returned where that holds already, and where the number of its channels does not
+    allow it. Else it is copied, which takes less time than a kernel that reads fewer bytes at once.
     """
     elements = 16 // x.element_size()
     strides = [stride for stride, size in zip(x.stride()[:2], x.shape) if size > 1]
@@ -36,18 +45,18 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def empty(x: Tensor, *shape: int) -> Tensor:
-    """An output of ``shape``, x's by default, in x's dtype and memory format."""
+    """Make an output of ``shape``, x's by default, in x's dtype and memory format."""
     sizes = shape or x.shape
     return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 def in_layout_of(x: Any, like: Tensor) -> Any:
-    """x dense and in the memory format of an output as ``like``; None stays None."""
+    """Return x, without gaps, in the memory format of an output as ``like``; None stays None."""
     return None if x is None else x.contiguous(memory_format=memory_format(like))
 
 
 def conform(outputs: Iterable[Tensor], args: Iterable[Any]) -> tuple[Tensor, ...]:
-    """``outputs`` in the memory format of the first tensor among ``args``."""
+    """Return ``outputs`` in the memory format of the first tensor among ``args``."""
     form = memory_format(next(arg for arg in args if isinstance(arg, Tensor)))
     plain = torch.contiguous_format
     return tuple(o.contiguous(memory_format=form if o.dim() == 4 else plain) for o in outputs)

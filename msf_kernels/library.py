@@ -8,19 +8,20 @@ never an input or a view of one, contiguous or channels-last as the first tensor
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import backend, extension, measured, triton_support
+from . import dispatch, extension, measurements, triton_support
 from .layout import conform
 
 NAMESPACE = "msf"
 
-# Whether the kernels of a backend can run on a device.
+# These modules tell whether the kernels of a backend can run on a device.
 SUPPORT = {"cuda": extension, "triton": triton_support}
 _library = torch.library.Library(NAMESPACE, "DEF")
 
@@ -33,34 +34,45 @@ def define(
     kernels: Sequence[str] = (),
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
-    sizes: Callable[..., measured.Sizes] | None = None,
+    sizes: Callable[..., measurements.Sizes] | None = None,
 ) -> Callable[..., Any]:
     """Define the operator `msf::<schema>` and return its callable.
 
     Args:
         schema: `name(arguments) -> results` in the schema language of torch.library.
-        reference: the equation in plain PyTorch; takes the arguments by position.
-        fake: the same signature; returns empty tensors of the right shapes and dtypes.
+        reference: the equation in plain PyTorch; takes all arguments, in the schema's order.
+        fake: returns empty tensors of the right shapes and dtypes.
         kernels: the backends besides the reference. Each is a module of that name beside the
-            reference's, imported at its first call, with a function of the operator's name and,
-            if it cannot take all arguments, `can_run(*args)`: None or the reason.
-        sizes: the same signature; returns what it depends on which backend is fastest.
-        backward, setup_context: as in torch.library.register_autograd. Absent gradients arrive as
-            None. An operator without them cannot be differentiated and says so.
+            reference's, imported at its first call, with a function of the operator's name that
+            takes what the reference takes. Where the module has an `unsupported_reason`, that
+            returns None or why the kernels cannot take the arguments.
+        sizes: returns what it depends on which backend is fastest.
+        backward: takes the context and the gradients of the outputs, of which those that are absent
+            are None and at least one is not; returns {argument: its gradient}. An operator without
+            it cannot be differentiated and says so.
+        setup_context: as in torch.library.register_autograd.
+
+    `fake`, `sizes` and `unsupported_reason` have as parameters, by name, only those arguments of
+    the operator that they look at (`by_name`).
     """
     name = schema[: schema.index("(")]
     qualified = f"{NAMESPACE}::{name}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    arguments = arguments_of(name)
 
-    implementation = backend.Implementation(partial(_run_reference, reference))
-    backend.register(name, "reference", implementation)
+    implementation = dispatch.Implementation(partial(_run_reference, reference))
+    dispatch.register(name, "reference", implementation)
     package = reference.__module__.rpartition(".")[0]
     for kernel in kernels:
         module, support = f"{package}.{kernel}", SUPPORT[kernel]
-        run, can_run = partial(_run_kernel, module, name), partial(_can_run, module)
-        backend.register(name, kernel, backend.Implementation(run, support.available, can_run))
+        implementation = dispatch.Implementation(
+            partial(_run_kernel, module, name),
+            support.unsupported_reason,
+            partial(_unsupported_reason, module, name),
+        )
+        dispatch.register(name, kernel, implementation)
     if sizes:
-        backend.register_sizes(name, sizes)
+        dispatch.register_sizes(name, by_name(name, sizes))
     _library.impl(name, partial(_run_on_cpu, name), "CPU")
     _library.impl(name, partial(_run_on_gpu, name), "CUDA")
 
@@ -69,36 +81,70 @@ def define(
         if setup_context is not None:
             setup_context(ctx, inputs, output)
 
-    def no_gradient(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError(f"{qualified} has no derivative")
+    def gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if backward is None:
+            raise NotImplementedError(f"{qualified} has no derivative")
+        found = {} if all(grad is None for grad in grads) else backward(ctx, *grads)
+        ordered = tuple(found.pop(argument, None) for argument in arguments)
+        assert not found, f"{qualified} has no argument {', '.join(found)}"
+        return ordered
 
-    torch.library.register_fake(qualified, fake, lib=_library)
-    torch.library.register_autograd(
-        qualified, backward or no_gradient, setup_context=setup, lib=_library
-    )
+    torch.library.register_fake(qualified, by_name(name, fake), lib=_library)
+    torch.library.register_autograd(qualified, gradients, setup_context=setup, lib=_library)
+    return _operator(name)
+
+
+def arguments_of(name: str) -> tuple[str, ...]:
+    """Return the names of an operator's arguments, in the order of its schema."""
+    return tuple(argument.name for argument in _operator(name)._schema.arguments)
+
+
+def by_name(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function that takes all arguments of an operator and calls `function` with some.
+
+    These are the arguments that `function` has as parameters. A parameter that the operator does
+    not have keeps its default. The names are resolved here, so that a call only picks.
+    """
+    arguments = arguments_of(name)
+    places = [
+        (parameter, arguments.index(parameter))
+        for parameter in inspect.signature(function).parameters
+        if parameter in arguments
+    ]
+    return lambda *args: function(**{parameter: args[place] for parameter, place in places})
+
+
+def _operator(name: str) -> Any:
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
 def _run_on_cpu(name: str, *args: Any) -> Any:
-    return backend.run(name, torch.device("cpu"), *args)
+    return dispatch.run(name, torch.device("cpu"), *args)
 
 
 def _run_on_gpu(name: str, *args: Any) -> Any:
     device = next(arg.device for arg in args if isinstance(arg, Tensor) and arg.is_cuda)
-    return backend.run(name, device, *args)
+    return dispatch.run(name, device, *args)
 
 
 def _run_kernel(module: str, name: str, *args: Any) -> Any:
     return getattr(importlib.import_module(module), name)(*args)
 
 
-def _can_run(module: str, *args: Any) -> str | None:
-    limits = getattr(importlib.import_module(module), "can_run", None)
-    return limits(*args) if limits else None
+def _unsupported_reason(module: str, name: str, *args: Any) -> str | None:
+    reason_of = _limits(module, name)
+    return reason_of(*args) if reason_of else None
+
+
+@cache
+def _limits(module: str, name: str) -> Callable[..., str | None] | None:
+    """Return `unsupported_reason` of a module of kernels, by position; None if it has none."""
+    reason_of = getattr(importlib.import_module(module), "unsupported_reason", None)
+    return reason_of and by_name(name, reason_of)
 
 
 def _run_reference(reference: Callable[..., Any], *args: Any) -> Any:
-    """The reference as an operator: its own precision under autocast, its outputs laid out."""
+    """Run the reference as an operator: out of reach of autocast, with its outputs laid out."""
     device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
     with torch.autocast(device, enabled=False):
         result = reference(*args)

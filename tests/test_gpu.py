@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import pytest
@@ -15,8 +14,9 @@ from kernels.cases import CASES, Case
 from kernels.test_attention import check
 from kernels.test_model import REQUESTS
 from models import tiny_model
+from msf_kernels import extension
 from msf_kernels.attention.libraries import LIBRARIES
-from msf_kernels.backend import BACKENDS
+from msf_kernels.dispatch import BACKENDS
 from numerics import assert_as_good_as, assert_rounded_once, normal, relative_error
 
 pytestmark = [
@@ -63,7 +63,7 @@ def test_every_operator_is_captured_in_a_graph(case: Case, name: str) -> None:
 def test_attention_of_libraries(
     name: str, head_dim: int, prepared: bool, dtype: torch.dtype
 ) -> None:
-    if reason := msf_kernels.explain_backends("attention")[name]:
+    if reason := msf_kernels.explain_choice("attention").unsupported_reasons[name]:
         pytest.skip(reason)
     qkv = normal(2, 40, 3 * 2 * head_dim, dtype=dtype)  # no multiple of 16 tokens
     weights = [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)] if prepared else []
@@ -88,7 +88,7 @@ def test_attention_of_libraries(
 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_attention_of_libraries_is_captured_in_a_graph(name: str) -> None:
-    if reason := msf_kernels.explain_backends("attention")[name]:
+    if reason := msf_kernels.explain_choice("attention").unsupported_reasons[name]:
         pytest.skip(reason)
     qkv = normal(2, 64, 3 * 2 * 64, dtype=torch.bfloat16)
     with msf_kernels.backend(attention=name), torch.no_grad():
@@ -180,5 +180,4 @@ def test_more_elements_of_qkv_than_32_bits_count(name: str) -> None:
 
 
 def test_the_extension_runs_here() -> None:
-    extension = importlib.import_module("msf_kernels.extension")
-    assert extension.available(torch.device("cuda")) is None
+    assert extension.unsupported_reason(torch.device("cuda")) is None

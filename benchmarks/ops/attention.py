@@ -104,7 +104,7 @@ PEERS = (
         )
     ),
     Peer("flex", partial(chosen, core=compiled(flex_attention)), needs_gpu),
-    Peer("flash-attn-func", flash_attn_func, flash_attn.available),
+    Peer("flash-attn-func", flash_attn_func, flash_attn.unsupported_device_reason),
 )
 
 

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..dtypes import compute_dtype
 from ..extension import DTYPES, address, dtype, launch
+from ..layout import contiguous
 
 # Blocks that a launch aims at: four for each of the 132 multiprocessors of an H200. A slice has
 # 4 tokens at least in forward, one to four steps of its block, and 16 in backward, where each slice
 # costs the traffic of two tokens for its partial sums.
 BLOCKS = 528
-FORWARD_TOKENS, BACKWARD_TOKENS = 4, 16
+MIN_FORWARD_TOKENS, MIN_BACKWARD_TOKENS = 4, 16
 
-MOST_CHANNELS, MOST_SCALAR_CHANNELS = 8192, 2048
+MAX_CHANNELS, MAX_SCALAR_CHANNELS = 8192, 2048
 
 
-def can_run(x: Tensor, *_: Any) -> str | None:
-    """None where a block can hold a row of x, or of the gradient in its place; else the reason."""
-    channels = x.shape[2]
-    vectors = channels * x.element_size() % 16 == 0 and x.dtype != torch.float64
-    if channels <= (MOST_CHANNELS if vectors else MOST_SCALAR_CHANNELS):
+def unsupported_reason(
+    x: Tensor | None = None, x_out: Tensor | None = None, grad: Tensor | None = None
+) -> str | None:
+    """Return why a block cannot hold a row, None where it can.
+
+    Every operator has one of x, x_out and grad, which are alike.
+    """
+    rows = x if x is not None else x_out if x_out is not None else grad
+    assert rows is not None
+    channels = rows.shape[2]
+    vectors = channels * rows.element_size() % 16 == 0 and rows.dtype != torch.float64
+    if channels <= (MAX_CHANNELS if vectors else MAX_SCALAR_CHANNELS):
         return None
     return (
-        f"D is at most {MOST_CHANNELS}, or {MOST_SCALAR_CHANNELS} where a row is no multiple of 16 "
+        f"D is at most {MAX_CHANNELS}, or {MAX_SCALAR_CHANNELS} where a row is no multiple of 16 "
         f"bytes or in float64, got {channels}"
     )
 
@@ -81,8 +89,8 @@ def _forward(
     eps: float,
     eager: bool,
 ) -> Any:
-    """x_out, h, mean and rstd, those that there are."""
-    x, y = _aligned(x), _aligned(y)
+    """Return x_out with a gate, h, mean and rstd with a scale, and None for the others."""
+    x, y = contiguous(x, 16), contiguous(y, 16)
     kind = _modulation_dtype(x, y, gate, shift, scale)
     gate, shift, scale = (_modulation(tensor, kind) for tensor in (gate, shift, scale))
     x_out = None if y is None else x.new_empty(x.shape)
@@ -94,7 +102,7 @@ def _forward(
         "gate_residual_adaln",
         x,
         _types(x, y, kind),
-        _size(x, FORWARD_TOKENS),
+        _size(x, MIN_FORWARD_TOKENS),
         *map(address, (x, y)),
         *map(_address_and_stride, (gate, shift, scale)),
         eps,
@@ -115,9 +123,9 @@ def _backward(
     mean: Tensor | None,
     rstd: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The gradients of x, y, gate, shift and scale, those that are asked for."""
+    """Return the gradients of x, y, gate, shift and scale, of those that are there."""
     tensors = grad_h, grad_x_out, x, y, mean, rstd
-    grad_h, grad_x_out, x, y, mean, rstd = map(_aligned, tensors)
+    grad_h, grad_x_out, x, y, mean, rstd = (contiguous(t, 16) for t in tensors)
     like = grad_x_out if x is None else x
     assert like is not None
     modulations = gate, shift, scale
@@ -127,7 +135,7 @@ def _backward(
     grad_y = None if y is None else y.new_empty(y.shape)
     fresh = torch.empty if like.numel() else torch.zeros
     sums = [None if m is None else fresh(m.shape, dtype=kind, device=m.device) for m in modulations]
-    size = batch, tokens, channels, length = _size(like, BACKWARD_TOKENS)
+    size = batch, tokens, channels, length = _size(like, MIN_BACKWARD_TOKENS)
     slices = -(-tokens // length)
     shared = [m is not None and m.shape[0] != batch for m in modulations]
     partials = None
@@ -148,10 +156,10 @@ def _backward(
     return *(grad for grad in (grad_x, grad_y) if grad is not None), *grads
 
 
-def _size(x: Tensor, fewest: int) -> tuple[int, int, int, int]:
-    """TokenSlices: BLOCKS of them or more, if `fewest` tokens are left for each."""
+def _size(x: Tensor, min_tokens: int) -> tuple[int, int, int, int]:
+    """Return TokenSlices: about BLOCKS of them, if each has at least `min_tokens` tokens."""
     batch, tokens, channels = x.shape
-    slices = max(1, min(-(-BLOCKS // max(1, batch)), tokens // fewest))
+    slices = max(1, min(-(-BLOCKS // max(1, batch)), tokens // min_tokens))
     return batch, tokens, channels, max(1, -(-tokens // slices))
 
 
@@ -160,13 +168,13 @@ def _types(x: Tensor, y: Tensor | None, modulation: torch.dtype) -> tuple[int, i
 
 
 def _modulation_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype:
-    """What the kernels take shift, scale and gate in: x's dtype if all are of it."""
+    """Return the dtype that kernels take shift, scale and gate in: x's if all are of it."""
     alike = all(other is None or other.dtype == x.dtype for other in others)
     return x.dtype if alike else compute_dtype(x)
 
 
 def _modulation(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """(B, D) in the dtype; in place unless a copy lets its rows be read, or read as vectors."""
+    """Return x (B, D) in the dtype, a copy where only that lets rows be read, or as vectors."""
     if x is None:
         return None
     x = x.to(dtype)
@@ -179,15 +187,5 @@ def _modulation(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _address_and_stride(x: Tensor | None) -> tuple[int, int]:
-    """A Modulation of csrc/launchers.hpp."""
+    """Return x as a Modulation of csrc/launchers.hpp."""
     return (0, 0) if x is None else (x.data_ptr(), x.stride(0) if x.shape[0] > 1 else 0)
-
-
-MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
-
-
-def _aligned(x: MaybeTensor) -> MaybeTensor:
-    """x contiguous, and where vectors of 16 bytes can be read."""
-    if x is None or (x.is_contiguous() and x.data_ptr() % 16 == 0):
-        return x
-    return x.clone(memory_format=torch.contiguous_format)

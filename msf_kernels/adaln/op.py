@@ -128,7 +128,7 @@ _adaln_modulate_backward = define(
     "Tensor rstd) -> (Tensor, Tensor, Tensor)",
     reference=reference.adaln_modulate_backward,
     kernels=("cuda", "triton"),
-    fake=lambda grad, x, shift, scale, mean, rstd: _like(x, shift, scale),
+    fake=lambda x, shift, scale: _like(x, shift, scale),
 )
 
 
@@ -139,10 +139,9 @@ def _adaln_modulate_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.mark_non_differentiable(mean, rstd)
 
 
-def _adaln_modulate_gradient(ctx: Any, grad: Tensor | None, *_: None) -> Any:
-    if grad is None:
-        return None, None, None, None, None
-    return *_adaln_modulate_backward(grad, *ctx.saved_tensors), None, None
+def _adaln_modulate_gradient(ctx: Any, grad: Tensor, *_: None) -> dict[str, Tensor]:
+    grad_x, grad_shift, grad_scale = _adaln_modulate_backward(grad, *ctx.saved_tensors)
+    return {"x": grad_x, "shift": grad_shift, "scale": grad_scale}
 
 
 _adaln_modulate = define(
@@ -150,7 +149,7 @@ _adaln_modulate = define(
     "-> (Tensor, Tensor, Tensor)",
     reference=reference.adaln_modulate,
     kernels=("cuda", "triton"),
-    fake=lambda x, shift, scale, eps, eager: (*_like(x), *_statistics(x)),
+    fake=lambda x: (*_like(x), *_statistics(x)),
     setup_context=_adaln_modulate_setup,
     backward=_adaln_modulate_gradient,
 )
@@ -159,7 +158,7 @@ _gate_residual_backward = define(
     "gate_residual_backward(Tensor grad, Tensor y, Tensor gate) -> (Tensor, Tensor)",
     reference=reference.gate_residual_backward,
     kernels=("cuda", "triton"),
-    fake=lambda grad, y, gate: _like(y, gate),
+    fake=lambda y, gate: _like(y, gate),
 )
 
 
@@ -168,17 +167,16 @@ def _gate_residual_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(y, gate)
 
 
-def _gate_residual_gradient(ctx: Any, grad: Tensor | None) -> Any:
-    if grad is None:
-        return None, None, None, None
-    return grad, *_gate_residual_backward(grad, *ctx.saved_tensors), None
+def _gate_residual_gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
+    grad_y, grad_gate = _gate_residual_backward(grad, *ctx.saved_tensors)
+    return {"x": grad, "y": grad_y, "gate": grad_gate}
 
 
 _gate_residual = define(
     "gate_residual(Tensor x, Tensor y, Tensor gate, bool eager) -> Tensor",
     reference=reference.gate_residual,
     kernels=("cuda", "triton"),
-    fake=lambda x, y, gate, eager: _like(x)[0],
+    fake=lambda x: x.new_empty(x.shape),
     setup_context=_gate_residual_setup,
     backward=_gate_residual_gradient,
 )
@@ -189,9 +187,7 @@ _gate_residual_adaln_backward = define(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln_backward,
     kernels=("cuda", "triton"),
-    fake=lambda grad_h, grad_x_out, x_out, y, gate, shift, scale, mean, rstd: _like(
-        x_out, y, gate, shift, scale
-    ),
+    fake=lambda x_out, y, gate, shift, scale: _like(x_out, y, gate, shift, scale),
 )
 
 
@@ -204,14 +200,14 @@ def _gate_residual_adaln_setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _gate_residual_adaln_gradient(
     ctx: Any, grad_x_out: Tensor | None, grad_h: Tensor | None, *_: None
-) -> Any:
+) -> dict[str, Tensor]:
     x_out, y, gate, *rest = ctx.saved_tensors
     if grad_h is not None:
         grads = _gate_residual_adaln_backward(grad_h, grad_x_out, x_out, y, gate, *rest)
-        return *grads, None, None
-    if grad_x_out is not None:
-        return grad_x_out, *_gate_residual_backward(grad_x_out, y, gate), None, None, None, None
-    return None, None, None, None, None, None, None
+        return dict(zip(("x", "y", "gate", "shift", "scale"), grads))
+    assert grad_x_out is not None
+    grad_y, grad_gate = _gate_residual_backward(grad_x_out, y, gate)
+    return {"x": grad_x_out, "y": grad_y, "gate": grad_gate}
 
 
 _gate_residual_adaln = define(
@@ -219,7 +215,7 @@ _gate_residual_adaln = define(
     "bool eager) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln,
     kernels=("cuda", "triton"),
-    fake=lambda x, y, gate, shift, scale, eps, eager: (*_like(x, x), *_statistics(x)),
+    fake=lambda x: (*_like(x, x), *_statistics(x)),
     setup_context=_gate_residual_adaln_setup,
     backward=_gate_residual_adaln_gradient,
 )

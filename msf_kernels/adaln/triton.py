@@ -1,4 +1,4 @@
-"""adaLN and the gated residual in Triton, forward and backward each in one pass over memory."""
+"""Triton runs adaLN and the gated residual, forward and backward, in one pass over memory each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dtypes import compute_dtype
-from ..layout import dense
+from ..layout import contiguous
 from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.launch import launch
 from ..triton_support.rows import (
@@ -30,7 +30,7 @@ FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 16 * 132, 4 * 132
 
 # For a row and channel the backward moves 12 bytes, of 16-bit tensors, for a slice and channel 24:
 # three partial sums, written and read. Of 16 rows that is an eighth more.
-LEAST_ROWS = 16
+MIN_ROWS = 16
 
 
 @triton.jit
@@ -176,9 +176,10 @@ def backward_kernel(
 
 
 def registers(walk: Walk, gated: bool, few: int, many: int) -> int:
-    """That a thread may use: told how many, the compiler does not spill some to use fewer.
+    """Return how many registers a thread may use, or the compiler spills some to use fewer.
 
-    Many with a gate and more than 12 channels a thread; a block of 1024 threads has 64 for each.
+    That is `many` with a gate and more than 12 channels a thread, else `few`, and at most the 64
+    that a block of 1024 threads has for each.
     """
     threads = 32 * walk.warps
     channels = walk.rows * walk.piece * walk.pieces // threads
@@ -194,7 +195,7 @@ def forward(
     eps: float,
     eager: bool,
 ) -> tuple[Any, Any, Any, Any]:
-    """x_out with a gate; h, mean and rstd with a scale; None for the others."""
+    """Return x_out with a gate, h, mean and rstd with a scale, and None for the others."""
     x = x.contiguous()
     x_out = h = mean = rstd = None
     if gate is not None:
@@ -205,7 +206,7 @@ def forward(
         rstd = mean.new_empty(mean.shape)
     walk = Walk.of(x, FORWARD_PROGRAMS, 1)
     launch(
-        *(forward_kernel, x.device, walk.count, x, dense(y)),
+        *(forward_kernel, x.device, walk.count, x, contiguous(y)),
         *(*map(modulation, (gate, shift, scale)), x_out, h, mean, rstd, *walk.sizes(x)),
         *(eps, eager),
         warps=walk.warps,
@@ -225,9 +226,9 @@ def backward(
     mean: Tensor | None,
     rstd: Tensor | None,
 ) -> tuple[Any, ...]:
-    """Gradients of x, y, gate, shift and scale; None of what is not there."""
+    """Return the gradients of x, y, gate, shift and scale; None for what is not there."""
     batch, _, channels = grad.shape
-    walk = Walk.of(grad, BACKWARD_PROGRAMS, LEAST_ROWS)
+    walk = Walk.of(grad, BACKWARD_PROGRAMS, MIN_ROWS)
     of = x_out, y, gate, shift, scale
     grads: list[Any] = [None if x is None else x.new_empty(x.shape) for x in of]
     sums: list[Any] = []
@@ -238,8 +239,9 @@ def backward(
             dtype = compute_dtype(grad)
             sums.append(grad.new_empty(batch * walk.slices, channels, dtype=dtype))
     launch(
-        *(backward_kernel, grad.device, walk.count, grad.contiguous(), dense(grad_residual)),
-        *(dense(x_out), dense(y), modulation(gate), modulation(scale), dense(mean), dense(rstd)),
+        *(backward_kernel, grad.device, walk.count, grad.contiguous(), contiguous(grad_residual)),
+        *(contiguous(x_out), contiguous(y), modulation(gate), modulation(scale)),
+        *(contiguous(mean), contiguous(rstd)),
         *(*grads[:2], *sums, *walk.sizes(grad)),
         warps=walk.warps,
         maxnreg=registers(walk, gate is not None, 128, 168),  # four blocks of 128 threads, three
@@ -279,7 +281,7 @@ gate_residual_adaln_backward = backward
 
 
 def audited(op: str, D: int) -> Callable[..., Any]:
-    """The operator in both roundings, and its gradient."""
+    """Make a call that runs the operator in both roundings, and its gradient."""
 
     def call(new: Callable[..., Tensor]) -> None:
         (x, y), (gate, shift, scale) = new(2, 64, 256, D).unbind(), new(64, 6 * D).chunk(6, 1)[:3]

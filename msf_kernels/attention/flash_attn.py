@@ -1,6 +1,6 @@
-"""flash-attn, generation 2 or 3, by the functions below its autograd.
+"""Calls flash-attn, generation 2 or 3, by the functions below its autograd.
 
-Functions are those of a `Library` (libraries.py).
+The functions here make up a `Library` (libraries.py).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .sdpa import cuda_only
+from . import sdpa
 
 
 @functools.cache
 def installed() -> tuple[int, Any]:
-    """flash-attn's generation and its module of kernels: the newest that is installed.
+    """Return the newest installed generation of flash-attn and its module of kernels.
 
     Raises:
         ImportError: there is none; the message says why.
@@ -39,18 +39,18 @@ def installed() -> tuple[int, Any]:
 
 
 @functools.cache
-def available(device: torch.device) -> str | None:
+def unsupported_device_reason(device: torch.device) -> str | None:
     try:
         installed()
     except ImportError as error:
         return str(error)
-    if reason := cuda_only(device):
+    if reason := sdpa.unsupported_device_reason(device):
         return reason
     major, minor = torch.cuda.get_device_capability(device)
     return None if major >= 8 else f"this GPU is sm_{major}{minor}, flash-attn needs sm_80 or later"
 
 
-def can_run(q: Tensor, *_: Tensor) -> str | None:
+def unsupported_args_reason(q: Tensor, *_: Tensor) -> str | None:
     if q.dtype not in (torch.bfloat16, torch.float16):
         return f"flash-attn takes bfloat16 and float16, got {str(q.dtype).removeprefix('torch.')}"
     head_dim = q.shape[-1]
@@ -59,7 +59,7 @@ def can_run(q: Tensor, *_: Tensor) -> str | None:
     return None
 
 
-# What generation 2 wants besides; generation 3 has it as defaults.
+# Generation 2 wants these arguments besides; generation 3 has them as defaults.
 _WHOLE: dict[str, Any] = {
     "dropout_p": 0.0,
     "causal": False,

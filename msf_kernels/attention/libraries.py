@@ -1,4 +1,4 @@
-"""Attention of other libraries as backends of ours: PyTorch's SDPA kernels and flash-attn.
+"""Offers PyTorch's SDPA kernels and flash-attn as backends of our attention.
 
 Each is asked for by name, so none of PyTorch's own choices takes part. Norm and rotation run before
 them as `qk_norm_rope`, whose backward packs the gradients that they return. Their gradients repeat
@@ -15,29 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backend
+from .. import dispatch
 from ..layout import aligned
+from ..library import by_name
 from ..qk_norm_rope.op import prepare_qk, qk_norm_rope_backward, weight_gradient
 from . import flash_attn, reference, sdpa
 
 
 @dataclass(frozen=True)
 class Library:
-    """Attention of q, k and v (B, N, H, d) without mask and dropout, scaled by 1 / sqrt(d).
+    """A library computes attention of q, k and v (B, N, H, d), scaled by 1 / sqrt(d), no mask.
 
     Args:
         forward: (q, k, v) -> out (B, N, H, d) and the logsumexp of the scaled scores (B, H, N).
         backward: (grad, q, k, v, out, logsumexp) -> the gradients of q, k and v.
         writes_into: whether backward takes `into=`, three tensors to write them to.
-        available: device -> None where it takes tensors of it, else the reason.
-        can_run: (q, k, v) -> None where it takes these, and their gradient where they require
-            one, else the reason. A compiled forward does not tell that one will be asked for.
+        unsupported_device_reason: device -> None or why it does not take tensors of it.
+        unsupported_args_reason: (q, k, v) -> None or why it does not take these, or not their
+            gradient where they require one. A compiled forward does not tell that one will be
+            asked for.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]
     backward: Callable[..., Iterable[Tensor]]
-    available: Callable[[torch.device], str | None]
-    can_run: Callable[..., str | None]
+    unsupported_device_reason: Callable[[torch.device], str | None]
+    unsupported_args_reason: Callable[..., str | None]
     writes_into: bool = False
 
 
@@ -50,7 +52,7 @@ def attention(
     num_heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    if not len(qkv):  # which no library takes
+    if not len(qkv):  # no library takes an empty batch
         with torch.autocast(qkv.device.type, enabled=False):
             return reference.attention(qkv, q_weight, k_weight, rope, num_heads, eps)
     heads = _prepared(qkv, q_weight, k_weight, rope, num_heads, eps)
@@ -89,24 +91,45 @@ def attention_backward(
 def register() -> None:
     """Offer the libraries as backends of attention and its gradient."""
     for name, library in LIBRARIES.items():
-        can_run = partial(_can_run, library)
-        for run in (attention, attention_backward):
-            implementation = backend.Implementation(
-                partial(run, library), library.available, can_run
-            )
-            backend.register(run.__name__, name, implementation)
+        for run, reason in ((attention, forward_reason), (attention_backward, backward_reason)):
+            dispatch.register(run.__name__, name, implementation(library, run, reason))
 
 
-def _can_run(library: Library, *args: Any) -> str | None:
-    """Of the arguments of attention or its gradient, whose qkv comes first or second."""
-    is_forward = len(args) == 6
-    qkv, num_heads = args[0 if is_forward else 1], args[-2]
+def implementation(
+    library: Library, run: Callable[..., Any], reason: Callable[..., str | None]
+) -> dispatch.Implementation:
+    """Make the library a backend of the operator that `run` has the name and arguments of."""
+    return dispatch.Implementation(
+        partial(run, library),
+        library.unsupported_device_reason,
+        by_name(run.__name__, partial(reason, library)),
+    )
+
+
+def forward_reason(
+    library: Library,
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    num_heads: int,
+) -> str | None:
+    """Return why the library cannot take the arguments of attention, None where it can."""
+    # Views require no gradient below autograd, so the arguments are asked.
+    trained = any(x is not None and x.requires_grad for x in (qkv, q_weight, k_weight))
+    return unsupported_reason(library, qkv, num_heads, trained)
+
+
+def backward_reason(library: Library, qkv: Tensor, num_heads: int) -> str | None:
+    """Return why the library cannot take those of attention_backward, None where it can."""
+    return unsupported_reason(library, qkv, num_heads, trained=True)
+
+
+def unsupported_reason(library: Library, qkv: Tensor, num_heads: int, trained: bool) -> str | None:
+    """Return why the library cannot take q, k and v, which require a gradient if trained."""
     if not len(qkv):
         return None
-    # Asked of the arguments: below autograd views require no gradient.
-    trained = any(x.requires_grad for x in args if isinstance(x, Tensor)) or not is_forward
     heads = (x.detach().requires_grad_(trained) for x in _heads(qkv, num_heads))
-    return library.can_run(*heads)
+    return library.unsupported_args_reason(*heads)
 
 
 def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
@@ -127,32 +150,32 @@ def _prepared(
     return q, k, v
 
 
-# In the order in which they are tried where nobody measured. cuDNN was reported 1.7 to 2.3 times as
+# They are tried in this order where nobody measured. cuDNN was reported 1.7 to 2.3 times as
 # fast as flash on H100, and 0.82 times on A100 (huggingface/transformers#48163).
 LIBRARIES = {
     "cudnn": Library(
         sdpa.cudnn,
         sdpa.cudnn_backward,
-        sdpa.cuda_only,
-        partial(sdpa.can_run, "can_use_cudnn_attention"),
+        sdpa.unsupported_device_reason,
+        partial(sdpa.unsupported_args_reason, "can_use_cudnn_attention"),
     ),
     "flash": Library(
         sdpa.flash,
         sdpa.flash_backward,
-        sdpa.flash_available,
-        partial(sdpa.can_run, "can_use_flash_attention"),
+        sdpa.flash_unsupported_device_reason,
+        partial(sdpa.unsupported_args_reason, "can_use_flash_attention"),
     ),
     "efficient": Library(
         sdpa.efficient,
         sdpa.efficient_backward,
-        sdpa.cuda_only,
-        partial(sdpa.can_run, "can_use_efficient_attention"),
+        sdpa.unsupported_device_reason,
+        partial(sdpa.unsupported_args_reason, "can_use_efficient_attention"),
     ),
     "flash-attn": Library(
         flash_attn.forward,
         flash_attn.backward,
-        flash_attn.available,
-        flash_attn.can_run,
+        flash_attn.unsupported_device_reason,
+        flash_attn.unsupported_args_reason,
         writes_into=True,
     ),
 }

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..dtypes import compute_dtype
 from ..library import define
-from ..qk_norm_rope.op import check_qkv, weight_gradient
+from ..qk_norm_rope.op import check_qkv, gradients_by_name, new_gradients
 from . import libraries, reference
 
 
@@ -46,23 +46,21 @@ def attention(
     return _attention(qkv, q_weight, k_weight, rope, num_heads, eps)[0]
 
 
-def _attention_fake(
-    qkv: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    num_heads: int,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+def _attention_fake(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
     batch, tokens, width = qkv.shape
     out = qkv.new_empty((batch, tokens, width // 3))
     return out, qkv.new_empty((batch, num_heads, tokens), dtype=compute_dtype(qkv))
 
 
-def _sizes(qkv: Tensor, *options: Any) -> tuple[int, int, int]:
-    """Tokens, head dim, and whether anything comes before the attention."""
-    *before, num_heads, _ = options
-    prepared = any(option is not None for option in before)
+def _sizes(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: Tensor | None,
+    num_heads: int,
+) -> tuple[int, int, int]:
+    """Tokens, head dim, and whether norm or rotation come before the attention."""
+    prepared = q_weight is not None or k_weight is not None or rope is not None
     return qkv.shape[1], qkv.shape[2] // (3 * num_heads), int(prepared)
 
 
@@ -73,22 +71,11 @@ def _attention_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.mark_non_differentiable(logsumexp)
 
 
-def _attention_gradient(ctx: Any, grad: Tensor | None, _: None) -> Any:
-    if grad is None:
-        return None, None, None, None, None, None
+def _attention_gradient(ctx: Any, grad: Tensor, _: None) -> dict[str, Tensor]:
     saved = ctx.saved_tensors  # once: under checkpointing it would compute them twice
     _, q_weight, k_weight, *_ = saved
-    grad_qkv, grad_q_weight, grad_k_weight = _attention_backward(
-        grad, *saved, ctx.num_heads, ctx.eps
-    )
-    return (
-        grad_qkv,
-        None if q_weight is None else grad_q_weight,
-        None if k_weight is None else grad_k_weight,
-        None,
-        None,
-        None,
-    )
+    grads = _attention_backward(grad, *saved, ctx.num_heads, ctx.eps)
+    return gradients_by_name(grads, q_weight, k_weight)
 
 
 _attention_backward = define(
@@ -96,12 +83,8 @@ _attention_backward = define(
     "Tensor out, Tensor logsumexp, int num_heads, float eps) -> (Tensor, Tensor, Tensor)",
     reference=reference.attention_backward,
     kernels=("triton",),
-    fake=lambda grad, qkv, q_weight, k_weight, rope, out, logsumexp, num_heads, eps: (
-        qkv.new_empty(qkv.shape),
-        weight_gradient(q_weight, qkv),
-        weight_gradient(k_weight, qkv),
-    ),
-    sizes=lambda grad, *args: _sizes(*args[:4], *args[-2:]),
+    fake=new_gradients,
+    sizes=_sizes,
 )
 
 _attention = define(

@@ -1,6 +1,6 @@
-"""The kernels behind PyTorch's scaled_dot_product_attention, each called by its own operator.
+"""Calls the kernels behind PyTorch's scaled_dot_product_attention, each by its own operator.
 
-Functions are those of a `Library` (libraries.py).
+The functions here make up `Library` objects (libraries.py).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ cuda: Any = torch.backends.cuda
 
 
 def _swap(*tensors: Tensor) -> list[Tensor]:
-    """Between (B, N, H, d), as we have it, and (B, H, N, d), as PyTorch wants it."""
+    """Swap tokens and heads: (B, N, H, d) is our layout, (B, H, N, d) is PyTorch's."""
     return [x.transpose(1, 2) for x in tensors]
 
 
 def _no_dropout(q: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Stands for the seed and offset of a generator that nobody asks."""
+    """Make a stand-in for the seed and the offset of a generator that nobody asks."""
     return torch.empty(2, dtype=dtype, device=q.device)
 
 
@@ -35,7 +35,7 @@ def cudnn(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def cudnn_backward(grad: Tensor, *saved: Tensor) -> Iterable[Tensor]:
     *heads, out, logsumexp = saved
-    if torch.__version__ >= "2.9":  # since which it has a last dimension of 1
+    if torch.__version__ >= "2.9":  # since then it has a last dimension of 1
         logsumexp = logsumexp[..., None]
     tokens, seed = grad.shape[1], _no_dropout(grad)
     return _swap(
@@ -76,7 +76,7 @@ def efficient(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def efficient_backward(grad: Tensor, *saved: Tensor) -> Iterable[Tensor]:
     *heads, out, logsumexp = saved
-    # As its forward leaves it: a multiple of 32 rows, the additional ones of no weight.
+    # Its forward leaves a multiple of 32 rows, of which the additional ones have no weight.
     logsumexp = F.pad(logsumexp, (0, -logsumexp.shape[-1] % 32), value=torch.inf)
     seed = _no_dropout(grad)
     *gradients, _ = aten._scaled_dot_product_efficient_attention_backward(
@@ -86,26 +86,26 @@ def efficient_backward(grad: Tensor, *saved: Tensor) -> Iterable[Tensor]:
     return _swap(*gradients)
 
 
-def cuda_only(device: torch.device) -> str | None:
+def unsupported_device_reason(device: torch.device) -> str | None:
     return None if device.type == "cuda" else f"it takes no tensors on {device}"
 
 
-def flash_available(device: torch.device) -> str | None:
+def flash_unsupported_device_reason(device: torch.device) -> str | None:
     if device.type == "cuda" and not cuda.is_flash_attention_available():
         return "this PyTorch was built without it"
     return None
 
 
-def can_run(question: str, *heads: Tensor) -> str | None:
-    """PyTorch's own answer to can_use_..._attention, and its reason."""
+def unsupported_args_reason(question: str, *heads: Tensor) -> str | None:
+    """Return why PyTorch's own can_use_..._attention, the question, says no; None for yes."""
     head_dim = heads[0].shape[-1]
     if heads[0].is_cpu:
         return None
-    if head_dim % 8:  # which PyTorch pads before it comes here
+    if head_dim % 8:  # PyTorch pads the others before they come here
         return f"it takes a head_dim of 8, 16 ..., got {head_dim}"
     ask = getattr(cuda, question)
     params = cuda.SDPAParams(*_swap(*heads), None, 0.0, False, False)
-    with torch.enable_grad():  # without which it would not ask for the gradient's limits
+    with torch.enable_grad():  # else it would not ask for the gradient's limits
         if ask(params):
             return None
         with warnings.catch_warnings(record=True) as said:

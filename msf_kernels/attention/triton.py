@@ -23,9 +23,9 @@ from torch import Tensor
 from triton.runtime import driver
 
 from ..dtypes import compute_dtype
-from ..layout import aligned, dense
+from ..layout import aligned, contiguous
 from ..triton_support import interpreted
-from ..triton_support.launch import WGMMA_REASON, launch, power_of_2
+from ..triton_support.launch import WGMMA_UNSUPPORTED_REASON, launch, power_of_2
 from .triton_backward import backward_kernel, head_backward_kernel
 from .triton_forward import forward_kernel
 from .triton_heads import Tokens
@@ -69,19 +69,19 @@ class Tile:
             rows = columns = 128 // element_size
         rows = min(rows, max(16, power_of_2(tokens)))
         columns = min(columns, max(16, power_of_2(tokens + 1) // 2))
-        once = most_at_once(dim, wgmma) if not backward and element_size == 2 else 0
+        once = max_keys_at_once(dim, wgmma) if not backward and element_size == 2 else 0
         steps = tokens // columns if tokens > once else 0
         rest, masked = chunks(tokens - steps * columns, columns), tokens % 16 > 0
         # Alone, joined halves of more than 64 channels and their tail spill some 200 bytes.
         joined = (wgmma and not (alone and dim > 64)) or element_size > 2
         cut = pieces(dim, 64 if element_size == 2 else 16, joined)
-        most = 64 if wgmma or masked else 72  # channels that four warps and 64 rows do not spill
-        tight = backward and not alone and element_size == 2 and dim > most
+        max_dim = 64 if wgmma or masked else 72  # channels that four warps and 64 rows do not spill
+        tight = backward and not alone and element_size == 2 and dim > max_dim
         warps = 8 if rows == 128 or (rows == 64 and tight) else 4
         return cls(alone, rows, columns, steps, rest, masked, warps, stages, dim, cut)
 
 
-def most_at_once(dim: int, wgmma: bool) -> int:
+def max_keys_at_once(dim: int, wgmma: bool) -> int:
     """Keys of which a program of the forward can have all scores in its registers."""
     return (272 if wgmma else 192) - (64 if dim > 80 else 0)
 
@@ -122,18 +122,19 @@ def pieces(dim: int, widest: int, joined: bool) -> tuple[tuple[int, int, bool], 
     return (*cut, (count * main, tail, joined or tail < 16)) if tail else tuple(cut)
 
 
-MOST_HEAD_DIM = 128  # of larger ones the tiles would not fit the shared memory of every GPU
+MAX_HEAD_DIM = 128  # of larger ones the tiles would not fit the shared memory of every GPU
 
 
-def can_run(*args: Any) -> str | None:
-    """Of forward or backward, whose qkv comes first or second: None, or the reason why not."""
-    qkv, num_heads = args[0 if len(args) == 6 else 1], args[-2]
+def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
+    """None where the kernels take the arguments of forward or backward, else the reason."""
     head_dim = qkv.shape[2] // (3 * num_heads)
     if interpreted():
         return None
-    if head_dim > MOST_HEAD_DIM:
-        return f"head_dim is at most {MOST_HEAD_DIM}, got {head_dim}"
-    return WGMMA_REASON if WGMMA_REASON and has_wgmma(qkv.device) else None
+    if head_dim > MAX_HEAD_DIM:
+        return f"head_dim is at most {MAX_HEAD_DIM}, got {head_dim}"
+    if WGMMA_UNSUPPORTED_REASON and has_wgmma(qkv.device):
+        return WGMMA_UNSUPPORTED_REASON
+    return None
 
 
 def attention(
@@ -197,7 +198,7 @@ def _prepared(
     eps: float,
 ) -> Tokens:
     """qkv with what its q and k pass on their way into a tile."""
-    options = dense(q_weight), dense(k_weight), dense(rope), tl.constexpr(eps)
+    options = *map(contiguous, (q_weight, k_weight, rope)), tl.constexpr(eps)
     return _tokens(aligned(qkv), num_heads, *options)
 
 

@@ -216,18 +216,18 @@ def _interpolate_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(inputs[2])
 
 
-def _interpolate_gradient(ctx: Any, grad_x_t: Tensor | None, grad_velocity: Tensor | None) -> Any:
-    if grad_x_t is None and grad_velocity is None:
-        return None, None, None
-    (t,) = ctx.saved_tensors
-    return *reference.flow_interpolate_backward(grad_x_t, grad_velocity, t), None
+def _interpolate_gradient(
+    ctx: Any, grad_x_t: Tensor | None, grad_velocity: Tensor | None
+) -> dict[str, Tensor]:
+    grads = reference.flow_interpolate_backward(grad_x_t, grad_velocity, *ctx.saved_tensors)
+    return dict(zip(("data", "noise"), grads))
 
 
 _flow_interpolate = define(
     "flow_interpolate(Tensor data, Tensor noise, Tensor t) -> (Tensor, Tensor)",
     reference=reference.flow_interpolate,
     kernels=("cuda", "triton"),
-    fake=lambda data, noise, t: (empty(data), empty(data)),
+    fake=lambda data: (empty(data), empty(data)),
     setup_context=_interpolate_setup,
     backward=_interpolate_gradient,
 )
@@ -239,15 +239,13 @@ def _euler_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(v_cond, v_uncond, scale, dt, step)
 
 
-def _euler_gradient(ctx: Any, grad: Tensor | None) -> Any:
-    if grad is None:
-        return (None,) * 8
+def _euler_gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor | None]:
     v_cond, v_uncond, scale, dt, step = ctx.saved_tensors
     grad_x, grad_cond, grad_uncond = reference.guided_euler_step_backward(
         grad, v_cond, v_uncond, scale, dt, step, ctx.has_start, ctx.patch
     )
-    grad_start = grad_x if ctx.has_start else None
-    return grad_x, grad_cond, grad_uncond, None, None, None, grad_start, None
+    grads = {"x": grad_x, "v_cond": grad_cond, "v_uncond": grad_uncond}
+    return grads | {"start": grad_x} if ctx.has_start else grads
 
 
 _guided_euler_step = define(
@@ -255,7 +253,7 @@ _guided_euler_step = define(
     "Tensor dt, Tensor? step, Tensor? start, int patch) -> Tensor",
     reference=reference.guided_euler_step,
     kernels=("cuda", "triton"),
-    fake=lambda x, *_: empty(x),
+    fake=lambda x: empty(x),
     setup_context=_euler_setup,
     backward=_euler_gradient,
 )
@@ -266,5 +264,5 @@ _guided_euler_merge = define(
     "float low, float high) -> Tensor",
     reference=reference.guided_euler_merge,
     kernels=("cuda", "triton"),
-    fake=lambda x, *_: empty(x),
+    fake=lambda x: empty(x),
 )

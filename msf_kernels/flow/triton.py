@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import dense, empty, in_layout_of
+from ..layout import contiguous, empty, in_layout_of
 from ..pyramid.triton import clamp, launch_pyramid, restore
 from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.image import (
@@ -188,7 +188,7 @@ def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Te
     x_t, velocity = empty(data), empty(data)
     size = math.prod(data.shape[1:])
     block = Block.of(size, data.element_size())
-    tensors = in_layout_of(data, data), in_layout_of(noise, data), dense(t), x_t, velocity
+    tensors = in_layout_of(data, data), in_layout_of(noise, data), contiguous(t), x_t, velocity
     programs = len(data) * block.count
     constants = size, block.elements
     launch(interpolate_kernel, data.device, programs, *tensors, *constants, warps=block.warps)
@@ -241,7 +241,7 @@ def guided_euler_merge(
     velocities = (as_image(v, x, patch) for v in (v_cond, v_uncond))
     images = image(x), *velocities, image(base), image(merged)
     scalars = *number(guidance_scale, step), *number(dt, step), step
-    numbers = dense(mean), dense(std), low, high, max(patch, 1)
+    numbers = contiguous(mean), contiguous(std), low, high, max(patch, 1)
     launch_pyramid(step_merge_kernel, (x, merged), mode, *images, *scalars, *numbers)
     return merged
 

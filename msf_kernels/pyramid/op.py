@@ -127,20 +127,12 @@ def clamp_bounds(op: str, clamp: tuple[float, float] | None) -> tuple[float, flo
     return clamp
 
 
-def _split_fake(
-    x: Tensor, mean: Tensor | None, std: Tensor | None, mode: str
-) -> tuple[Tensor, Tensor]:
-    return _half(x), empty(x)
-
-
 def _half(x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     return empty(x, batch, channels, height // 2, width // 2)
 
 
-def _split_backward_fake(
-    grad_base: Tensor | None, grad_residual: Tensor | None, std: Tensor | None, mode: str
-) -> Tensor:
+def _split_backward_fake(grad_base: Tensor | None, grad_residual: Tensor | None) -> Tensor:
     if grad_base is None:
         assert grad_residual is not None
         return empty(grad_residual)
@@ -153,11 +145,10 @@ def _split_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(std)
 
 
-def _split_gradient(ctx: Any, grad_base: Tensor | None, grad_residual: Tensor | None) -> Any:
-    if grad_base is None and grad_residual is None:
-        return None, None, None, None
-    grad = _pyramid_split_backward(grad_base, grad_residual, *ctx.saved_tensors, ctx.mode)
-    return grad, None, None, None
+def _split_gradient(
+    ctx: Any, grad_base: Tensor | None, grad_residual: Tensor | None
+) -> dict[str, Tensor]:
+    return {"x": _pyramid_split_backward(grad_base, grad_residual, *ctx.saved_tensors, ctx.mode)}
 
 
 _pyramid_split_backward = define(
@@ -172,7 +163,7 @@ _pyramid_split = define(
     "pyramid_split(Tensor x, Tensor? mean, Tensor? std, str mode) -> (Tensor, Tensor)",
     reference=reference.pyramid_split,
     kernels=("cuda", "triton"),
-    fake=_split_fake,
+    fake=lambda x: (_half(x), empty(x)),
     setup_context=_split_setup,
     backward=_split_gradient,
 )
@@ -183,17 +174,16 @@ def _merge_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(std)
 
 
-def _merge_gradient(ctx: Any, grad: Tensor | None) -> Any:
-    if grad is None:
-        return (None,) * 7
-    return *_pyramid_merge_backward(grad, *ctx.saved_tensors, ctx.mode), *(None,) * 5
+def _merge_gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
+    grad_base, grad_residual = _pyramid_merge_backward(grad, *ctx.saved_tensors, ctx.mode)
+    return {"base": grad_base, "residual": grad_residual}
 
 
 _pyramid_merge_backward = define(
     "pyramid_merge_backward(Tensor grad, Tensor? std, str mode) -> (Tensor, Tensor)",
     reference=reference.pyramid_merge_backward,
     kernels=("cuda", "triton"),
-    fake=lambda grad, std, mode: (_half(grad), empty(grad)),
+    fake=lambda grad: (_half(grad), empty(grad)),
 )
 
 _pyramid_merge = define(
@@ -201,7 +191,7 @@ _pyramid_merge = define(
     "float high) -> Tensor",
     reference=reference.pyramid_merge,
     kernels=("cuda", "triton"),
-    fake=lambda base, residual, mean, std, mode, low, high: empty(base, *residual.shape),
+    fake=lambda base, residual: empty(base, *residual.shape),
     setup_context=_merge_setup,
     backward=_merge_gradient,
 )

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import dense, empty
+from ..layout import contiguous, empty
 from ..triton_support.image import (
     LAYOUTS,
     ImageTile,
@@ -175,7 +175,7 @@ def pyramid_split(
     batch, channels, height, width = x.shape
     base, residual = empty(x, batch, channels, height // 2, width // 2), empty(x)
     images = image(x), image(base), image(residual)
-    launch_pyramid(split_kernel, (x, residual), mode, *images, dense(mean), dense(std))
+    launch_pyramid(split_kernel, (x, residual), mode, *images, contiguous(mean), contiguous(std))
     return base, residual
 
 
@@ -190,7 +190,7 @@ def pyramid_split_backward(
         grad = empty(grad_residual)
     above = (grad,) if grad_residual is None else (grad, grad_residual)
     images = image(grad_base), image(grad_residual), image(grad)
-    launch_pyramid(split_backward_kernel, above, mode, *images, dense(std))
+    launch_pyramid(split_backward_kernel, above, mode, *images, contiguous(std))
     return grad
 
 
@@ -205,7 +205,7 @@ def pyramid_merge(
 ) -> Tensor:
     x = empty(base, *residual.shape)
     images = image(base), image(residual), image(x)
-    numbers = dense(mean), dense(std), low, high
+    numbers = contiguous(mean), contiguous(std), low, high
     launch_pyramid(merge_kernel, (residual, x), mode, *images, *numbers)
     return x
 
@@ -214,7 +214,7 @@ def pyramid_merge_backward(grad: Tensor, std: Tensor | None, mode: str) -> tuple
     batch, channels, height, width = grad.shape
     grad_base, grad_residual = empty(grad, batch, channels, height // 2, width // 2), empty(grad)
     images = image(grad), image(grad_base), image(grad_residual)
-    launch_pyramid(merge_backward_kernel, (grad, grad_residual), mode, *images, dense(std))
+    launch_pyramid(merge_backward_kernel, (grad, grad_residual), mode, *images, contiguous(std))
     return grad_base, grad_residual
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ..dtypes import compute_dtype
 from ..extension import address, dtype, launch
-from ..layout import dense
+from ..layout import contiguous
 from .op import weight_gradient
 
 # Blocks that each sum their share of a weight's gradient: two for each SM of an H200, and twice
@@ -16,9 +14,7 @@ from .op import weight_gradient
 PARTIALS = 528
 
 
-def can_run(*args: Any) -> str | None:
-    """Of forward or backward, whose last arguments are those from qkv on: None, or the reason."""
-    qkv, _, _, _, num_heads, _ = args[-6:]
+def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
     head_dim = qkv.shape[-1] // (3 * num_heads)
     return None if head_dim <= 256 else f"head_dim is {head_dim}, at most 256 fits its warps"
 
@@ -33,7 +29,7 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor]:
     q, k, _ = _heads(qkv, num_heads)
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
-    q_weight, k_weight, rope = dense(q_weight), dense(k_weight), dense(rope)
+    q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
     weights = _weight(q_weight), _weight(k_weight)
     outputs = address(q_out), address(k_out)
     numbers = address(rope), eps
@@ -64,7 +60,7 @@ def qk_norm_rope_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, _ = _heads(qkv, num_heads)
     gradients = [None if grad is None else _rows(grad) for grad in (grad_q, grad_k, grad_v)]
-    q_weight, k_weight, rope = dense(q_weight), dense(k_weight), dense(rope)
+    q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
     grad_qkv = qkv.new_empty(qkv.shape)
     grad_weights = weight_gradient(q_weight, qkv), weight_gradient(k_weight, qkv)
     partial = None
@@ -89,7 +85,7 @@ def qk_norm_rope_backward(
 
 
 def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """q, k, v (B, N, H, d), views of qkv unless its last dimension is strided."""
+    """Return q, k and v (B, N, H, d), views of qkv unless its last dimension is strided."""
     return _rows(qkv).unflatten(-1, (3, num_heads, -1)).unbind(2)
 
 
@@ -98,7 +94,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _view(x: Tensor | None) -> tuple[int, ...] | None:
-    """(B, N, H, d) as a HeadsView."""
+    """Return x (B, N, H, d) as a HeadsView of csrc/launchers.hpp."""
     return None if x is None else (x.data_ptr(), *x.stride()[:3])
 
 

@@ -91,14 +91,28 @@ def weight_gradient(weight: Tensor | None, qkv: Tensor) -> Tensor:
     return weight.new_empty(weight.shape)
 
 
-def _fake(
-    qkv: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    num_heads: int,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+def new_gradients(
+    qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """New tensors for the gradients of qkv and of the norm weights."""
+    weights = weight_gradient(q_weight, qkv), weight_gradient(k_weight, qkv)
+    return qkv.new_empty(qkv.shape), *weights
+
+
+def gradients_by_name(
+    grads: tuple[Tensor, Tensor, Tensor], q_weight: Tensor | None, k_weight: Tensor | None
+) -> dict[str, Tensor]:
+    """The gradients that a backward returned, without those of weights that are not there."""
+    grad_qkv, grad_q_weight, grad_k_weight = grads
+    found = {"qkv": grad_qkv}
+    if q_weight is not None:
+        found["q_weight"] = grad_q_weight
+    if k_weight is not None:
+        found["k_weight"] = grad_k_weight
+    return found
+
+
+def _fake(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
     batch, tokens, width = qkv.shape
     q = qkv.new_empty((batch, tokens, num_heads, width // (3 * num_heads)))
     return q, q.new_empty(q.shape)
@@ -110,24 +124,13 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(qkv, q_weight, k_weight, rope)
 
 
-def _gradient(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> Any:
-    if grad_q is None and grad_k is None:
-        return None, None, None, None, None, None
+def _gradient(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> dict[str, Tensor]:
     saved = ctx.saved_tensors  # once: under checkpointing it would compute them twice
     qkv, q_weight, k_weight, _ = saved
     grad_q = qkv.new_zeros(ctx.shape) if grad_q is None else grad_q
     grad_k = qkv.new_zeros(ctx.shape) if grad_k is None else grad_k
-    grad_qkv, grad_q_weight, grad_k_weight = qk_norm_rope_backward(
-        grad_q, grad_k, None, *saved, ctx.num_heads, ctx.eps
-    )
-    return (
-        grad_qkv,
-        None if q_weight is None else grad_q_weight,
-        None if k_weight is None else grad_k_weight,
-        None,
-        None,
-        None,
-    )
+    grads = qk_norm_rope_backward(grad_q, grad_k, None, *saved, ctx.num_heads, ctx.eps)
+    return gradients_by_name(grads, q_weight, k_weight)
 
 
 qk_norm_rope_backward = define(
@@ -136,11 +139,7 @@ qk_norm_rope_backward = define(
     "-> (Tensor, Tensor, Tensor)",
     reference=reference.qk_norm_rope_backward,
     kernels=("cuda", "triton"),
-    fake=lambda grad_q, grad_k, grad_v, qkv, q_weight, k_weight, rope, num_heads, eps: (
-        qkv.new_empty(qkv.shape),
-        weight_gradient(q_weight, qkv),
-        weight_gradient(k_weight, qkv),
-    ),
+    fake=new_gradients,
 )
 
 prepare_qk = define(

@@ -1,4 +1,4 @@
-"""qk_norm_rope and its gradient in Triton, each in one pass over memory.
+"""Triton runs qk_norm_rope and its gradient, each in one pass over memory.
 
 A tile is some heads by half a head: the two halves of a head are two tiles, so that the pairs
 (i, i + d / 2) that RoPE rotates lie in one place of both. Heads are counted (B, N, H).
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dtypes import compute_dtype
-from ..layout import dense
+from ..layout import contiguous
 from ..triton_support.arithmetic import divide, narrow, widen
 from ..triton_support.launch import launch, power_of_2, tiles
 from .op import weight_gradient
@@ -24,7 +24,7 @@ PARTIALS = 528  # programs that each sum their share of a weight's gradient: fou
 
 
 class Heads(NamedTuple):
-    """Heads (B, N, H, d) in memory, and their strides: from head to head in units of UNIT elements.
+    """Heads (B, N, H, d) are their memory and strides, from head to head in UNITs of elements.
 
     Triton knows of a number whether it is a multiple of 16, which 72 is not; of a product with UNIT
     it knows UNIT, and reads 8 bytes at once.
@@ -39,7 +39,7 @@ class Heads(NamedTuple):
 
 @dataclass(frozen=True)
 class Tile:
-    """Heads of a program by half a head, rounded up to a power of 2, and how many such tiles."""
+    """A tile is a program's heads by half a head, rounded up to a power of 2; count such tiles."""
 
     rows: int
     width: int
@@ -47,13 +47,13 @@ class Tile:
     count: int
 
     @classmethod
-    def of(cls, x: Tensor, most: int = 8) -> Tile:
-        """A thread owns 16 bytes of either half of a head, ``most`` elements of each, and a block
-        has up to 128 threads."""
+    def of(cls, x: Tensor, max_elements: int = 8) -> Tile:
+        """A thread owns 16 bytes of either half of a head, at most ``max_elements`` of them, and a
+        block has up to 128 threads."""
         batch, tokens, heads, head_dim = x.shape
         total = batch * tokens * heads
         width = power_of_2((head_dim + 1) // 2)
-        a_thread = min(most, 16 // x.element_size())
+        a_thread = min(max_elements, 16 // x.element_size())
         rows = min(power_of_2(total), max(1, 128 * a_thread // width))
         warps = min(4, max(1, rows * width // a_thread // 32))
         return cls(rows, width, warps, tiles(total, 1, rows, 1))
@@ -247,7 +247,7 @@ def qk_norm_rope(
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
     tile = Tile.of(q)
     unit, *heads = views(q, k, q_out, k_out)
-    weights = dense(q_weight), dense(k_weight), dense(rope)
+    weights = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
     numbers = tuple(q.shape[:3]), eps, tile.count, tile.rows, tile.width, unit, q.shape[3]
     launch(forward_kernel, q.device, 2 * tile.count, *heads, *weights, *numbers, warps=tile.warps)
     return q_out, k_out
@@ -273,7 +273,7 @@ def qk_norm_rope_backward(
         for weight in (q_weight, k_weight)
     ]
     unit, *heads = views(grad_q, grad_k, grad_v, q, k, *unpack(grad_qkv, num_heads))
-    weights = dense(q_weight), dense(k_weight), *partials, dense(rope)
+    weights = contiguous(q_weight), contiguous(k_weight), *partials, contiguous(rope)
     numbers = programs, tuple(q.shape[:3]), eps, tile.count, tile.rows, tile.width, unit, q.shape[3]
     arguments = *heads, *weights, *numbers
     launch(backward_kernel, q.device, 3 * programs, *arguments, warps=tile.warps)
@@ -287,12 +287,12 @@ def qk_norm_rope_backward(
 
 
 def unpack(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """q, k, v as views (B, N, H, d)."""
+    """Return q, k and v as views (B, N, H, d)."""
     return qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
 
 
 def views(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """UNIT, and the tensors (B, N, H, d) as Heads."""
+    """Return UNIT, and the tensors (B, N, H, d) as Heads."""
     strides = [stride for x in tensors if x is not None for stride in x.stride()[:3]]
     unit = math.gcd(8, *strides)
 

@@ -56,18 +56,15 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(position)
 
 
-def _gradient(ctx: Any, grad: Tensor | None) -> Any:
-    if grad is None:
-        return None, None, None, None, None
+def _gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
     (position,) = ctx.saved_tensors
     learned = position if ctx.needs_input_grad[2] else None  # fixed positions cost no sum
     grad_base, grad_position = _merge_tokens_backward(grad, learned, *ctx.grid)
-    return grad_base, grad, None if learned is None else grad_position, None, None
+    found = {"base": grad_base, "skip": grad}
+    return found if learned is None else found | {"position": grad_position}
 
 
-def _backward_fake(
-    grad: Tensor, position: Tensor | None, height: int, width: int
-) -> tuple[Tensor, Tensor]:
+def _backward_fake(grad: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, tokens, channels = grad.shape
     grad_base = grad.new_empty((batch, tokens // 4, 4 * channels))
     return grad_base, grad.new_empty(0) if position is None else position.new_empty(position.shape)
@@ -85,7 +82,7 @@ _merge_tokens = define(
     "merge_tokens(Tensor base, Tensor skip, Tensor? position, int height, int width) -> Tensor",
     reference=reference.merge_tokens,
     kernels=("cuda", "triton"),
-    fake=lambda base, skip, position, height, width: skip.new_empty(skip.shape),
+    fake=lambda skip: skip.new_empty(skip.shape),
     setup_context=_setup,
     backward=_gradient,
 )

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import dense
+from ..layout import contiguous
 from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.launch import launch, power_of_2, tiles
 
@@ -25,10 +25,10 @@ class TokenTile:
     count: int
 
     @classmethod
-    def of(cls, tokens: int, channels: int, element_size: int, most_rows: int) -> TokenTile:
+    def of(cls, tokens: int, channels: int, element_size: int, max_rows: int) -> TokenTile:
         """A thread owns 16 bytes of a token's channels, a warp up to a whole row of the tile."""
         a_thread = 16 // element_size
-        rows = min(power_of_2(tokens), most_rows)
+        rows = min(power_of_2(tokens), max_rows)
         columns = min(power_of_2(channels), 32 * a_thread)
         warps = max(1, rows * columns // a_thread // 32)
         return cls(rows, columns, warps, tiles(tokens, channels, rows, columns))
@@ -117,7 +117,7 @@ def merge_tokens(
     x = skip.new_empty(skip.shape)
     batch, tokens, channels = x.shape
     tile = TokenTile.of(batch * tokens, channels, x.element_size(), 4)
-    tensors = base.contiguous(), skip.contiguous(), dense(position), x
+    tensors = base.contiguous(), skip.contiguous(), contiguous(position), x
     sizes = batch, height, width, channels, tile.rows, tile.columns
     launch(merge_kernel, x.device, tile.count, *tensors, *sizes, warps=tile.warps)
     return x

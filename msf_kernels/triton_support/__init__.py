@@ -1,4 +1,4 @@
-"""Triton kernels: whether they can run (here), and what they share (the modules beside this one).
+"""Tells whether Triton kernels can run; the modules beside this one are what the kernels share.
 
 Nothing here imports Triton, which takes longer to import than all of this package does. A family's
 kernels, and with them Triton, are imported when one of them is first called.
@@ -15,8 +15,8 @@ OLDEST = (3, 5)  # 3.4 cannot compile list comprehensions, which kernels of adaL
 
 
 @functools.cache
-def available(device: torch.device) -> str | None:
-    """None where Triton kernels can run on tensors of this device, else the reason."""
+def unsupported_reason(device: torch.device) -> str | None:
+    """Return why Triton kernels cannot run on tensors of this device, None where they can."""
     try:
         import triton
     except ImportError as error:
@@ -36,5 +36,5 @@ def available(device: torch.device) -> str | None:
 
 
 def interpreted() -> bool:
-    """Whether Triton interprets its kernels on the CPU; it reads this when it is imported."""
+    """Tell whether Triton interprets its kernels on the CPU, which it decides at its import."""
     return os.environ.get("TRITON_INTERPRET") == "1"

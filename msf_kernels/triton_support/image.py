@@ -1,4 +1,4 @@
-"""Images in Triton kernels: the tile of pixels that a program owns, how it reads and writes them.
+"""Triton kernels of images share how a program reads and writes the tile of pixels that it owns.
 
 Two images lie over each other: a base (B, C, H, W) and what is above it (B, C, 2H, 2W). A program
 owns a tile of base pixels and the 2x2 pixels above each. A tile's columns run along
@@ -24,7 +24,7 @@ LAYOUTS = {"planar": torch.contiguous_format, "channels-last": torch.channels_la
 
 
 class Image(NamedTuple):
-    """An image's memory and its strides; of tokens of patches those from one patch to the next."""
+    """An image is its memory and strides; tokens of patches have those from patch to patch."""
 
     data: Any
     batch: int
@@ -39,14 +39,14 @@ def image(x: Tensor | None) -> Image | None:
 
 
 def patches(tokens: Tensor, patch: int, channels: int, width: int) -> Image:
-    """Tokens (B, H/p * W/p, p * p * C) as the image (B, C, H, W) that they are."""
+    """Return tokens (B, H/p * W/p, p * p * C) as the image (B, C, H, W) that they are."""
     batch, token, channel = tokens.stride()
     return Image(tokens, batch, channel, width // patch * token, token, channels * channel)
 
 
 @dataclass(frozen=True)
 class ImageTile:
-    """The shape of the programs' tiles over images, and how many there are."""
+    """An image tile is the shape of the programs' tiles over images, and how many there are."""
 
     extent: tuple[int, ...]  # (B, C, H, W), counted in pixels of a tile
     planar: bool
@@ -57,7 +57,7 @@ class ImageTile:
 
     @classmethod
     def of(cls, images: Sequence[Tensor], scale: int, access: int = 16) -> ImageTile:
-        """For images of one shape, of which each pixel of a tile is scale x scale pixels.
+        """Make tiles for images of one shape; a pixel of a tile is scale x scale of theirs.
 
         A thread owns what it reads in ``access`` bytes of a row, and a block has up to 128 threads.
         """

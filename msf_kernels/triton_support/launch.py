@@ -1,4 +1,4 @@
-"""How Triton kernels start."""
+"""Starts Triton kernels."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def _compiles_for_hopper() -> bool:
     return not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] == 9
 
 
-# Why products of matrices would be wrong on Hopper, or None. Asked here, before any kernel of ours
-# is compiled, so that one assembler compiles all of them.
-WGMMA_REASON = ptxas.choose() if _compiles_for_hopper() else None
+# This is why products of matrices would be wrong on Hopper, or None. It is asked here, before any
+# kernel of ours is compiled, so that one assembler compiles all of them.
+WGMMA_UNSUPPORTED_REASON = ptxas.choose() if _compiles_for_hopper() else None
 
 
 def launch(
@@ -43,12 +43,12 @@ def launch(
 
 
 def power_of_2(n: int) -> int:
-    """The smallest power of 2 that is not less than n; 1 for 0."""
+    """Return the smallest power of 2 that is not less than n; 1 for 0."""
     return 1 << max(0, n - 1).bit_length()
 
 
 def tiles(rows: int, columns: int, tile_rows: int, tile_columns: int) -> int:
-    """How many tiles cover rows x columns.
+    """Return how many tiles cover rows x columns.
 
     Raises:
         OverflowError: there are too many rows for the kernels, which count them in 32 bits.

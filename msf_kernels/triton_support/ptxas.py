@@ -1,9 +1,9 @@
-"""The assembler with which Triton compiles for Hopper: none that gets wgmma wrong.
+"""Chooses an assembler with which Triton compiles for Hopper that does not get wgmma wrong.
 
-ptxas 12.8, with which Triton 3.5 and 3.6 assemble for Hopper, builds descriptors of operands of
-wgmma from registers that nothing has written, in 23 of 200 shapes of attention's forward
-(`audit/uniform.py` finds them). 12.9 had none of these; Triton 3.6 carries it too, for Blackwell.
-(12.9 still folds selects, which our kernels do not have: `audit/instructions.py`.)
+Triton 3.5 and 3.6 assemble for Hopper with ptxas 12.8. In 23 of 200 shapes of attention's forward
+it builds the descriptor of an operand of wgmma from a register that nothing has written
+(`audit/uniform.py` finds them). ptxas 12.9, which Triton 3.6 carries for Blackwell, did so in none.
+It still folds selects, which our kernels do not have (`audit/instructions.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OLDEST = (12, 9)
 
 
 def choose() -> str | None:
-    """None where the products of a Hopper GPU will be assembled rightly, else the reason why not.
+    """Return why the products of a Hopper GPU would be assembled wrongly, None where they are not.
 
     Where Triton's own choice is too old and TRITON_PTXAS_PATH names none, Triton takes the newer of
     the two assemblers that it carries from here on, for all kernels of this process, ours or not,

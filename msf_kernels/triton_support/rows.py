@@ -1,4 +1,4 @@
-"""Rows of D channels in Triton kernels: how programs walk them, and the pieces they are made of.
+"""Triton kernels of rows of D channels share how programs walk the rows, and in which pieces.
 
 A tile's sides are powers of two and the width of a transformer is not: a row is up to 9 pieces of
 one power of two, 384 = 3 * 128, 768 = 3 * 256, 1152 = 9 * 128, 1536 = 3 * 512. So no lane idles at
@@ -19,12 +19,12 @@ from torch import Tensor
 from .arithmetic import narrow, widen
 from .launch import launch, power_of_2
 
-PARTIALS, CHANNELS = 32, 32  # that a program of `sum_kernel` reads at once
+PARTIALS, CHANNELS = 32, 32  # a program of `sum_kernel` reads so many at once
 
 
 @dataclass(frozen=True)
 class Walk:
-    """How programs walk the rows of (B, N, D): a slice of a sample each, a few rows at a time."""
+    """A walk says how programs go through (B, N, D): each a slice of a sample, by a few rows."""
 
     piece: int
     pieces: int
@@ -35,8 +35,8 @@ class Walk:
     count: int
 
     @classmethod
-    def of(cls, x: Tensor, programs: int, least_rows: int) -> Walk:
-        """Some ``programs``, at least one a sample, with ``least_rows`` or all of the sample's.
+    def of(cls, x: Tensor, programs: int, min_rows: int) -> Walk:
+        """Make about ``programs``, one a sample or more, of ``min_rows`` or all its rows each.
 
         A thread has up to 36 bytes of a row as wide as a transformer's, in accesses of 4 to 16
         bytes, and a block 128 threads or, where a row is wider, up to 1024. The pieces are those
@@ -48,7 +48,7 @@ class Walk:
         widths = [widest] + [width for width in (widest // 2, widest // 4) if width >= 64]
         piece = min(widths, key=lambda width: (triton.cdiv(channels, width) * width, -width))
         rows = min(max(128 // threads, 1), power_of_2(tokens))
-        slices = max(min(tokens // least_rows, triton.cdiv(programs, max(batch, 1))), 1)
+        slices = max(min(tokens // min_rows, triton.cdiv(programs, max(batch, 1))), 1)
         slice_rows = triton.cdiv(triton.cdiv(tokens, slices), rows) * rows
         slices = max(triton.cdiv(tokens, max(slice_rows, 1)), 1)
         warps = max(rows * threads // 32, 1)
@@ -56,7 +56,7 @@ class Walk:
         return cls(piece, triton.cdiv(channels, piece), rows, warps, slices, slice_rows, count)
 
     def sizes(self, x: Tensor) -> tuple[Any, ...]:
-        """The arguments of kernels that walk: tokens, slices, slice_rows, PIECES, PIECE, ROWS, D.
+        """Return arguments of kernels: tokens, slices, slice_rows, PIECES, PIECE, ROWS, D.
 
         PIECES are the numbers of the pieces, known when a kernel is compiled.
         """
@@ -66,14 +66,14 @@ class Walk:
 
 
 class Modulation(NamedTuple):
-    """A vector of channels for each sample, (B, D) or (1, D), and the stride between samples."""
+    """A modulation is a vector of channels a sample, (B, D) or (1, D), and the samples' stride."""
 
     data: Any
     stride: int
 
 
 def modulation(x: Tensor | None) -> Modulation | None:
-    """Read in place if its channels are neighbours in memory, as in a chunk of (B, 6D)."""
+    """Return x as a Modulation, in place if its channels are contiguous, as in a chunk (B, 6D)."""
     if x is None:
         return None
     if x.stride(1) != 1:

@@ -11,7 +11,7 @@ from benchmarks import choose
 from benchmarks.results import Report, Row
 from benchmarks.roofline import Roofline
 from benchmarks.store import RESULTS, load, newest, save
-from msf_kernels.measured import FOLDER
+from msf_kernels.measurements import FOLDER
 
 GPU = {"device": "NVIDIA H200", "capability": "9.0", "multiprocessors": 132}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -35,6 +34,7 @@ from benchmarks.store import load
 from benchmarks.training import TrainingStep
 from benchmarks.transformers import EAGER, PLAIN, WAYS, Way
 from msf.seeds import generator
+from msf_kernels import dispatch
 from numerics import relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,7 +271,7 @@ def settings() -> list[Any]:
     """All that a way's scope changes."""
     return [
         *(getattr(msf.transformer, name) for name in PLAIN),
-        importlib.import_module("msf_kernels.backend")._requested,
+        dispatch._requested,
         torch.backends.cuda.flash_sdp_enabled(),
         torch.backends.cuda.cudnn_sdp_enabled(),
         torch.backends.cuda.mem_efficient_sdp_enabled(),

@@ -18,7 +18,7 @@ from benchmarks.markdown import heading, markdown
 from benchmarks.results import Report, Row
 from benchmarks.roofline import Roofline
 from benchmarks.store import load, save
-from msf_kernels.measured import slug
+from msf_kernels.measurements import slug
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = Roofline(4000.0, 800.0, "invented")

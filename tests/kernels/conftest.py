@@ -5,7 +5,7 @@ import torch
 
 import msf_kernels
 from msf_kernels import extension
-from msf_kernels.backend import BACKENDS
+from msf_kernels.dispatch import BACKENDS
 from numerics import DEVICE
 
 from .emulated import emulated

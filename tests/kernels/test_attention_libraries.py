@@ -3,7 +3,6 @@ or has a stand-in of its signature that computes with PyTorch's flash attention 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import warnings
@@ -20,13 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import msf_kernels
-from msf_kernels import attention, rope_2d
+from msf_kernels import attention, dispatch, rope_2d
 from msf_kernels.attention import flash_attn, libraries, reference, sdpa
 from numerics import normal
 
 from .test_attention import check
-
-selection = importlib.import_module("msf_kernels.backend")  # msf_kernels.backend is the function
 
 CPU = torch.device("cpu")
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -85,9 +82,9 @@ def check_stand_in(name: str, norm: bool, monkeypatch: pytest.MonkeyPatch) -> No
     """Values and gradients of 37 tokens: no multiple of what libraries round up to."""
     library = libraries.LIBRARIES[name]
     calls = {"attention": libraries.attention, "attention_backward": libraries.attention_backward}
-    for op, call in calls.items():  # as registered, but for the objection to tensors of the CPU
-        implementation = selection.Implementation(partial(call, library))
-        monkeypatch.setitem(selection._registry[op], name, implementation)
+    for op, call in calls.items():  # as registered, but tensors of the CPU are taken
+        implementation = dispatch.Implementation(partial(call, library))
+        monkeypatch.setitem(dispatch._registry[op], name, implementation)
     inputs = [normal(2, 37, 48, dtype=FP32), *(normal(8, dtype=FP32) for _ in "qk" if norm)]
     with msf_kernels.backend(attention=name):
         check(inputs, num_heads=2)
@@ -221,7 +218,7 @@ def test_flash_attn(
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    caches = flash_attn.installed, flash_attn.available
+    caches = flash_attn.installed, flash_attn.unsupported_device_reason
     for cache in caches:
         cache.cache_clear()
     yield
@@ -245,17 +242,17 @@ def absent(_: str) -> str:
 def test_why_flash_attn_cannot_run(version, line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(flash_attn, "version", version)
-    assert libraries.LIBRARIES["flash-attn"].available(CPU) == line
+    assert libraries.LIBRARIES["flash-attn"].unsupported_device_reason(CPU) == line
 
 
 def test_flash_attn_declines_arguments() -> None:
-    can_run = libraries.LIBRARIES["flash-attn"].can_run
-    assert can_run(torch.empty(1, 2, 3, 64, dtype=BF16)) is None
+    reason = libraries.LIBRARIES["flash-attn"].unsupported_args_reason
+    assert reason(torch.empty(1, 2, 3, 64, dtype=BF16)) is None
     line = "flash-attn takes bfloat16 and float16, got float32"
-    assert can_run(torch.empty(1, 2, 3, 64)) == line
+    assert reason(torch.empty(1, 2, 3, 64)) == line
     for head_dim in (36, 264):
         line = f"flash-attn takes a head_dim of 8, 16 ... 256, got {head_dim}"
-        assert can_run(torch.empty(1, 2, 3, head_dim, dtype=BF16)) == line
+        assert reason(torch.empty(1, 2, 3, head_dim, dtype=BF16)) == line
 
 
 @pytest.mark.usefixtures("fresh")
@@ -282,11 +279,11 @@ def test_the_reason_is_that_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     names = SimpleNamespace(SDPAParams=lambda q, *_: q.shape, **answers)
     monkeypatch.setattr(sdpa, "cuda", names)
     heads = [torch.empty(1, 2, 3, 8, device="meta")] * 3
-    assert libraries.LIBRARIES["flash"].can_run(*heads) == "the dtype is odd"
-    assert libraries.LIBRARIES["cudnn"].can_run(*heads) is None
+    assert libraries.LIBRARIES["flash"].unsupported_args_reason(*heads) == "the dtype is odd"
+    assert libraries.LIBRARIES["cudnn"].unsupported_args_reason(*heads) is None
     heads = [torch.empty(1, 2, 3, 36, device="meta")] * 3  # PyTorch pads it before it asks
     line = "it takes a head_dim of 8, 16 ..., got 36"
-    assert libraries.LIBRARIES["flash"].can_run(*heads) == line
+    assert libraries.LIBRARIES["flash"].unsupported_args_reason(*heads) == line
 
 
 def test_limits_of_the_gradient_count_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +296,8 @@ def test_limits_of_the_gradient_count_where_there_is_one(monkeypatch: pytest.Mon
     names = SimpleNamespace(SDPAParams=lambda q, *_: q, can_use_cudnn_attention=takes_no_gradient)
     monkeypatch.setattr(sdpa, "cuda", names)
     forward, backward = (
-        selection._registry[op]["cudnn"].can_run for op in ("attention", "attention_backward")
+        dispatch._registry[op]["cudnn"].unsupported_args_reason
+        for op in ("attention", "attention_backward")
     )
     qkv, options = torch.empty(1, 2, 48, device="meta"), (None, None, None)
     trained = qkv.clone().requires_grad_()
@@ -317,14 +315,12 @@ def test_a_call_says_whether_a_gradient_is_wanted(
 ) -> None:
     asked: list[bool] = []
 
-    def can_run(*heads: Tensor) -> None:
+    def reason(*heads: Tensor) -> None:
         asked.append(all(x.requires_grad for x in heads))
 
-    library = replace(libraries.LIBRARIES["flash"], can_run=can_run)
-    recording = selection.Implementation(
-        partial(libraries.attention, library), can_run=partial(libraries._can_run, library)
-    )
-    monkeypatch.setitem(selection._registry["attention"], "flash", recording)
+    library = replace(libraries.LIBRARIES["flash"], unsupported_args_reason=reason)
+    recording = libraries.implementation(library, libraries.attention, libraries.forward_reason)
+    monkeypatch.setitem(dispatch._registry["attention"], "flash", recording)
     arguments = {"qkv": normal(1, 2, 48, dtype=FP32), "q_weight": torch.ones(8)}
     if wanted:
         arguments[wanted].requires_grad_()

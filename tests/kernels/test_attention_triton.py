@@ -67,21 +67,18 @@ def test_attention_of_a_gpu_has_a_largest_head_dim(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(attention_triton, "interpreted", lambda: False)
     line = "head_dim is at most 128, got 136"
     for dim, reason in {128: None, 136: line}.items():
-        qkv, grad = torch.empty(1, 2, 3 * 2 * dim), torch.empty(1, 2, 2 * dim)
-        assert attention_triton.can_run(qkv, None, None, None, 2, 1e-6) == reason
-        saved = qkv, None, None, None, grad, None
-        assert attention_triton.can_run(grad, *saved, 2, 1e-6) == reason
+        qkv = torch.empty(1, 2, 3 * 2 * dim)
+        assert attention_triton.unsupported_reason(qkv, 2) == reason
 
 
 def test_attention_needs_an_assembler_that_gets_wgmma_right(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attention_triton, "interpreted", lambda: False)
-    monkeypatch.setattr(attention_triton, "WGMMA_REASON", "ptxas 12.8 is too old")
-    args = torch.empty(1, 2, 48), None, None, None, 2, 1e-6
+    monkeypatch.setattr(attention_triton, "WGMMA_UNSUPPORTED_REASON", "ptxas 12.8 is too old")
     for wgmma, reason in {False: None, True: "ptxas 12.8 is too old"}.items():
         monkeypatch.setattr(attention_triton, "has_wgmma", lambda device, wgmma=wgmma: wgmma)
-        assert attention_triton.can_run(*args) == reason
+        assert attention_triton.unsupported_reason(torch.empty(1, 2, 48), 2) == reason
 
 
 @pytest.mark.parametrize(

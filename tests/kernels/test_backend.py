@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -19,11 +18,9 @@ import pytest
 import torch
 
 import msf_kernels as msf
-from msf_kernels.backend import Implementation
+from msf_kernels import dispatch, extension, measurements
+from msf_kernels.dispatch import Implementation
 from numerics import normal
-
-selection = importlib.import_module("msf_kernels.backend")  # msf_kernels.backend is the function
-measured = importlib.import_module("msf_kernels.measured")
 
 GATE = "gate_residual"
 ARGS = (normal(2, 3, 5), normal(2, 3, 5), normal(2, 5))
@@ -32,9 +29,9 @@ ARGS = (normal(2, 3, 5), normal(2, 3, 5), normal(2, 5))
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Implementation]:
     """The registry entry of GATE with nothing but its reference, and room for stand-in kernels."""
-    entry = {"reference": selection._registry[GATE]["reference"]}
-    monkeypatch.setitem(selection._registry, GATE, entry)
-    selection._log_once.cache_clear()
+    entry = {"reference": dispatch._registry[GATE]["reference"]}
+    monkeypatch.setitem(dispatch._registry, GATE, entry)
+    dispatch._log_once.cache_clear()
     return entry
 
 
@@ -44,7 +41,7 @@ def answering(value: float, **predicates: object) -> Implementation:
 
 @pytest.mark.parametrize("op", msf.OPERATORS)
 def test_every_operator_has_a_reference(op: str) -> None:
-    assert msf.explain_backends(op)["reference"] is None
+    assert msf.explain_choice(op).unsupported_reasons["reference"] is None
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
@@ -67,9 +64,15 @@ def test_a_kernel_runs_when_asked_for_by_name(kernels: dict[str, Implementation]
 def test_a_kernel_may_decline_the_machine_or_the_arguments(
     kernels: dict[str, Implementation],
 ) -> None:
-    kernels["cuda"] = answering(1.0, available=lambda device: "no driver")
-    kernels["triton"] = answering(2.0, can_run=lambda x, y, gate, _: f"D = {x.shape[-1]} is odd")
-    assert msf.explain_backends(GATE) == {"cuda": "no driver", "triton": None, "reference": None}
+    kernels["cuda"] = answering(1.0, unsupported_device_reason=lambda device: "no driver")
+    kernels["triton"] = answering(
+        2.0, unsupported_args_reason=lambda x, y, gate, _: f"D = {x.shape[-1]} is odd"
+    )
+    assert msf.explain_choice(GATE).unsupported_reasons == {
+        "cuda": "no driver",
+        "triton": None,
+        "reference": None,
+    }
     for name, reason in {"cuda": "no driver", "triton": "D = 5 is odd"}.items():
         with (
             msf.backend(name),
@@ -86,13 +89,13 @@ def test_the_automatic_order_and_its_log(
     gpu = torch.device("cuda", 0)  # where the order is ours, whatever takes part in it
 
     def run() -> float:
-        return selection.run(GATE, gpu, *ARGS)[0, 0, 0].item()
+        return dispatch.run(GATE, gpu, *ARGS)[0, 0, 0].item()
 
-    monkeypatch.setattr(measured, "fastest", lambda *_: ())
+    monkeypatch.setattr(measurements, "fastest", lambda *_: ())
     kernels["cuda"], kernels["triton"] = answering(1.0), answering(2.0)
-    with msf.backend("auto"), caplog.at_level(logging.INFO, selection.__name__):
+    with msf.backend("auto"), caplog.at_level(logging.INFO, dispatch.__name__):
         assert run() == 1
-        kernels["cuda"] = answering(1.0, can_run=lambda *_: "D is odd")
+        kernels["cuda"] = answering(1.0, unsupported_args_reason=lambda *_: "D is odd")
         assert [run(), run()] == [2, 2]
     assert caplog.messages == [f"{GATE}: not on cuda: D is odd"]
 
@@ -108,10 +111,10 @@ def test_backward_in_another_thread_follows_the_request(kernels: dict[str, Imple
 
 
 def test_the_context_restores_the_request_after_an_error() -> None:
-    before = selection._requested
+    before = dispatch._requested
     with pytest.raises(KeyError), msf.backend("triton"):
         raise KeyError
-    assert selection._requested == before
+    assert dispatch._requested == before
 
 
 def test_unknown_names() -> None:
@@ -126,7 +129,7 @@ def test_unknown_names() -> None:
     }.items():
         with pytest.raises(ValueError, match=f"^{line}"), msf.backend(request):
             pass
-    for ask in (msf.available_backends, msf.explain_backends, msf.requested_backend):
+    for ask in (msf.available_backends, msf.explain_choice, msf.requested_backend):
         with pytest.raises(
             ValueError, match=r"^unknown operator 'norm': known are adaln_modulate, "
         ):
@@ -165,12 +168,12 @@ def h200(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         forget()
 
     def forget() -> None:
-        measured.table_for.cache_clear()
-        measured.fastest.cache_clear()
+        measurements.table_for.cache_clear()
+        measurements.fastest.cache_clear()
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    monkeypatch.setattr(measurements, "FOLDER", tmp_path)
     forget()
     yield write
     forget()
@@ -178,18 +181,18 @@ def h200(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 
 def test_measured_backends_come_first(h200: Callable[..., None]) -> None:
     gpu = torch.device("cuda", 0)
-    assert selection.automatic_order(GATE, gpu) == selection.BACKENDS
+    assert dispatch.automatic_order(GATE, gpu) == dispatch.BACKENDS
     h200({GATE: ["triton"]})
     assert (
-        selection.automatic_order(f"{GATE}_backward", gpu)
-        == selection.automatic_order(GATE, gpu)
+        dispatch.automatic_order(f"{GATE}_backward", gpu)
+        == dispatch.automatic_order(GATE, gpu)
         == ("triton", "cuda", "reference")
     )
-    assert selection.automatic_order("attention", gpu) == (
+    assert dispatch.automatic_order("attention", gpu) == (
         *("cuda", "triton", "cudnn", "flash", "efficient", "flash-attn", "reference"),
     )
     h200({GATE: ["triton"], f"{GATE}_backward": ["reference"]})
-    assert selection.automatic_order(f"{GATE}_backward", gpu)[0] == "reference"
+    assert dispatch.automatic_order(f"{GATE}_backward", gpu)[0] == "reference"
 
 
 @pytest.mark.parametrize(
@@ -216,25 +219,27 @@ def test_a_gpu_that_nobody_measured_takes_the_table_of_the_nearest(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     gpu = torch.device("cuda", 0)
-    assert measured.table_for(gpu).gpu == table
-    assert selection.automatic_order(GATE, gpu) == ("triton", "cuda", "reference")
+    assert measurements.table_for(gpu).gpu == table
+    assert dispatch.automatic_order(GATE, gpu) == ("triton", "cuda", "reference")
 
 
-@pytest.mark.parametrize("file", sorted(measured.FOLDER.glob("*.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted(measurements.FOLDER.glob("*.json")), ids=lambda file: file.stem
+)
 def test_a_gpu_that_was_measured_follows_its_table(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = measured._read(file)
-    monkeypatch.setattr(measured, "table_for", lambda device: table)
-    measured.fastest.cache_clear()
+    table = measurements._read(file)
+    monkeypatch.setattr(measurements, "table_for", lambda device: table)
+    measurements.fastest.cache_clear()
     gpu = torch.device("cuda", 7)
     for op, found in table.orders.items():
         entries = [{"sizes": (), "order": found}] if isinstance(found[0], str) else found
         for entry in entries:
-            order = selection.automatic_order(op, gpu, tuple(entry["sizes"]))
+            order = dispatch.automatic_order(op, gpu, tuple(entry["sizes"]))
             assert list(order[: len(entry["order"])]) == entry["order"]
-            assert set(order) == set(selection.BACKENDS) | set(msf.backends_of(op))
-    measured.fastest.cache_clear()
+            assert set(order) == set(dispatch.BACKENDS) | set(msf.backends_of(op))
+    measurements.fastest.cache_clear()
 
 
 def test_the_measured_sizes_nearest_to_a_call_decide(
@@ -244,9 +249,9 @@ def test_the_measured_sizes_nearest_to_a_call_decide(
     first = {(64, 64, 0): "triton", (1024, 64, 0): "cudnn", (1024, 64, 1): "flash"}
     h200({op: [{"sizes": sizes, "order": [name]} for sizes, name in first.items()]})
     for sizes, name in first.items():
-        assert selection.automatic_order(op, gpu, sizes)[0] == name
-    assert selection.automatic_order(op, gpu)[0] == "triton"
-    entry = selection._registry[op]
+        assert dispatch.automatic_order(op, gpu, sizes)[0] == name
+    assert dispatch.automatic_order(op, gpu)[0] == "triton"
+    entry = dispatch._registry[op]
     for name in first.values():
         monkeypatch.setitem(entry, name, answering(0.0))
     choice = dict(zip(map(id, entry.values()), entry))
@@ -257,9 +262,9 @@ def test_the_measured_sizes_nearest_to_a_call_decide(
         (1000, (weight, None, None), "flash"),
     ):
         args = torch.empty(1, tokens, 3 * 2 * 72), *options, 2, 1e-6
-        assert choice[id(selection._choose(op, gpu, args))] == name
+        assert choice[id(dispatch._choose(op, gpu, args))] == name
         saved = args[0], *args[:4], args[0], args[0], *args[4:]
-        assert selection._sizes[f"{op}_backward"](*saved) == selection._sizes[op](*args)
+        assert dispatch._sizes[f"{op}_backward"](*saved) == dispatch._sizes[op](*args)
 
 
 BUILT = ["80", "90a", "120"]
@@ -273,13 +278,12 @@ BUILT = ["80", "90a", "120"]
 def test_the_extension_declines_a_gpu_it_was_not_built_for(
     capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extension = importlib.import_module("msf_kernels.extension")
     build = SimpleNamespace(build_config=lambda: {"cuda_architectures": BUILT})
     monkeypatch.setattr(extension, "_module", lambda: build)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    extension._architecture_problem.cache_clear()
-    reason = extension._architecture_problem(torch.device("cuda", 0))
-    extension._architecture_problem.cache_clear()
+    extension._gpu_unsupported_reason.cache_clear()
+    reason = extension._gpu_unsupported_reason(torch.device("cuda", 0))
+    extension._gpu_unsupported_reason.cache_clear()
     name = "sm_{}{}".format(*capability)
     assert reason is None if runs else reason and reason.startswith(f"this GPU is {name}, ")
 
@@ -288,35 +292,32 @@ def test_what_is_available_is_what_a_call_takes(
     kernels: dict[str, Implementation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the measured order, without the GPUs that the extension was not built for."""
-    extension = importlib.import_module("msf_kernels.extension")
     gpu, other = torch.device("cuda", 0), torch.device("cuda", 1)
-    build = SimpleNamespace(
-        build_config=lambda: {"cuda_architectures": ["90"]}, problem=lambda: None
-    )
+    build = SimpleNamespace(build_config=lambda: {"cuda_architectures": ["90"]})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(extension, "emulation", None)
     monkeypatch.setattr(extension, "_module", lambda: build)
-    monkeypatch.setattr(extension, "_problem", lambda: None)
+    monkeypatch.setattr(extension, "_machine_unsupported_reason", lambda: None)
     monkeypatch.setattr(
         torch.cuda, "get_device_capability", lambda device: (9, 0) if device == gpu else (8, 0)
     )
     monkeypatch.setattr(
-        measured,
+        measurements,
         "fastest",
         lambda op, device, sizes: ["cuda", "triton"] if device == other else ["triton"],
     )
-    extension._architecture_problem.cache_clear()
-    kernels["cuda"] = answering(1.0, available=extension.available)
+    extension._gpu_unsupported_reason.cache_clear()
+    kernels["cuda"] = answering(1.0, unsupported_device_reason=extension.unsupported_reason)
     kernels["triton"] = answering(2.0)
     with msf.backend("auto"):
         for device in (gpu, other):
-            assert selection.run(GATE, device, *ARGS)[0, 0, 0] == 2
+            assert dispatch.run(GATE, device, *ARGS)[0, 0, 0] == 2
             assert msf.chosen_backend(GATE, device) == "triton"
     assert msf.available_backends(GATE, gpu) == ("triton", "cuda", "reference")
     assert msf.available_backends(GATE, other) == ("triton", "reference")
     reason = "this GPU is sm_80, the extension was built for 90; set MSF_CUDA_ARCHS and build again"
-    assert msf.explain_backends(GATE, other)["cuda"] == reason
-    extension._architecture_problem.cache_clear()
+    assert msf.explain_choice(GATE, other).unsupported_reasons["cuda"] == reason
+    extension._gpu_unsupported_reason.cache_clear()
 
 
 def test_tensors_of_the_cpu_take_the_reference_first(kernels: dict[str, Implementation]) -> None:
@@ -346,17 +347,17 @@ def test_a_backend_for_one_operator(kernels: dict[str, Implementation]) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
-@pytest.mark.parametrize("ask", [msf.explain_backends, msf.available_backends, msf.chosen_backend])
+@pytest.mark.parametrize("ask", [msf.explain_choice, msf.available_backends, msf.chosen_backend])
 def test_a_device_that_is_not_here(ask: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"^no device cuda:1 here: choose cpu$"):
         ask(GATE, "cuda:1")
-    assert "reference" in ask(GATE, "cpu")
+    assert ask(GATE, "cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for the reasons on a CPU")
 def test_cuda_tensors_only_and_why() -> None:
     op, x = "pyramid_split", normal(1, 1, 2, 2)
-    reason = msf.explain_backends(op)["cuda"]
+    reason = msf.explain_choice(op).unsupported_reasons["cuda"]
     assert reason
     with msf.backend("cuda"), pytest.raises(msf.BackendUnavailable, match=re.escape(reason)):
         msf.pyramid_split(x)

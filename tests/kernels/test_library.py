@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import msf_kernels as msf
+from msf_kernels.library import by_name, define
 from numerics import DEVICE, normal
 
 from .cases import CASES, Case
@@ -203,3 +204,22 @@ def test_a_second_derivative_says_no() -> None:
     (grad,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
     with pytest.raises(NotImplementedError, match="msf::adaln_modulate_backward has no derivative"):
         grad.sum().backward()
+
+
+def test_functions_take_the_arguments_that_they_name() -> None:
+    def function(gate: str, x: str, absent: int = 3) -> tuple[str, str, int]:
+        return x, gate, absent
+
+    assert by_name("gate_residual", function)("x", "y", "gate", False) == ("x", "gate", 3)
+
+
+def test_a_gradient_has_the_name_of_an_argument() -> None:
+    op = define(
+        "wrong_gradient(Tensor x) -> Tensor",
+        reference=lambda x: x + 1,
+        fake=lambda x: x.new_empty(x.shape),
+        backward=lambda ctx, grad: {"y": grad},
+    )
+    out = op(normal(2).requires_grad_())
+    with pytest.raises(AssertionError, match=r"^msf::wrong_gradient has no argument y$"):
+        out.sum().backward()

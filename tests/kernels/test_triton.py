@@ -38,7 +38,7 @@ from msf_kernels.triton_support.rows import Walk
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 BLOCK = 8192
 
-REASON = triton_support.available(torch.device(DEVICE))
+REASON = triton_support.unsupported_reason(torch.device(DEVICE))
 runs = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
@@ -177,7 +177,7 @@ def test_tiles_cover_an_image_in_accesses_of_16_bytes(
 def test_rows_of_many_pieces_and_samples_of_many_slices(rows: int) -> None:
     # Three pieces, of which 31 channels do not exist, and slices of which the last is short.
     x, y, grad, residual = normal(4, 3, 53, 161)
-    walk = Walk.of(x, adaln_triton.BACKWARD_PROGRAMS, adaln_triton.LEAST_ROWS)
+    walk = Walk.of(x, adaln_triton.BACKWARD_PROGRAMS, adaln_triton.MIN_ROWS)
     assert (walk.piece, walk.pieces) == (64, 3) and 53 % walk.slice_rows % walk.rows
     modulation = normal(rows, 6 * 161).chunk(6, 1)[1:4]
     outputs = [
@@ -229,9 +229,9 @@ def test_importing_the_operators_imports_no_kernels() -> None:
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    triton_support.available.cache_clear()
+    triton_support.unsupported_reason.cache_clear()
     yield
-    triton_support.available.cache_clear()
+    triton_support.unsupported_reason.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh")
@@ -248,7 +248,7 @@ def test_why_triton_cannot_run(module: Any, line: str, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "triton", module)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert (triton_support.available(torch.device("cpu")) or "").startswith(line)
+    assert (triton_support.unsupported_reason(torch.device("cpu")) or "").startswith(line)
 
 
 @pytest.mark.usefixtures("fresh")
@@ -264,7 +264,9 @@ def test_which_devices_triton_declines(monkeypatch: pytest.MonkeyPatch) -> None:
         "cuda:0": None,
         "cuda:1": "this GPU is sm_75; Triton's bfloat16 needs sm_80 or later",
     }
-    assert {name: triton_support.available(torch.device(name)) for name in reasons} == reasons
+    assert {
+        name: triton_support.unsupported_reason(torch.device(name)) for name in reasons
+    } == reasons
 
 
 CLEAN = """

@@ -96,33 +96,25 @@ def text(document: dict[str, Any]) -> str:
 
 def _operator(op: str) -> dict[str, Any]:
     """The backend that ``op`` takes here, None if it cannot run, and why not the others."""
-    from msf_kernels import chosen_backend, explain_backends, requested_backend
+    from msf_kernels import explain_choice
 
-    chosen, requested = chosen_backend(op), requested_backend(op)
-    if requested != "auto":
-        default = f"MSF_BACKEND asks for {requested}"
-    elif models.no_gpu():
-        default = "tensors on the CPU take the reference unless asked by name"
-    else:
-        default = f"{chosen} comes first"
-    explained = explain_backends(op).items()
-    reasons = {name: reason or default for name, reason in explained if name != chosen}
-    return {"backend": chosen, "reasons": reasons}
+    choice = explain_choice(op)
+    return {"backend": choice.backend, "reasons": choice.other_reasons}
 
 
 def _order() -> dict[str, Any]:
     """Which measurements decide the automatic order here, and what they were, by operator."""
-    if models.no_gpu():
+    if models.unsupported_reason("cuda"):
         return {"order": "the reference, as on any CPU", "measured_on": None, "measured": {}}
     import torch
 
-    from msf_kernels import measured
+    from msf_kernels import measurements
 
-    table = measured.table_for(torch.device("cuda", 0))
+    table = measurements.table_for(torch.device("cuda", 0))
     if table is None:
         return {"order": "not measured on any GPU", "measured_on": None, "measured": {}}
     order = f"measured on {table.gpu}"
-    if table.gpu != measured.slug(torch.device("cuda", 0)):
+    if table.gpu != measurements.slug(torch.device("cuda", 0)):
         major, minor = torch.cuda.get_device_capability(0)
         order += f", the nearest to sm_{major}{minor}"
     return {"order": order, "measured_on": table.gpu, "measured": table.best}
@@ -144,7 +136,7 @@ def _nvcc() -> str | None:
 
 
 def _gpu() -> dict[str, Any]:
-    if reason := models.no_gpu():
+    if reason := models.unsupported_reason("cuda"):
         return {"name": None, "reason": reason}
     import torch
 

@@ -38,15 +38,17 @@ def device(args: argparse.Namespace) -> torch.device:
     torch.set_num_threads(args.threads)
     if args.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if args.device == "cuda" and (reason := no_gpu()):
-        raise ValueError(f"--device cuda: {reason}; use --device cpu")
+    if reason := unsupported_reason(args.device):
+        raise ValueError(f"--device {args.device}: {reason}; use --device cpu")
     return torch.device(args.device)
 
 
-def no_gpu() -> str | None:
-    """Why torch cannot use a GPU here, None where it can."""
+def unsupported_reason(device: str) -> str | None:
+    """Why torch cannot use the device ("cpu" or "cuda") here, None where it can."""
     import torch
 
+    if device == "cpu":
+        return None
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     return None if torch.cuda.is_available() else "torch finds no usable NVIDIA GPU or driver"

@@ -29,13 +29,13 @@ Capability = tuple[int, int]
 
 @dataclass(frozen=True)
 class Table:
-    """What was measured on one GPU.
+    """A table holds what was measured on one GPU.
 
     Args:
-        gpu: its name as a file, such as h200.
-        capability: (9, 0) of sm_90.
-        orders: by operator, as above.
-        best: by operator, its fastest backend of the first result in words, for people.
+        gpu: its name as that of a file, such as "h200".
+        capability: its compute capability, (9, 0) for sm_90.
+        orders: {operator: order of backends}, as above.
+        best: {operator: its fastest backend in the first result}, in words for people.
     """
 
     gpu: str
@@ -45,7 +45,7 @@ class Table:
 
 
 def slug(device: torch.device) -> str:
-    """The device as a file name: "NVIDIA H200" is h200."""
+    """Return the device as the name of a file: "NVIDIA H200" is h200."""
     if device.type == "cpu":
         return "cpu"
     words = re.findall(r"[a-z0-9]+", torch.cuda.get_device_name(device).lower())
@@ -54,7 +54,7 @@ def slug(device: torch.device) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def fastest(op: str, device: torch.device, sizes: Sizes = ()) -> Sequence[str]:
-    """The backends of an operator that were measured, fastest first, at the nearest sizes.
+    """Return the backends of an operator that were measured at the nearest sizes, fastest first.
 
     A backward that nobody measured goes by its forward.
     """
@@ -68,7 +68,7 @@ def fastest(op: str, device: torch.device, sizes: Sizes = ()) -> Sequence[str]:
 
 @functools.lru_cache
 def table_for(device: torch.device) -> Table | None:
-    """The table that decides on this GPU: its own, or that of the nearest; None without any."""
+    """Return the table that decides on this GPU, its own or the nearest's, None without any."""
     own, capability = slug(device), torch.cuda.get_device_capability(device)
     return min(
         map(_read, sorted(FOLDER.glob("*.json"))),
@@ -78,14 +78,14 @@ def table_for(device: torch.device) -> Table | None:
 
 
 def _rank(measured: Capability, capability: Capability) -> tuple[int, int]:
-    """The distance between two compute capabilities as 10 * major + minor; on a tie the higher one
-    comes first, then the first file name."""
+    """Rank a table by the distance of its compute capability from ours, as 10 * major + minor; of
+    two as near the higher comes first."""
     number, wanted = (10 * major + minor for major, minor in (measured, capability))
     return abs(number - wanted), -number
 
 
 def _distance(measured: Sequence[int], sizes: Sizes) -> float:
-    """By how many times the sizes differ, in logarithms; plus 1, as a size may be 0."""
+    """Return the sum of logarithms of the sizes' ratios, with 1 added because a size may be 0."""
     return sum(abs(math.log((1 + x) / (1 + y))) for x, y in zip(measured, sizes))
 
 
