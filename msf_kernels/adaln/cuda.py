@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from ..dtypes import compute_dtype
-from ..extension import DTYPES, address, dtype, launch
+from ..extension import DTYPES, TARGET_BLOCKS, address, dtype, launch
 
-# Blocks that a launch aims at: four for each of the 132 multiprocessors of an H200. A slice has
-# 4 tokens at least in forward, one to four steps of its block, and 16 in backward, where each slice
-# costs the traffic of two tokens for its partial sums.
-BLOCKS = 528
+# The fewest tokens of a slice: 4 in forward, which are one to four steps of its block, and 16 in
+# backward, where each slice costs the traffic of two tokens for its partial sums.
 FORWARD_TOKENS, BACKWARD_TOKENS = 4, 16
 
 MOST_CHANNELS, MOST_SCALAR_CHANNELS = 8192, 2048
@@ -149,9 +147,9 @@ def _backward(
 
 
 def _size(x: Tensor, fewest: int) -> tuple[int, int, int, int]:
-    """TokenSlices: BLOCKS of them or more, if `fewest` tokens are left for each."""
+    """TokenSlices: TARGET_BLOCKS of them or more, if `fewest` tokens are left for each."""
     batch, tokens, channels = x.shape
-    slices = max(1, min(-(-BLOCKS // max(1, batch)), tokens // fewest))
+    slices = max(1, min(-(-TARGET_BLOCKS // max(1, batch)), tokens // fewest))
     return batch, tokens, channels, max(1, -(-tokens // slices))
 
 
