@@ -6,7 +6,7 @@ namespace msf {
 namespace {
 
 template <class T, class Y, class M>
-struct Forward {
+struct ForwardArguments {
   const T* x;                            // (B, N, D)
   const Y* y;                            // (B, N, D)
   ModulationRows<M> gate, shift, scale;  // (B, D)
@@ -26,7 +26,8 @@ __device__ Compute<T> rounded(Compute<T> value, bool eager) {
 
 // Computes x[r][i] += gate * y for the tokens from `row` to `end`, and stores it to x_out.
 template <class T, class Y, class M, int kVector, int kItems, int kRows>
-__device__ void add_gated(Vector<T, kVector> (&x)[kRows][kItems], const Forward<T, Y, M>& args,
+__device__ void add_gated(Vector<T, kVector> (&x)[kRows][kItems],
+                          const ForwardArguments<T, Y, M>& args,
                           const Channels<kVector, kItems>& channels, int sample, int64_t row,
                           int64_t end) {
   Vector<Y, kVector> y[kRows][kItems];
@@ -56,8 +57,9 @@ __device__ void add_gated(Vector<T, kVector> (&x)[kRows][kItems], const Forward<
 // for the mean, then for the squares around it.
 template <class T, class Y, class M, int kVector, int kItems, int kRows>
 __device__ void normalise(const Vector<T, kVector> (&x)[kRows][kItems],
-                          const Forward<T, Y, M>& args, const Channels<kVector, kItems>& channels,
-                          int sample, int64_t row, int64_t end) {
+                          const ForwardArguments<T, Y, M>& args,
+                          const Channels<kVector, kItems>& channels, int sample, int64_t row,
+                          int64_t end) {
   using C = Compute<T>;
   MSF_SHARED(C, shared_sums, kRows * kMaxWarps);
   MSF_SHARED(C, shared_squares, kRows * kMaxWarps);
@@ -111,7 +113,7 @@ __device__ void normalise(const Vector<T, kVector> (&x)[kRows][kItems],
 // registers: 128
 template <class T, class Y, class M, int kVector, int kItems, bool kGate, bool kNorm>
 __global__ void __launch_bounds__(kMaxThreads, 1)
-    gate_residual_adaln_kernel(TokenSlices size, Forward<T, Y, M> args) {
+    gate_residual_adaln_kernel(TokenSlices size, ForwardArguments<T, Y, M> args) {
   constexpr int kRows = rows_at_once<T, kVector, kItems>(16);
   const Slice slice(size);
   const Channels<kVector, kItems> channels{size.channels};
@@ -138,7 +140,7 @@ void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address 
     using T = typename decltype(x_type)::type;
     using Y = typename decltype(y_type)::type;
     using M = typename decltype(modulation_type)::type;
-    const Forward<T, Y, M> arguments{
+    const ForwardArguments<T, Y, M> arguments{
         x.as<const T>(),      y.as<const Y>(), gate,          shift,     scale,
         Compute<T>(eps),      eager,           x_out.as<T>(), h.as<T>(), mean.as<Compute<T>>(),
         rstd.as<Compute<T>>()};

@@ -14,7 +14,7 @@ constexpr int kGateSum = 0, kShiftSum = 1, kScaleSum = 2, kSums = 3;
 constexpr int kGroups = 8;
 
 template <class T, class Y, class M>
-struct Backward {
+struct BackwardArguments {
   const T* grad_h;                // (B, N, D)
   const T* grad_x_out;            // (B, N, D) or absent
   const T* x;                     // (B, N, D)
@@ -36,11 +36,11 @@ struct Token {
   Vector<Y, kVector> y[kItems] = {};
   C mean = 0, rstd = 0;
 
-  __device__ void load_norm(const Backward<T, Y, M>& args, int i, int64_t offset) {
+  __device__ void load_norm(const BackwardArguments<T, Y, M>& args, int i, int64_t offset) {
     grad_h[i] = grad_h[i].load(args.grad_h + offset);
     x[i] = x[i].load(args.x + offset);
   }
-  __device__ void load_residual(const Backward<T, Y, M>& args, int i, int64_t offset) {
+  __device__ void load_residual(const BackwardArguments<T, Y, M>& args, int i, int64_t offset) {
     if (args.grad_x_out) grad_x_out[i] = grad_x_out[i].load(args.grad_x_out + offset);
     if constexpr (kGate) y[i] = y[i].load(args.y + offset);
   }
@@ -55,7 +55,8 @@ struct Token {
 // Stores a thread's sums over the tokens of its block. If the block has all tokens they are the
 // gradient, else a part of it for the second kernel.
 template <class T, class Y, class M, int kVector, int kItems>
-__device__ void store_sum(const Compute<T> (&total)[kItems][kVector], const Backward<T, Y, M>& args,
+__device__ void store_sum(const Compute<T> (&total)[kItems][kVector],
+                          const BackwardArguments<T, Y, M>& args,
                           const Channels<kVector, kItems>& channels, int sum) {
   const int64_t parts = int64_t(gridDim.x) * gridDim.y;
   const int64_t part = int64_t(blockIdx.x) * gridDim.y + blockIdx.y;
@@ -79,7 +80,7 @@ __device__ void store_sum(const Compute<T> (&total)[kItems][kVector], const Back
 // registers: 128
 template <class T, class Y, class M, int kVector, int kItems, bool kGate, bool kNorm>
 __global__ void __launch_bounds__(kMaxThreads, 1)
-    gate_residual_adaln_backward_kernel(TokenSlices size, Backward<T, Y, M> args) {
+    gate_residual_adaln_backward_kernel(TokenSlices size, BackwardArguments<T, Y, M> args) {
   using C = Compute<T>;
   using Token = Token<T, Y, M, kVector, kItems, kGate, kNorm>;
   constexpr int kRows = rows_at_once<T, kVector, kItems>(8);
@@ -196,7 +197,7 @@ void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address gr
     using Y = typename decltype(y_type)::type;
     using M = typename decltype(modulation_type)::type;
     using C = Compute<T>;
-    const Backward<T, Y, M> arguments{
+    const BackwardArguments<T, Y, M> arguments{
         grad_h.as<const T>(),
         grad_x_out.as<const T>(),
         x.as<const T>(),

@@ -52,8 +52,8 @@ struct GuidedEuler {
   __device__ C next(C x, const U* cond, const U* uncond, int64_t offset) const {
     C v = to_compute(cond[offset]);
     if (guided) {
-      const C wide = to_compute(uncond[offset]);
-      v = wide + scale * (v - wide);
+      const C v_uncond = to_compute(uncond[offset]);
+      v = v_uncond + scale * (v - v_uncond);
     }
     return x + dt * v;
   }
@@ -140,8 +140,8 @@ __global__ void guided_euler_merge_kernel(Extent extent,
   const GuidedEuler<T, U> euler(step);
   for_each_pixel<AnyLayout>(extent, [&](const Pixel& at) {
     const ChannelStatistics<T, AnyLayout> statistics(statistics_view, at.c);
-    Window<T, AnyLayout, 1, kMargin> below;
-    below.load(base, at, extent);
+    Window<T, AnyLayout, 1, kMargin> base_window;
+    base_window.load(base, at, extent);
     Window<T, AnyLayout, 2, 0> pixels;
     pixels.load(x, at, extent);
     const U* cond = step.cond.data.as<const U>() + at.b * step.cond.batch;
@@ -152,8 +152,8 @@ __global__ void guided_euler_merge_kernel(Extent extent,
       const int64_t offset = velocity_offset(step, image, at.c, 2 * at.h + dy, 2 * at.w + dx);
       // The state is rounded as the result of a step would be.
       const T state = from_compute<T>(euler.next(pixels(0, dy, dx), cond, uncond, offset));
-      pixels(0, dy, dx) =
-          clamped(upsample(below, 0, dy, dx) + statistics.restore(to_compute(state), 0), low, high);
+      pixels(0, dy, dx) = clamped(
+          upsample(base_window, 0, dy, dx) + statistics.restore(to_compute(state), 0), low, high);
     }
     pixels.store(merged, at);
   });

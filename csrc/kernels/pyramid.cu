@@ -54,15 +54,15 @@ __global__ void pyramid_split_kernel(Extent extent,
     const ChannelStatistics<T, L> statistics(view, at.c);
     Window<T, L, 2, 0> pixels;
     pixels.load(x, at, extent);
-    Window<T, L, 1, kMargin> below;
-    pool_around(below, pixels, x, at, extent);
+    Window<T, L, 1, kMargin> base_window;
+    pool_around(base_window, pixels, x, at, extent);
     Window<T, L, 1, 0> own;
 #pragma unroll
     for (int k = 0; k < L::kVector; ++k) {
-      own(k, 0, 0) = below(k, 0, 0);
+      own(k, 0, 0) = base_window(k, 0, 0);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const Compute<T> detail = pixels(k, i / 2, i % 2) - upsample(below, k, i / 2, i % 2);
+        const Compute<T> detail = pixels(k, i / 2, i % 2) - upsample(base_window, k, i / 2, i % 2);
         pixels(k, i / 2, i % 2) = statistics.standardise(detail, k);
       }
     }
@@ -120,8 +120,8 @@ __global__ void pyramid_merge_kernel(Extent extent,
                                      Statistics view, Compute<T> low, Compute<T> high) {
   for_each_pixel<L>(extent, [&](const Pixel& at) {
     const ChannelStatistics<T, L> statistics(view, at.c);
-    Window<T, L, 1, kMargin> below;
-    below.load(base, at, extent);
+    Window<T, L, 1, kMargin> base_window;
+    base_window.load(base, at, extent);
     Window<T, L, 2, 0> pixels;
     pixels.load(residual, at, extent);
 #pragma unroll
@@ -129,7 +129,8 @@ __global__ void pyramid_merge_kernel(Extent extent,
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const Compute<T> detail = statistics.restore(pixels(k, i / 2, i % 2), k);
-        pixels(k, i / 2, i % 2) = clamped(upsample(below, k, i / 2, i % 2) + detail, low, high);
+        pixels(k, i / 2, i % 2) =
+            clamped(upsample(base_window, k, i / 2, i % 2) + detail, low, high);
       }
     }
     pixels.store(x, at);

@@ -51,13 +51,13 @@ __global__ void qk_norm_rope_kernel(HeadGrid grid, Lanes spread,
   using C = Compute<T>;
   using Fragment = msf::Fragment<C, kVector, kTurns>;
   const Lanes lanes = spread.mine();
-  const HeadsView source = blockIdx.y == 0 ? q : k;
+  const HeadsView x_view = blockIdx.y == 0 ? q : k;
   const NormWeight norm = blockIdx.y == 0 ? q_weight : k_weight;
   const unsigned index = blockIdx.x * lanes.heads() + lanes.head();
   const unsigned token = index / grid.heads, head = index % grid.heads;
   const bool exists = !lanes.idle() && token < unsigned(grid.batch) * grid.tokens;
   Fragment x, weight;
-  if (exists) x.load(head_of<const T>(source, grid, token, head), lanes);
+  if (exists) x.load(head_of<const T>(x_view, grid, token, head), lanes);
   if (norm.data) {
     if (exists) load_weight<T>(weight, norm, lanes);
     const C rrms = reciprocal_root(lanes.sum(sum_of_squares(x)) / grid.head_dim + eps);
@@ -122,8 +122,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? 2 : 1)
   using Fragment = msf::Fragment<C, kVector, kTurns>;
   const Lanes lanes = spread.mine();
   const int part = blockIdx.y;
-  const HeadsView above = part == 0 ? grad_q : part == 1 ? grad_k : grad_v;
-  const HeadsView source = part == 0 ? q : k;
+  const HeadsView grad_view = part == 0 ? grad_q : part == 1 ? grad_k : grad_v;
+  const HeadsView x_view = part == 0 ? q : k;
   const NormWeight norm = part == 0 ? q_weight : part == 1 ? k_weight : NormWeight{};
   const unsigned heads = unsigned(grid.batch) * grid.tokens * grid.heads;
   Fragment weight, grad_weight;
@@ -134,10 +134,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? 2 : 1)
     const bool exists = !lanes.idle() && index < heads;
     const unsigned token = index / grid.heads, head = index % grid.heads;
     Fragment grad, x;
-    if (exists && above.data) grad.load(head_of<const T>(above, grid, token, head), lanes);
+    if (exists && grad_view.data) grad.load(head_of<const T>(grad_view, grid, token, head), lanes);
     if (exists && part < 2 && rope) rotate(grad, rope, grid, token, lanes, -1);
     if (norm.data) {
-      if (exists) x.load(head_of<const T>(source, grid, token, head), lanes);
+      if (exists) x.load(head_of<const T>(x_view, grid, token, head), lanes);
       norm_backward(grad, x, weight, grad_weight, eps, grid.head_dim, exists, lanes);
     }
     const int64_t row = (int64_t(token) * 3 + part) * grid.heads + head;

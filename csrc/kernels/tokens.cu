@@ -29,16 +29,16 @@ __global__ void merge_tokens_kernel(TokenGrid grid, int64_t size,
   const int64_t index = thread_index();
   if (index * kVector >= size) return;
   const int64_t coarse = coarse_offset<kVector>(grid, index);
-  Vector<P, kVector> shift{};
-  if (position) shift = shift.load(position + index * kVector);
+  Vector<P, kVector> position_vector{};
+  if (position) position_vector = position_vector.load(position + index * kVector);
   for (int64_t b = blockIdx.y; b < grid.batch; b += gridDim.y) {
-    const auto below = Vector<T, kVector>::load(base + b * size + coarse);
-    const auto beside = Vector<T, kVector>::load(skip + b * size + index * kVector);
+    const auto base_vector = Vector<T, kVector>::load(base + b * size + coarse);
+    const auto skip_vector = Vector<T, kVector>::load(skip + b * size + index * kVector);
     Vector<T, kVector> sum;
 #pragma unroll
     for (int k = 0; k < kVector; ++k) {
-      Compute<T> value = to_compute(below[k]) + to_compute(beside[k]);
-      if (position) value += to_compute(shift[k]);
+      Compute<T> value = to_compute(base_vector[k]) + to_compute(skip_vector[k]);
+      if (position) value += to_compute(position_vector[k]);
       sum[k] = from_compute<T>(value);
     }
     sum.store(x + b * size + index * kVector);
