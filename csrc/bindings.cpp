@@ -1,5 +1,6 @@
-// The Python module: launchers by raw addresses and a stream, so that no version of torch is built
-// in. Compiled into msf_kernels._C and, with the emulated kernels, into a module of the tests.
+// The Python module. Its launchers take raw addresses and a stream, so that no version of torch is
+// built in. It is compiled into msf_kernels._C and, with emulated kernels, into a module of the
+// tests.
 #include <pybind11/pybind11.h>
 
 #if MSF_HAVE_KERNELS
@@ -22,8 +23,8 @@ static py::dict build_config() {
   return config;
 }
 
-// Why the kernels cannot run here, or None. The CUDA runtime is linked statically and looks for the
-// driver when asked, so this works on a machine without one.
+// Returns why the kernels cannot run here, or None. The CUDA runtime is linked statically and looks
+// for the driver when asked, so this works on a machine without one.
 static py::object problem() {
 #if MSF_HAVE_CUDA
   int driver = 0, count = 0;
@@ -41,7 +42,7 @@ static py::object problem() {
 #if MSF_HAVE_KERNELS
 namespace pybind11::detail {
 
-// An aggregate from a tuple of its fields, or its default from None.
+// Makes an aggregate from a tuple of its fields, or its default from None.
 template <class T, class... Fields>
 struct AggregateCaster {
   PYBIND11_TYPE_CASTER(T, const_name("tuple"));
@@ -96,8 +97,8 @@ struct type_caster<msf::Clamp> : AggregateCaster<msf::Clamp, double, double> {};
 template <>
 struct type_caster<msf::Scalar> : AggregateCaster<msf::Scalar, double, Address> {};
 template <>
-struct type_caster<msf::Velocity>
-    : AggregateCaster<msf::Velocity, msf::DType, msf::ImageView, msf::ImageView, msf::Scalar,
+struct type_caster<msf::EulerStep>
+    : AggregateCaster<msf::EulerStep, msf::DType, msf::ImageView, msf::ImageView, msf::Scalar,
                       msf::Scalar, Address, int> {};
 template <>
 struct type_caster<msf::AdalnTypes>

@@ -14,10 +14,10 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-// An array of n elements shared by the block, aligned to 16 bytes for vector accesses.
+// Declares an array of n elements that the block shares, aligned to 16 bytes for vector accesses.
 #define MSF_SHARED(T, name, n) __shared__ __align__(16) T name[n]
 
-// T* name: the shared memory of the size given at the launch, aligned to 16 bytes.
+// Declares T* name, the shared memory of the size given at the launch, aligned to 16 bytes.
 #define MSF_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char msf_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(msf_dynamic_shared)
@@ -67,7 +67,7 @@ void launch(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStrea
 #endif
 }
 
-// Kernels compute in double for double and in float for everything else.
+// Kernels compute in double where the tensors are double, and in float everywhere else.
 template <class T>
 struct ComputeType {
   using type = float;
@@ -84,7 +84,7 @@ __host__ __device__ inline double to_compute(double value) { return value; }
 __host__ __device__ inline float to_compute(__half value) { return __half2float(value); }
 __host__ __device__ inline float to_compute(__nv_bfloat16 value) { return __bfloat162float(value); }
 
-// Rounds to nearest even.
+// Rounds a result to the tensor's type, to nearest even.
 template <class T>
 __host__ __device__ inline T from_compute(Compute<T> value) {
   return value;
@@ -98,8 +98,11 @@ __host__ __device__ inline __nv_bfloat16 from_compute<__nv_bfloat16>(float value
   return __float2bfloat16(value);
 }
 
-// N neighbouring elements, read and written in accesses of 16 bytes (of their own size if that is
-// less). The address must be aligned to that.
+__device__ inline float reciprocal_root(float x) { return rsqrtf(x); }
+__device__ inline double reciprocal_root(double x) { return rsqrt(x); }
+
+// N neighbouring elements, which are read and written in accesses of 16 bytes, or of their whole
+// size if that is less. The address must be a multiple of the size of an access.
 template <class T, int N>
 struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Vector {
   static_assert((N & (N - 1)) == 0, "a vector has 1, 2, 4, 8 ... elements");

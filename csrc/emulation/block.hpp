@@ -18,7 +18,7 @@ namespace msf::emulation {
 
 constexpr unsigned kWarp = 32;
 
-// Where a kernel calls something that waits, for the reports.
+// The place where a kernel calls something that waits; the reports name it.
 struct Site {
   const char* call;
   const char* file;
@@ -31,7 +31,7 @@ struct Site {
   bool operator!=(const Site& other) const { return !(*this == other); }
 };
 
-// As a default argument: the site of the call that leaves it out.
+// As a default argument this is the site of the call that leaves the argument out.
 constexpr Site here(const char* call, const char* file = __builtin_FILE(),
                     int line = __builtin_LINE()) {
   return {call, file, line};
@@ -48,11 +48,10 @@ struct Thread {
 
 struct Barrier {
   unsigned arrived = 0;
-  unsigned votes = 0;
-  unsigned result = 0;
   unsigned generation = 0;
   Site site{};
-  Clock clocks[2];  // in turn, so that who runs ahead to the next barrier adds no edge to this one
+  Clock
+      clocks[2];  // used alternately, so that a thread ahead at the next barrier adds no edge here
 };
 
 // A warp collective that some of its lanes have reached.
@@ -85,7 +84,7 @@ struct Launch {
   Order order;
   void (*call)(const void* kernel);
   const void* kernel;
-  Clock begin, end, fence;
+  Clock begin, end;
 };
 
 struct Block {

@@ -15,11 +15,6 @@ struct alignas(2) __nv_bfloat16 {
   uint16_t bits;
 };
 
-inline __half __ushort_as_half(unsigned short bits) { return {bits}; }
-inline unsigned short __half_as_ushort(__half value) { return value.bits; }
-inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) { return {bits}; }
-inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 value) { return value.bits; }
-
 namespace msf::emulation {
 
 // Drops the low bits of a float; a carry out of the significand goes into the exponent.
@@ -57,6 +52,3 @@ inline __half __float2half(float value) {
   }
   return {uint16_t(sign | msf::emulation::round_to_even(magnitude - ((127 - 15) << 23), 13))};
 }
-
-inline __half __float2half_rn(float value) { return __float2half(value); }
-inline __nv_bfloat16 __float2bfloat16_rn(float value) { return __float2bfloat16(value); }

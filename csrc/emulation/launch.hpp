@@ -37,7 +37,7 @@ void launch(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, Args... a
   auto run = [&] { kernel(args...); };
   auto call = [](const void* run_kernel) { (*static_cast<const decltype(run)*>(run_kernel))(); };
   auto launch = std::make_unique<Launch>(
-      Launch{block, shared_bytes, Order::from_environment(), call, &run, {}, {}, {}});
+      Launch{block, shared_bytes, Order::from_environment(), call, &run, {}, {}});
   blockDim = block;
   gridDim = grid;
   launch->begin.release();

@@ -32,7 +32,7 @@ struct Order {
   }
 };
 
-// What waits for its turn.
+// The blocks or threads that wait for their turn.
 template <class T>
 class Queue {
  public:

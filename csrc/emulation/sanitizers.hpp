@@ -21,10 +21,10 @@ constexpr bool kTsan = false;
 #endif
 
 // A happens-before edge from every release to every later acquire. Edges are drawn only where CUDA
-// gives them (__syncthreads, __syncwarp, __threadfence, start and end of a kernel); a shuffle, by
-// the CUDA guide, orders no memory. A clock must live on the heap, in an object of its block or
-// launch: TSan forgets it when that memory is freed, whereas one on the launcher's stack or in a
-// static would carry its edges over to the next block.
+// gives them (__syncthreads, __syncwarp, start and end of a kernel); a shuffle, by the CUDA guide,
+// orders no memory. A clock must live on the heap, in an object of its block or launch: TSan
+// forgets it when that memory is freed, whereas one on the launcher's stack or in a static would
+// carry its edges over to the next block.
 class Clock {
  public:
 #if defined(__SANITIZE_THREAD__)

@@ -102,7 +102,7 @@ inline void run_thread() {
   current->launch.end.release();
 }
 
-// What every fiber runs: one thread after another.
+// Every fiber runs this: one thread after another.
 inline void fiber_main() {
   for (;;) {
     run_thread();
@@ -128,7 +128,7 @@ inline std::string describe_deadlock() {
     const Thread* first;
     int count;
   };
-  std::vector<Group> groups;  // by where they wait
+  std::vector<Group> groups;  // one for each place where threads wait
   for (const Thread& thread : current->threads) {
     if (thread.done) continue;
     auto same = [&](const Group& group) { return group.first->site == thread.site; };

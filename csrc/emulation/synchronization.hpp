@@ -2,15 +2,14 @@
 #pragma once
 
 #include <string>
-#include <utility>
 
 #include "scheduler.hpp"
 
 namespace msf::emulation {
 
-// Counts the threads whose `vote` is true. Every thread of the block must come, as the CUDA guide
-// asks: today's GPUs do not wait for threads that have returned, here that is a deadlock.
-inline unsigned block_barrier(bool vote, Site site) {
+// Waits for every thread of the block, as the CUDA guide asks: today's GPUs do not wait for threads
+// that have returned, here that is a deadlock.
+inline void block_barrier(Site site) {
   Quiet quiet;
   Barrier& barrier = current->barrier;
   Clock& clock = barrier.clocks[barrier.generation % 2];
@@ -20,19 +19,16 @@ inline unsigned block_barrier(bool vote, Site site) {
   }
   clock.release();
   barrier.site = self->site = site;
-  barrier.votes += vote;
   if (++barrier.arrived == current->threads.size()) {
     barrier.arrived = 0;
-    barrier.result = std::exchange(barrier.votes, 0);
     ++barrier.generation;
     for (Thread& thread : current->threads) current->ready.push(&thread);
   }
   wait_for_turn();
   clock.acquire();
-  return barrier.result;
 }
 
-// The collective that the running lane joins, begun by it if it is the first to arrive.
+// Returns the collective that the running lane joins; the first lane to arrive begins it.
 inline Collective& join(unsigned mask, Site site) {
   Warp& warp = current->warps[self->warp];
   if (!(mask >> self->lane & 1)) fail(describe(site) + ": the calling lane is not in the mask");
@@ -56,7 +52,7 @@ inline Collective& join(unsigned mask, Site site) {
   return begun;
 }
 
-// What each lane of a warp brought; nullptr for lanes outside the mask.
+// The values that the lanes of a warp brought; nullptr for lanes outside the mask.
 template <class T>
 struct Lanes {
   const void* const* values;
@@ -91,7 +87,7 @@ Out collective(unsigned mask, Site site, const In& in, Compute compute, bool fen
   return out;
 }
 
-// What `value` is in lane `source`. Orders no memory, as on the device.
+// Returns the value of lane `source`. As on the device, it orders no memory.
 template <class T>
 T shuffle(unsigned mask, T value, unsigned source, Site site) {
   struct Input {
@@ -107,16 +103,6 @@ T shuffle(unsigned mask, T value, unsigned source, Site site) {
     return inputs[from]->value;
   };
   return collective<T>(mask, site, Input{value, source}, read);
-}
-
-// A bit for each lane whose `vote` is true.
-inline unsigned ballot(unsigned mask, bool vote, Site site) {
-  auto count = [](unsigned, Lanes<bool> votes) {
-    unsigned bits = 0;
-    for (unsigned l = 0; l < kWarp; ++l) bits |= unsigned(votes[l] && *votes[l]) << l;
-    return bits;
-  };
-  return collective<unsigned>(mask, site, vote, count);
 }
 
 inline void warp_barrier(unsigned mask, Site site) {

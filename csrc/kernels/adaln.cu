@@ -6,53 +6,58 @@ namespace msf {
 namespace {
 
 template <class T, class Y, class M>
-struct Forward {
-  const T* x;
-  const Y* y;
-  ModulationRows<M> gate, shift, scale;
+struct ForwardArguments {
+  const T* x;                            // (B, N, D)
+  const Y* y;                            // (B, N, D)
+  ModulationRows<M> gate, shift, scale;  // (B, D)
   Compute<T> eps;
-  bool eager;
-  T *x_out, *h;
-  Compute<T>*mean, *rstd;
+  bool eager;        // rounds where PyTorch would, operation by operation
+  T* x_out;          // (B, N, D)
+  T* h;              // (B, N, D)
+  Compute<T>* mean;  // (B, N)
+  Compute<T>* rstd;  // (B, N)
 };
 
-// The value as PyTorch's next operator would read it.
+// Rounds a value as eager PyTorch does between two operators.
 template <class T>
 __device__ Compute<T> rounded(Compute<T> value, bool eager) {
   return eager ? to_compute(from_compute<T>(value)) : value;
 }
 
-// x[r][i] += gate * y for the tokens from `row` to `end`, stored to x_out.
+// Computes x[r][i] += gate * y for the tokens from `row` to `end`, and stores it to x_out.
 template <class T, class Y, class M, int kVector, int kItems, int kRows>
-__device__ void add_gated(Vector<T, kVector> (&x)[kRows][kItems], const Forward<T, Y, M>& a,
+__device__ void add_gated(Vector<T, kVector> (&x)[kRows][kItems],
+                          const ForwardArguments<T, Y, M>& args,
                           const Channels<kVector, kItems>& channels, int sample, int64_t row,
                           int64_t end) {
   Vector<Y, kVector> y[kRows][kItems];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     if (row + r >= end) break;
-    const Y* token = a.y + (row + r) * channels.count;
+    const Y* token = args.y + (row + r) * channels.count;
     channels.each([&](int i, int c) { y[r][i] = y[r][i].load(token + c); });
   }
   channels.each([&](int i, int c) {
-    const auto gate = Vector<M, kVector>::load(a.gate[sample] + c);
+    const auto gate = Vector<M, kVector>::load(args.gate[sample] + c);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (row + r >= end) break;
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
-        const Compute<T> branch = rounded<T>(to_compute(gate[k]) * to_compute(y[r][i][k]), a.eager);
+        const Compute<T> branch =
+            rounded<T>(to_compute(gate[k]) * to_compute(y[r][i][k]), args.eager);
         x[r][i][k] = from_compute<T>(to_compute(x[r][i][k]) + branch);
       }
-      x[r][i].store(a.x_out + (row + r) * channels.count + c);
+      x[r][i].store(args.x_out + (row + r) * channels.count + c);
     }
   });
 }
 
-// h of the tokens from `row` to `end`, with two passes over what registers hold of x: the mean
-// first, then the squares around it.
+// Computes h of the tokens from `row` to `end`. It goes over the x in its registers twice: first
+// for the mean, then for the squares around it.
 template <class T, class Y, class M, int kVector, int kItems, int kRows>
-__device__ void normalise(const Vector<T, kVector> (&x)[kRows][kItems], const Forward<T, Y, M>& a,
+__device__ void normalise(const Vector<T, kVector> (&x)[kRows][kItems],
+                          const ForwardArguments<T, Y, M>& args,
                           const Channels<kVector, kItems>& channels, int sample, int64_t row,
                           int64_t end) {
   using C = Compute<T>;
@@ -75,39 +80,40 @@ __device__ void normalise(const Vector<T, kVector> (&x)[kRows][kItems], const Fo
   each_element([&](int r, C value) { rstd[r] += (value - mean[r]) * (value - mean[r]); });
   sum_over_block(rstd, shared_squares);
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) rstd[r] = reciprocal_root(rstd[r] / channels.count + a.eps);
+  for (int r = 0; r < kRows; ++r) rstd[r] = reciprocal_root(rstd[r] / channels.count + args.eps);
 
   channels.each([&](int i, int c) {
-    const auto shift = Vector<M, kVector>::load(a.shift[sample] + c);
-    const auto scale = Vector<M, kVector>::load(a.scale[sample] + c);
+    const auto shift = Vector<M, kVector>::load(args.shift[sample] + c);
+    const auto scale = Vector<M, kVector>::load(args.scale[sample] + c);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (row + r >= end) break;
       Vector<T, kVector> h;
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
-        const C normalised = rounded<T>((to_compute(x[r][i][k]) - mean[r]) * rstd[r], a.eager);
-        const C factor = rounded<T>(1 + to_compute(scale[k]), a.eager);
-        const C scaled = rounded<T>(normalised * factor, a.eager);
+        const C normalised = rounded<T>((to_compute(x[r][i][k]) - mean[r]) * rstd[r], args.eager);
+        const C factor = rounded<T>(1 + to_compute(scale[k]), args.eager);
+        const C scaled = rounded<T>(normalised * factor, args.eager);
         h[k] = from_compute<T>(scaled + to_compute(shift[k]));
       }
-      h.store(a.h + (row + r) * channels.count + c);
+      h.store(args.h + (row + r) * channels.count + c);
     }
   });
   if (threadIdx.x == 0) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (row + r >= end) break;
-      a.mean[row + r] = mean[r];
-      a.rstd[row + r] = rstd[r];
+      args.mean[row + r] = mean[r];
+      args.rstd[row + r] = rstd[r];
     }
   }
 }
 
 // Blocks are (samples, slices).
+// registers: 128
 template <class T, class Y, class M, int kVector, int kItems, bool kGate, bool kNorm>
 __global__ void __launch_bounds__(kMaxThreads, 1)
-    gate_residual_adaln_kernel(TokenSlices size, Forward<T, Y, M> a) {
+    gate_residual_adaln_kernel(TokenSlices size, ForwardArguments<T, Y, M> args) {
   constexpr int kRows = rows_at_once<T, kVector, kItems>(16);
   const Slice slice(size);
   const Channels<kVector, kItems> channels{size.channels};
@@ -116,11 +122,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (row + r >= slice.end) break;
-      const T* token = a.x + (row + r) * size.channels;
+      const T* token = args.x + (row + r) * size.channels;
       channels.each([&](int i, int c) { x[r][i] = x[r][i].load(token + c); });
     }
-    if constexpr (kGate) add_gated(x, a, channels, slice.sample, row, slice.end);
-    if constexpr (kNorm) normalise(x, a, channels, slice.sample, row, slice.end);
+    if constexpr (kGate) add_gated(x, args, channels, slice.sample, row, slice.end);
+    if constexpr (kNorm) normalise(x, args, channels, slice.sample, row, slice.end);
   }
 }
 
@@ -134,7 +140,7 @@ void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address 
     using T = typename decltype(x_type)::type;
     using Y = typename decltype(y_type)::type;
     using M = typename decltype(modulation_type)::type;
-    const Forward<T, Y, M> arguments{
+    const ForwardArguments<T, Y, M> arguments{
         x.as<const T>(),      y.as<const Y>(), gate,          shift,     scale,
         Compute<T>(eps),      eager,           x_out.as<T>(), h.as<T>(), mean.as<Compute<T>>(),
         rstd.as<Compute<T>>()};

@@ -1,16 +1,19 @@
-// What the kernels of adaLN share: a block has a slice of one sample's tokens, and a thread the
-// same channels of each, so that it reads them once and sums over tokens in registers.
+// The parts that the adaLN kernels share. A block takes a slice of one sample's tokens, and a
+// thread the same channels of each token: so it reads them once, and sums over tokens in registers.
 #pragma once
 
 #include "dispatch.cuh"
+#include "launch.cuh"
 
 namespace msf {
 
+// The longest rows, of 8,192 channels in 16 bits, take blocks of 512 threads. An SM just has
+// room for them at a budget of 128 registers a thread.
 constexpr int kMaxThreads = 512, kMaxWarps = kMaxThreads / kWarp;
 
 inline int slices(const TokenSlices& size) { return (size.tokens + size.length - 1) / size.length; }
 
-// The tokens of block (sample, slice): [first, end) of the tokens of all samples.
+// Block (sample, slice) has the tokens [first, end), counted over all samples.
 struct Slice {
   int sample;
   int64_t first, end;
@@ -22,21 +25,21 @@ struct Slice {
   }
 };
 
-// Of how many tokens a thread holds its channels at the same time, `most` numbers of 32 bits: more
-// keep more loads in flight, fewer leave registers for more blocks. Single channels have an address
-// each, in registers too.
+// The number of tokens whose channels a thread holds at the same time, in at most `max_registers`
+// of 32 bits. More tokens keep more loads in flight, fewer leave registers for more blocks. Without
+// vectors it is one token, because each channel then has an address of its own in registers.
 template <class T, int kVector, int kItems>
-__host__ __device__ constexpr int rows_at_once(int most) {
-  const int numbers = kVector * kItems * int(sizeof(Compute<T>)) / 4;
-  return kVector > 1 && numbers < most ? most / numbers : 1;
+__host__ __device__ constexpr int rows_at_once(int max_registers) {
+  const int registers = kVector * kItems * int(sizeof(Compute<T>)) / 4;
+  return kVector > 1 && registers < max_registers ? max_registers / registers : 1;
 }
 
-// The thread's channels: kItems vectors of kVector, of which those before `count` exist.
+// A thread has kItems vectors of kVector channels; those before `count` exist.
 template <int kVector, int kItems>
 struct Channels {
   int count;
 
-  // Calls body(item, its first channel).
+  // Calls body(item, first channel of it) for each vector that exists.
   template <class Body>
   __device__ void each(const Body& body) const {
 #pragma unroll
@@ -47,9 +50,10 @@ struct Channels {
   }
 };
 
-// Sums over the block, of kCount numbers at once, the same in each thread: lanes by butterflies,
-// then warps in order. `shared` has room for kCount numbers a warp; between two uses of it all
-// threads must have met once more.
+// Replaces each of kCount numbers by its sum over the block, with the same bits in every thread:
+// first over the lanes of a warp by shuffles, then over the warps in their order. `shared` has room
+// for kCount numbers a warp. All threads must meet at a barrier between two uses of the same
+// memory.
 template <int kCount, class C>
 __device__ void sum_over_block(C (&sums)[kCount], C* shared) {
   const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
@@ -70,11 +74,11 @@ __device__ void sum_over_block(C (&sums)[kCount], C* shared) {
   }
 }
 
-// Shift, scale or gate, in the dtype M.
+// Shift, scale or gate, whose rows the kernel reads in the dtype M.
 template <class M>
 struct ModulationRows {
-  const M* data;
-  int64_t stride;
+  const M* data;   // (B, D)
+  int64_t stride;  // elements from a row to the next, 0 if all samples share one
 
   ModulationRows(const Modulation& modulation)
       : data(modulation.data.as<const M>()), stride(modulation.stride) {}
@@ -84,8 +88,8 @@ struct ModulationRows {
   }
 };
 
-// Calls body(x's type, y's, modulation's). y is of x's dtype, or one of the two is float. The
-// modulation is of the dtype of both, or of that of the mathematics.
+// Calls body(type of x, type of y, type of the modulation). y has the dtype of x, or one of the two
+// is float. The modulation has the dtype of both, or the one in which the kernel computes.
 template <class Body>
 void with_adaln_types(const AdalnTypes& types, Body body) {
   with_types(types.x, types.y, [&](auto x, auto y) {
@@ -101,8 +105,8 @@ void with_adaln_types(const AdalnTypes& types, Body body) {
   });
 }
 
-// Calls body(kVector, kItems, threads): vectors of 16 bytes where addresses allow them, and as few
-// a thread as let kMaxThreads threads cover a row.
+// Calls body(kVector, kItems, threads) with vectors of 16 bytes where the addresses allow them, and
+// with as few of them a thread as let kMaxThreads threads cover a row.
 template <class T, class Body>
 void with_channels(int channels, bool aligned, Body body) {
   auto fits = [&](auto vector, auto items) {

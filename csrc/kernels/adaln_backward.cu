@@ -1,26 +1,34 @@
 // The gradients of adaln_modulate, gate_residual and gate_residual_adaln, in one pass over memory
-// and without atomics: a block sums over its tokens in registers, a second kernel over the blocks.
-// The equations are in msf_kernels/adaln/reference.py.
+// and without atomics. A block sums over its tokens in registers, a second kernel sums over the
+// blocks. The equations are in msf_kernels/adaln/reference.py.
 #include "adaln.cuh"
+#include "partials.cuh"
 
 namespace msf {
 namespace {
 
+// The gradients of gate, shift and scale are sums over tokens, in this order everywhere.
 constexpr int kGateSum = 0, kShiftSum = 1, kScaleSum = 2, kSums = 3;
 
+// In the second pass 8 threads share a channel, and each adds up every eighth part.
+constexpr int kGroups = 8;
+
 template <class T, class Y, class M>
-struct Backward {
-  const T *grad_h, *grad_x_out, *x;
-  const Y* y;
-  ModulationRows<M> gate, scale;
-  const Compute<T>*mean, *rstd;
-  T* grad_x;
-  Y* grad_y;
-  M* sums[kSums];        // (B, D) each, if there are no partials
-  Compute<T>* partials;  // (kSums, B * slices, D)
+struct BackwardArguments {
+  const T* grad_h;                // (B, N, D)
+  const T* grad_x_out;            // (B, N, D) or absent
+  const T* x;                     // (B, N, D)
+  const Y* y;                     // (B, N, D)
+  ModulationRows<M> gate, scale;  // (B, D)
+  const Compute<T>* mean;         // (B, N)
+  const Compute<T>* rstd;         // (B, N)
+  T* grad_x;                      // (B, N, D)
+  Y* grad_y;                      // (B, N, D)
+  M* sums[kSums];                 // (B, D) each, written if there are no partials
+  Compute<T>* partials;           // (kSums, B * slices, D) or absent
 };
 
-// What a thread has of a token.
+// The channels of one token that a thread holds in registers.
 template <class T, class Y, class M, int kVector, int kItems, bool kGate, bool kNorm>
 struct Token {
   using C = Compute<T>;
@@ -28,25 +36,27 @@ struct Token {
   Vector<Y, kVector> y[kItems] = {};
   C mean = 0, rstd = 0;
 
-  __device__ void load_norm(const Backward<T, Y, M>& args, int i, int64_t offset) {
+  __device__ void load_norm(const BackwardArguments<T, Y, M>& args, int i, int64_t offset) {
     grad_h[i] = grad_h[i].load(args.grad_h + offset);
     x[i] = x[i].load(args.x + offset);
   }
-  __device__ void load_residual(const Backward<T, Y, M>& args, int i, int64_t offset) {
+  __device__ void load_residual(const BackwardArguments<T, Y, M>& args, int i, int64_t offset) {
     if (args.grad_x_out) grad_x_out[i] = grad_x_out[i].load(args.grad_x_out + offset);
     if constexpr (kGate) y[i] = y[i].load(args.y + offset);
   }
 
-  // x normalised, and the gradient of that.
+  // These are the normalised x, and the gradient of the loss by it.
   __device__ C normalised(int i, int k) const { return (to_compute(x[i][k]) - mean) * rstd; }
   __device__ C grad(int i, int k, M scale) const {
     return to_compute(grad_h[i][k]) * (1 + to_compute(scale));
   }
 };
 
-// A thread's sums over the block's tokens: a gradient, or a part of it for the second kernel.
+// Stores a thread's sums over the tokens of its block. If the block has all tokens they are the
+// gradient, else a part of it for the second kernel.
 template <class T, class Y, class M, int kVector, int kItems>
-__device__ void store_sum(const Compute<T> (&total)[kItems][kVector], const Backward<T, Y, M>& args,
+__device__ void store_sum(const Compute<T> (&total)[kItems][kVector],
+                          const BackwardArguments<T, Y, M>& args,
                           const Channels<kVector, kItems>& channels, int sum) {
   const int64_t parts = int64_t(gridDim.x) * gridDim.y;
   const int64_t part = int64_t(blockIdx.x) * gridDim.y + blockIdx.y;
@@ -67,13 +77,14 @@ __device__ void store_sum(const Compute<T> (&total)[kItems][kVector], const Back
 }
 
 // Blocks are (samples, slices).
+// registers: 128
 template <class T, class Y, class M, int kVector, int kItems, bool kGate, bool kNorm>
 __global__ void __launch_bounds__(kMaxThreads, 1)
-    gate_residual_adaln_backward_kernel(TokenSlices size, Backward<T, Y, M> args) {
+    gate_residual_adaln_backward_kernel(TokenSlices size, BackwardArguments<T, Y, M> args) {
   using C = Compute<T>;
   using Token = Token<T, Y, M, kVector, kItems, kGate, kNorm>;
   constexpr int kRows = rows_at_once<T, kVector, kItems>(8);
-  constexpr bool kLate = kVector * kItems > 8;  // all of a token would not fit the registers
+  constexpr bool kLate = kVector * kItems > 8;  // the registers do not hold a whole token
   MSF_SHARED(C, shared, 2 * 2 * kRows * kMaxWarps);
   const Slice slice(size);
   const Channels<kVector, kItems> channels{size.channels};
@@ -93,7 +104,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
         if constexpr (!kLate) tokens[r].load_residual(args, i, offset);
       });
     }
-    C means[2 * kRows] = {};  // of a token's gradient, and of its product with the normalised
+    // Two means over the channels of each token: of its gradient, and of its gradient times the
+    // normalised x.
+    C means[2 * kRows] = {};
     if constexpr (kNorm) {
       channels.each([&](int i, int c) {
         const auto scale = Vector<M, kVector>::load(args.scale[slice.sample] + c);
@@ -110,7 +123,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
           }
         }
       });
-      // Every other turn another half: who is ahead must not write what others still read.
+      // The turns take the halves of the memory alternately, because a warp that is ahead must not
+      // write where others still read.
       const int64_t turn = (row - slice.first) / kRows % 2;
       sum_over_block(means, shared + turn * 2 * kRows * kMaxWarps);
 #pragma unroll
@@ -152,58 +166,20 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   if constexpr (kNorm) store_sum(totals[kScaleSum], args, channels, kScaleSum);
 }
 
-// Partial sums (rows, parts, D) of which out (rows, D) gets the sums over parts.
-template <class C, class M>
-struct PartialSums {
-  const C* partials;
-  M* out;
-  int rows;
-  int64_t parts;
-};
-
-constexpr int kGroups = 8;  // of threads, each with every eighth part
-
-// Blocks are (kWarp channels, rows, gradients), threads (channels, groups).
-template <class C, class M>
-__global__ void sum_partials_kernel(int channels, PartialSums<C, M> gate, PartialSums<C, M> shift,
-                                    PartialSums<C, M> scale) {
-  MSF_SHARED(C, shared, kGroups * kWarp);
-  const PartialSums<C, M> a = blockIdx.z == kGateSum    ? gate
-                              : blockIdx.z == kShiftSum ? shift
-                                                        : scale;
-  const int64_t channel = int64_t(blockIdx.x) * kWarp + threadIdx.x;
-  for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
-    C sum = 0;
-    if (channel < channels) {
-      for (int64_t part = threadIdx.y; part < a.parts; part += kGroups) {
-        sum += a.partials[(row * a.parts + part) * channels + channel];
-      }
-    }
-    shared[threadIdx.y * kWarp + threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y == 0 && channel < channels) {
-      for (int group = 1; group < kGroups; ++group) sum += shared[group * kWarp + threadIdx.x];
-      a.out[row * channels + channel] = from_compute<M>(sum);
-    }
-    __syncthreads();
-  }
-}
-
-template <class C, class M>
-void sum_partials(const TokenSlices& size, Address partials,
-                  const ModulationGradient (&grads)[kSums], Address stream) {
+// Sums the partial sums (kSums, B * slices, D) to gradients (B, D) or, where all samples share the
+// modulation, (1, D).
+template <class T>
+void sum_over_slices(const TokenSlices& size, DType dtype, Address partials,
+                     const ModulationGradient (&grads)[kSums], Address stream) {
   const int64_t parts = int64_t(size.batch) * slices(size);
-  auto sums = [&](int i) -> PartialSums<C, M> {
-    const bool shared = grads[i].shared;
-    return {partials.as<const C>() + i * parts * size.channels, grads[i].data.as<M>(),
-            !grads[i].data ? 0
-            : shared       ? 1
-                           : size.batch,
-            shared ? parts : slices(size)};
+  auto sums = [&](int i) -> PartialSums<Compute<T>> {
+    if (!grads[i].data) return {};
+    const Compute<T>* first = partials.as<const Compute<T>>() + i * parts * size.channels;
+    if (grads[i].shared) return {first, grads[i].data, dtype, 1, parts};
+    return {first, grads[i].data, dtype, size.batch, slices(size)};
   };
-  const dim3 grid((size.channels + kWarp - 1) / kWarp, grid_rows(size.batch), kSums);
-  launch(sum_partials_kernel<C, M>, grid, dim3(kWarp, kGroups), 0, cuda_stream(stream),
-         size.channels, sums(kGateSum), sums(kShiftSum), sums(kScaleSum));
+  sum_partials<T, kGroups>(size.channels, size.batch,
+                           {sums(kGateSum), sums(kShiftSum), sums(kScaleSum)}, stream);
 }
 
 }  // namespace
@@ -221,7 +197,7 @@ void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address gr
     using Y = typename decltype(y_type)::type;
     using M = typename decltype(modulation_type)::type;
     using C = Compute<T>;
-    const Backward<T, Y, M> arguments{
+    const BackwardArguments<T, Y, M> arguments{
         grad_h.as<const T>(),
         grad_x_out.as<const T>(),
         x.as<const T>(),
@@ -251,7 +227,7 @@ void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address gr
         start(gate_residual_adaln_backward_kernel<T, T, M, kVector, kItems, false, true>);
       }
     });
-    if (partials) sum_partials<C, M>(size, partials, grads, stream);
+    if (partials) sum_over_slices<T>(size, types.modulation, partials, grads, stream);
   });
 }
 

@@ -1,4 +1,4 @@
-// From run-time dtypes and flags to template arguments.
+// Run-time dtypes and flags become template arguments here.
 #pragma once
 
 #include "../cuda.hpp"
@@ -23,7 +23,8 @@ void with_type(DType dtype, Body body) {
   throw std::runtime_error("msf: unknown dtype");
 }
 
-// Calls body(Type<T>{}, Type<U>{}) for a tensor beside another: of one type, or float with 16 bits.
+// Calls body(Type<T>{}, Type<U>{}) for two tensors that a kernel reads side by side: both have the
+// same type, or one has 16 bits and the other is float.
 template <class Body>
 void with_types(DType dtype, DType other, Body body) {
   with_type(dtype, [&](auto type) {
@@ -47,29 +48,6 @@ void with_flag(bool flag, Body body) {
   } else {
     body(std::false_type{});
   }
-}
-
-inline cudaStream_t cuda_stream(Address stream) { return static_cast<cudaStream_t>(stream.value); }
-
-constexpr int kWarp = 32;
-constexpr unsigned kThreads = 256;
-
-// Blocks of kThreads for so many threads.
-inline unsigned blocks(int64_t threads) { return unsigned((threads + kThreads - 1) / kThreads); }
-
-__device__ inline float reciprocal_root(float x) { return rsqrtf(x); }
-__device__ inline double reciprocal_root(double x) { return rsqrt(x); }
-
-__device__ inline int64_t thread_index() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
-
-// A second grid dimension of at most 65,535 blocks, over which the kernel loops.
-inline unsigned grid_rows(int64_t rows) { return unsigned(rows < 65535 ? rows : 65535); }
-
-inline bool is_aligned(std::initializer_list<Address> addresses) {
-  for (const Address& address : addresses) {
-    if (reinterpret_cast<uintptr_t>(address.value) % 16 != 0) return false;
-  }
-  return true;
 }
 
 }  // namespace msf

@@ -1,20 +1,22 @@
-// Heads of attention in the registers of a warp.
+// A warp holds heads of attention in registers, as many as fit.
 //
-// A head takes neighbouring lanes of a warp, as many heads as fit. A lane holds the same elements
-// of both halves of the head, so that it has the pairs (i, i + d / 2) that RoPE rotates.
+// A head takes neighbouring lanes of the warp. A lane holds the same elements of both halves of the
+// head, so that it has the pairs (i, i + d / 2) that RoPE rotates.
 #pragma once
 
-#include "dispatch.cuh"
+#include "launch.cuh"
 
 namespace msf {
 
-constexpr int kWarps = kThreads / kWarp;
+constexpr int kWarps = kThreads / kWarp;  // warps of a block
 
-// Which lanes hold a head, and which of them this thread is.
+// How heads are spread over the lanes of a warp, and which lane this thread is.
 struct Lanes {
-  int head_dim, half;  // half is rounded up
-  int count;           // lanes a head
-  int group, lane;     // the head in the warp, the lane in the head; some lanes have none
+  int head_dim;
+  int half;   // elements of the first half, which has one more if head_dim is odd
+  int count;  // lanes that hold a head
+  int group;  // index of the head in the warp
+  int lane;   // index of the lane in the head
 
   __host__ __device__ Lanes(int head_dim, int vector)
       : head_dim(head_dim),
@@ -30,12 +32,13 @@ struct Lanes {
     return lanes;
   }
   __host__ __device__ int groups() const { return kWarp / count; }
+  // Lanes beyond the last head that fits into a warp hold none.
   __device__ bool idle() const { return group == groups(); }
-  // Of the block.
+  // The index of this thread's head in the block, and the number of heads in a block.
   __device__ int64_t head() const { return threadIdx.x / kWarp * groups() + group; }
   __host__ __device__ int64_t heads() const { return kWarps * groups(); }
 
-  // The sum of all lanes of a head in their order; the whole warp must come here.
+  // Returns the sum over the lanes of a head, in their order. The whole warp must call it together.
   template <class C>
   __device__ C sum(C value) const {
     C total = 0;
@@ -46,13 +49,14 @@ struct Lanes {
   }
 };
 
-// What a lane holds of a head: in each of kTurns turns kVector elements of both halves. With more
-// turns than one, or single elements, some may not exist.
+// The fragment of a head that one lane holds: in each of kTurns turns kVector elements of both
+// halves. With more than one turn, or with vectors of one element, some of these may not exist.
 template <class C, int kVector, int kTurns>
-struct Share {
+struct Fragment {
   static constexpr int kSize = kVector * kTurns;
   C first[kSize] = {}, second[kSize] = {};
 
+  // Calls body(index in the fragment, index in the half, whether the second half has it too).
   template <class Body>
   __device__ static void for_each_vector(const Lanes& lanes, Body body) {
 #pragma unroll
@@ -80,8 +84,9 @@ struct Share {
     });
   }
 
-  // By the angles of a token, whose cosines are the first half of this share and sines the second.
-  __device__ void rotate(const Share& angle, C sign) {
+  // Rotates by the angles of a token, whose cosines are the first half of `angle`, the sines the
+  // second.
+  __device__ void rotate(const Fragment& angle, C sign) {
 #pragma unroll
     for (int k = 0; k < kSize; ++k) {
       const C cos = angle.first[k], sin = sign * angle.second[k], x = first[k], y = second[k];
@@ -114,7 +119,7 @@ struct Share {
 };
 
 template <class C, int V, int S>
-__device__ C sum_of_squares(const Share<C, V, S>& x) {
+__device__ C sum_of_squares(const Fragment<C, V, S>& x) {
   C sum = 0;
 #pragma unroll
   for (int k = 0; k < V * S; ++k) sum += x.first[k] * x.first[k] + x.second[k] * x.second[k];

@@ -1,13 +1,14 @@
-// Images in kernels: which pixels a thread owns, and how it reads and writes them.
+// How kernels see images: which pixels a thread owns, and how it reads and writes them.
 #pragma once
 
-#include "dispatch.cuh"
+#include "launch.cuh"
 
 namespace msf {
 
+// An image (B, C, H, W) of any strides.
 template <class T>
 struct Image {
-  T* data;
+  T* data;                              // (B, C, H, W)
   int64_t batch, channel, row, column;  // strides in elements
 
   Image(const ImageView& view)
@@ -20,8 +21,8 @@ struct Image {
   __device__ T* at(int b, int c, int h) const { return data + b * batch + c * channel + h * row; }
 };
 
-// A thread owns kVector base pixels: neighbours along the width in planar images (NCHW), channels
-// of one pixel in interleaved ones (channels last). Layout<1, true> takes any strides.
+// A thread owns kVector base pixels. In planar images (NCHW) they are neighbours along the width,
+// in interleaved ones (channels last) the channels of one pixel. Layout<1, true> takes any strides.
 template <int kVectorSize, bool kIsPlanar>
 struct Layout {
   static constexpr int kVector = kVectorSize;
@@ -29,15 +30,15 @@ struct Layout {
 };
 using AnyLayout = Layout<1, true>;
 
-// The first of a thread's base pixels.
-struct Place {
+// The indices of a base pixel, the first of those that a thread owns.
+struct Pixel {
   int b, c, h, w;
 };
 
-// Calls body(place) for every place of this thread. Blocks are (places of a plane, planes), where
-// a plane is a channel of planar images and the whole of interleaved ones.
+// Calls body(pixel) with the first pixel of each vector of this thread. Blocks are (vectors of a
+// plane, planes). A plane is one channel of a planar image, and all channels of an interleaved one.
 template <class L, class Body>
-__device__ void for_each_place(const Extent& base, Body body) {
+__device__ void for_each_pixel(const Extent& base, Body body) {
   const unsigned per_pixel = L::kPlanar ? 1 : base.channels / L::kVector;
   const unsigned per_row = L::kPlanar ? base.width / L::kVector : base.width * per_pixel;
   const unsigned index = blockIdx.x * blockDim.x + threadIdx.x;
@@ -47,17 +48,18 @@ __device__ void for_each_place(const Extent& base, Body body) {
   for (int64_t plane = blockIdx.y * blockDim.y + threadIdx.y; plane < planes;
        plane += gridDim.y * blockDim.y) {
     if constexpr (L::kPlanar) {
-      const unsigned p = plane, channels = base.channels;  // launch_places: less than 2^31
-      body(Place{int(p / channels), int(p % channels), h, in_row * L::kVector});
+      const unsigned in_batch = plane, channels = base.channels;  // launch_pixels: less than 2^31
+      body(Pixel{int(in_batch / channels), int(in_batch % channels), h, in_row * L::kVector});
     } else {
       const int pixel = in_row / per_pixel, vector = in_row % per_pixel;
-      body(Place{int(plane), vector * L::kVector, h, pixel});
+      body(Pixel{int(plane), vector * L::kVector, h, pixel});
     }
   }
 }
 
+// Starts a kernel that calls for_each_pixel on the base pixels of `base`.
 template <class L, class Kernel, class... Args>
-void launch_places(Kernel kernel, const Extent& base, Address stream, Args... args) {
+void launch_pixels(Kernel kernel, const Extent& base, Address stream, Args... args) {
   const int64_t per_plane =
       int64_t(base.height) * base.width * (L::kPlanar ? 1 : base.channels) / L::kVector;
   const int64_t planes = int64_t(base.batch) * (L::kPlanar ? base.channels : 1);
@@ -72,10 +74,11 @@ void launch_places(Kernel kernel, const Extent& base, Address stream, Args... ar
          cuda_stream(stream), base, args...);
 }
 
-// What a thread holds of an image: its kScale x kScale pixels (1: of a base, 2: of what lies above
-// it) for each of its base pixels, and kMargin more around them, repeated at the image's edges.
+// The window of an image that a thread holds in registers. For each of its base pixels it has
+// kScale x kScale pixels, 1x1 in a base image and 2x2 in an image twice as large, and around all of
+// them a margin of kMargin pixels, which repeat the outermost ones at the edges of the image.
 template <class T, class L, int kScale, int kMargin>
-struct Patch {
+struct Window {
   static constexpr int kOwn = L::kPlanar ? kScale * L::kVector : kScale;
   static constexpr int kDepth = L::kPlanar ? 1 : L::kVector;
   Compute<T> pixels[kScale + 2 * kMargin][kOwn + 2 * kMargin][kDepth];
@@ -86,26 +89,26 @@ struct Patch {
                       : pixels[kMargin + dy][kMargin + dx][k];
   }
 
-  __device__ void load(const Image<const T>& image, const Place& p, const Extent& base) {
+  __device__ void load(const Image<const T>& image, const Pixel& at, const Extent& base) {
     const int height = kScale * base.height, width = kScale * base.width;
 #pragma unroll
     for (int r = -kMargin; r < kScale + kMargin; ++r) {
-      const int h = kScale * p.h + r;
-      const T* line = image.at(p.b, p.c, kMargin ? clamped(h, height) : h);
-      load_own(line, image.column, r, kScale * p.w);
+      const int h = kScale * at.h + r;
+      const T* line = image.at(at.b, at.c, kMargin ? clamped(h, height) : h);
+      load_own(line, image.column, r, kScale * at.w);
       if constexpr (kMargin > 0) {
-        load_margin(line, image.column, r, -1, clamped(kScale * p.w - 1, width));
-        load_margin(line, image.column, r, kOwn, clamped(kScale * p.w + kOwn, width));
+        load_margin(line, image.column, r, -1, clamped(kScale * at.w - 1, width));
+        load_margin(line, image.column, r, kOwn, clamped(kScale * at.w + kOwn, width));
       }
     }
   }
 
-  __device__ void store(const Image<T>& image, const Place& p) {
+  __device__ void store(const Image<T>& image, const Pixel& at) {
     static_assert(kMargin == 0, "a thread writes its own pixels");
     constexpr int kStep = L::kPlanar ? L::kVector : 1;
 #pragma unroll
     for (int r = 0; r < kScale; ++r) {
-      T* line = image.at(p.b, p.c, kScale * p.h + r);
+      T* line = image.at(at.b, at.c, kScale * at.h + r);
 #pragma unroll
       for (int j = 0; j < kScale; ++j) {
         Vector<T, L::kVector> chunk;
@@ -113,7 +116,7 @@ struct Patch {
         for (int k = 0; k < L::kVector; ++k) {
           chunk[k] = from_compute<T>(L::kPlanar ? pixels[r][j * kStep + k][0] : pixels[r][j][k]);
         }
-        chunk.store(line + (kScale * p.w + j * kStep) * image.column);
+        chunk.store(line + (kScale * at.w + j * kStep) * image.column);
       }
     }
   }
@@ -143,12 +146,12 @@ struct Patch {
   }
 };
 
-// Per-channel mean and deviation of a thread's pixels.
+// The mean and deviation of each channel of a thread's pixels.
 template <class T, class L>
 struct ChannelStatistics {
   static constexpr int kDepth = L::kPlanar ? 1 : L::kVector;
   Compute<T> mean[kDepth], std[kDepth];
-  bool shifted, scaled;  // adding 0 would lose a sign, dividing by 1 time
+  bool shifted, scaled;  // false: skip it, since adding 0 loses the sign of -0, dividing by 1 time
 
   __device__ ChannelStatistics(const Statistics& view, int channel)
       : shifted(bool(view.mean)), scaled(bool(view.std)) {
@@ -161,7 +164,7 @@ struct ChannelStatistics {
   __device__ Compute<T> standardise(Compute<T> value, int k) const {
     return divide(shifted ? value - mean[L::kPlanar ? 0 : k] : value, k);
   }
-  // A gradient's share of the two: it knows no mean.
+  // The gradient of standardise; the mean has no part in it.
   __device__ Compute<T> divide(Compute<T> value, int k) const {
     return scaled ? value / std[L::kPlanar ? 0 : k] : value;
   }
@@ -174,7 +177,8 @@ struct ChannelStatistics {
   }
 };
 
-// Calls body(layout) with the widest layout in which every image can be read in 16-byte vectors.
+// Calls body(layout) with the widest layout in which every image can be read in vectors of 16
+// bytes.
 template <class T, class Body>
 void with_layout(const Extent& base, std::initializer_list<ImageView> images, Body body) {
   constexpr int kVector = 16 / sizeof(T);

@@ -1,11 +1,16 @@
 // qk_norm_rope and its gradient. The equations are in msf_kernels/qk_norm_rope/reference.py.
+#include "dispatch.cuh"
 #include "heads.cuh"
+#include "partials.cuh"
 
 namespace msf {
 namespace {
 
-constexpr int kMostHeadDim = 256;
-constexpr int kSumRows = 32;  // of the second pass: how many partial sums are read at once
+constexpr int kMaxHeadDim = 256;
+
+// In the second pass 32 threads share an element, so that 32 partial sums are read at the same
+// time: it has few blocks, at head_dim 64 two for q and two for k.
+constexpr int kGroups = 32;
 
 template <class T, class S>
 __device__ void load_weight(S& share, const NormWeight& weight, const Lanes& lanes) {
@@ -32,25 +37,32 @@ __device__ T* head_of(const HeadsView& x, const HeadGrid& grid, unsigned token, 
 }
 
 // Blocks are (heads, q or k).
+// registers: 96
 template <class T, int kVector, int kTurns>
-__global__ void qk_norm_rope_kernel(HeadGrid grid, Lanes spread, HeadsView q, HeadsView k,
-                                    NormWeight q_weight, NormWeight k_weight, const float* rope,
-                                    Compute<T> eps, T* q_out, T* k_out) {
+__global__ void qk_norm_rope_kernel(HeadGrid grid, Lanes spread,
+                                    HeadsView q,          // (B, N, H, d)
+                                    HeadsView k,          // (B, N, H, d)
+                                    NormWeight q_weight,  // (d,) or absent
+                                    NormWeight k_weight,  // (d,) or absent
+                                    const float* rope,    // (2, N, d / 2) or absent
+                                    Compute<T> eps,
+                                    T* q_out,    // (B, N, H, d)
+                                    T* k_out) {  // (B, N, H, d)
   using C = Compute<T>;
-  using Part = Share<C, kVector, kTurns>;
+  using Fragment = msf::Fragment<C, kVector, kTurns>;
   const Lanes lanes = spread.mine();
-  const HeadsView source = blockIdx.y == 0 ? q : k;
+  const HeadsView x_view = blockIdx.y == 0 ? q : k;
   const NormWeight norm = blockIdx.y == 0 ? q_weight : k_weight;
   const unsigned index = blockIdx.x * lanes.heads() + lanes.head();
   const unsigned token = index / grid.heads, head = index % grid.heads;
   const bool exists = !lanes.idle() && token < unsigned(grid.batch) * grid.tokens;
-  Part x, weight;
-  if (exists) x.load(head_of<const T>(source, grid, token, head), lanes);
+  Fragment x, weight;
+  if (exists) x.load(head_of<const T>(x_view, grid, token, head), lanes);
   if (norm.data) {
     if (exists) load_weight<T>(weight, norm, lanes);
     const C rrms = reciprocal_root(lanes.sum(sum_of_squares(x)) / grid.head_dim + eps);
 #pragma unroll
-    for (int i = 0; i < Part::kSize; ++i) {
+    for (int i = 0; i < Fragment::kSize; ++i) {
       x.first[i] = x.first[i] * rrms * weight.first[i];
       x.second[i] = x.second[i] * rrms * weight.second[i];
     }
@@ -60,8 +72,8 @@ __global__ void qk_norm_rope_kernel(HeadGrid grid, Lanes spread, HeadsView q, He
   x.store((blockIdx.y == 0 ? q_out : k_out) + int64_t(index) * grid.head_dim, lanes);
 }
 
-// The gradient of one head of x, in place of that of its rotated norm; adds to the weight's. A head
-// that does not exist adds nothing, also where eps is 0.
+// Replaces `grad`, the gradient of one normalised head of x, by that of x, and adds to the gradient
+// of the weight. A head that does not exist adds nothing, also where eps is 0.
 template <class S, class C>
 __device__ void norm_backward(S& grad, S& x, const S& weight, S& grad_weight, C eps, int head_dim,
                               bool exists, const Lanes& lanes) {
@@ -87,33 +99,45 @@ __device__ void norm_backward(S& grad, S& x, const S& weight, S& grad_weight, C 
 }
 
 // Blocks are (any number, over which the heads are dealt; q, k or v). Each leaves the sum of its
-// gradients of a norm weight in `partial` (2, blocks, d), in the order of its heads.
+// gradients of a norm weight in `partials`, in the order of its heads.
+//
+// At 128 registers an SM has 512 threads, which read heads and gradients of 32 KB at once: more
+// than the 20 KB that arrive in the 600 ns of a memory access. Speed does not matter in double.
+// registers: 128; 255 for <double, *>
 template <class T, int kVector, int kTurns>
 __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? 2 : 1)
-    qk_norm_rope_backward_kernel(HeadGrid grid, Lanes spread, HeadsView grad_q, HeadsView grad_k,
-                                 HeadsView grad_v, HeadsView q, HeadsView k, NormWeight q_weight,
-                                 NormWeight k_weight, const float* rope, Compute<T> eps,
-                                 T* grad_qkv, Compute<T>* partial) {
+    qk_norm_rope_backward_kernel(HeadGrid grid, Lanes spread,
+                                 HeadsView grad_q,     // (B, N, H, d)
+                                 HeadsView grad_k,     // (B, N, H, d)
+                                 HeadsView grad_v,     // (B, N, H, d) or absent
+                                 HeadsView q,          // (B, N, H, d)
+                                 HeadsView k,          // (B, N, H, d)
+                                 NormWeight q_weight,  // (d,) or absent
+                                 NormWeight k_weight,  // (d,) or absent
+                                 const float* rope,    // (2, N, d / 2) or absent
+                                 Compute<T> eps,
+                                 T* grad_qkv,             // (B, N, 3, H, d)
+                                 Compute<T>* partials) {  // (2, blocks, d) or absent
   using C = Compute<T>;
-  using Part = Share<C, kVector, kTurns>;
+  using Fragment = msf::Fragment<C, kVector, kTurns>;
   const Lanes lanes = spread.mine();
   const int part = blockIdx.y;
-  const HeadsView above = part == 0 ? grad_q : part == 1 ? grad_k : grad_v;
-  const HeadsView source = part == 0 ? q : k;
+  const HeadsView grad_view = part == 0 ? grad_q : part == 1 ? grad_k : grad_v;
+  const HeadsView x_view = part == 0 ? q : k;
   const NormWeight norm = part == 0 ? q_weight : part == 1 ? k_weight : NormWeight{};
   const unsigned heads = unsigned(grid.batch) * grid.tokens * grid.heads;
-  Part weight, grad_weight;
+  Fragment weight, grad_weight;
   if (norm.data && !lanes.idle()) load_weight<T>(weight, norm, lanes);
   // All lanes of a warp go on until its last head, because they sum together.
   unsigned index = blockIdx.x * lanes.heads() + lanes.head();
   for (; index - lanes.group < heads; index += gridDim.x * lanes.heads()) {
     const bool exists = !lanes.idle() && index < heads;
     const unsigned token = index / grid.heads, head = index % grid.heads;
-    Part grad, x;
-    if (exists && above.data) grad.load(head_of<const T>(above, grid, token, head), lanes);
+    Fragment grad, x;
+    if (exists && grad_view.data) grad.load(head_of<const T>(grad_view, grid, token, head), lanes);
     if (exists && part < 2 && rope) rotate(grad, rope, grid, token, lanes, -1);
     if (norm.data) {
-      if (exists) x.load(head_of<const T>(source, grid, token, head), lanes);
+      if (exists) x.load(head_of<const T>(x_view, grid, token, head), lanes);
       norm_backward(grad, x, weight, grad_weight, eps, grid.head_dim, exists, lanes);
     }
     const int64_t row = (int64_t(token) * 3 + part) * grid.heads + head;
@@ -126,36 +150,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? 2 : 1)
   for (int i = threadIdx.x; i < grid.head_dim; i += kThreads) {
     C total = 0;
     for (int row = 0; row < lanes.heads(); ++row) total += sums[row * grid.head_dim + i];
-    partial[(int64_t(part) * gridDim.x + blockIdx.x) * grid.head_dim + i] = total;
+    partials[(int64_t(part) * gridDim.x + blockIdx.x) * grid.head_dim + i] = total;
   }
 }
 
-// Blocks are (kWarp elements, q or k), threads (element, row of partial sums).
-template <class T>
-__global__ void sum_partials_kernel(int head_dim, int count, const Compute<T>* partial,
-                                    NormWeight grad_q_weight, NormWeight grad_k_weight) {
-  using C = Compute<T>;
-  MSF_SHARED(C, sums, kSumRows * kWarp);
-  const NormWeight grad = blockIdx.y == 0 ? grad_q_weight : grad_k_weight;
-  if (!grad.data) return;
-  const int i = blockIdx.x * kWarp + threadIdx.x;
-  C total = 0;
-  if (i < head_dim) {
-    for (int row = threadIdx.y; row < count; row += kSumRows) {
-      total += partial[(int64_t(blockIdx.y) * count + row) * head_dim + i];
-    }
-  }
-  sums[threadIdx.y * kWarp + threadIdx.x] = total;
-  __syncthreads();
-  if (threadIdx.y > 0 || i >= head_dim) return;
-  for (int row = 1; row < kSumRows; ++row) total += sums[row * kWarp + threadIdx.x];
-  if (grad.dtype == DType::float32) {
-    grad.data.as<float>()[i] = total;
-  } else {
-    grad.data.as<T>()[i] = from_compute<T>(total);
-  }
-}
-
+// Says whether vectors of `vector` elements can be read everywhere in these heads.
 bool divisible(int vector, size_t bytes, std::initializer_list<HeadsView> views) {
   for (const HeadsView& x : views) {
     if (!x.data) continue;
@@ -165,8 +164,9 @@ bool divisible(int vector, size_t bytes, std::initializer_list<HeadsView> views)
   return true;
 }
 
-// Calls body(type, vector, turns): the widest vectors of which half a head has a whole number, not
-// more than a warp has lanes, and which every address and stride allows; else single elements.
+// Calls body(type, vector, turns) with the widest vectors that every address and stride allows, and
+// of which half a head has a whole number, at most one for each lane of a warp; else with single
+// elements.
 template <class Body>
 void with_heads(DType dtype, const HeadGrid& grid, std::initializer_list<HeadsView> views,
                 std::initializer_list<Address> addresses, Body body) {
@@ -181,8 +181,8 @@ void with_heads(DType dtype, const HeadGrid& grid, std::initializer_list<HeadsVi
     if constexpr (kBytes == 2) {
       if (fits(4)) return body(type, std::integral_constant<int, 4>{}, One{});
     }
-    if (grid.head_dim > kMostHeadDim) throw std::runtime_error("msf: head_dim of more than 256");
-    body(type, One{}, std::integral_constant<int, kMostHeadDim / 2 / kWarp>{});
+    if (grid.head_dim > kMaxHeadDim) throw std::runtime_error("msf: head_dim of more than 256");
+    body(type, One{}, std::integral_constant<int, kMaxHeadDim / 2 / kWarp>{});
   });
 }
 
@@ -213,7 +213,7 @@ void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, NormWeig
 void qk_norm_rope_backward(DType dtype, HeadGrid grid, HeadsView grad_q, HeadsView grad_k,
                            HeadsView grad_v, HeadsView q, HeadsView k, NormWeight q_weight,
                            NormWeight k_weight, Address rope, double eps, Address grad_qkv,
-                           Address partial, int most_partials, NormWeight grad_q_weight,
+                           Address partials, int max_partials, NormWeight grad_q_weight,
                            NormWeight grad_k_weight, Address stream) {
   const int64_t heads = count_heads(grid);
   const auto views = {grad_q, grad_k, grad_v, q, k};
@@ -223,17 +223,22 @@ void qk_norm_rope_backward(DType dtype, HeadGrid grid, HeadsView grad_q, HeadsVi
     using C = Compute<T>;
     const Lanes lanes(grid.head_dim, vector.value);
     const int64_t blocks = (heads + lanes.heads() - 1) / lanes.heads();
-    const unsigned count = blocks < most_partials ? blocks : most_partials;
-    const size_t shared = partial ? lanes.heads() * grid.head_dim * sizeof(C) : 0;
+    const unsigned count = blocks < max_partials ? blocks : max_partials;
+    const size_t shared = partials ? lanes.heads() * grid.head_dim * sizeof(C) : 0;
     if (heads > 0) {
       launch(qk_norm_rope_backward_kernel<T, vector.value, turns.value>, dim3(count, 3),
              dim3(kThreads), shared, cuda_stream(stream), grid, lanes, grad_q, grad_k, grad_v, q, k,
-             q_weight, k_weight, rope.as<const float>(), C(eps), grad_qkv.as<T>(), partial.as<C>());
+             q_weight, k_weight, rope.as<const float>(), C(eps), grad_qkv.as<T>(),
+             partials.as<C>());
     }
-    if (partial) {
-      launch(sum_partials_kernel<T>, dim3((grid.head_dim + kWarp - 1) / kWarp, 2),
-             dim3(kWarp, kSumRows), 0, cuda_stream(stream), grid.head_dim, int(count),
-             partial.as<const C>(), grad_q_weight, grad_k_weight);
+    if (partials) {
+      auto sums = [&](int i, const NormWeight& grad) -> PartialSums<C> {
+        if (!grad.data) return {};
+        const C* first = partials.as<const C>() + int64_t(i) * count * grid.head_dim;
+        return {first, grad.data, grad.dtype, 1, count};
+      };
+      sum_partials<T, kGroups>(grid.head_dim, 1,
+                               {sums(0, grad_q_weight), sums(1, grad_k_weight), {}}, stream);
     }
   });
 }

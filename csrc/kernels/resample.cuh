@@ -6,15 +6,15 @@
 
 namespace msf {
 
-// Average of the 2x2 pixels of base pixel k.
+// Returns the average of the 2x2 pixels of base pixel k.
 template <class T, class L, int kMargin>
-__device__ Compute<T> pool(Patch<T, L, 2, kMargin>& x, int k) {
+__device__ Compute<T> pool(Window<T, L, 2, kMargin>& x, int k) {
   return ((x(k, 0, 0) + x(k, 1, 0)) + (x(k, 0, 1) + x(k, 1, 1))) / 4;
 }
 
-// The pixel (dy, dx) of the 2x2 that base pixel k becomes.
+// Returns pixel (dy, dx) of the 2x2 pixels that base pixel k becomes.
 template <class T, class L, int kMargin>
-__device__ Compute<T> upsample(Patch<T, L, 1, kMargin>& base, int k, int dy, int dx) {
+__device__ Compute<T> upsample(Window<T, L, 1, kMargin>& base, int k, int dy, int dx) {
   if constexpr (kMargin == 0) {
     return base(k, 0, 0);
   } else {
@@ -26,9 +26,9 @@ __device__ Compute<T> upsample(Patch<T, L, 1, kMargin>& base, int k, int dy, int
   }
 }
 
-// The adjoint of upsample: what base pixel k gets of a gradient of the pixels above.
+// The adjoint of upsample: returns the gradient of base pixel k, given that of the larger image.
 template <class T, class L, int kMargin>
-__device__ Compute<T> upsample_adjoint(Patch<T, L, 2, kMargin>& grad, int k) {
+__device__ Compute<T> upsample_adjoint(Window<T, L, 2, kMargin>& grad, int k) {
   if constexpr (kMargin == 0) {
     return pool(grad, k) * 4;
   } else {
@@ -43,7 +43,7 @@ __device__ Compute<T> upsample_adjoint(Patch<T, L, 2, kMargin>& grad, int k) {
   }
 }
 
-// Comparisons, because fminf and fmaxf drop NaN.
+// Limits a value by comparisons, because fminf and fmaxf drop NaN.
 template <class C>
 __device__ C clamped(C value, C low, C high) {
   return value < low ? low : value > high ? high : value;

@@ -1,10 +1,11 @@
 // merge_tokens and its gradient. The equations are in msf_kernels/tokens/reference.py.
 #include "dispatch.cuh"
+#include "launch.cuh"
 
 namespace msf {
 namespace {
 
-// Where the channels of a sample's fine tokens, of which this is the index-th vector, lie in base.
+// Returns the offset in base of the index-th vector of a sample's fine tokens.
 template <int kVector>
 __device__ int64_t coarse_offset(const TokenGrid& grid, int64_t index) {
   const int vectors = grid.channels / kVector;
@@ -16,32 +17,39 @@ __device__ int64_t coarse_offset(const TokenGrid& grid, int64_t index) {
   return (coarse * 4 + quarter) * grid.channels + channel;
 }
 
-// Blocks are (vectors of a sample's fine tokens, samples).
+// Blocks are (vectors of a sample's fine tokens, samples); `size` is the number of elements of a
+// sample, 4 * h * w * D.
+// registers: 96
 template <class T, class P, int kVector>
-__global__ void merge_tokens_kernel(TokenGrid grid, int64_t size, const T* base, const T* skip,
-                                    const P* position, T* x) {
+__global__ void merge_tokens_kernel(TokenGrid grid, int64_t size,
+                                    const T* base,      // (B, h * w, 4 * D)
+                                    const T* skip,      // (B, 4 * h * w, D)
+                                    const P* position,  // (4 * h * w, D) or absent
+                                    T* x) {             // (B, 4 * h * w, D)
   const int64_t index = thread_index();
   if (index * kVector >= size) return;
   const int64_t coarse = coarse_offset<kVector>(grid, index);
-  Vector<P, kVector> shift{};
-  if (position) shift = shift.load(position + index * kVector);
+  Vector<P, kVector> position_vector{};
+  if (position) position_vector = position_vector.load(position + index * kVector);
   for (int64_t b = blockIdx.y; b < grid.batch; b += gridDim.y) {
-    const auto below = Vector<T, kVector>::load(base + b * size + coarse);
-    const auto beside = Vector<T, kVector>::load(skip + b * size + index * kVector);
+    const auto base_vector = Vector<T, kVector>::load(base + b * size + coarse);
+    const auto skip_vector = Vector<T, kVector>::load(skip + b * size + index * kVector);
     Vector<T, kVector> sum;
 #pragma unroll
     for (int k = 0; k < kVector; ++k) {
-      Compute<T> value = to_compute(below[k]) + to_compute(beside[k]);
-      if (position) value += to_compute(shift[k]);
+      Compute<T> value = to_compute(base_vector[k]) + to_compute(skip_vector[k]);
+      if (position) value += to_compute(position_vector[k]);
       sum[k] = from_compute<T>(value);
     }
     sum.store(x + b * size + index * kVector);
   }
 }
 
+// registers: 96
 template <class T, int kVector>
-__global__ void merge_tokens_backward_kernel(TokenGrid grid, int64_t size, const T* grad,
-                                             T* grad_base) {
+__global__ void merge_tokens_backward_kernel(TokenGrid grid, int64_t size,
+                                             const T* grad,   // (B, 4 * h * w, D)
+                                             T* grad_base) {  // (B, h * w, 4 * D)
   const int64_t index = thread_index();
   if (index * kVector >= size) return;
   const int64_t coarse = coarse_offset<kVector>(grid, index);
@@ -51,10 +59,12 @@ __global__ void merge_tokens_backward_kernel(TokenGrid grid, int64_t size, const
   }
 }
 
-// A sum over the batch in the order of the samples, so that it repeats bit for bit.
+// Sums over the batch in the order of the samples, so that it repeats bit for bit.
+// registers: 96
 template <class T, class P, int kVector>
-__global__ void sum_over_batch_kernel(TokenGrid grid, int64_t size, const T* grad,
-                                      P* grad_position) {
+__global__ void sum_over_batch_kernel(TokenGrid grid, int64_t size,
+                                      const T* grad,       // (B, 4 * h * w, D)
+                                      P* grad_position) {  // (4 * h * w, D)
   const int64_t first = thread_index() * kVector;
   if (first >= size) return;
   Compute<T> sums[kVector] = {};
@@ -69,7 +79,8 @@ __global__ void sum_over_batch_kernel(TokenGrid grid, int64_t size, const T* gra
   total.store(grad_position + first);
 }
 
-// Calls body(type, position type, vector size): 1 where D or an address is no multiple of 16 bytes.
+// Calls body(type, type of position, vector size); the size is 1 where D or an address is no
+// multiple of 16 bytes.
 template <class Body>
 void with_tokens(DType dtype, DType position_dtype, const TokenGrid& grid,
                  std::initializer_list<Address> addresses, Body body) {

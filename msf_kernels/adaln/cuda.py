@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from ..dtypes import compute_dtype
-from ..extension import DTYPES, address, dtype, launch
+from ..extension import DTYPES, TARGET_BLOCKS, address, dtype, launch
 from ..layout import contiguous
 
-# Blocks that a launch aims at: four for each of the 132 multiprocessors of an H200. A slice has
-# 4 tokens at least in forward, one to four steps of its block, and 16 in backward, where each slice
-# costs the traffic of two tokens for its partial sums.
-BLOCKS = 528
+# The fewest tokens of a slice: 4 in forward, which are one to four steps of its block, and 16 in
+# backward, where each slice costs the traffic of two tokens for its partial sums.
 MIN_FORWARD_TOKENS, MIN_BACKWARD_TOKENS = 4, 16
 
 MAX_CHANNELS, MAX_SCALAR_CHANNELS = 8192, 2048
@@ -157,9 +155,9 @@ def _backward(
 
 
 def _size(x: Tensor, min_tokens: int) -> tuple[int, int, int, int]:
-    """Return TokenSlices: about BLOCKS of them, if each has at least `min_tokens` tokens."""
+    """Return TokenSlices: about TARGET_BLOCKS of them, if each has at least `min_tokens` tokens."""
     batch, tokens, channels = x.shape
-    slices = max(1, min(-(-BLOCKS // max(1, batch)), tokens // min_tokens))
+    slices = max(1, min(-(-TARGET_BLOCKS // max(1, batch)), tokens // min_tokens))
     return batch, tokens, channels, max(1, -(-tokens // slices))
 
 

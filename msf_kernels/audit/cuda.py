@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..build import build_config
 from .row import Row
 
-# Of 65,536 registers an SM, these leave 682, 512 and 292 threads: what blocks of 256 need at least
-# to have loads of others in flight while some wait. Bilinear kernels hold a pixel's neighbours. Of
-# adaLN the longest rows take blocks of 512 threads, which 128 just leave.
-PLAIN, BILINEAR, BILINEAR_INTERLEAVED, ADALN = 96, 128, 224, 128
+KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
 
-# With 512 threads an SM, the heads and gradients that they read at once are 32 KB: more than the
-# 20 KB that arrive in the 600 ns of a memory access.
-HEADS_BACKWARD = 128
-
-DOUBLE = 255  # which nobody computes in for its speed
+# The budget of a kernel stands above it, as csrc/kernels/launch.cuh explains.
+BUDGET = re.compile(r"// registers: (.+)\n(?:template [^{]*?)?__global__ [^{]*?(\w+_kernel)\(")
 
 
 def rows(architecture: int | None = None) -> Iterator[Row]:
     """One row for each kernel on this architecture, such as 90, or on each it was built for.
 
     Raises:
-        RuntimeError: there are no CUDA kernels, or no cuobjdump to read them.
+        RuntimeError: there are no CUDA kernels, no cuobjdump to read them, or no budget of one.
     """
     config = build_config()
     if not config.get("cuda"):
@@ -60,18 +56,28 @@ def parse(listing: str) -> Iterator[Row]:
 
 
 def _budget(kernel: str, arguments: str) -> int:
-    if kernel.startswith("gate_residual_adaln"):
-        return ADALN
-    if kernel == "qk_norm_rope_backward_kernel":
-        return DOUBLE if arguments.startswith("double") else HEADS_BACKWARD
-    bilinear = arguments.endswith(" 1") and ("Layout" in arguments or "merge_kernel" in kernel)
-    if not bilinear:
-        return PLAIN
-    return BILINEAR_INTERLEAVED if "false>" in arguments else BILINEAR
+    """The most registers that a thread of this instance of a kernel may take."""
+    lines = _budgets()
+    if kernel not in lines:
+        raise RuntimeError(f"{kernel} has no line `// registers: N` above it in {KERNELS}")
+    plain, *cases = lines[kernel].split("; ")
+    budget = int(plain)
+    for case in cases:
+        registers, pattern = case.split(" for ")
+        if fnmatchcase(f"<{arguments}>", pattern):
+            budget = int(registers)
+    return budget
+
+
+@functools.cache
+def _budgets() -> dict[str, str]:
+    """The line of each kernel of csrc/kernels, such as "96; 128 for <*, 1>"."""
+    sources = [path.read_text() for path in sorted(KERNELS.glob("*.cu*"))]
+    return {kernel: line for source in sources for line, kernel in BUDGET.findall(source)}
 
 
 def _cuobjdump() -> str:
-    """Of the CUDA toolkit or, on machines with only its compiler, of Triton."""
+    """The path of cuobjdump: that of the CUDA toolkit, or where only nvcc is installed Triton's."""
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     folders = [str(Path(home) / "bin") for home in homes if home]
     if found := shutil.which("cuobjdump", path=os.pathsep.join([os.environ["PATH"], *folders])):

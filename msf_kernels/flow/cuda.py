@@ -35,13 +35,13 @@ def guided_euler_step(
     scale, dt = _on_device(guidance_scale, x), _on_device(dt, x)
     if patch:
         v_cond, v_uncond = _tokens(v_cond), _tokens(v_uncond)
-        velocity = _velocity(v_cond, v_uncond, scale, dt, step, patch)
-        images = image(x), velocity, image(start), image(x_next)
+        euler_step = _euler_step(v_cond, v_uncond, scale, dt, step, patch)
+        images = image(x), euler_step, image(start), image(x_next)
         launch("guided_euler_step_of_tokens", x, dtype(x), x.shape, *images)
         return x_next
     x, v_cond, v_uncond, start = (in_layout_of(t, x_next) for t in (x, v_cond, v_uncond, start))
-    velocity = _velocity(v_cond, v_uncond, scale, dt, step, patch)
-    tensors = address(x), velocity, address(start), address(x_next)
+    euler_step = _euler_step(v_cond, v_uncond, scale, dt, step, patch)
+    tensors = address(x), euler_step, address(start), address(x_next)
     launch("guided_euler_step", x, dtype(x), x.numel(), *tensors)
     return x_next
 
@@ -68,8 +68,8 @@ def guided_euler_merge(
         v_cond, v_uncond = _tokens(v_cond), _tokens(v_uncond)
     elif v_uncond is not None and v_uncond.stride() != v_cond.stride():
         v_cond, v_uncond = v_cond.contiguous(), v_uncond.contiguous()
-    velocity = _velocity(v_cond, v_uncond, scale, dt, step, patch)
-    images = image(x), velocity, image(base), image(merged)
+    euler_step = _euler_step(v_cond, v_uncond, scale, dt, step, patch)
+    images = image(x), euler_step, image(base), image(merged)
     statistics, bilinear = (address(mean), address(std)), mode == "bilinear"
     bounds = (low, high)
     launch("guided_euler_merge", x, dtype(x), base.shape, *images, statistics, bilinear, bounds)
@@ -92,7 +92,7 @@ def _on_device(scalar: Tensor, x: Tensor) -> Tensor:
     return table
 
 
-def _velocity(
+def _euler_step(
     v_cond: Tensor,
     v_uncond: Tensor | None,
     scale: Tensor,
@@ -100,7 +100,7 @@ def _velocity(
     step: Tensor | None,
     patch: int,
 ) -> tuple[Any, ...]:
-    """The Velocity of csrc/launchers.hpp."""
+    """The EulerStep of csrc/launchers.hpp."""
     images = (_strided(v_cond), _strided(v_uncond))
     return (dtype(v_cond), *images, _scalar(scale), _scalar(dt), address(step), patch)
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dtypes import compute_dtype
-from ..extension import address, dtype, launch
+from ..extension import TARGET_BLOCKS, address, dtype, launch
 from ..layout import contiguous
 from .op import weight_gradient
-
-# Blocks that each sum their share of a weight's gradient: two for each SM of an H200, and twice
-# that, as the rows that a second pass adds up.
-PARTIALS = 528
 
 
 def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
@@ -63,9 +59,9 @@ def qk_norm_rope_backward(
     q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
     grad_qkv = qkv.new_empty(qkv.shape)
     grad_weights = weight_gradient(q_weight, qkv), weight_gradient(k_weight, qkv)
-    partial = None
+    partials = None
     if q_weight is not None or k_weight is not None:
-        partial = q.new_empty((2, PARTIALS, q.shape[-1]), dtype=compute_dtype(q))
+        partials = q.new_empty((2, TARGET_BLOCKS, q.shape[-1]), dtype=compute_dtype(q))
     launch(
         "qk_norm_rope_backward",
         q,
@@ -77,8 +73,8 @@ def qk_norm_rope_backward(
         address(rope),
         eps,
         address(grad_qkv),
-        address(partial),
-        PARTIALS,
+        address(partials),
+        TARGET_BLOCKS,
         *(_weight(grad) if grad.numel() else None for grad in grad_weights),
     )
     return grad_qkv, *grad_weights

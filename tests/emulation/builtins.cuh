@@ -41,30 +41,6 @@ __global__ void warp_sums(double* values) {
   values[threadIdx.x] = sum;
 }
 
-// out (threads, 3): votes of the lanes that exist, where the last warp of the block is not full.
-__global__ void votes(int* out) {
-  const unsigned first = threadIdx.x / 32 * 32, lanes = min(32u, blockDim.x - first);
-  const unsigned mask = lanes == 32 ? kAll : (1u << lanes) - 1;
-  int* mine = out + 3 * threadIdx.x;
-  mine[0] = int(__ballot_sync(mask, threadIdx.x % 3 == 0));
-  mine[1] = __any_sync(mask, threadIdx.x == 33);
-  mine[2] = __all_sync(mask, threadIdx.x != 33);
-}
-
-// Two halves of a warp, each a collective of its own at the same line.
-__global__ void half_warps(int* out) {
-  const unsigned mask = threadIdx.x < 16 ? 0x0000ffffu : 0xffff0000u;
-  out[threadIdx.x] = int(__ballot_sync(mask, threadIdx.x % 2));
-}
-
-// out (threads, 3)
-__global__ void block_votes(int* out) {
-  int* mine = out + 3 * threadIdx.x;
-  mine[0] = __syncthreads_count(threadIdx.x % 5 == 0);
-  mine[1] = __syncthreads_or(threadIdx.x == 7);
-  mine[2] = __syncthreads_or(false);
-}
-
 // The block's values in reverse order, through shared memory, three times.
 __global__ void reverse(float* values) {
   MSF_DYNAMIC_SHARED(float, shared);
@@ -107,62 +83,25 @@ __global__ void unwritten_shared(float* out) {
 
 // Each thread's turn between its start and the barrier, and after it.
 __global__ void turns(int* counter, int* first, int* second) {
-  first[flat_thread()] = atomicAdd(counter, 1);
+  first[flat_thread()] = (*counter)++;
   __syncthreads();
-  second[flat_thread()] = atomicAdd(counter, 1);
+  second[flat_thread()] = (*counter)++;
 }
 
-__global__ void count(unsigned* counter, int* old) { old[flat_thread()] = atomicAdd(counter, 1u); }
-
-// The last block to arrive sums what all blocks wrote.
-__global__ void last_block(int* partial, unsigned* arrived, int* total) {
-  partial[blockIdx.x] = blockIdx.x + 1;
-  __threadfence();
-  if (atomicAdd(arrived, 1u) + 1 < gridDim.x) return;
-  __threadfence();
-  for (unsigned i = 0; i < gridDim.x; ++i) *total += __ldg(partial + i);
+// in (4): a, b, c, d; out (3)
+template <class T>
+__global__ void arithmetic(const T* in, T* out) {
+  const T a = in[0], b = in[1], c = in[2], d = in[3];
+  out[0] = a * b + c;
+  out[1] = std::fma(a, b, c);
+  out[2] = msf::reciprocal_root(d);
 }
 
-// in (4): a, b, c, d; out (7)
-__global__ void float_arithmetic(const float* in, float* out) {
-  const float a = in[0], b = in[1], c = in[2], d = in[3];
-  out[0] = __fadd_rn(a, b);
-  out[1] = __fsub_rn(a, c);
-  out[2] = __fmul_rn(a, b);
-  out[3] = __fadd_rn(__fmul_rn(a, b), c);
-  out[4] = __fmaf_rn(a, b, c);
-  out[5] = fmaf(a, b, c);
-  out[6] = rsqrtf(d);
-}
-
-__global__ void double_arithmetic(const double* in, double* out) {
-  const double a = in[0], b = in[1], c = in[2], d = in[3];
-  out[0] = __dadd_rn(a, b);
-  out[1] = __dsub_rn(a, c);
-  out[2] = __dmul_rn(a, b);
-  out[3] = __dadd_rn(__dmul_rn(a, b), c);
-  out[4] = __fma_rn(a, b, c);
-  out[5] = fma(a, b, c);
-  out[6] = rsqrt(d);
-}
-
-// Four neighbours at once, and two: the vectors of CUDA and ours. in, out (10)
-__global__ void float_vectors(const float* in, float* out) {
+// Four neighbours at once. in, out (4)
+__global__ void vectors(const float* in, float* out) {
   auto four = msf::Vector<float, 4>::load(in);
   four[0] += 1;
   four.store(out);
-  const float4 next = *reinterpret_cast<const float4*>(in + 4);
-  *reinterpret_cast<float4*>(out + 4) = make_float4(next.w, next.z, next.y, next.x);
-  const float2 last = *reinterpret_cast<const float2*>(in + 8);
-  *reinterpret_cast<float2*>(out + 8) = make_float2(last.y, last.x);
-}
-
-// out (12)
-__global__ void integer_vectors(int* out) {
-  *reinterpret_cast<int4*>(out) = make_int4(-1, 2, -3, 4);
-  *reinterpret_cast<uint4*>(out + 4) = make_uint4(5, 6, 7, 8);
-  *reinterpret_cast<int2*>(out + 8) = make_int2(min(-9, 9), max(-9, 9));
-  *reinterpret_cast<uint2*>(out + 10) = make_uint2(min(9u, 10u), max(9u, 10u));
 }
 
 template <class T>

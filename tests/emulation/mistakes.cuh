@@ -27,14 +27,6 @@ __global__ void two_barriers_that_meet() {
   }
 }
 
-__global__ void two_kinds_of_barrier() {
-  if (threadIdx.x < 32) {
-    __syncthreads();
-  } else {
-    __syncthreads_or(true);
-  }
-}
-
 __global__ void two_collectives_that_meet() {
   if (threadIdx.x % 2) {
     __syncwarp();
@@ -43,18 +35,18 @@ __global__ void two_collectives_that_meet() {
   }
 }
 
-__global__ void caller_outside_mask() { __ballot_sync(0xfffffff7u, true); }
+__global__ void caller_outside_mask() { __shfl_sync(0xfffffff7u, 0, 0); }
 
-__global__ void lanes_that_do_not_exist() { __ballot_sync(kAll, true); }
+__global__ void lanes_that_do_not_exist() { __shfl_sync(kAll, 0, 0); }
 
 __global__ void lane_that_has_returned() {
   if (threadIdx.x == 0) return;
-  __ballot_sync(kAll, true);
+  __shfl_sync(kAll, 0, 0);
 }
 
 __global__ void lane_that_returns_later() {
   if (threadIdx.x == 31) return;
-  __ballot_sync(kAll, true);
+  __shfl_sync(kAll, 0, 0);
 }
 
 __global__ void overlapping_masks() { __syncwarp(threadIdx.x < 16 ? 0x0001ffffu : 0xffff0000u); }
@@ -70,8 +62,8 @@ __global__ void too_much_shared_memory() {
 }
 
 struct Counted {
-  __device__ explicit Counted(int* count) : count(count) { atomicAdd(count, 1); }
-  __device__ ~Counted() { atomicAdd(count, -1); }
+  __device__ explicit Counted(int* count) : count(count) { ++*count; }
+  __device__ ~Counted() { --*count; }
   int* count;
 };
 

@@ -75,24 +75,6 @@ def test_shuffles_of_eight_bytes() -> None:
     assert torch.equal(values, exact)
 
 
-def test_votes_where_the_last_warp_is_not_full() -> None:
-    out = integers(40, 3)
-    launch("votes", out, block=(40,))
-    assert out.tolist() == 32 * [[0x49249249, 0, 1]] + 8 * [[0b10010010, 1, 0]]
-
-
-def test_halves_of_a_warp_vote_apart() -> None:
-    out = integers(32)
-    launch("half_warps", out, block=(32,))
-    assert [value & 0xFFFFFFFF for value in out.tolist()] == 16 * [0xAAAA] + 16 * [0xAAAA0000]
-
-
-def test_block_votes() -> None:
-    out = integers(40, 3)
-    launch("block_votes", out, block=(40,))
-    assert out.tolist() == 40 * [[8, 1, 0]]
-
-
 @pytest.mark.parametrize("order", ["fifo", "lifo", "random:1", "random:2"])
 @pytest.mark.parametrize("threads", [1, 32, 40, 1024])
 def test_barrier(order: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,34 +131,16 @@ def turns(
     return first.tolist(), second.tolist()
 
 
-def test_atomic_add_returns_the_old_value() -> None:
-    counter, old = integers(1), integers(720)
-    launch("count", counter, old, grid=(2, 3, 4), block=(5, 2, 3))
-    assert counter.item() == 720
-    assert sorted(old.tolist()) == list(range(720))
-
-
-def test_last_block_reads_what_all_wrote() -> None:
-    total = integers(1)
-    launch("last_block", integers(9), integers(1), total, grid=(9,))
-    assert total.item() == 45
-
-
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 12), (torch.float64, 27)])
 def test_arithmetic_rounds_every_step(dtype: torch.dtype, bits: int) -> None:
     step = 2.0**-bits  # (1 + step)^2 = 1 + 2 step + step^2, whose last term no product holds
     inputs = torch.tensor([1 + step, 1 + step, -1 - 2 * step, 0.0625], dtype=dtype)
-    out = torch.zeros(7, dtype=dtype)
-    launch("float_arithmetic" if dtype == torch.float32 else "double_arithmetic", inputs, out)
-    fused = step**2
-    assert out.tolist() == [2 + 2 * step, 2 + 3 * step, 1 + 2 * step, 0, fused, fused, 4]
+    out = torch.zeros(3, dtype=dtype)
+    launch("arithmetic_float" if dtype == torch.float32 else "arithmetic_double", inputs, out)
+    assert out.tolist() == [0, step**2, 4]
 
 
 def test_vectors() -> None:
-    out = torch.zeros(10)
-    launch("float_vectors", torch.arange(10.0), out)
-    assert out.tolist() == [1, 1, 2, 3, 7, 6, 5, 4, 9, 8]
-
-    out = integers(12)
-    launch("integer_vectors", out)
-    assert out.tolist() == [-1, 2, -3, 4, 5, 6, 7, 8, -9, 9, 9, 10]
+    out = torch.zeros(4)
+    launch("vectors", torch.arange(4.0), out)
+    assert out.tolist() == [1, 1, 2, 3]

@@ -30,12 +30,6 @@ MISTAKES = [
         "wait in __syncthreads at FILE",
     ),
     (
-        "two_kinds_of_barrier",
-        (64,),
-        "block (0,0,0) thread (32,0,0): barrier divergence: __syncthreads_or at FILE while others "
-        "wait in __syncthreads at FILE",
-    ),
-    (
         "two_collectives_that_meet",
         (32,),
         "block (0,0,0) thread (1,0,0): warp divergence: __syncwarp at FILE while others wait in "
@@ -44,25 +38,25 @@ MISTAKES = [
     (
         "caller_outside_mask",
         (32,),
-        "block (0,0,0) thread (3,0,0): __ballot_sync at FILE: the calling lane is not in the mask",
+        "block (0,0,0) thread (3,0,0): __shfl_sync at FILE: the calling lane is not in the mask",
     ),
     (
         "lanes_that_do_not_exist",
         (40,),
-        "block (0,0,0) thread (32,0,0): __ballot_sync at FILE: the mask names lanes that do not "
+        "block (0,0,0) thread (32,0,0): __shfl_sync at FILE: the mask names lanes that do not "
         "exist",
     ),
     (
         "lane_that_has_returned",
         (32,),
-        "block (0,0,0) thread (1,0,0): __ballot_sync at FILE: the mask names lanes that have "
+        "block (0,0,0) thread (1,0,0): __shfl_sync at FILE: the mask names lanes that have "
         "returned",
     ),
     (
         "lane_that_returns_later",
         (32,),
         "block (0,0,0) thread (31,0,0): has returned while lanes of its warp wait for it in "
-        "__ballot_sync at FILE",
+        "__shfl_sync at FILE",
     ),
     (
         "overlapping_masks",

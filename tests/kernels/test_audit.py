@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +26,10 @@ LISTING = """
 Fatbin elf code:
 ================
 arch = sm_90
- Function void msf::(anonymous namespace)::split_kernel<float, msf::Layout<4, true>, 0>(int):
+ Function void msf::(anonymous)::pyramid_split_kernel<float, msf::Layout<4, true>, 0>(int):
   REG:{plain} STACK:{stack} SHARED:0 LOCAL:0 CONSTANT[0]:648 TEXTURE:0 SURFACE:0 SAMPLER:0
 arch = sm_120
- Function void msf::split_kernel<__half, msf::Layout<8, false>, 1>(int):
+ Function void msf::pyramid_split_kernel<__half, msf::Layout<8, false>, 1>(int):
   REG:200 STACK:0 SHARED:64 LOCAL:{local} CONSTANT[0]:648 TEXTURE:0 SURFACE:0 SAMPLER:0
 """
 
@@ -41,11 +42,11 @@ def problems(**numbers: int) -> list[str]:
 def test_rows_say_which_kernel_and_gpu() -> None:
     first, second = cuda.parse(LISTING.format(plain=80, stack=0, local=0))
     assert (first.kernel, first.configuration) == (
-        "split_kernel",
+        "pyramid_split_kernel",
         "float, Layout<4, true>, 0",
     )
     assert (first.architecture, first.registers, second.architecture) == ("sm_90", 80, "sm_120")
-    assert second.shared == 64 and second.budget > first.budget
+    assert second.shared == 64 and (first.budget, second.budget) == (96, 224)
 
 
 def test_a_spill_and_too_many_registers_are_problems() -> None:
@@ -54,8 +55,15 @@ def test_a_spill_and_too_many_registers_are_problems() -> None:
     assert "Layout<4, true>, 0) on sm_90: spills 0 bytes, has 16 bytes of stack" in stack
     (spill,) = problems(local=8)
     assert "on sm_120: spills 8 bytes" in spill
-    (registers,) = problems(plain=cuda.PLAIN + 1)
-    assert registers.endswith(f"takes {cuda.PLAIN + 1} registers, want at most {cuda.PLAIN}")
+    (registers,) = problems(plain=97)
+    assert registers.endswith("takes 97 registers, want at most 96")
+
+
+def test_every_kernel_has_a_budget() -> None:
+    sources = "".join(path.read_text() for path in cuda.KERNELS.iterdir())
+    assert cuda._budgets().keys() == set(re.findall(r"(\w+_kernel)\(", sources))
+    with pytest.raises(RuntimeError, match=r"^other_kernel has no line `// registers: N` above it"):
+        cuda._budget("other_kernel", "float")
 
 
 def test_without_kernels_there_is_nothing_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
