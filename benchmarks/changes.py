@@ -83,7 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="benchmarks.changes", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", metavar="DIR")
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    folder = parser.parse_args(argv).folder or folder_of(device)
+    named = parser.parse_args(argv).folder
+    folder = named or folder_of(device)
+    if named and not named.is_dir():
+        parser.error(f"{named}: no such folder of results")
     try:
         runs = [history(folder, kind) for kind in ROWS]
     except (OSError, ValueError) as error:

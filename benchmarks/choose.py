@@ -105,8 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "best": best(rows, table),
     }
     FOLDER.mkdir(exist_ok=True)
-    with atomic_write(FOLDER / f"{folder.resolve().name}.json") as temporary:
+    path = FOLDER / f"{folder.resolve().name}.json"
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(document, indent=2) + "\n")
+    print(path)
     return 0
 
 

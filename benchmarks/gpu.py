@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .parser import Parser, minutes
-from .steps import ROOT, Step, run_all, summary
+from .steps import INTERRUPTED, ROOT, Step, run_all, summary
 
 RESULTS = ROOT / "benchmarks" / "results"
 PYTHON = sys.executable
@@ -49,8 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = (args.out or ROOT / "build" / name).resolve()
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for file in [*out.glob("*.log"), *out.glob("summary.md"), *out.glob("results/**/*.json")]:
+            file.unlink()  # an older run's
     except OSError as error:
-        parser.error(str(error))
+        parser.error(f"--out must be a folder that can be written to: {error}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, with a summary
     start = time.time()
     with tempfile.TemporaryDirectory(dir=out, prefix="digits-") as folder:
         steps = [
@@ -63,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = summary(f"make {name}" + dry * ": a dry run, no GPU", outcomes)
     print(f"\n{table}")
     write(out / "summary.md", f"{table}\n".encode())
+    if any(outcome.status == INTERRUPTED for outcome in outcomes):
+        return 128 + signal.SIGINT
     return int(any(outcome.failed for outcome in outcomes))
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
+INTERRUPTED = "interrupted"
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 # A step that plans by "{minutes}" is told 85 % of its time. The rest is for imports and for a last
 # measurement that runs over.
@@ -67,6 +68,7 @@ def run_all(
     """Run the steps, with their logs in `out`; `after` follows each.
 
     None starts after so many seconds, and each is told to stop by then, for which it has GRACE.
+    After Ctrl-C the step that ran is "interrupted", and those after it do not run.
     """
     deadline = time.monotonic() + seconds
     outcomes: list[Outcome] = []
@@ -80,7 +82,10 @@ def run_all(
             outcome = Outcome(step.name, f"skipped: no {', no '.join(missing)}")
         else:
             log = out / f"{number:02d}-{step.name.replace(' ', '-')}.log"
-            outcome = run(step, min(step.limit, step.share * left), log)
+            try:
+                outcome = run(step, min(step.limit, step.share * left), log)
+            except KeyboardInterrupt:
+                outcome, unable = Outcome(step.name, INTERRUPTED), INTERRUPTED
         if step.vital and outcome.failed:
             unable = unable or f"{step.name} failed"
         outcomes.append(outcome)

@@ -64,8 +64,15 @@ def load(path: Path) -> Report:
 
 
 def history(folder: Path, kind: str) -> list[Report]:
-    """All runs of this kind in a GPU's folder, the oldest first."""
-    return sorted(map(load, sorted(folder.glob(f"*-{kind}.json"))), key=_time)
+    """All runs of this kind in a GPU's folder, the oldest first.
+
+    ValueError in one line where a file holds no report, or the folder those of several devices.
+    """
+    reports = sorted(map(load, sorted(folder.glob(f"*-{kind}.json"))), key=_time)
+    devices = sorted({str(report.machine.get("device")) for report in reports})
+    if len(devices) > 1:
+        raise ValueError(f"{folder}: want the results of one device, got {', '.join(devices)}")
+    return reports
 
 
 def newest(reports: Iterable[Report]) -> list[Any]:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 
-from .row import Row
+from .row import ARCHITECTURES, Row
 
 BACKENDS = ("cuda", "triton")
 COLUMNS = ("backend", "architecture", "registers", "shared", "spill", "kernel")
@@ -22,7 +22,7 @@ COLUMNS = ("backend", "architecture", "registers", "shared", "spill", "kernel")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="msf_kernels.audit", description=__doc__)
     parser.add_argument("--backend", choices=BACKENDS, help="only this one")
-    parser.add_argument("--architecture", type=int, metavar="N", help="only this one, such as 90")
+    parser.add_argument("--architecture", type=int, choices=ARCHITECTURES, help="only this one")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     rows: list[Row] = []

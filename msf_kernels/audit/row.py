@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ARCHITECTURES = (80, 90, 120)  # of GPUs that Triton kernels are compiled for
+
 
 @dataclass(frozen=True)
 class Row:

@@ -32,11 +32,10 @@ from triton.runtime.jit import JITFunction
 
 from .. import triton_support
 from .instructions import fault
-from .row import Row
+from .row import ARCHITECTURES, Row
 
 HERE = Path(__file__).parent
 FAMILIES = sorted(f.parent.name for f in HERE.parent.glob("*/triton.py") if f.parent != HERE)
-ARCHITECTURES = (80, 90, 120)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # Of a family that names none: five blocks of 128 threads, of two dozen loads each, fit an SM of

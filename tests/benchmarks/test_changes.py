@@ -97,3 +97,13 @@ def test_a_file_that_is_no_result_is_one_line(
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(f"benchmarks.changes: {tmp_path}/1-ops.json: not a result of ")
+
+
+def test_a_folder_that_is_not_there_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        changes.main([str(tmp_path / "none")])
+    assert caught.value.code == 2
+    line = f"benchmarks.changes: {tmp_path}/none: no such folder of results\n"
+    assert capsys.readouterr().err == line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -106,6 +107,29 @@ def test_a_step_without_its_packages_is_skipped_and_not_passed(tmp_path: Path) -
     (outcome,) = run_all([python("train", "", needs=("json", "no_such_package"))], 60, tmp_path)
     assert outcome.status == "skipped: no no_such_package" and not outcome.failed
     assert "| train | skipped: no no_such_package | 0 |" in summary("dry run", [outcome])
+
+
+def test_an_interrupted_step_ends_the_run_and_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "GRACE", 0.2)
+    mark = tmp_path / "alive"
+    code = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    interrupted = subprocess.Popen.wait
+
+    def wait(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if timeout == 60:  # as Ctrl-C does while the step runs
+            while not (mark.exists() and mark.read_text()):
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+        return interrupted(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    slow = python("slow", code, limit=60)
+    outcomes = run_all([slow, python("later", "")], 600, tmp_path)
+    assert statuses(outcomes) == ["interrupted", "not run: interrupted"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
 
 
 def test_ctrl_c_as_soon_as_a_file_appears(tmp_path: Path) -> None:

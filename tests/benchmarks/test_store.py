@@ -47,6 +47,16 @@ def test_no_run_writes_over_another_and_the_newest_row_holds(tmp_path: Path) -> 
     assert store.history(tmp_path / "none", "ops") == []
 
 
+def test_a_folder_is_of_one_device(tmp_path: Path) -> None:
+    store.save(report(OPERATOR, "2026-11-26T10:50:12+00:00"), tmp_path)
+    other = report(OPERATOR, "2026-11-26T10:50:13+00:00")
+    store.save(replace(other, machine={**H200, "device": "NVIDIA A100"}), tmp_path)
+    line = f"{tmp_path}: want the results of one device, got NVIDIA A100, NVIDIA H200"
+    with pytest.raises(ValueError) as caught:
+        store.history(tmp_path, "ops")
+    assert str(caught.value) == line
+
+
 def test_committed_results_can_be_believed() -> None:
     for folder in store.RESULTS.iterdir():
         for kind in store.ROWS:
