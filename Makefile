@@ -27,7 +27,7 @@ demo: install
 	  --out runs/digits/evaluation.json --overwrite
 
 test: install
-	python -m pytest $(PYTEST_ARGS)
+	python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
 
 lint: install
 	ruff check .

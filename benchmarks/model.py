@@ -120,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = store.newest(store.history(store.folder_of(device), "models"))
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        parser.error(f"--out must be a folder that can be written to: {error}")
+    except ValueError as error:
         parser.error(str(error))
     sizes, objection = FULL if on_gpu else CPU, None
     with side_stream(device):

@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         measured = store.newest(store.history(store.folder_of(device), "ops"))
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        parser.error(f"--out must be a folder that can be written to: {error}")
+    except ValueError as error:
         parser.error(str(error))
     objection = None
     with side_stream(device):

@@ -183,7 +183,10 @@ BAD_RUNS = {
     "op": (("--op", "conv"), "unknown op 'conv': known are "),
     "arm": (("--arms", "tpu"), "argument --arms: invalid choice: 'tpu'"),
     "arm of another": (("--op", "gate_residual", "--arms", "flex"), "gate_residual has no flex"),
-    "out": (("--op", "flow_interpolate", "--out", __file__), "[Errno 17] File exists"),
+    "out": (
+        ("--op", "flow_interpolate", "--out", __file__),
+        "--out must be a folder that can be written to: [Errno 17] File exists",
+    ),
     "minutes": (
         ("--minutes", "0"),
         "argument --minutes: must be a number of minutes above 0, got ",
