@@ -92,7 +92,7 @@ def key_step(
 def rotate_back(
     x, token, exists, grad, PIECE: tl.constexpr, PIECES: tl.constexpr, DIM: tl.constexpr
 ):
-    """The gradient of piece PIECE before the rotation, in halves, zero where there is no token.
+    """The gradient of piece PIECE before the rotation, in halves, times `exists` if that is given.
 
     The factor of 0 or 1 must not become a select between the gradient and zero: the gradient is the
     accumulator of a product, and ptxas 12.8 and 12.9 take such a select for zero in every row, and
@@ -105,8 +105,9 @@ def rotate_back(
         first, second = tl.split(tl.reshape(grad[at], (token.shape[0], WIDTH, 2)))
     else:
         first, second = grad[at], grad[at + 1]
-    exists = exists.to(first.dtype)
-    first, second = first * exists, second * exists
+    if exists is not None:
+        exists = exists.to(first.dtype)
+        first, second = first * exists, second * exists
     if x.rope is not None:
         cos, sin = angles(x, token, FIRST, WIDTH, DIM)
         first, second = first * cos + second * sin, second * cos - first * sin
@@ -124,14 +125,20 @@ def store_prepared(
     partial,
     DIM: tl.constexpr,
     PIECES: tl.constexpr,
+    REPEATED: tl.constexpr = False,
 ):
-    """The gradient of q or k before rotation and norm, and the tile's part of its weight's."""
+    """The gradient of q or k before rotation and norm, and the tile's part of its weight's.
+
+    Rows beyond the last token are not stored and must not count for the weight. They are zero,
+    unless REPEATED, where they hold the gradient of the last token again.
+    """
     exists = (token < qkv.length)[:, None]
     # What follows shall not be loaded before the products are done: there are no registers for it.
     tl.debug_barrier()
     target, halves = rows(grad_qkv, PART, index, token, DIM), ()
     for i in tl.static_range(len(PIECES)):
-        halves = halves + rotate_back(qkv, token, exists, grad, i, PIECES, DIM)
+        counted = exists if REPEATED else None
+        halves = halves + rotate_back(qkv, token, counted, grad, i, PIECES, DIM)
     weight = qkv.q_weight if PART == 0 else qkv.k_weight
     if weight is not None:
         raw = rows(qkv, PART, index, token, DIM)
@@ -209,7 +216,7 @@ def backward_kernel(
             kv = key_step(kv, k, v, qkv, grad, out, logsumexp, index, query, DIM, PIECES)
         store(grad_qkv, 2, index, token, kv[1], DIM, PIECES)
         partial = partials + tl.program_id(0).to(tl.int64) * DIM
-        store_prepared(grad_qkv, qkv, 1, index, token, kv[0], partial, DIM, PIECES)
+        store_prepared(grad_qkv, qkv, 1, index, token, kv[0], partial, DIM, PIECES, True)
 
 
 @triton.jit
