@@ -124,12 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--out must be a folder that can be written to: {error}")
     except ValueError as error:
         parser.error(str(error))
-    sizes, objection = FULL if on_gpu else CPU, None
+    sizes = FULL if on_gpu else CPU
     with side_stream(device):
-        for report in run(sizes, ways, device, known, started + 60 * args.minutes):
-            objection = report.objection()
-            if folder:  # after each measurement, so that a crash keeps those before it
-                store.save(report, folder)
+        reports = run(sizes, ways, device, known, started + 60 * args.minutes)
+        objection = store.keep(reports, folder)
     if objection:
         parser.exit(1, f"benchmarks.model: {objection}\n")
     return 0

@@ -52,12 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--out must be a folder that can be written to: {error}")
     except ValueError as error:
         parser.error(str(error))
-    objection = None
     with side_stream(device):
-        for report in run(benchmarks, device, arms, measured, started + 60 * args.minutes):
-            objection = report.objection()
-            if folder:  # after each measurement, so that a crash keeps those before it
-                store.save(report, folder)
+        reports = run(benchmarks, device, arms, measured, started + 60 * args.minutes)
+        objection = store.keep(reports, folder)
     if objection:
         parser.exit(1, f"benchmarks.run: {objection}\n")
     return 0

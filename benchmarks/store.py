@@ -44,6 +44,20 @@ def save(report: Report, folder: Path) -> Path:
     return path
 
 
+def keep(reports: Iterable[Report], folder: Path | None) -> str | None:
+    """Write a run, which comes as the report so far after each measurement, to the folder if any.
+
+    A crash keeps what was measured before it. Returns the objection to the whole run, if there is
+    one.
+    """
+    objection = None
+    for report in reports:
+        objection = report.objection()
+        if folder:
+            save(report, folder)
+    return objection
+
+
 def name_of(report: Report) -> str:
     return f"{_time(report):%Y-%m-%d-%H%M%S}-{report.kind}.json"
 
