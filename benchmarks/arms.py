@@ -1,120 +1,100 @@
-"""The implementations that are compared, each ready to be called."""
+"""The implementations that are compared: ours, and what a user could call instead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
-import torch._functorch.config
-from torch import Tensor
 
 import msf_kernels
 from msf_kernels.dispatch import BACKENDS
 
-from .peers import Peer, compiled
-from .registry import Benchmark, Case, tensors
-from .timing import Call, Work
-
-# All arms of these names are ours; those of no backend are peers.
-OURS = {*BACKENDS, *(name for op in msf_kernels.OPERATORS for name in msf_kernels.backends_of(op))}
+Function = Callable[..., Any]
 
 
-def peers_of(benchmark: Benchmark) -> tuple[Peer, ...]:
-    """Plain PyTorch, torch.compile of it, and the benchmark's own."""
-    eager = benchmark.eager
-    return Peer("eager", eager), Peer("compile", compiled(eager)), *benchmark.peers
+def _as_it_is(function: Function) -> Function:
+    return function
 
 
-def names_of(benchmarks: Sequence[Benchmark]) -> tuple[str, ...]:
-    """The arms that these benchmarks have: peers, then ours, then ours on other libraries."""
-    peers = (peer.name for benchmark in benchmarks for peer in peers_of(benchmark))
-    libraries = (name for benchmark in benchmarks for name in msf_kernels.backends_of(benchmark.op))
-    return tuple(dict.fromkeys((*peers, *reversed(BACKENDS), *libraries)))
+def _supported(_: torch.device) -> str | None:
+    return None
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One implementation of a benchmark; `scope` holds while its function runs."""
+    """One implementation.
+
+    Args:
+        name: what tells it from the others that it is compared with.
+        ours: whether it runs our operators. The others are peers.
+        prepare: makes of our function, a public operator or a module's forward, what is called in
+            its place.
+        scope: holds while that runs, and while it is compiled.
+        makes_graphs: whether it captures CUDA graphs, which cannot be captured in another one.
+        unsupported_reason: returns why the arm cannot run on a device, None where it can.
+    """
 
     name: str
-    function: Callable[..., Any]
+    ours: bool = False
+    prepare: Callable[[Function], Function] = _as_it_is
     scope: Callable[[], AbstractContextManager[Any]] = nullcontext
-
-    @property
-    def is_peer(self) -> bool:
-        return self.name not in OURS
+    makes_graphs: bool = False
+    unsupported_reason: Callable[[torch.device], str | None] = _supported
 
 
-def runnable_arms(
-    benchmark: Benchmark, names: Iterable[str], device: torch.device
-) -> tuple[list[Arm], dict[str, str]]:
-    """The arms of these names that can run on the device, and for the others why not.
+def peer(
+    name: str,
+    function: Function,
+    unsupported_reason: Callable[[torch.device], str | None] = _supported,
+    scope: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Arm:
+    """Return the arm that calls this function in place of ours."""
+    return Arm(name, prepare=lambda _: function, scope=scope, unsupported_reason=unsupported_reason)
 
-    Names that the benchmark does not have are neither.
-    """
-    known = names_of([benchmark])
-    names = [name for name in names if name in known]
-    peers = {peer.name: peer for peer in peers_of(benchmark)}
-    reasons = msf_kernels.explain_choice(benchmark.op, device).unsupported_reasons
-    reasons |= {name: peers[name].unsupported_reason(device) for name in names if name in peers}
-    if device.type == "cpu":
-        for name in set(BACKENDS) - {"reference"}:
-            reasons[name] = reasons[name] or "without a GPU it is only emulated"
-    skipped = {name: reason for name in names if (reason := reasons[name])}
+
+def backends(op: str) -> list[Arm]:
+    """Return our arms of an operator: a kernel or the reference, then other libraries' kernels."""
+    names = [*reversed(BACKENDS), *msf_kernels.backends_of(op)]
     return [
-        _peer(peers[name]) if name in peers else _backend(benchmark, name)
-        for name in names
-        if name not in skipped
-    ], skipped
+        Arm(
+            name,
+            ours=True,
+            scope=partial(msf_kernels.backend, name if name in BACKENDS else f"auto,{op}={name}"),
+            unsupported_reason=partial(_backend_unsupported_reason, op, name),
+        )
+        for name in dict.fromkeys(names)
+    ]
 
 
-def _peer(peer: Peer) -> Arm:
-    @contextmanager
-    def scope() -> Iterator[None]:
-        # A compiled backward that is called again must not overwrite what the forward saved.
-        with torch._functorch.config.patch(donated_buffer=False), peer.scope():
-            yield
-
-    return Arm(peer.name, peer.function, scope)
+def _backend_unsupported_reason(op: str, name: str, device: torch.device) -> str | None:
+    reason = msf_kernels.explain_choice(op, device).unsupported_reasons[name]
+    if device.type == "cpu" and name in BACKENDS and name != "reference":
+        return reason or "without a GPU it is only emulated"
+    return reason
 
 
-def _backend(benchmark: Benchmark, name: str) -> Arm:
-    request = name if name in BACKENDS else f"auto,{benchmark.op}={name}"
-    return Arm(name, benchmark.ours, partial(msf_kernels.backend, request))
+def needs_gpu(device: torch.device, package: str | None = None) -> str | None:
+    """Return why a peer that runs on GPUs only, and with this package, cannot run here."""
+    if device.type != "cuda":
+        return "it needs a GPU"
+    try:
+        if package:
+            importlib.import_module(package)
+    except ImportError as error:
+        return str(error)
+    return None
 
 
-def gradients(
-    outputs: Sequence[Tensor], benchmark: Benchmark, case: Case
-) -> tuple[Tensor | None, ...]:
-    """Of the benchmark's first arguments; None where an output does not depend on one.
+def compiled(function: Function, **options: Any) -> Function:
+    """Compile it with torch.compile at the first call, as importing the compiler takes seconds.
 
-    The graph stays, so that the backward can be called again without its forward.
+    Shapes are static, as one shape after the other would make the second compilation dynamic.
     """
-    inputs = case.args[: benchmark.gradients]
-    return torch.autograd.grad(
-        outputs, inputs, case.cotangents, retain_graph=True, allow_unused=True
-    )
-
-
-def results(arm: Arm, benchmark: Benchmark, case: Case) -> tuple[Tensor | None, ...]:
-    """The outputs and, where the backward is measured, the gradients."""
-    with arm.scope():
-        outputs = tensors(arm.function(*case.args))
-        grads = gradients(outputs, benchmark, case) if benchmark.gradients else ()
-    return *(output.detach() for output in outputs), *grads
-
-
-def work(arm: Arm, benchmark: Benchmark, cases: Iterable[Case]) -> Work:
-    """What is timed: one forward for each case, or one backward, its forward being done here."""
-
-    def call(case: Case) -> Call:
-        if not benchmark.gradients:
-            return partial(arm.function, *case.args)
-        return partial(gradients, tensors(arm.function(*case.args)), benchmark, case)
-
-    with arm.scope():
-        return Work([call(case) for case in cases], arm.scope)
+    compile = partial(torch.compile, function, dynamic=False, fullgraph=True)
+    make = cache(partial(compile, options=options or None))
+    return lambda *args: make()(*args)

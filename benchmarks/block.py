@@ -15,13 +15,19 @@ import msf
 from msf.transformer import Block
 from msf_kernels import rope_2d
 
-from .rows import Row
-from .timing import Replay, Stopwatch, Work, replay_of, stopwatch_of
-from .transformers import EAGER, Way
+from .arms import Arm
+from .modelcall import ModelCall
+from .results import Row
+from .timing import Work
+from .transformers import EAGER
+
+
+def name_of(backward: bool) -> str:
+    return "block and backward" if backward else "block"
 
 
 @dataclass(frozen=True)
-class BlockPass:
+class BlockPass(ModelCall):
     """A call gives the outputs and, with `backward`, the gradients of all inputs and parameters.
 
     Args:
@@ -36,18 +42,18 @@ class BlockPass:
     cotangents: tuple[Tensor, ...]
     rope: Tensor
     backward: bool
+    whole = False
 
     @classmethod
     def draw(
         cls,
         stage: msf.StageConfig,
         grid: tuple[int, int],
-        tokens: int,
+        batch: int,
         backward: bool,
         device: torch.device,
     ) -> BlockPass:
-        """Random weights and numbers in bfloat16, `tokens` in all; no gate hides a gradient."""
-        batch = max(1, tokens // (grid[0] * grid[1]))
+        """Random weights and numbers in bfloat16; no gate hides a gradient."""
         where: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
         block = Block(stage, qk_norm=True).to(**where)
         drawn = torch.randn(4, batch, grid[0] * grid[1], stage.width, **where).unbind()
@@ -58,9 +64,9 @@ class BlockPass:
 
     @property
     def row(self) -> Row:
-        batch, tokens, width = self.inputs[0].shape
-        what = "block and backward" if self.backward else "block"
-        return Row(what, f"width {width}", size=tokens, images=batch, flops=self.flops)
+        shape = tuple(self.inputs[0].shape)
+        name = name_of(self.backward)
+        return Row(name, name, shape, "bfloat16", 0, self.flops, images=shape[0])
 
     @property
     def flops(self) -> int:
@@ -68,10 +74,6 @@ class BlockPass:
         batch, tokens, width = self.inputs[0].shape
         weights = sum(p.numel() for p in self.block.parameters() if p.dim() == 2)
         return 2 * batch * tokens * (weights + 2 * tokens * width) * (3 if self.backward else 1)
-
-    def suits(self, way: Way) -> bool:
-        """Not what makes CUDA graphs of its own: they cannot be captured in another."""
-        return way.mode != "reduce-overhead"
 
     def exact(self) -> tuple[Tensor, ...]:
         """The results in float64."""
@@ -81,10 +83,10 @@ class BlockPass:
             inputs=tuple(tensor.detach().double().requires_grad_() for tensor in self.inputs),
             cotangents=tuple(tensor.double() for tensor in self.cotangents),
         )
-        return double.work(EAGER).run()[0]
+        return double.results(EAGER)
 
-    def work(self, way: Way) -> Work:
-        return Work([partial(self._call, way.prepare(self.block.forward))], way.scope)
+    def prepare(self, arm: Arm) -> Work:
+        return Work([partial(self._call, arm.prepare(self.block.forward))], arm.scope)
 
     def _call(self, run: Any) -> tuple[Tensor, ...]:
         x, h, modulation = self.inputs
@@ -96,10 +98,3 @@ class BlockPass:
         wanted = (*self.inputs, *self.block.parameters())
         gradients = torch.autograd.grad(outputs, wanted, self.cotangents)
         return *(output.detach() for output in outputs), *gradients
-
-    def replay(self, work: Work, device: torch.device) -> Replay:
-        """In a CUDA graph, so that no launch gaps are timed."""
-        return replay_of(work, device)
-
-    def stopwatch(self, device: torch.device) -> Stopwatch:
-        return stopwatch_of(device)

@@ -3,8 +3,8 @@
     python -m benchmarks.changes                           of this machine's GPU
     python -m benchmarks.changes benchmarks/results/h200
 
-Compared are the newest run of operators and the newest of models, each row with the newest timed
-one that is older. Below the table stands what got slower by more than the noise.
+Each row of the newest run is compared with the newest timed one that is older. Below the table
+stands what got slower by more than the noise.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from .markdown import line
+from .markdown import duration, line
 from .parser import Parser
-from .results import AnyRow, Report
-from .store import ROWS, folder_of, history, newest
+from .results import Report, Row
+from .store import folder_of, history, newest
 
 # Percent that one arm may differ between two runs, which no A/A pair within a run shows. Assumed:
 # no GPU has made the same run twice yet.
@@ -30,13 +30,14 @@ LEAST_NOISE = 2.0
 class Change:
     """A row that was timed before, and is now timed or wrong."""
 
-    before: AnyRow
-    now: AnyRow
+    before: Row
+    now: Row
 
     @property
     def ratio(self) -> float | None:
         """The time now over that before."""
-        return self.now.us / self.before.us if self.now.us and self.before.us else None
+        before, now = self.before.median_us, self.now.median_us
+        return now / before if now and before else None
 
     @property
     def worse(self) -> str | None:
@@ -55,21 +56,19 @@ class Change:
 def changes(reports: Sequence[Report]) -> Iterator[Change]:
     """Yield each row of the last run beside its newest earlier time."""
     *older, last = reports
-    before = {(row.case, row.name): row for row in newest(_timed(report) for report in older)}
+    before = {(row.case, row.arm): row for row in newest(_timed(report) for report in older)}
     for row in last.rows:
-        old = before.get((row.case, row.name))
+        old = before.get((row.case, row.arm))
         if old and row.status != "skipped":
             yield Change(old, row)
 
 
 def _timed(report: Report) -> Report:
-    return replace(report, rows=[row for row in report.rows if row.us])
+    return replace(report, rows=[row for row in report.rows if row.median_us])
 
 
-def _time(row: AnyRow) -> str:
-    if row.us is None:
-        return row.status
-    return f"{row.us:.4g} µs" if row.us < 1000 else f"{row.us / 1000:.4g} ms"
+def _time(row: Row) -> str:
+    return row.status if row.median_us is None else duration(row.median_us)
 
 
 def text(found: Sequence[Change]) -> str:
@@ -88,12 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if named and not named.is_dir():
         parser.error(f"{named}: no such folder of results")
     try:
-        runs = [history(folder, kind) for kind in ROWS]
+        reports = history(folder)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    found = [change for reports in runs if reports for change in changes(reports)]
-    dates = (f"{reports[-1].kind} of {reports[-1].date}" for reports in runs if reports)
-    print(f"Now: {', '.join(dates) or 'nothing'}.\n")
+    found = list(changes(reports)) if reports else []
+    print(f"Now: {reports[-1].date if reports else 'nothing'}.\n")
     print(text(found) if found else f"{folder}: no row was measured before and again, to compare.")
     return 0
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from msf.files import atomic_write
+from msf_kernels import OPERATORS, backends_of
 from msf_kernels.measurements import FOLDER, Sizes
 
 from . import store
-from .arms import OURS
 from .parser import Parser
 from .results import Row
 from .store import history, newest
@@ -34,7 +34,7 @@ def orders(rows: Iterable[Row]) -> dict[str, Any]:
     """What `msf_kernels.measurements` reads: operators with their backends, fastest first."""
     costs: dict[tuple[str, Sizes], dict[str, Costs]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        if row.arm in OURS and row.status != "skipped":
+        if row.op in OPERATORS and row.arm in backends_of(row.op) and row.status != "skipped":
             op = row.op + "_backward" * row.benchmark.endswith(" backward")
             cost = math.log(row.median_us) if row.median_us else math.inf
             costs[op, row.sizes][row.arm][row.case] = cost
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR")
     folder = parser.parse_args(argv).folder
     try:
-        reports = history(folder, "ops")
+        reports = history(folder)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if not reports:

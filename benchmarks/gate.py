@@ -1,8 +1,4 @@
-"""Correct before timed: every arm, peers too, against the reference in float64.
-
-The reference is the operator on its reference backend, given the same numbers in float64: the
-equations of `msf_kernels/<family>/reference.py`, forward and backward.
-"""
+"""Correct before timed: every arm's results, peers' too, against the right ones."""
 
 from __future__ import annotations
 
@@ -10,27 +6,39 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-import msf_kernels
-
-from .arms import Arm, results
-from .registry import Benchmark, Case
-
-SLACK = 1.25  # a residual of a base already rounded, as pyramid_split's, errs by 1.1 roundings
+# A residual of a base already rounded, as pyramid_split's, errs by 1.1 roundings, and no arm rounds
+# more often than the roundings that it is allowed.
+SLACK = 1.25
 WALK = 4  # a sum of n rounded terms errs by about sqrt(n) eps; 4 is for unlucky draws
 
 
 @dataclass(frozen=True)
 class Expected:
-    """An output or gradient in float64, and the dtype that an arm must return it in."""
+    """One right result, and the dtype that an arm must return it in."""
 
     name: str
     exact: Tensor
     dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an arm may be off.
+
+    Args:
+        roundings: how often results are rounded to their dtype on the way, which is what their
+            relative L2 error may come from, and no element's from more.
+        terms: how many numbers the longest sum in float32 adds up.
+        error: the relative L2 error itself, where roundings cannot be counted.
+    """
+
+    roundings: int = 0
+    terms: int = 0
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,34 +53,17 @@ class Verdict:
     wrong: str | None = None
 
 
-def expected_results(benchmark: Benchmark, case: Case) -> list[Expected]:
-    """Outputs are of the dtype of the first argument, gradients of that of their own."""
-    reference = Arm("reference", benchmark.ours, partial(msf_kernels.backend, "reference"))
-    exact = [
-        tensor for tensor in results(reference, benchmark, case.double()) if tensor is not None
-    ]
-    outputs = len(exact) - benchmark.gradients
-    names = [f"output {i}" for i in range(outputs)]
-    names += [f"gradient {i}" for i in range(benchmark.gradients)]
-    like = [case.args[0]] * outputs + list(case.args[: benchmark.gradients])
-    return [Expected(name, tensor, arg.dtype) for name, tensor, arg in zip(names, exact, like)]
+def check(
+    got: Sequence[Tensor | None], expected: Sequence[Expected], tolerance: Tolerance
+) -> Verdict:
+    """Compare all that an arm returned with what is expected, SLACK times the tolerance allowed.
 
-
-def check(arm: Arm, benchmark: Benchmark, case: Case, expected: Sequence[Expected]) -> Verdict:
-    """Compare all that the arm returns with the `expected_results` of the same case.
-
-    The error may be that of rounding the exact result to its dtype, as often as the benchmark says
-    of ours or of peers, times SLACK, and on top that of float32 sums. No single element may be off
-    by more than the last bits of the largest: a row left out shows among a million.
+    No single element may be off by more than the last bits of the largest: a row left out shows
+    among a million.
     """
-    with poison(expected):
-        got = results(arm, benchmark, case)
     if len(got) != len(expected):
         return Verdict(None, None, f"{len(got)} results, not {len(expected)}")
-    roundings = benchmark.roundings if arm.is_peer else benchmark.own_roundings
-    verdicts = [
-        _compare(tensor, right, benchmark.terms, roundings) for tensor, right in zip(got, expected)
-    ]
+    verdicts = [_compare(tensor, right, tolerance) for tensor, right in zip(got, expected)]
     return max(verdicts, key=lambda verdict: (verdict.wrong is not None, _share(verdict)))
 
 
@@ -96,7 +87,13 @@ def poison(expected: Sequence[Expected]) -> Iterator[None]:
     yield
 
 
-def _compare(got: Tensor | None, expected: Expected, terms: int, roundings: int) -> Verdict:
+def relative_error(got: Tensor, exact: Tensor) -> float:
+    """Return the relative L2 error, in float64."""
+    exact = exact.to(got.device).double()
+    return ((got.double() - exact).norm() / exact.norm()).item()
+
+
+def _compare(got: Tensor | None, expected: Expected, tolerance: Tolerance) -> Verdict:
     name, exact, dtype = expected.name, expected.exact, expected.dtype
     if got is None:
         return Verdict(None, None, f"{name} is missing")
@@ -105,21 +102,23 @@ def _compare(got: Tensor | None, expected: Expected, terms: int, roundings: int)
         return Verdict(None, None, f"{name} is {tuple(got.shape)} {got.dtype}, not {right}")
     if not got.isfinite().all():
         return Verdict(None, None, f"{name} holds NaN or infinity")
-    arithmetic = WALK * math.sqrt(terms) * torch.finfo(torch.float32).eps
-    rounding = math.sqrt(roundings) * _relative_error(exact.to(dtype), exact)
-    bound, error = SLACK * rounding + arithmetic, _relative_error(got, exact)
-    if error > bound:
-        return Verdict(error, bound, f"{name} errs by {error:.1e}, more than {bound:.1e}")
+    error = relative_error(got, exact)
+    if tolerance.error is not None:
+        bound = SLACK * tolerance.error
+        return Verdict(error, bound, _too_much(name, error, bound))
+    arithmetic = WALK * math.sqrt(tolerance.terms) * torch.finfo(torch.float32).eps
+    rounding = math.sqrt(tolerance.roundings) * relative_error(exact.to(dtype), exact)
+    bound = SLACK * rounding + arithmetic
     worst = ((got.double() - exact).abs().max() / exact.abs().max()).item()
-    if worst > roundings * torch.finfo(dtype).eps + arithmetic:
+    if worst > tolerance.roundings * torch.finfo(dtype).eps + arithmetic and error <= bound:
         return Verdict(error, bound, f"one element of {name} is off by {worst:.1e} of the largest")
-    return Verdict(error, bound)
+    return Verdict(error, bound, _too_much(name, error, bound))
+
+
+def _too_much(name: str, error: float, bound: float) -> str | None:
+    return f"{name} errs by {error:.1e}, more than {bound:.1e}" if not error <= bound else None
 
 
 def _share(verdict: Verdict) -> float:
     """How much of its bound an error takes."""
     return math.inf if not verdict.bound else (verdict.error or 0.0) / verdict.bound
-
-
-def _relative_error(got: Tensor, exact: Tensor) -> float:
-    return ((got.double() - exact).norm() / exact.norm()).item()

@@ -28,7 +28,7 @@ BUILD = (
     *(PYTHON, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"),
     *("--force-reinstall", "-e", "."),
 )
-WAYS = ("eager", "compile-flash", "compile-cudnn", "ours")  # more would compile all the time
+ARMS = ("eager", "compile-flash", "compile-cudnn", "ours")  # more would compile all the time
 TRAINING = ("sklearn", "tensorboard", "tqdm", "matplotlib", "PIL")  # packages of the train extra
 
 
@@ -118,19 +118,20 @@ def first_training(dry: bool, run: Path, out: Path) -> list[Step]:
 
 def benchmarks(dry: bool, out: Path) -> list[Step]:
     """Operators and models share what is left, and a few seconds show what has changed."""
-    run, model, changes = ((PYTHON, "-m", f"benchmarks.{m}") for m in ("run", "model", "changes"))
+    run, changes = ((PYTHON, "-m", f"benchmarks.{module}") for module in ("run", "changes"))
     if dry:  # with one thread, as two are many times slower on two cores that others use too
         results = str(out / "results")
         one, little = ("env", "OMP_NUM_THREADS=1"), ("--minutes", "1", "--out", results)
-        few = ("--op", "merge_tokens", "--arms", "eager", "reference")
+        few = ("merge_tokens", "--arms", "eager", "reference")
         return [
-            Step("operators", (*one, *run, *little, *few), limit=60),
-            Step("models", (*one, *model, *little), limit=60),
+            Step("operators", (*one, *run, *few, *little), limit=60),
+            Step("models", (*one, *run, "models", *little), limit=60),
             Step("changes", (*changes, results), limit=30),
         ]
+    minutes = ("--minutes", "{minutes}")
     return [
-        Step("operators", (*run, "--minutes", "{minutes}"), share=0.5),
-        Step("models", (*model, "--minutes", "{minutes}", "--ways", *WAYS), share=0.9),
+        Step("operators", (*run, "operators", *minutes), share=0.5),
+        Step("models", (*run, "models", *minutes, "--arms", *ARMS), share=0.9),
         Step("changes", changes, limit=30),
     ]
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from .results import Report, Row
 from .roofline import Roofline
 
-COLUMNS = ("shape", "dtype", "arm", "µs", "p10 to p90", "host µs", "rate", "%", "vs peer", "noise")
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
 
@@ -31,9 +30,9 @@ def markdown(rows: Iterable[Row], roofline: Roofline) -> str:
     """A table for each benchmark; the arms that were skipped are named below it."""
     lines = []
     for name, members in by_benchmark(rows).items():
-        lines += [f"\n### {name}\n", line(COLUMNS), line(["---"] * len(COLUMNS))]
-        lines += [line(_cells(row, roofline)) for row in members if row.status != "skipped"]
+        ran = [row for row in members if row.status != "skipped"]
         skipped = {row.arm: row.note for row in members if row.status == "skipped"}
+        lines += [f"\n### {name}\n", *_table(ran, roofline)]
         lines += [f"\nNo {arm}: {reason}." for arm, reason in skipped.items()]
     return "\n".join(lines)
 
@@ -50,25 +49,52 @@ def line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cells(row: Row, roofline: Roofline) -> list[str]:
-    cells = ["x".join(map(str, row.shape)), SHORT.get(row.dtype, row.dtype), row.arm]
-    if row.median_us is None or row.p10_us is None or row.p90_us is None or row.percent is None:
-        cells.append(f"{row.status}: {row.note}".replace("|", "\\|"))
-    else:
-        cells += [
-            f"{row.median_us:.4g}",
-            f"{row.p10_us:.4g} to {row.p90_us:.4g}",
-            "" if row.host_us is None else f"{row.host_us:.3g}",
-            _rate(row, row.median_us, roofline),
-            f"{row.percent:.3g}",
-            "" if row.peer_ratio is None else f"{row.peer_ratio:.2f}x",
-            "" if row.noise is None else f"±{row.noise:.1f} %",
-        ]
-    return cells + [""] * (len(COLUMNS) - len(cells))
+def duration(us: float) -> str:
+    """Microseconds in the unit that suits them."""
+    if us < 1e3:
+        return f"{us:.4g} µs"
+    return f"{us / 1e3:.4g} ms" if us < 1e6 else f"{us / 1e6:.4g} s"
+
+
+def _table(rows: Sequence[Row], roofline: Roofline) -> list[str]:
+    """Lines, without the columns in which nothing stands."""
+    columns: dict[str, Callable[[Row], str | None]] = {
+        "shape": lambda row: "x".join(map(str, row.shape)),
+        "dtype": lambda row: SHORT.get(row.dtype, row.dtype),
+        "arm": lambda row: row.arm,
+        "time": lambda row: (
+            f"{row.status}: {row.note}" if row.median_us is None else duration(row.median_us)
+        ),
+        "p10 to p90": lambda row: _range(row.p10_us, row.p90_us),
+        "host µs": lambda row: _number(row.host_us, ".3g"),
+        "rate": lambda row: _rate(row, row.median_us, roofline) if row.median_us else None,
+        "%": lambda row: _number(row.percent, ".3g"),
+        "vs peer": lambda row: _number(row.peer_ratio, ".2f", "x"),
+        "noise": lambda row: None if row.noise is None else f"±{row.noise:.1f} %",
+        "error": lambda row: _number(row.error, ".1e"),
+        "kernels": lambda row: _number(row.kernels, ".4g"),
+        "MiB": lambda row: _number(row.peak_mib, ".0f"),
+    }
+    cells = {
+        name: [(text(row) or "").replace("|", "\\|") for row in rows]
+        for name, text in columns.items()
+    }
+    shown = {name: column for name, column in cells.items() if any(column)}
+    return [line(shown), line(["---"] * len(shown)), *map(line, zip(*shown.values()))]
+
+
+def _number(value: float | None, digits: str, unit: str = "") -> str | None:
+    return None if value is None else f"{value:{digits}}{unit}"
+
+
+def _range(low: float | None, high: float | None) -> str | None:
+    return None if low is None or high is None else f"{duration(low)} to {duration(high)}"
 
 
 def _rate(row: Row, us: float, roofline: Roofline) -> str:
-    """In the unit of what binds."""
+    """Of a model images a second; of an operator in the unit of what binds."""
+    if row.images:
+        return f"{1e6 * row.images / us:.4g} images/s"
     if roofline.matmul_us(row.flops) > roofline.memory_us(row.bytes):
         return f"{row.flops / us / 1e6:.4g} TFLOP/s"
     return f"{row.bytes / us / 1e3:.4g} GB/s"

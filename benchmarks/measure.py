@@ -1,132 +1,177 @@
-"""One benchmark at one shape and dtype: check the arms, time those that are right."""
+"""One case: check the arms, time those that are right."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 import msf_kernels
 
-from . import fingerprint
-from .arms import OURS, Arm, runnable_arms, work
-from .gate import check, expected_results
-from .registry import Benchmark, Case, Shape, draw
+from .arms import Arm
+from .gate import Expected, check
 from .results import Row
 from .roofline import Roofline
-from .timing import Replay, Stopwatch, buffer_sets, host_us, interleave, replay_of
-
-AGAIN = "again"  # the first arm once more, captured anew: the A/A pair
+from .subject import Subject, Target
+from .timing import (
+    Replay,
+    Stopwatch,
+    Work,
+    host_us,
+    interleave,
+    replay_of,
+    stopwatch_of,
+    wall_stopwatch,
+)
 
 
 @dataclass(frozen=True)
 class Session:
     """What all measurements of a run share."""
 
-    generator: torch.Generator
+    device: torch.device
     roofline: Roofline
-    stopwatch: Stopwatch
-    rounds: int
 
-    @property
-    def device(self) -> torch.device:
-        return self.generator.device
+    def rounds(self, subject: Subject) -> int:
+        """Return how often each arm is timed. What is timed whole takes seconds and varies less."""
+        if self.device.type == "cpu":
+            return 5
+        return 10 if subject.whole else 15
+
+    def stopwatch(self, subject: Subject) -> Stopwatch:
+        return (wall_stopwatch if subject.whole else stopwatch_of)(self.device)
 
 
-def measure(
-    session: Session, benchmark: Benchmark, shape: Shape, dtype: torch.dtype, names: Sequence[str]
-) -> list[Row]:
-    """A row for each arm named that the benchmark has, in that order."""
+def measure(session: Session, target: Target, names: Sequence[str]) -> list[Row]:
+    """Return a row for each arm of these names that the target has, in the target's order."""
     torch.compiler.reset()  # Dynamo gives up after 8 static shapes of one function
-    arms, skipped = runnable_arms(benchmark, names, session.device)
-    case = draw(benchmark, shape, dtype, session.generator)
-    blank = Row(
-        op=benchmark.op,
-        benchmark=benchmark.name,
-        shape=shape,
-        dtype=str(dtype).removeprefix("torch."),
-        bytes=benchmark.bytes(*case.args),
-        flops=benchmark.flops(*case.args),
-        sizes=benchmark.sizes(shape),
-    )
-    rows = _check(blank, arms, benchmark, case)
-    correct = [arm for arm in arms if rows[arm.name].status == "ok"]
-    if correct:
-        sets = buffer_sets(blank.bytes, session.device)
-        cases = [draw(benchmark, shape, dtype, session.generator) for _ in range(sets)]
-        rows |= _time(session, rows, correct, benchmark, cases)
-    for name, reason in skipped.items():
-        rows[name] = replace(blank, arm=name, status="skipped", note=reason)
-    return [rows[name] for name in names if name in rows]
-
-
-def _check(blank: Row, arms: Sequence[Arm], benchmark: Benchmark, case: Case) -> dict[str, Row]:
-    rows, expected = {}, expected_results(benchmark, case)
+    arms = [arm for arm in target.arms if arm.name in names]
+    skipped = {arm.name: arm.unsupported_reason(session.device) for arm in arms}
+    subject = target.draw()
+    rows = {
+        arm.name: replace(subject.row, arm=arm.name, fingerprint=target.fingerprint(arm))
+        for arm in arms
+    }
+    try:
+        expected = subject.expected()
+    except Exception as error:  # then nothing can be right
+        return [_failed(row, error) for row in rows.values()]
+    replays: dict[str, Replay] = {}
     for arm in arms:
-        ours = None if arm.is_peer else fingerprint.of_operator(benchmark.op, arm.name)
-        row = replace(blank, arm=arm.name, fingerprint=ours)
-        try:
-            verdict = check(arm, benchmark, case, expected)
-        except msf_kernels.BackendUnavailable as error:  # with these arguments
-            rows[arm.name] = replace(row, status="skipped", note=str(error))
-            continue
-        except Exception as error:
-            rows[arm.name] = _failed(row, error)
-            continue
-        status = "incorrect" if verdict.wrong else "ok"
-        rows[arm.name] = replace(
-            row, status=status, note=verdict.wrong, error=verdict.error, bound=verdict.bound
-        )
-    return rows
+        if reason := skipped[arm.name]:
+            row = replace(rows[arm.name], status="skipped", note=reason, fingerprint=None)
+            rows[arm.name] = row
+        else:
+            rows[arm.name], replay = _prepare(session, subject, arm, rows[arm.name], expected)
+            if replay:
+                replays[arm.name] = replay
+    if replays:
+        first = next(arm for arm in arms if arm.name in replays)
+        rows |= _time(session, subject, rows, replays, _again(session, subject, first))
+    return _compare(list(rows.values()), {arm.name for arm in arms if not arm.ours})
+
+
+def _prepare(
+    session: Session, subject: Subject, arm: Arm, row: Row, expected: Sequence[Expected]
+) -> tuple[Row, Replay | None]:
+    """Check the arm. Return its row and, where it is right, what is timed."""
+    held = _reserved(session.device) if row.images else 0
+    try:
+        verdict = check(subject.results(arm), expected, subject.tolerance(arm))
+        row = replace(row, error=verdict.error, bound=verdict.bound)
+        if verdict.wrong:
+            return replace(row, status="incorrect", note=verdict.wrong), None
+        work = subject.work(arm)
+        if row.images:
+            row = replace(row, **_profile(work, session.device, held, row.steps))
+        if subject.whole:
+            return row, Replay(work)
+        replay = replay_of(work, session.device)
+        return replace(row, host_us=host_us(work, session.device, session.rounds(subject))), replay
+    except msf_kernels.BackendUnavailable as error:  # with these arguments
+        return replace(row, status="skipped", note=str(error)), None
+    except Exception as error:
+        return _failed(row, error), None
+
+
+def _again(session: Session, subject: Subject, first: Arm) -> Replay | None:
+    """Capture the first arm once more, on other buffers: the A/A pair. None where it cannot be.
+
+    What is timed whole would be the same calls again, and takes too long for that.
+    """
+    try:
+        return None if subject.whole else replay_of(subject.work(first), session.device)
+    except Exception:  # such as too little memory, which leaves the noise unknown
+        return None
 
 
 def _time(
     session: Session,
+    subject: Subject,
     rows: dict[str, Row],
-    arms: Sequence[Arm],
-    benchmark: Benchmark,
-    cases: Sequence[Case],
+    replays: dict[str, Replay],
+    again: Replay | None,
 ) -> dict[str, Row]:
-    """The rows of the arms, with their times."""
-    first = arms[0]
-    timed = {arm.name: rows[arm.name] for arm in arms} | {AGAIN: rows[first.name]}
-    replays: dict[str, Replay] = {}
-    for arm in [*arms, replace(first, name=AGAIN)]:
-        row = timed[arm.name]
-        try:
-            calls = work(arm, benchmark, cases)
-            replay = replay_of(calls, session.device)
-            timed[arm.name] = replace(row, host_us=host_us(calls, session.device, session.rounds))
-        except Exception as error:
-            timed[arm.name] = _failed(row, error)
-        else:
-            replays[arm.name] = replay
-    if not replays:
-        return timed
-    timings = interleave(list(replays.values()), session.rounds, session.stopwatch)
-    for name, timing in zip(replays, timings):
-        row = timed[name]
-        percent = session.roofline.percent(row.bytes, row.flops, timing.median_us)
-        timed[name] = replace(row, **asdict(timing), percent=percent)
-    return _compare(timed, timed.pop(AGAIN), timed[first.name])
-
-
-def _compare(timed: dict[str, Row], again: Row, first: Row) -> dict[str, Row]:
-    """The rows with the noise of the A/A pair, and how they stand to the best peer."""
-    noise = None
-    if first.median_us and again.median_us:
-        noise = 100 * abs(again.median_us / first.median_us - 1)
-    peers = [row.median_us for row in timed.values() if row.arm not in OURS and row.median_us]
-    best = min(peers, default=None)
+    """Return the rows of what is timed. `again`, the first arm once more, shows the noise."""
+    every = [*replays.values(), *([again] if again else [])]
+    timings = interleave(every, session.rounds(subject), session.stopwatch(subject))
+    noise = 100 * abs(timings[-1].median_us / timings[0].median_us - 1) if again else None
     return {
         name: replace(
-            row, noise=noise, peer_ratio=best / row.median_us if best and row.median_us else None
+            rows[name],
+            **asdict(timing),
+            percent=session.roofline.percent(rows[name].bytes, rows[name].flops, timing.median_us),
+            noise=noise,
         )
-        for name, row in timed.items()
+        for name, timing in zip(replays, timings)
     }
+
+
+def _compare(rows: Sequence[Row], peers: set[str]) -> list[Row]:
+    """Return the rows with how they stand to the best peer."""
+    times = [row.median_us for row in rows if row.arm in peers and row.median_us]
+    best = min(times, default=None)
+    return [
+        replace(row, peer_ratio=best / row.median_us) if best and row.median_us else row
+        for row in rows
+    ]
 
 
 def _failed(row: Row, error: Exception) -> Row:
     lines = str(error).strip().splitlines() or ["no message"]
     return replace(row, status="failed", note=f"{type(error).__name__}: {lines[0]}")
+
+
+def _reserved(device: torch.device) -> int:
+    """Bytes of device memory in use, those of CUDA graphs among them."""
+    if device.type == "cpu":
+        return 0
+    gc.collect()  # graphs of autograd and compiled functions lie in cycles
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
+def _profile(work: Work, device: torch.device, held: int, steps: int) -> dict[str, Any]:
+    """Kernels a step and memory of a call, `held` bytes having been in use before its arm came."""
+    if device.type == "cpu":
+        return {}
+    _reserved(device)  # gives back what is free
+    torch.cuda.reset_peak_memory_stats(device)
+    work.run()
+    peak = torch.cuda.max_memory_reserved(device) - held
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        work.run()
+        torch.cuda.synchronize(device)
+    kernels = sum(map(_is_kernel, profiler.events()))
+    return {"kernels": kernels / steps, "peak_mib": peak / 2**20}
+
+
+def _is_kernel(event: Any) -> bool:
+    copies = event.name.startswith(("Memcpy", "Memset"))
+    return event.device_type == DeviceType.CUDA and not (copies or event.is_user_annotation)

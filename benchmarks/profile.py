@@ -22,11 +22,10 @@ import torch
 
 import msf_kernels
 
-from .arms import runnable_arms, work
 from .markdown import line
+from .operators import OperatorCall
 from .parser import Parser
-from .registry import Benchmark, Case, Shape, draw, find
-from .run import check_arms
+from .registry import Benchmark, Shape, find
 
 DURATION = "gpu__time_duration.sum"
 DRAM = "dram__bytes.sum"
@@ -127,19 +126,29 @@ def shape_of(benchmark: Benchmark, sizes: Sequence[int] | None) -> Shape:
 
 def call(name: str, arm_name: str, shape: Shape) -> None:
     """What ncu looks at: one call, after another that compiles and loads what there is."""
-    benchmark, device = named(name), torch.device("cuda:0")
-    (arm,), _ = runnable_arms(benchmark, [arm_name], device)
-    prepared = work(arm, benchmark, [case_of(benchmark, shape, device)])
+    benchmark = named(name)
+    (arm,) = (arm for arm in benchmark.arms if arm.name == arm_name)
+    prepared = call_of(benchmark, shape).work(arm)
     prepared.run()
-    torch.cuda.synchronize(device)
+    torch.cuda.synchronize()
     torch.cuda.profiler.start()
     prepared.run()
-    torch.cuda.synchronize(device)
+    torch.cuda.synchronize()
     torch.cuda.profiler.stop()
 
 
-def case_of(benchmark: Benchmark, shape: Shape, device: torch.device) -> Case:
-    return draw(benchmark, shape, torch.bfloat16, torch.Generator(device))
+def call_of(benchmark: Benchmark, shape: Shape) -> OperatorCall:
+    generator = torch.Generator(torch.device("cuda:0"))
+    return OperatorCall(benchmark, shape, torch.bfloat16, generator, sets=1)
+
+
+def check_arm(benchmark: Benchmark, name: str) -> None:
+    """ValueError unless the benchmark has an arm of this name that can run on this GPU."""
+    arms = {arm.name: arm for arm in benchmark.arms}
+    if name not in arms:
+        raise ValueError(f"{benchmark.op} has no arm {name!r}: known are {', '.join(arms)}")
+    if reason := arms[name].unsupported_reason(torch.device("cuda:0")):
+        raise ValueError(f"no {name}: {reason}")
 
 
 def counted(command: Sequence[str]) -> list[Kernel]:
@@ -176,10 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         shape = shape_of(benchmark, args.shape)
         if not torch.cuda.is_available():
             raise ValueError("needs an NVIDIA GPU and a torch with CUDA, and finds none")
-        device = torch.device("cuda:0")
         arm = args.arm or msf_kernels.available_backends(benchmark.op)[0]
-        check_arms([benchmark], device, [arm])
-        fewest = benchmark.bytes(*case_of(benchmark, shape, device).args)
+        check_arm(benchmark, arm)
+        fewest = call_of(benchmark, shape).row.bytes
         code = f"from benchmarks import profile; profile.call({args.op!r}, {arm!r}, {shape!r})"
         found = counted([sys.executable, "-c", code])
     except ValueError as error:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .peers import Peer
+from .arms import Arm, backends, compiled, peer
 
 Shape = tuple[int, ...]
 
@@ -45,7 +45,7 @@ class Benchmark:
         ours: the operator called with these arguments through its public function.
         eager: the same in plain PyTorch, as a user writes it who wants 32-bit precision inside.
             torch.compile of it is the other peer.
-        peers: further peers.
+        peers: further ones.
         bytes: arguments -> the fewest bytes that the call must read and write.
         flops: arguments -> the operations of its matrix products; the others hide behind bytes.
         variant: what tells it from the operator's other benchmarks.
@@ -70,7 +70,7 @@ class Benchmark:
     roundings: int = 1
     own_roundings: int = 1
     sizes: Callable[[Shape], tuple[int, ...]] = lambda _: ()
-    peers: tuple[Peer, ...] = ()
+    peers: tuple[Arm, ...] = ()
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     shapes: tuple[Shape, ...] = LATENTS
 
@@ -79,6 +79,12 @@ class Benchmark:
         """Such as "pyramid_merge bilinear backward"."""
         direction = "backward" if self.gradients else ""
         return " ".join(filter(None, (self.op, self.variant, direction)))
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """Return all that are compared: the peers first, then ours."""
+        eager, compile = peer("eager", self.eager), peer("compile", compiled(self.eager))
+        return eager, compile, *self.peers, *backends(self.op)
 
     def shapes_for(self, device: torch.device) -> tuple[Shape, ...]:
         """On a CPU without the large ones."""

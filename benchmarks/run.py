@@ -1,4 +1,9 @@
-"""Check and time the operators beside plain PyTorch and torch.compile.
+"""Check and time operators and models beside plain PyTorch and torch.compile.
+
+    python -m benchmarks.run                       all
+    python -m benchmarks.run operators             all operators
+    python -m benchmarks.run attention sampling    an operator; models: block, "block and backward",
+                                                   "training step", sampling
 
 On a GPU the result becomes a file of its own in benchmarks/results/<device>. On a CPU, where few
 and small shapes are run, it is only printed unless --out names a folder.
@@ -6,6 +11,7 @@ and small shapes are run, it is only printed unless --out names a folder.
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 import time
@@ -15,37 +21,38 @@ from pathlib import Path
 
 import torch
 
-from . import fingerprint, machine, store
-from .arms import OURS, names_of, runnable_arms
+from . import machine, models, operators, store
 from .markdown import heading, markdown
 from .measure import Session, measure
 from .parser import MINUTES, Parser, minutes
-from .registry import Benchmark, find
-from .results import AnyRow, Report, Row
+from .results import Report, Row
 from .roofline import measure_roofline
-from .schedule import Group, by_value, measure_until
-from .timing import side_stream, stopwatch_of
+from .schedule import by_value, measure_until
+from .subject import Target
+from .timing import side_stream
 
-# In order of value: what most of a model's time between its matrix products goes to comes first.
-FAMILIES = ("adaln", "attention", "qk_norm_rope", "flow", "pyramid", "tokens")
+GROUPS = ("operators", "models")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
-    parser = Parser(prog="benchmarks.run", description=__doc__)
-    parser.add_argument("--op", help="only this operator")
+    parser = Parser(
+        prog="benchmarks.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", nargs="*", metavar="WHAT", help="default: all")
     parser.add_argument("--minutes", type=minutes, default=math.inf, metavar="M", help=MINUTES)
-    known = names_of(find())
-    parser.add_argument("--arms", nargs="+", choices=known, default=known, metavar="ARM")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the result")
     args = parser.parse_args(argv)
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator(device)
     folder = args.out or (store.folder_of(device) if device.type == "cuda" else None)
-    arms = [arm for arm in known if arm in args.arms]
     try:
-        benchmarks = find(args.op)
-        check_arms(benchmarks, device, arms)
-        measured = store.newest(store.history(store.folder_of(device), "ops"))
+        targets = find(generator, args.what)
+        arms = check_arms(targets, device, args.arms)
+        known = store.newest(store.history(store.folder_of(device)))
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -53,61 +60,79 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     with side_stream(device):
-        reports = run(benchmarks, device, arms, measured, started + 60 * args.minutes)
+        reports = run(targets, generator, arms, known, started + 60 * args.minutes)
         objection = store.keep(reports, folder)
     if objection:
         parser.exit(1, f"benchmarks.run: {objection}\n")
     return 0
 
 
-def check_arms(benchmarks: Sequence[Benchmark], device: torch.device, arms: Sequence[str]) -> None:
-    """ValueError with the reasons where none of the arms can run."""
-    if not any(runnable_arms(benchmark, arms, device)[0] for benchmark in benchmarks):
-        skipped = runnable_arms(benchmarks[0], arms, device)[1]
-        reasons = (f"no {arm}: {reason}" for arm, reason in skipped.items())
-        raise ValueError("; ".join(reasons) or f"{benchmarks[0].op} has no {' and no '.join(arms)}")
+def find(generator: torch.Generator, what: Sequence[str] = ()) -> list[Target]:
+    """Return what these words name, all by default. ValueError for a word that names nothing."""
+    groups = operators.targets(generator), models.targets(generator.device)
+    known = [(group, target) for group, found in zip(GROUPS, groups) for target in found]
+    names = list(dict.fromkeys((*GROUPS, *(target.op for _, target in known))))
+    for word in what:
+        if word not in names:
+            raise ValueError(f"unknown {word!r}: known are {', '.join(names)}")
+    return [target for group, target in known if not what or {group, target.op} & {*what}]
+
+
+def check_arms(
+    targets: Sequence[Target], device: torch.device, names: Sequence[str] | None
+) -> list[str]:
+    """Return the names of the arms to run, all by default. ValueError where none of them can."""
+    known = dict.fromkeys(arm.name for target in targets for arm in target.arms)
+    for name in names or ():
+        if name not in known:
+            ops = ", ".join(dict.fromkeys(target.op for target in targets))
+            raise ValueError(f"no arm {name!r} of {ops}: known are {', '.join(known)}")
+    chosen = [name for name in known if names is None or name in names]
+    reasons: dict[str, str] = {}
+    for target in targets:
+        for arm in target.arms:
+            if arm.name in chosen:
+                reason = arm.unsupported_reason(device)
+                if reason is None:
+                    return chosen
+                reasons.setdefault(arm.name, reason)
+    raise ValueError("; ".join(f"no {name}: {reason}" for name, reason in reasons.items()))
 
 
 def run(
-    benchmarks: Sequence[Benchmark],
-    device: torch.device,
+    targets: Sequence[Target],
+    generator: torch.Generator,
     arms: Sequence[str],
-    measured: Sequence[AnyRow] = (),
+    known: Sequence[Row] = (),
     deadline: float = math.inf,
-) -> Iterator[Report[Row]]:
+) -> Iterator[Report]:
     """Print the table of each measurement and yield the report so far.
 
     Args:
-        measured: rows of this GPU, by which the order is chosen.
+        known: rows of this GPU, by which the order is chosen.
         deadline: of time.monotonic().
     """
-    generator = torch.Generator(device)
+    device = generator.device
+    on_gpu = device.type == "cuda"
     seed = generator.seed()  # another one each time, so that no run repeats another's inputs
-    rounds = 5 if device.type == "cpu" else 15
-    session = Session(generator, measure_roofline(device), stopwatch_of(device), rounds)
-    report = Report[Row]("ops", store.now(), machine.describe(device), seed, session.roofline, [])
+    torch.manual_seed(seed)  # models draw from torch's own generator
+    session = Session(device, measure_roofline(device))
+    report = Report(store.now(), machine.describe(device), seed, session.roofline, [])
     print(heading(report))
-    groups = [group for benchmark in benchmarks for group in groups_of(benchmark, session, arms)]
-    for rows in measure_until(deadline, by_value(groups, measured)):
+    with_arms = [target for target in targets if {arm.name for arm in target.arms} & {*arms}]
+
+    def least(target: Target) -> float:
+        return target.seconds * sum(arm.name in arms for arm in target.arms) if on_gpu else 0.0
+
+    for rows in measure_until(
+        deadline,
+        by_value(with_arms, known),
+        partial(measure, session, names=arms),
+        least,
+    ):
         print(markdown(rows, session.roofline), flush=True)
         report.rows.extend(rows)
         yield report
-
-
-def groups_of(benchmark: Benchmark, session: Session, arms: Sequence[str]) -> Iterator[Group[Row]]:
-    """bfloat16, in which models run, comes first; then each benchmark's most telling shape, before
-    the second of any."""
-    ours = {
-        arm: fingerprint.of_operator(benchmark.op, arm)
-        for arm in names_of([benchmark])
-        if arm in OURS and arm in arms
-    }
-    family = FAMILIES.index(fingerprint.family_of(benchmark.op))
-    for place, shape in enumerate(benchmark.shapes_for(session.device)):
-        for dtype in benchmark.dtypes:
-            case = benchmark.name, shape, str(dtype).removeprefix("torch.")
-            value = int(dtype != torch.bfloat16), place, family
-            yield Group(case, value, ours, partial(measure, session, benchmark, shape, dtype, arms))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 import msf
 from msf.flops import stage_costs
 
-from .rows import Row
-from .timing import Replay, Stopwatch, Work, wall_stopwatch
-from .transformers import EAGER, Way
+from .arms import Arm
+from .modelcall import ModelCall
+from .results import Row
+from .timing import Work
+from .transformers import EAGER
 
 GUIDANCE = 1.5  # DiT's
 CHECKED = 4  # images of a batch: float32 is slow, and an image does not depend on its batch
@@ -34,8 +36,14 @@ def random_model(name: str, device: torch.device) -> msf.MSF:
     return model
 
 
+def images_shape(name: str, batch: int) -> tuple[int, ...]:
+    """(B, C, H, W) of a preset's images."""
+    config = msf.preset(name).model
+    return batch, config.channels, *config.image_size
+
+
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(ModelCall):
     """A call gives the images of the seeds 0 .. batch - 1; `steps` is one number a stage."""
 
     name: str
@@ -56,25 +64,35 @@ class Sampling:
         macs = sum(cost.macs_per_image for cost in stage_costs(self.model.config, self.steps))
         # A multiplication and an addition each, with and without the label.
         flops, steps = 2 * 2 * self.batch * macs, sum(self.steps)
-        return Row("sampling", self.name, self.batch, self.batch, flops, steps)
-
-    def suits(self, way: Way) -> bool:
-        return True
+        return Row(
+            "sampling",
+            f"sampling {self.name}",
+            images_shape(self.name, self.batch),
+            "bfloat16",
+            0,
+            flops,
+            images=self.batch,
+            steps=steps,
+        )
 
     def exact(self) -> tuple[Tensor, ...]:
         """The first images in float32."""
         model = copy.deepcopy(self.model).float()
         few = replace(self, model=model, batch=min(self.batch, CHECKED))
-        return few.work(EAGER).run()[0]
+        return few.results(EAGER)
 
-    def work(self, way: Way) -> Work:
-        runs = [way.prepare(stage.forward) for stage in self.model.stages]
-        return Work([self._call], partial(self._scope, way, runs))
+    def results(self, arm: Arm) -> tuple[Tensor, ...]:
+        (images,) = super().results(arm)
+        return (images[:CHECKED],)
+
+    def prepare(self, arm: Arm) -> Work:
+        runs = [arm.prepare(stage.forward) for stage in self.model.stages]
+        return Work([self._call], partial(self._scope, arm, runs))
 
     @contextmanager
-    def _scope(self, way: Way, runs: list[Callable[..., Any]]) -> Iterator[None]:
+    def _scope(self, arm: Arm, runs: list[Callable[..., Any]]) -> Iterator[None]:
         """Each stage runs as prepared."""
-        with way.scope(), ExitStack() as stack:
+        with arm.scope(), ExitStack() as stack:
             for stage, run in zip(self.model.stages, runs):
                 stack.enter_context(mock.patch.object(stage, "forward", run))
             yield
@@ -86,10 +104,3 @@ class Sampling:
             self.model, labels, seeds=seeds, steps=self.steps, guidance_scale=GUIDANCE
         )
         return (images,)
-
-    def replay(self, work: Work, device: torch.device) -> Replay:
-        """As a user calls it: what the host takes to launch a step is part of the time."""
-        return Replay(work)
-
-    def stopwatch(self, device: torch.device) -> Stopwatch:
-        return wall_stopwatch(device)

@@ -1,7 +1,7 @@
 """Results as files: one run is one file, which no later run writes over.
 
-They are `results/<gpu>/<UTC date>-<time>-<kind>.json`: kind "ops" of `benchmarks.run`, "models" of
-`benchmarks.model`. What is known of a GPU is in all its files: of each row the newest holds.
+They are `results/<gpu>/<UTC date>-<time>.json`. What is known of a GPU is in all its files: of each
+row the newest holds.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from msf.files import atomic_write
 from msf.parsing import parse_object
 from msf_kernels.measurements import slug
 
-from . import results, rows
-from .results import Report
+from .results import Report, Row
 from .roofline import Roofline
 
 RESULTS = Path(__file__).parent / "results"
-ROWS: dict[str, Any] = {"ops": results.Row, "models": rows.Row}
 
 
 def folder_of(device: torch.device) -> Path:
@@ -59,7 +57,7 @@ def keep(reports: Iterable[Report], folder: Path | None) -> str | None:
 
 
 def name_of(report: Report) -> str:
-    return f"{_time(report):%Y-%m-%d-%H%M%S}-{report.kind}.json"
+    return f"{_time(report):%Y-%m-%d-%H%M%S}.json"
 
 
 def load(path: Path) -> Report:
@@ -67,31 +65,29 @@ def load(path: Path) -> Report:
     document = parse_object(path.read_bytes(), path)
     try:
         known = {field.name: document[field.name] for field in fields(Report)}
-        read = [ROWS[known["kind"]](**_with_tuples(row)) for row in known["rows"]]
-        report: Report = Report(
-            **{**known, "roofline": Roofline(**known["roofline"]), "rows": read}
-        )
+        read = [Row(**_with_tuples(row)) for row in known["rows"]]
+        report = Report(**{**known, "roofline": Roofline(**known["roofline"]), "rows": read})
         _time(report)
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: not a result of benchmarks.run or benchmarks.model") from None
+        raise ValueError(f"{path}: not a result of benchmarks.run") from None
     return report
 
 
-def history(folder: Path, kind: str) -> list[Report]:
-    """All runs of this kind in a GPU's folder, the oldest first.
+def history(folder: Path) -> list[Report]:
+    """All runs in a GPU's folder, the oldest first.
 
     ValueError in one line where a file holds no report, or the folder those of several devices.
     """
-    reports = sorted(map(load, sorted(folder.glob(f"*-{kind}.json"))), key=_time)
+    reports = sorted(map(load, sorted(folder.glob("[0-9]*.json"))), key=_time)
     devices = sorted({str(report.machine.get("device")) for report in reports})
     if len(devices) > 1:
         raise ValueError(f"{folder}: want the results of one device, got {', '.join(devices)}")
     return reports
 
 
-def newest(reports: Iterable[Report]) -> list[Any]:
+def newest(reports: Iterable[Report]) -> list[Row]:
     """Of each case and arm the row of the last report that has it."""
-    found = {(row.case, row.name): row for report in reports for row in report.rows}
+    found = {(row.case, row.arm): row for report in reports for row in report.rows}
     return list(found.values())
 
 

@@ -1,16 +1,11 @@
-"""A result of `benchmarks.run` or `benchmarks.model` as markdown tables.
-
-One of operators becomes a plot beside the file too.
-"""
+"""A result of `benchmarks.run` as markdown tables, and as a plot beside the file."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
-from . import rows
 from .markdown import heading, markdown
 from .parser import Parser
 from .plot import plot
@@ -26,12 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(heading(report))
-    if report.kind == "models":
-        for _, group in groupby(report.rows, key=lambda row: row.case):
-            print(rows.table(list(group)))
-    else:
-        plot(report, path.with_suffix(".png"))
-        print(markdown(report.rows, report.roofline))
+    plot(report, path.with_suffix(".png"))
+    print(markdown(report.rows, report.roofline))
     return 0
 
 

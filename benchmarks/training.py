@@ -19,10 +19,12 @@ from msf.flops import stage_costs
 from msf.training.stage import StageTrainer
 from msf.transformer import Block
 
-from .rows import Row
+from .arms import Arm
+from .modelcall import ModelCall
+from .results import Row
 from .sampler import random_model
-from .timing import Replay, Stopwatch, Work, wall_stopwatch
-from .transformers import EAGER, Way
+from .timing import Work
+from .transformers import EAGER
 
 CHUNK = 8  # images: float32 activations of all 128 of an XL batch would take some 90 GB
 
@@ -32,7 +34,7 @@ SETTINGS = msf.TrainingConfig(steps=(1,), precision="bf16", clip=1e9, learning_r
 
 
 @dataclass(frozen=True)
-class TrainingStep:
+class TrainingStep(ModelCall):
     """A call takes a step of each stage, one after the other, on the same images, and gives the
     losses and all gradients. Each stage draws its noise from the same seed in every call.
 
@@ -55,7 +57,7 @@ class TrainingStep:
         images = torch.randn(batch, config.channels, *config.image_size, device=device)
         labels = torch.arange(batch, device=device) % config.num_classes
         step = cls(name, _trainers(model, SETTINGS), images, labels)
-        replace(step, images=images[:1], labels=labels[:1]).work(EAGER).run()
+        replace(step, images=images[:1], labels=labels[:1]).results(EAGER)
         return step
 
     @property
@@ -67,11 +69,8 @@ class TrainingStep:
         batch, costs = len(self.images), stage_costs(self.model.config)
         # A multiplication and an addition each; a backward has twice those of its forward.
         flops = 2 * 3 * batch * sum(cost.macs for cost in costs)
-        return Row("training step", self.name, size=batch, images=batch, flops=flops)
-
-    def suits(self, way: Way) -> bool:
-        """Not what makes CUDA graphs: the memory of one a block does not fit."""
-        return way.mode != "reduce-overhead"
+        name, shape = f"training step {self.name}", tuple(self.images.shape)
+        return Row("training step", name, shape, "bfloat16", 0, flops, images=batch)
 
     def exact(self) -> tuple[Tensor, ...]:
         """The losses and gradients in float32, the activations of some images at a time."""
@@ -80,15 +79,15 @@ class TrainingStep:
             for stage in self.model.stages:
                 forward = partial(_in_chunks, stage.forward)
                 stack.enter_context(mock.patch.object(stage, "forward", forward))
-            return replace(self, trainers=_trainers(self.model, single)).work(EAGER).run()[0]
+            return replace(self, trainers=_trainers(self.model, single)).results(EAGER)
 
-    def work(self, way: Way) -> Work:
+    def prepare(self, arm: Arm) -> Work:
         """Each block runs as prepared, which compiles what the blocks of a stage share once."""
-        return Work([self._call], partial(self._scope, way, way.prepare(Block.forward)))
+        return Work([self._call], partial(self._scope, arm, arm.prepare(Block.forward)))
 
     @contextmanager
-    def _scope(self, way: Way, run: Callable[..., Any]) -> Iterator[None]:
-        with way.scope(), ExitStack() as stack:
+    def _scope(self, arm: Arm, run: Callable[..., Any]) -> Iterator[None]:
+        with arm.scope(), ExitStack() as stack:
             for module in self.model.modules():
                 if isinstance(module, Block):
                     stack.enter_context(mock.patch.object(module, "forward", partial(run, module)))
@@ -101,13 +100,6 @@ class TrainingStep:
             with _gradients(trainer, results):
                 results.append(trainer.step(self.images, self.labels)[None])
         return tuple(results)
-
-    def replay(self, work: Work, device: torch.device) -> Replay:
-        """As a user trains: what the host takes to launch a step is part of the time."""
-        return Replay(work)
-
-    def stopwatch(self, device: torch.device) -> Stopwatch:
-        return wall_stopwatch(device)
 
 
 def _trainers(model: msf.MSF, settings: msf.TrainingConfig) -> tuple[StageTrainer, ...]:

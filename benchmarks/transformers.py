@@ -1,4 +1,4 @@
-"""Ways to run a transformer of `msf`: with our operators, or the same weights in plain PyTorch.
+"""The arms of a transformer of `msf`: our operators, or the same weights in plain PyTorch.
 
 A plain one is the model's own code with its fused operators replaced by what a user writes, so that
 torch.compile sees nothing of ours.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -20,6 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import msf.transformer
 import msf_kernels
+
+from .arms import Arm, Function
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -62,60 +65,71 @@ PLAIN: dict[str, Callable[..., Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Way:
-    """How a module runs.
+def compiled(mode: str) -> Callable[[Function], Function]:
+    """Return what compiles a module's forward in a mode of torch.compile.
 
-    Args:
-        ours: with the operators of msf_kernels, each on the backend that it chooses itself.
-        attention: of PyTorch; None leaves the choice to it.
-        mode: of torch.compile; None does not compile.
+    The forward of a class, compiled once, serves all its modules: those whose tensors have the same
+    shapes share one graph.
     """
 
-    name: str
-    ours: bool = False
-    attention: SDPBackend | None = None
-    mode: str | None = None
-
-    def prepare(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """What is called in place of a module's forward, inside `scope`.
-
-        The forward of a class, prepared once, serves all its modules: those whose tensors have the
-        same shapes share one graph.
-        """
-        if self.mode is None:
-            return function
-
+    def prepare(function: Function) -> Function:
         def run(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs)
 
         # Dynamo keeps what it compiled with the code object and does not ask which attention of
-        # PyTorch was chosen: with one code for all, cuDNN's way would run the graph of flash's.
+        # PyTorch was chosen: with one code for all, cuDNN's arm would run the graph of flash's.
         run.__code__ = run.__code__.replace()
-        return torch.compile(run, mode=self.mode, dynamic=False, fullgraph=True)
+        return torch.compile(run, mode=mode, dynamic=False, fullgraph=True)
 
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        """Holds while the module runs, and while it is compiled."""
-        with ExitStack() as stack:
-            if not self.ours:
-                for name, function in PLAIN.items():
-                    stack.enter_context(mock.patch.object(msf.transformer, name, function))
-                stack.enter_context(msf_kernels.backend("reference"))
-            if self.attention is not None:
-                stack.enter_context(sdpa_kernel(self.attention))
-            # Its key too leaves out which attention was chosen.
-            stack.enter_context(torch._functorch.config.patch(enable_autograd_cache=False))
-            yield
+    return prepare
 
 
-EAGER = Way("eager")
-WAYS = (
+@contextmanager
+def scope(ours: bool, attention: SDPBackend | None) -> Iterator[None]:
+    """Holds while a module runs, and while it is compiled.
+
+    Args:
+        ours: with the operators of msf_kernels, each on the backend that it chooses itself.
+        attention: that of PyTorch; None leaves the choice to it.
+    """
+    with ExitStack() as stack:
+        if not ours:
+            for name, function in PLAIN.items():
+                stack.enter_context(mock.patch.object(msf.transformer, name, function))
+            stack.enter_context(msf_kernels.backend("reference"))
+        if attention is not None:
+            stack.enter_context(sdpa_kernel(attention))
+        # Its key leaves out which attention was chosen, as Dynamo does.
+        stack.enter_context(torch._functorch.config.patch(enable_autograd_cache=False))
+        yield
+
+
+def arm(
+    name: str, *, ours: bool = False, attention: SDPBackend | None = None, mode: str | None = None
+) -> Arm:
+    """Return one way to run a model; `mode` is that of torch.compile, None does not compile."""
+    as_it_is = Arm(name, ours, scope=partial(scope, ours, attention))
+    if mode is None:
+        return as_it_is
+    return replace(
+        as_it_is,
+        prepare=compiled(mode),
+        makes_graphs=mode == "reduce-overhead",
+        unsupported_reason=_compiles_in_seconds,
+    )
+
+
+def _compiles_in_seconds(device: torch.device) -> str | None:
+    return None if device.type == "cuda" else "to compile a model for a CPU takes minutes"
+
+
+EAGER = arm("eager")
+ARMS = (
     EAGER,
-    Way("compile-flash", attention=SDPBackend.FLASH_ATTENTION, mode="default"),
-    Way("compile-cudnn", attention=SDPBackend.CUDNN_ATTENTION, mode="default"),
-    Way("compile-graphs", mode="reduce-overhead"),
-    Way("ours", ours=True),
-    Way("ours-compile", ours=True, mode="default"),
-    Way("ours-graphs", ours=True, mode="reduce-overhead"),
+    arm("compile-flash", attention=SDPBackend.FLASH_ATTENTION, mode="default"),
+    arm("compile-cudnn", attention=SDPBackend.CUDNN_ATTENTION, mode="default"),
+    arm("compile-graphs", mode="reduce-overhead"),
+    arm("ours", ours=True),
+    arm("ours-compile", ours=True, mode="default"),
+    arm("ours-graphs", ours=True, mode="reduce-overhead"),
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 import msf_kernels
 
 from .. import cudnn_adaln
-from ..peers import Peer, compiled, needs_gpu
+from ..arms import Arm, compiled, needs_gpu, peer
 from ..registry import Benchmark, Shape, normal
 
 EPS = 1e-6
@@ -66,13 +66,13 @@ def pair(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tu
     return x_out, modulate(x_out, shift, scale)
 
 
-def without_mix_order(eager: Callable[..., Any]) -> Peer:
+def without_mix_order(eager: Callable[..., Any]) -> Arm:
     """Mix-order reduction is what gets gradients of modulations wrong (pytorch/pytorch#193061)."""
     options = {"triton.mix_order_reduction": False}
-    return Peer("compile-no-mix", compiled(eager, **options))
+    return peer("compile-no-mix", compiled(eager, **options))
 
 
-CUDNN = Peer("cudnn-frontend", cudnn_adaln.modulate, partial(needs_gpu, package="cudnn"))
+CUDNN = peer("cudnn-frontend", cudnn_adaln.modulate, partial(needs_gpu, package="cudnn"))
 
 
 def statistics(x: Tensor) -> int:

@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import flex_attention
 import msf_kernels
 from msf_kernels.attention import flash_attn
 
-from ..peers import Peer, compiled, needs_gpu
+from ..arms import compiled, needs_gpu, peer
 from ..registry import Benchmark, Shape
 from . import qk_norm_rope
 from .qk_norm_rope import EPS, prepare
@@ -95,16 +95,16 @@ def flash_attn_func(qkv: Tensor, *options: Tensor) -> Tensor:
 compiled_prepare = compiled(prepare)
 chosen = partial(attend, front=compiled_prepare)
 PEERS = (
-    Peer("sdpa-flash", chosen, scope=partial(sdpa_kernel, SDPBackend.FLASH_ATTENTION)),
+    peer("sdpa-flash", chosen, scope=partial(sdpa_kernel, SDPBackend.FLASH_ATTENTION)),
     *(
-        Peer(f"sdpa-{name}", chosen, needs_gpu, partial(sdpa_kernel, backend))
+        peer(f"sdpa-{name}", chosen, needs_gpu, partial(sdpa_kernel, backend))
         for name, backend in (
             ("efficient", SDPBackend.EFFICIENT_ATTENTION),
             ("cudnn", SDPBackend.CUDNN_ATTENTION),
         )
     ),
-    Peer("flex", partial(chosen, core=compiled(flex_attention)), needs_gpu),
-    Peer("flash-attn-func", flash_attn_func, flash_attn.unsupported_device_reason),
+    peer("flex", partial(chosen, core=compiled(flex_attention)), needs_gpu),
+    peer("flash-attn-func", flash_attn_func, flash_attn.unsupported_device_reason),
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import changes, rows
+from benchmarks import changes
 from benchmarks.results import Report, Row
 from benchmarks.roofline import Roofline
 from benchmarks.store import save
@@ -22,13 +22,12 @@ def op(name: str, us: float | None, noise: float = 0.5, **changes: object) -> Ro
     return replace(row, **changes)  # type: ignore[arg-type]
 
 
-def block(ms: float, way: str = "ours") -> rows.Row:
-    return rows.Row("block", "width 1152", 256, 64, 10**9, way=way, ms=ms)
+def block(us: float, arm: str = "ours") -> Row:
+    return Row("block", "block", (64, 256, 1152), "bfloat16", 0, 8, arm, median_us=us, images=64)
 
 
-def write(folder: Path, date: str, *found: Row | rows.Row) -> None:
-    kind = "ops" if isinstance(found[0], Row) else "models"
-    save(Report(kind, date, {}, 0, Roofline(1.0, 1.0, ""), list(found)), folder)
+def write(folder: Path, date: str, *found: Row) -> None:
+    save(Report(date, {}, 0, Roofline(1.0, 1.0, ""), list(found)), folder)
 
 
 def said(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -41,7 +40,8 @@ def test_the_last_run_beside_all_before_it(
 ) -> None:
     write(tmp_path, LONG_BEFORE, op("a", 50.0), op("b", 1e4), op("wrong", 8.0), op("slow", 10.0))
     failed = op("b", None, status="failed")
-    write(tmp_path, BEFORE, op("a", 40.0), failed, op("noisy", 10.0, noise=3.0))
+    blocks = block(1000.0), block(2000.0, "eager")
+    write(tmp_path, BEFORE, op("a", 40.0), failed, op("noisy", 10.0, noise=3.0), *blocks)
     write(
         tmp_path,
         NOW,
@@ -51,11 +51,10 @@ def test_the_last_run_beside_all_before_it(
             op("slow", 10.3),
             op("a", None, status="skipped", arm="cuda"),
         ),
+        block(1200.0),
     )
-    write(tmp_path, BEFORE, block(1.0), block(2.0, "eager"))
-    write(tmp_path, NOW, block(1.2))
     assert said(tmp_path, capsys) == (
-        f"Now: ops of {NOW}, models of {NOW}.\n\n"
+        f"Now: {NOW}.\n\n"
         "| row | before | now | now/before |\n"
         "| --- | --- | --- | --- |\n"
         "| a 64x256 bfloat16 triton | 40 µs | 20 µs | 0.500 |\n"
@@ -63,13 +62,13 @@ def test_the_last_run_beside_all_before_it(
         "| wrong 64x256 bfloat16 triton | 8 µs | incorrect |  |\n"
         "| noisy 64x256 bfloat16 triton | 10 µs | 10.5 µs | 1.050 |\n"
         "| slow 64x256 bfloat16 triton | 10 µs | 10.3 µs | 1.030 |\n"
-        "| block, width 1152, 256, ours | 1 ms | 1.2 ms | 1.200 |\n"
+        "| block 64x256x1152 bfloat16 ours | 1 ms | 1.2 ms | 1.200 |\n"
         "\n"
         "Got worse:\n"
         "\n"
         "- wrong 64x256 bfloat16 triton: incorrect\n"
         "- slow 64x256 bfloat16 triton: 3.0 % slower, noise 2.0 %\n"
-        "- block, width 1152, 256, ours: 20.0 % slower, noise 2.0 %\n"
+        "- block 64x256x1152 bfloat16 ours: 20.0 % slower, noise 2.0 %\n"
     )
 
 
@@ -83,20 +82,20 @@ def test_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     line = f"{tmp_path}: no row was measured before and again, to compare.\n"
     assert said(tmp_path, capsys) == f"Now: nothing.\n\n{line}"
     write(tmp_path, BEFORE, op("a", 50.0))
-    assert said(tmp_path, capsys) == f"Now: ops of {BEFORE}.\n\n{line}"
+    assert said(tmp_path, capsys) == f"Now: {BEFORE}.\n\n{line}"
     write(tmp_path, NOW, op("b", 50.0))
-    assert said(tmp_path, capsys) == f"Now: ops of {NOW}.\n\n{line}"
+    assert said(tmp_path, capsys) == f"Now: {NOW}.\n\n{line}"
 
 
 def test_a_file_that_is_no_result_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "1-ops.json").write_text("{}")
+    (tmp_path / "1.json").write_text("{}")
     with pytest.raises(SystemExit) as caught:
         changes.main([str(tmp_path)])
     assert caught.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"benchmarks.changes: {tmp_path}/1-ops.json: not a result of ")
+    assert error.startswith(f"benchmarks.changes: {tmp_path}/1.json: not a result of ")
 
 
 def test_a_folder_that_is_not_there_is_one_line(

@@ -23,7 +23,7 @@ def row(arm: str, microseconds: float | None, size: int = 1, op: str = "gate_res
 
 def report(*rows: Row, machine: dict[str, Any] = GPU) -> Report:
     date = "2026-11-26T00:00:00+00:00"
-    return Report("ops", date, machine, 0, Roofline(1.0, 1.0, "invented"), list(rows))
+    return Report(date, machine, 0, Roofline(1.0, 1.0, "invented"), list(rows))
 
 
 def test_the_fastest_comes_first_by_the_geometric_mean() -> None:
@@ -40,28 +40,29 @@ def test_what_was_wrong_once_is_never_chosen() -> None:
 
 
 def test_a_backend_is_compared_where_it_runs() -> None:
-    rows = [row("triton", 4), row("triton", 9, 2), row("cudnn", 2)]  # none of the second shape
-    skipped = replace(row("cudnn", None, 2), status="skipped")
-    assert choose.orders([*rows, skipped]) == {"gate_residual": ["cudnn", "triton"]}
+    arms = (("triton", 4, 1), ("triton", 9, 2), ("cudnn", 2, 1))  # none of the second shape
+    rows = [row(*arm, op="attention") for arm in arms]
+    skipped = replace(row("cudnn", None, 2, op="attention"), status="skipped")
+    assert choose.orders([*rows, skipped]) == {"attention": ["cudnn", "triton"]}
 
 
 def test_forward_backward_and_sizes_have_orders_of_their_own() -> None:
     rows = [
-        replace(row(arm, cost, tokens), benchmark=benchmark, sizes=(tokens, 72, 0))
+        replace(row(arm, cost, tokens, "attention"), benchmark=benchmark, sizes=(tokens, 72, 0))
         for benchmark, arm, cost, tokens in (
-            ("gate_residual", "triton", 2, 256),
-            ("gate_residual", "cudnn", 3, 256),
-            ("gate_residual", "triton", 9, 1024),
-            ("gate_residual", "cudnn", 5, 1024),
-            ("gate_residual backward", "cudnn", 5, 256),
+            ("attention", "triton", 2, 256),
+            ("attention", "cudnn", 3, 256),
+            ("attention", "triton", 9, 1024),
+            ("attention", "cudnn", 5, 1024),
+            ("attention backward", "cudnn", 5, 256),
         )
     ]
     assert choose.orders(rows) == {
-        "gate_residual": [
+        "attention": [
             {"sizes": (256, 72, 0), "order": ["triton", "cudnn"]},
             {"sizes": (1024, 72, 0), "order": ["cudnn", "triton"]},
         ],
-        "gate_residual_backward": [{"sizes": (256, 72, 0), "order": ["cudnn"]}],
+        "attention_backward": [{"sizes": (256, 72, 0), "order": ["cudnn"]}],
     }
 
 

@@ -12,17 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from calls import call_of, operator_target, session, verdict
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.arms import Arm
-from benchmarks.gate import check, expected_results
-from benchmarks.measure import Session, measure
+from benchmarks.arms import needs_gpu, peer
+from benchmarks.gate import Verdict
+from benchmarks.measure import measure
 from benchmarks.ops import attention
-from benchmarks.peers import Peer, needs_gpu
-from benchmarks.registry import Benchmark, Case, draw, find
-from benchmarks.roofline import Roofline
-from benchmarks.timing import HostStopwatch
+from benchmarks.registry import Benchmark, find
+from benchmarks.results import Row
 
 FP32, BF16 = torch.float32, torch.bfloat16
 SHAPE = (16, 4, 32, 32)
@@ -33,14 +32,17 @@ names = pytest.mark.parametrize("benchmark", find(), ids=lambda benchmark: bench
 dtypes = pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
 
 
-def case_of(benchmark: Benchmark, dtype: torch.dtype = FP32) -> Case:
-    return draw(benchmark, SHAPE, dtype, torch.Generator().manual_seed(0))
-
-
 def wrong(function: Callable[..., Any], benchmark: Benchmark, dtype: torch.dtype = FP32) -> str:
-    case = case_of(benchmark, dtype)
-    verdict = check(Arm("triton", function), benchmark, case, expected_results(benchmark, case))
-    return verdict.wrong or ""
+    return verdict(function, call_of(benchmark, SHAPE, dtype), ours=True).wrong or ""
+
+
+def rows_of(
+    benchmark: Benchmark,
+    names: list[str],
+    shape: tuple[int, ...] = SHAPE,
+    dtype: torch.dtype = FP32,
+) -> list[Row]:
+    return measure(session(), operator_target(call_of(benchmark, shape, dtype)), names)
 
 
 def smallest(benchmark: Benchmark) -> list[tuple[int, ...]]:
@@ -51,12 +53,12 @@ def smallest(benchmark: Benchmark) -> list[tuple[int, ...]]:
 @dtypes
 @pytest.mark.parametrize("name", ["eager", "reference"])
 def test_right_arms_pass(benchmark: Benchmark, dtype: torch.dtype, name: str) -> None:
-    case = draw(benchmark, smallest(benchmark)[0], dtype, torch.Generator().manual_seed(0))
-    arm = Arm(name, benchmark.eager if name == "eager" else benchmark.ours)
-    verdict = check(arm, benchmark, case, expected_results(benchmark, case))
-    assert verdict.wrong is None
-    assert verdict.error is not None and verdict.bound is not None
-    assert 0 < verdict.error <= verdict.bound < (1e-5 if dtype == FP32 else 1e-2)
+    function = benchmark.eager if name == "eager" else benchmark.ours
+    call = call_of(benchmark, smallest(benchmark)[0], dtype)
+    found: Verdict = verdict(function, call, ours=name != "eager")
+    assert found.wrong is None
+    assert found.error is not None and found.bound is not None
+    assert 0 < found.error <= found.bound < (1e-5 if dtype == FP32 else 1e-2)
 
 
 def element_off(x: Tensor) -> Tensor:
@@ -115,21 +117,14 @@ def test_wrong_gradient_of_the_second_input(change: Callable[[Tensor], Tensor], 
 
 def test_a_peer_may_round_its_intermediates_and_ours_may_not() -> None:
     (benchmark,) = (b for b in find("pyramid_split") if b.variant == "nearest" and b.gradients)
-    case = case_of(benchmark, BF16)
-    expected = expected_results(benchmark, case)
-    assert check(Arm("eager", benchmark.eager), benchmark, case, expected).wrong is None
-    assert check(Arm("cuda", benchmark.eager), benchmark, case, expected).wrong
-
-
-def session() -> Session:
-    return Session(
-        torch.Generator().manual_seed(0), Roofline(10.0, 1.0, "invented"), HostStopwatch(), 2
-    )
+    call = call_of(benchmark, SHAPE, BF16)
+    assert verdict(benchmark.eager, call).wrong is None
+    assert verdict(benchmark.eager, call, ours=True).wrong
 
 
 def test_only_what_is_right_is_timed() -> None:
     planted = replace(FORWARD, eager=lambda *args: 1.001 * FORWARD.eager(*args))
-    eager, reference = measure(session(), planted, SHAPE, FP32, ["eager", "reference"])
+    eager, reference = rows_of(planted, ["eager", "reference"])
     assert eager.status == "incorrect" and eager.note and eager.error
     assert eager.median_us is None and eager.percent is None
     assert reference.status == "ok" and reference.median_us
@@ -148,14 +143,14 @@ def test_an_exception_is_one_line_and_the_others_go_on(calls_before: int) -> Non
         return FORWARD.eager(*args)
 
     planted = replace(FORWARD, eager=fails)
-    eager, reference = measure(session(), planted, SHAPE, FP32, ["eager", "reference"])
+    eager, reference = rows_of(planted, ["eager", "reference"])
     assert (eager.status, eager.note) == ("failed", "RuntimeError: out of luck")
     assert eager.median_us is None
     assert reference.status == "ok" and reference.median_us
 
 
 def test_a_backend_that_cannot_run_is_skipped_with_its_reason() -> None:
-    (cuda,) = measure(session(), FORWARD, SHAPE, FP32, ["cuda"])
+    (cuda,) = rows_of(FORWARD, ["cuda"])
     assert cuda.status == "skipped" and cuda.note and cuda.median_us is None
 
 
@@ -168,12 +163,12 @@ def test_peers_of_a_benchmark() -> None:
         yield
 
     peers = (
-        Peer("present", FORWARD.eager, scope=scope),
-        Peer("absent", len, lambda device: f"not on this {device.type}"),
+        peer("present", FORWARD.eager, scope=scope),
+        peer("absent", len, lambda device: f"not on this {device.type}"),
     )
-    names = [peer.name for peer in peers]
-    assert measure(session(), FORWARD, SHAPE, FP32, names) == []
-    present, absent = measure(session(), replace(FORWARD, peers=peers), SHAPE, FP32, names)
+    names = [arm.name for arm in peers]
+    assert rows_of(FORWARD, names) == []
+    present, absent = rows_of(replace(FORWARD, peers=peers), names)
     assert present.status == "ok" and present.peer_ratio == 1 and entered
     assert (absent.status, absent.note) == ("skipped", "not on this cpu")
 
@@ -189,10 +184,10 @@ WITH_PEERS = [benchmark for benchmark in find() if benchmark.peers and benchmark
 
 @pytest.mark.parametrize("benchmark", WITH_PEERS, ids=lambda benchmark: benchmark.name)
 def test_peers_that_run_here_are_right(benchmark: Benchmark) -> None:
-    peers = [peer.name for peer in benchmark.peers]
+    peers = [arm.name for arm in benchmark.peers]
     # Two shapes: what was compiled for one is compiled anew for the next.
     for shape in smallest(benchmark)[:2]:
-        first, *others = measure(session(), benchmark, shape, BF16, peers)
+        first, *others = rows_of(benchmark, peers, shape, BF16)
         assert first.status == "ok", first.note
         assert all(row.status == "skipped" for row in others)
 
@@ -208,13 +203,12 @@ def test_flash_attn_is_given_heads_behind_tokens(
     module = SimpleNamespace(flash_attn_func=flash_attn_func)
     monkeypatch.setattr(attention.flash_attn, "installed", lambda: (3, module))
     (benchmark,) = (b for b in find("attention") if b.variant == variant and not b.gradients)
-    case = draw(benchmark, (2, 6, 3, 8), BF16, torch.Generator().manual_seed(0))
-    arm = Arm("flash-attn-func", attention.flash_attn_func)
-    assert check(arm, benchmark, case, expected_results(benchmark, case)).wrong is None
+    call = call_of(benchmark, (2, 6, 3, 8), BF16)
+    assert verdict(attention.flash_attn_func, call).wrong is None
 
 
 def test_compiled_backward_is_right_and_timed() -> None:
-    eager, compiled = measure(session(), BACKWARD, SHAPE, FP32, ["eager", "compile"])
+    eager, compiled = rows_of(BACKWARD, ["eager", "compile"])
     assert compiled.status == "ok", compiled.note
     assert compiled.median_us and eager.median_us
     best = min(compiled.median_us, eager.median_us)

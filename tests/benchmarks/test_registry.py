@@ -7,12 +7,13 @@ from collections.abc import Iterable
 
 import pytest
 import torch
+from calls import call_of
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import msf_kernels
-from benchmarks.arms import OURS, Arm, gradients, names_of, peers_of, results
-from benchmarks.registry import Benchmark, draw, find, tensors
+from benchmarks.operators import gradients
+from benchmarks.registry import Benchmark, find, tensors
 from msf_kernels import dispatch
 
 names = pytest.mark.parametrize("benchmark", find(), ids=lambda benchmark: benchmark.name)
@@ -32,10 +33,10 @@ def storages(found: Iterable[Tensor | None]) -> dict[int, int]:
 @names
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_bytes_are_those_of_the_tensors(benchmark: Benchmark, dtype: torch.dtype) -> None:
-    case = draw(benchmark, small(benchmark), dtype, torch.Generator().manual_seed(0))
+    case = call_of(benchmark, small(benchmark), dtype).case
     counted = benchmark.bytes(*case.args)
     if not benchmark.gradients:
-        outputs = results(Arm("reference", benchmark.ours), benchmark, case)
+        outputs = tensors(benchmark.ours(*case.args))
         unread = UNREAD.get(benchmark.op, lambda *_: 0)(*case.args)
         assert counted == sum(storages((*case.args, *outputs)).values()) - unread
         return
@@ -59,8 +60,10 @@ def test_sizes_are_those_of_the_operator(
 
     monkeypatch.setattr(dispatch, "automatic_order", automatic_order)
     shape = small(benchmark)
-    case = draw(benchmark, shape, torch.float32, torch.Generator().manual_seed(0))
-    results(Arm("reference", benchmark.ours), benchmark, case)
+    case = call_of(benchmark, shape).case
+    outputs = tensors(benchmark.ours(*case.args))
+    if benchmark.gradients:
+        gradients(outputs, benchmark, case)
     op = benchmark.op + "_backward" * bool(benchmark.gradients)
     assert (op, benchmark.sizes(shape)) in asked
 
@@ -92,25 +95,30 @@ def test_names_are_unique_and_operators_exist() -> None:
     }
 
 
-def test_no_peer_has_the_name_of_a_backend() -> None:
-    peers = [[peer.name for peer in peers_of(benchmark)] for benchmark in find()]
-    assert all(len(set(names)) == len(names) and not OURS & set(names) for names in peers)
+@names
+def test_no_arm_has_the_name_of_another(benchmark: Benchmark) -> None:
+    known = [arm.name for arm in benchmark.arms]
+    assert len(set(known)) == len(known)
 
 
-def test_arms_are_those_of_the_benchmarks() -> None:
-    attention = names_of(find("attention"))
-    assert attention[:3] == ("eager", "compile", "sdpa-flash")
-    assert attention[-4:] == ("cudnn", "flash", "efficient", "flash-attn")
-    assert "compile-no-mix" not in attention
-    assert names_of(find("pyramid_merge")) == ("eager", "compile", "reference", "triton", "cuda")
-    assert {*attention, "compile-no-mix", "cudnn-frontend"} == set(names_of(find()))
+def test_arms_are_peers_then_ours() -> None:
+    def arms(op: str) -> list[str]:
+        return [arm.name for arm in find(op)[0].arms]
+
+    attention = arms("attention")
+    assert attention[:3] == ["eager", "compile", "sdpa-flash"]
+    assert attention[-4:] == ["cudnn", "flash", "efficient", "flash-attn"]
+    assert arms("pyramid_merge") == ["eager", "compile", "reference", "triton", "cuda"]
+    assert {"compile-no-mix", "cudnn-frontend"} <= {*arms("adaln_modulate")}
+    ours = [[arm.ours for arm in benchmark.arms] for benchmark in find()]
+    assert all(flags == sorted(flags) and not flags[0] and flags[-1] for flags in ours)
 
 
 def test_inputs_are_fresh() -> None:
     (benchmark,) = find("flow_interpolate")
-    generator = torch.Generator().manual_seed(0)
-    first, second = (draw(benchmark, (1, 4, 8, 8), torch.float32, generator) for _ in range(2))
-    assert not torch.equal(first.args[0], second.args[0])
+    call = call_of(benchmark, (1, 4, 8, 8))
+    first, second = call.case.args[0], call.cases[0].args[0]
+    assert not torch.equal(first, second)
 
 
 def test_unknown_op() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from calls import CPU, OneRound, call_of, operator_target
 
 from benchmarks import roofline
-from benchmarks.arms import Arm
-from benchmarks.measure import Session, measure
+from benchmarks.measure import measure
 from benchmarks.registry import Benchmark, find
 from benchmarks.roofline import Roofline
 from benchmarks.timing import (
@@ -27,7 +27,7 @@ from benchmarks.timing import (
     replay_of,
 )
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+CUDA = torch.device("cuda:0")
 
 
 class Clock:
@@ -112,11 +112,10 @@ def planted(clock: Clock, eager: list[float], ours: float) -> Benchmark:
     )
 
 
-def rows_of(benchmark: Benchmark, clock: Clock, rounds: int = 1) -> list[Any]:
-    generator = torch.Generator().manual_seed(0)
-    session = Session(generator, Roofline(4.0, 1.0, "invented"), HostStopwatch(clock), rounds)
-    shape = (1, 4, 32, 32)
-    return measure(session, benchmark, shape, torch.float32, ["eager", "reference"])
+def rows_of(benchmark: Benchmark, clock: Clock) -> list[Any]:
+    session = OneRound(CPU, Roofline(4.0, 1.0, "invented"), clock)
+    call = call_of(benchmark, (1, 4, 32, 32))
+    return measure(session, operator_target(call), ["eager", "reference"])
 
 
 def test_percent_and_ratio_of_a_row() -> None:
@@ -196,4 +195,3 @@ def test_scope_holds_while_the_calls_run() -> None:
 
     replay_of(Work([lambda: seen.append(depth)], scope), CPU)()
     assert seen == [1, 1] and depth == 0
-    assert Arm("eager", len).is_peer and not Arm("triton", len).is_peer

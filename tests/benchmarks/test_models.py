@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from calls import session, target_of
 from functorch.compile import make_boxed_func
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
@@ -23,29 +24,31 @@ from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 import msf
-from benchmarks import fingerprint, model
+from benchmarks import fingerprint, models, run
+from benchmarks.arms import Arm
 from benchmarks.block import BlockPass
-from benchmarks.compare import Subject, _is_kernel, compare
-from benchmarks.model import CPU, FULL, KINDS, Sizes
-from benchmarks.roofline import Roofline
-from benchmarks.rows import Row
+from benchmarks.gate import SLACK
+from benchmarks.measure import _is_kernel, measure
+from benchmarks.models import CPU, GPU, SECONDS, Sizes
+from benchmarks.results import Row
 from benchmarks.sampler import Sampling
 from benchmarks.store import load
+from benchmarks.subject import Subject
 from benchmarks.training import TrainingStep
-from benchmarks.transformers import EAGER, PLAIN, WAYS, Way
+from benchmarks.transformers import ARMS, EAGER, PLAIN, arm
 from msf.seeds import generator
 from msf_kernels import dispatch
 from numerics import relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cpu")
-OURS = Way("ours", ours=True)
+OURS = arm("ours", ours=True)
 IN_BLOCKS = ("gate_residual_adaln", "attention")
-COMPILED = Way("compiled", ours=True, mode="default")
+COMPILED = replace(arm("compiled", ours=True, mode="default"), unsupported_reason=lambda _: None)
 
 
 def block(backward: bool = True) -> BlockPass:
-    return BlockPass.draw(CPU.stage, (2, 5), 20, backward, DEVICE)
+    return BlockPass.draw(CPU.stage, (2, 5), 2, backward, DEVICE)
 
 
 def sampling() -> Sampling:
@@ -64,42 +67,47 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
 }
 
 
-def rows_of(subject: Subject, *ways: Way) -> list[Any]:
-    return compare(subject, ways, DEVICE, Roofline(1.0, 1.0, "invented"), rounds=1)
+def rows_of(subject: Subject, *arms: Arm) -> list[Any]:
+    return measure(session(), target_of(subject, arms), [arm.name for arm in arms])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU it takes minutes")
 def test_command(tmp_path: Path) -> None:
     before = set((ROOT / "benchmarks" / "results").rglob("*"))
-    words = [sys.executable, "-m", "benchmarks.model", "--out", str(tmp_path)]
+    words = [sys.executable, "-m", "benchmarks.run", "models", "--out", str(tmp_path)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         words, cwd=ROOT, env=one_thread, capture_output=True, text=True, timeout=120
     )
     assert ran.returncode == 0, ran.stderr
     assert set((ROOT / "benchmarks" / "results").rglob("*")) == before
-    (path,) = tmp_path.glob("*-models.json")
+    (path,) = tmp_path.glob("*.json")
     document = json.loads(path.read_text(), parse_constant=pytest.fail)
     rows = document["rows"]
-    firsts = list(dict.fromkeys((row["what"], row["size"], row["model"]) for row in rows))[:4]
-    assert [what for what, *_ in firsts] == list(KINDS)  # then every second size
+    kinds = list(dict.fromkeys((row["op"], tuple(row["shape"])) for row in rows))[:4]
+    assert [op for op, _ in kinds] == list(SECONDS)  # then every second size
+    timed = [row for row in rows if row["status"] == "ok"]
     current = {"eager": None, "ours": fingerprint.of_models()}
-    assert all(row["fingerprint"] == current[row["way"]] for row in rows)
-    assert load(path).rows == [Row(**row) for row in rows]
-    assert {row["way"] for row in rows} == {"eager", "ours"}
-    assert {row["what"] for row in rows} == set(SUBJECTS)
-    assert all(row["status"] == "ok" and row["p10_ms"] <= row["ms"] for row in rows)
+    assert all(row["fingerprint"] == current[row["arm"]] for row in timed)
+    assert load(path).rows == [
+        Row(**{**row, "shape": tuple(row["shape"]), "sizes": ()}) for row in rows
+    ]
+    assert {row["arm"] for row in timed} == {"eager", "ours"}
+    assert {row["op"] for row in timed} == set(SUBJECTS)
+    assert all(row["p10_us"] <= row["median_us"] for row in timed)
     assert all(row["kernels"] is None and row["peak_mib"] is None for row in rows)
-    assert ran.stdout.count("\n| ours |") == len(rows) / 2
-    assert "### sampling, digits, batch 2\n" in ran.stdout
+    assert {row["status"] for row in rows if row not in timed} == {"skipped"}
+    assert ran.stdout.count(" | ours | ") == len(timed) / 2
+    assert "### sampling digits\n" in ran.stdout
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU every way can run")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU every arm can run")
 def test_on_a_cpu_nothing_is_compiled(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        model.main(["--ways", "compile-flash"])
+        run.main(["models", "--arms", "compile-flash"])
     assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith("benchmarks.model: on a CPU nothing is compiled")
+    line = "benchmarks.run: no compile-flash: to compile a model for a CPU takes minutes\n"
+    assert capsys.readouterr().err == line
 
 
 WRONG = [
@@ -122,8 +130,9 @@ def test_a_wrong_operator_is_refused(
 
     monkeypatch.setattr(msf.transformer, name, wrong)
     eager, ours = rows_of(SUBJECTS[subject](), EAGER, OURS)
-    assert eager.status == "ok" and eager.ms > 0
-    assert ours.status == "incorrect" and ours.ms is None and ours.error > 2 * eager.error
+    assert eager.status == "ok" and eager.median_us > 0
+    assert ours.status == "incorrect" and ours.median_us is None
+    assert ours.error > SLACK * eager.error
     assert "more than" in ours.note
 
 
@@ -177,7 +186,7 @@ def test_flops_are_those_of_the_matrix_products(
         torch.autograd, "grad", lambda y, _, grads: torch.autograd.backward(y, grads) or ()
     )
     drawn = subject()
-    math_attention = Way("math", attention=SDPBackend.MATH)  # whose products are counted
+    math_attention = arm("math", attention=SDPBackend.MATH)  # whose products are counted
     with FlopCounterMode(display=False) as counter:
         drawn.work(math_attention).run()
     # The gradients of images and times, which nobody asks for, are 0.4 % of a small model's step.
@@ -203,7 +212,7 @@ def test_each_compiled_way_has_the_attention_it_asks_for(monkeypatch: pytest.Mon
     compiled_by(aot_autograd(fw_compiler=keep), monkeypatch)
     subject = block(backward=False)
     for attention in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
-        subject.work(Way(attention.name, attention=attention, mode="default")).run()
+        subject.work(arm(attention.name, attention=attention, mode="default")).run()
     flash, math = graphs
     assert "scaled_dot_product_flash_attention" in flash
     assert "scaled_dot_product" not in math and "softmax" in math
@@ -268,7 +277,7 @@ def test_every_call_is_the_same_step() -> None:
 
 
 def settings() -> list[Any]:
-    """All that a way's scope changes."""
+    """All that an arm's scope changes."""
     return [
         *(getattr(msf.transformer, name) for name in PLAIN),
         dispatch._requested,
@@ -280,26 +289,35 @@ def settings() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_the_patches_are_undone(way: Way) -> None:
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+def test_the_patches_are_undone(arm: Arm) -> None:
     before = settings()
-    with pytest.raises(RuntimeError, match="in between"), way.scope():
+    with pytest.raises(RuntimeError, match="in between"), arm.scope():
         assert settings() != before
         assert not torch._functorch.config.enable_autograd_cache
-        assert (msf.transformer.attention is PLAIN["attention"]) == (not way.ours)
+        assert (msf.transformer.attention is PLAIN["attention"]) == (not arm.ours)
         raise RuntimeError("in between")
     assert settings() == before
 
 
-@pytest.mark.parametrize("sizes", [CPU, FULL], ids=["CPU", "GPU"])
-def test_every_subject_is_of_a_kind_with_a_value_and_another_case(sizes: Sizes) -> None:
-    cases = [case for _, case, _ in sizes.subjects(DEVICE)]
-    assert {what for what, *_ in cases} == set(KINDS)
-    assert len(set(cases)) == len(cases)
+@pytest.mark.parametrize("sizes", [CPU, GPU], ids=["CPU", "GPU"])
+def test_every_target_is_of_a_kind_and_another_case(sizes: Sizes) -> None:
+    targets = list(models.targets(DEVICE, sizes))
+    assert (
+        {target.op for target in targets} == {target.family for target in targets} == set(SECONDS)
+    )
+    assert len({target.case for target in targets}) == len(targets)
 
 
-def test_subjects_are_what_their_cases_say() -> None:
-    assert all(draw().row.case == case for _, case, draw in CPU.subjects(DEVICE))
+def test_subjects_are_what_their_targets_say() -> None:
+    for target in models.targets(DEVICE):
+        row = target.draw().row
+        assert (row.op, row.case) == (target.op, target.case)
+
+
+def test_what_makes_graphs_runs_where_it_is_not_captured_in_another() -> None:
+    for target in models.targets(DEVICE):
+        assert any(arm.makes_graphs for arm in target.arms) == (target.op == "sampling")
 
 
 def test_copies_and_annotations_are_no_kernels() -> None:

@@ -1,0 +1,158 @@
+"""An operator's benchmark at one shape and dtype, as what arms are compared on.
+
+Right is the operator on its reference backend, given the same numbers in float64: the equations of
+`msf_kernels/<family>/reference.py`, forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+import torch._functorch.config
+from torch import Tensor
+
+from . import fingerprint
+from .arms import Arm, backends
+from .gate import Expected, Tolerance, poison
+from .registry import Benchmark, Case, Shape, draw, find, tensors
+from .results import Row
+from .subject import Target
+from .timing import Call, Work, buffer_sets
+
+
+@dataclass(frozen=True)
+class OperatorCall:
+    """A forward, or a backward whose forward is not timed.
+
+    Args:
+        generator: draws the numbers, on its device.
+        sets: how many calls are prepared, each on numbers of its own; by default more than fit into
+            the caches.
+    """
+
+    benchmark: Benchmark
+    shape: Shape
+    dtype: torch.dtype
+    generator: torch.Generator
+    sets: int | None = None
+    whole = False
+
+    @cached_property
+    def case(self) -> Case:
+        """What is checked."""
+        return self.draw()
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        """What is timed."""
+        sets = self.sets or buffer_sets(self.row.bytes, self.generator.device)
+        return [self.draw() for _ in range(sets)]
+
+    def draw(self) -> Case:
+        return draw(self.benchmark, self.shape, self.dtype, self.generator)
+
+    @cached_property
+    def row(self) -> Row:
+        benchmark, args = self.benchmark, self.case.args
+        return Row(
+            op=benchmark.op,
+            benchmark=benchmark.name,
+            shape=self.shape,
+            dtype=name_of(self.dtype),
+            bytes=benchmark.bytes(*args),
+            flops=benchmark.flops(*args),
+            sizes=benchmark.sizes(self.shape),
+        )
+
+    def expected(self) -> list[Expected]:
+        return self._expected
+
+    @cached_property
+    def _expected(self) -> list[Expected]:
+        """Outputs are of the dtype of the first argument, gradients of that of their own."""
+        args, count = self.case.args, self.benchmark.gradients
+        (reference,) = (arm for arm in backends(self.benchmark.op) if arm.name == "reference")
+        exact = [x for x in self._results(reference, self.case.double()) if x is not None]
+        outputs = len(exact) - count
+        names = [f"output {i}" for i in range(outputs)]
+        names += [f"gradient {i}" for i in range(count)]
+        like = [args[0]] * outputs + list(args[:count])
+        return [Expected(name, tensor, arg.dtype) for name, tensor, arg in zip(names, exact, like)]
+
+    def tolerance(self, arm: Arm) -> Tolerance:
+        benchmark = self.benchmark
+        roundings = benchmark.own_roundings if arm.ours else benchmark.roundings
+        return Tolerance(roundings, benchmark.terms)
+
+    def results(self, arm: Arm) -> tuple[Tensor | None, ...]:
+        """Return the outputs and, where the backward is measured, the gradients."""
+        with poison(self._expected):
+            return self._results(arm, self.case)
+
+    def work(self, arm: Arm) -> Work:
+        """Prepare one forward for each case, or one backward, its forward being done here."""
+        function = arm.prepare(self.benchmark.ours)
+
+        def call(case: Case) -> Call:
+            if not self.benchmark.gradients:
+                return partial(function, *case.args)
+            return partial(gradients, tensors(function(*case.args)), self.benchmark, case)
+
+        with scope_of(arm):
+            return Work([call(case) for case in self.cases], partial(scope_of, arm))
+
+    def _results(self, arm: Arm, case: Case) -> tuple[Tensor | None, ...]:
+        with scope_of(arm):
+            outputs = tensors(arm.prepare(self.benchmark.ours)(*case.args))
+            grads = gradients(outputs, self.benchmark, case) if self.benchmark.gradients else ()
+        return *(output.detach() for output in outputs), *grads
+
+
+@contextmanager
+def scope_of(arm: Arm) -> Iterator[None]:
+    # A compiled backward that is called again must not overwrite what the forward saved.
+    with torch._functorch.config.patch(donated_buffer=False), arm.scope():
+        yield
+
+
+def gradients(
+    outputs: Sequence[Tensor], benchmark: Benchmark, case: Case
+) -> tuple[Tensor | None, ...]:
+    """Return those of the first arguments; None where an output does not depend on one.
+
+    The graph stays, so that the backward can be called again without its forward.
+    """
+    inputs = case.args[: benchmark.gradients]
+    return torch.autograd.grad(
+        outputs, inputs, case.cotangents, retain_graph=True, allow_unused=True
+    )
+
+
+def targets(generator: torch.Generator) -> Iterator[Target]:
+    """Yield every operator's benchmarks at the shapes and dtypes that suit the device."""
+    for benchmark in find():
+        for place, shape in enumerate(benchmark.shapes_for(generator.device)):
+            for dtype in benchmark.dtypes:
+                yield Target(
+                    op=benchmark.op,
+                    family=fingerprint.family_of(benchmark.op),
+                    benchmark=benchmark.name,
+                    shape=shape,
+                    dtype=name_of(dtype),
+                    place=place,
+                    arms=benchmark.arms,
+                    fingerprint=partial(_fingerprint, benchmark.op),
+                    draw=partial(OperatorCall, benchmark, shape, dtype, generator),
+                )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _fingerprint(op: str, arm: Arm) -> str | None:
+    return fingerprint.of_operator(op, arm.name) if arm.ours else None
