@@ -97,4 +97,4 @@ def compiled(function: Function, **options: Any) -> Function:
     """
     compile = partial(torch.compile, function, dynamic=False, fullgraph=True)
     make = cache(partial(compile, options=options or None))
-    return lambda *args: make()(*args)
+    return lambda *args, **options: make()(*args, **options)

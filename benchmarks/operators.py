@@ -6,19 +6,22 @@ Right is the operator on its reference backend, given the same numbers in float6
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 import torch._functorch.config
 from torch import Tensor
 
+from msf_kernels.examples import Shape
+
 from . import fingerprint
 from .arms import Arm, backends
 from .gate import Expected, Tolerance, poison
-from .registry import Benchmark, Case, Shape, draw, find, tensors
+from .registry import Benchmark, Case, draw, find, in_float64, tensors
 from .results import Row
 from .subject import Target
 from .timing import Call, Work, buffer_sets
@@ -52,6 +55,10 @@ class OperatorCall:
         sets = self.sets or buffer_sets(self.row.bytes, self.generator.device)
         return [self.draw() for _ in range(sets)]
 
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.benchmark.example.options(self.shape)
+
     def draw(self) -> Case:
         return draw(self.benchmark, self.shape, self.dtype, self.generator)
 
@@ -63,8 +70,8 @@ class OperatorCall:
             benchmark=benchmark.name,
             shape=self.shape,
             dtype=name_of(self.dtype),
-            bytes=benchmark.bytes(*args),
-            flops=benchmark.flops(*args),
+            bytes=benchmark.bytes(*args, **self.options),
+            flops=benchmark.flops(*args, **self.options),
             sizes=benchmark.sizes(self.shape),
         )
 
@@ -76,7 +83,8 @@ class OperatorCall:
         """Outputs are of the dtype of the first argument, gradients of that of their own."""
         args, count = self.case.args, self.benchmark.gradients
         (reference,) = (arm for arm in backends(self.benchmark.op) if arm.name == "reference")
-        exact = [x for x in self._results(reference, self.case.double()) if x is not None]
+        wide = in_float64(self.case, self.benchmark, self.shape)
+        exact = [x for x in self._results(reference, wide) if x is not None]
         outputs = len(exact) - count
         names = [f"output {i}" for i in range(outputs)]
         names += [f"gradient {i}" for i in range(count)]
@@ -95,9 +103,9 @@ class OperatorCall:
 
     def work(self, arm: Arm) -> Work:
         """Prepare one forward for each case, or one backward, its forward being done here."""
-        function = arm.prepare(self.benchmark.ours)
 
         def call(case: Case) -> Call:
+            function = self.function(arm, case)
             if not self.benchmark.gradients:
                 return partial(function, *case.args)
             return partial(gradients, tensors(function(*case.args)), self.benchmark, case)
@@ -105,9 +113,14 @@ class OperatorCall:
         with scope_of(arm):
             return Work([call(case) for case in self.cases], partial(scope_of, arm))
 
+    def function(self, arm: Arm, case: Case) -> Callable[..., Any]:
+        """Return what the arm calls on the inputs; a peer is told the options, ours knows them."""
+        prepared = arm.prepare(case.call)
+        return prepared if arm.ours else partial(prepared, **self.options)
+
     def _results(self, arm: Arm, case: Case) -> tuple[Tensor | None, ...]:
         with scope_of(arm):
-            outputs = tensors(arm.prepare(self.benchmark.ours)(*case.args))
+            outputs = tensors(self.function(arm, case)(*case.args))
             grads = gradients(outputs, self.benchmark, case) if self.benchmark.gradients else ()
         return *(output.detach() for output in outputs), *grads
 

@@ -1,4 +1,4 @@
-"""What is benchmarked: an operator call, the plain PyTorch it replaces, and what it must move.
+"""What is benchmarked: an operator's call, the plain PyTorch it replaces, and what it must move.
 
 A module of `benchmarks.ops` lists the benchmarks of one family in `BENCHMARKS`; being there is
 all that registers it.
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arms import Arm, backends, compiled, peer
+from msf_kernels.examples import Example, Shape
 
-Shape = tuple[int, ...]
+from .arms import Arm, backends, compiled, peer
 
 # One tensor so large that every operator moves 300 MB or more in bfloat16, 5 times the L2 of an
 # H200, which shows the kernel best; then latents of 256 and 512 pixel models at batches of training
@@ -37,19 +37,18 @@ CPU_ELEMENTS = 64 * 4 * 32 * 32  # larger shapes are left to GPUs
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One call of an operator as a model makes it.
+    """An example call of an operator beside what a user could call instead.
+
+    `eager`, peers, `bytes` and `flops` take the inputs of the example, and its options by keyword.
 
     Args:
-        op: the operator, a name in `msf_kernels.OPERATORS`.
-        inputs: (shape, dtype, generator) -> the arguments, random, on the generator's device.
-        ours: the operator called with these arguments through its public function.
+        example: the call, of which the name and inputs are.
         eager: the same in plain PyTorch, as a user writes it who wants 32-bit precision inside.
             torch.compile of it is the other peer.
         peers: further ones.
-        bytes: arguments -> the fewest bytes that the call must read and write.
-        flops: arguments -> the operations of its matrix products; the others hide behind bytes.
-        variant: what tells it from the operator's other benchmarks.
-        gradients: 0 measures the forward, n the backward to the first n arguments.
+        bytes: the fewest that the call must read and write.
+        flops: the operations of its matrix products; the others hide behind bytes.
+        gradients: 0 measures the call, n its gradient to the first n inputs.
         terms: how many numbers the longest sum behind an output adds up.
         roundings: how many times 16-bit eager rounds on the longest way to an output.
         own_roundings: how many times ours does.
@@ -58,13 +57,10 @@ class Benchmark:
         shapes: in order of value, as not all may be measured.
     """
 
-    op: str
-    inputs: Callable[[Shape, torch.dtype, torch.Generator], tuple[Tensor, ...]]
-    ours: Callable[..., Any]
+    example: Example
     eager: Callable[..., Any]
     bytes: Callable[..., int]
-    flops: Callable[..., int] = lambda *_: 0
-    variant: str = ""
+    flops: Callable[..., int] = lambda *_, **options: 0
     gradients: int = 0
     terms: int = 1
     roundings: int = 1
@@ -75,10 +71,13 @@ class Benchmark:
     shapes: tuple[Shape, ...] = LATENTS
 
     @property
+    def op(self) -> str:
+        return self.example.op
+
+    @property
     def name(self) -> str:
         """Such as "pyramid_merge bilinear backward"."""
-        direction = "backward" if self.gradients else ""
-        return " ".join(filter(None, (self.op, self.variant, direction)))
+        return f"{self.example.name} backward" if self.gradients else self.example.name
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -94,29 +93,45 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Case:
-    """Random arguments of one call and, for a backward, the gradients of its outputs."""
+    """Random inputs of one call and, for a backward, the gradients of its outputs."""
 
+    call: Callable[..., Any]
     args: tuple[Tensor, ...]
     cotangents: tuple[Tensor, ...]
-
-    def double(self) -> Case:
-        """The same numbers in float64."""
-        args = (arg.detach().double().requires_grad_(arg.requires_grad) for arg in self.args)
-        return Case(tuple(args), tuple(cotangent.double() for cotangent in self.cotangents))
 
 
 def draw(
     benchmark: Benchmark, shape: Shape, dtype: torch.dtype, generator: torch.Generator
 ) -> Case:
-    """Fresh arguments, and gradients of the outputs where the backward is measured."""
-    args = benchmark.inputs(shape, dtype, generator)
+    """Fresh inputs, and gradients of the outputs where the backward is measured."""
+
+    call_dtype = dtype
+
+    def new(*sizes: int, dtype: torch.dtype | None = None) -> Tensor:
+        return normal(sizes, dtype or call_dtype, generator)
+
+    call, args = benchmark.example.draw(new, shape)
     if not benchmark.gradients:
-        return Case(args, ())
+        return Case(call, args, ())
     with torch.no_grad():
-        outputs = tensors(benchmark.eager(*args))
+        outputs = tensors(call(*args))
     for arg in args[: benchmark.gradients]:
         arg.requires_grad_()
-    return Case(args, tuple(normal(out.shape, out.dtype, generator) for out in outputs))
+    return Case(call, args, tuple(normal(out.shape, out.dtype, generator) for out in outputs))
+
+
+def in_float64(case: Case, benchmark: Benchmark, shape: Shape) -> Case:
+    """The same numbers as a call in float64 has them, in which a table may stay in float32."""
+
+    def new(*sizes: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(sizes, dtype=dtype or torch.float64, device="meta")
+
+    _, wide = benchmark.example.draw(new, shape)
+    args = (
+        arg.detach().to(like.dtype).requires_grad_(arg.requires_grad)
+        for arg, like in zip(case.args, wide)
+    )
+    return Case(case.call, tuple(args), tuple(cotangent.double() for cotangent in case.cotangents))
 
 
 def normal(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import msf_kernels
+from msf_kernels.adaln.examples import EXAMPLES
+from msf_kernels.examples import Shape
 
 from .. import cudnn_adaln
 from ..arms import Arm, compiled, needs_gpu, peer
-from ..registry import Benchmark, Shape, normal
+from ..registry import Benchmark
 
 EPS = 1e-6
 TERMS = 256  # that anyone adds up one after the other; longer sums are sums of sums
@@ -42,15 +42,6 @@ SHAPES: tuple[Shape, ...] = (
     (1, 256, 768),
     (1, 64, 384),
 )
-
-
-def inputs(
-    shape: Shape, dtype: torch.dtype, generator: torch.Generator, tokens: int, modulations: int
-) -> tuple[Tensor, ...]:
-    """Tokens, and of the modulation strided views, as a block chunks them."""
-    batch, _, channels = shape
-    views = normal((batch, 6 * channels), dtype, generator).chunk(6, 1)
-    return *(normal(shape, dtype, generator) for _ in range(tokens)), *views[:modulations]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -80,63 +71,56 @@ def statistics(x: Tensor) -> int:
     return 2 * 4 * x.shape[0] * x.shape[1]
 
 
-def both_directions(
-    forward: Benchmark, gradients: int, bytes: Callable[..., int]
-) -> list[Benchmark]:
+def benchmarks(
+    op: str,
+    eager: Callable[..., Any],
+    forward_bytes: Callable[..., int],
+    backward_bytes: Callable[..., int],
+    roundings: int,
+    own_roundings: int = 1,
+    peers: tuple[Arm, ...] = (),
+    terms: int = TERMS,
+) -> Iterator[Benchmark]:
     """The forward in both roundings, and the backward, which is the same in both."""
-    forward = replace(forward, peers=(without_mix_order(forward.eager), *forward.peers))
-    as_eager = replace(
-        forward,
-        variant="eager rounding",
-        ours=partial(forward.ours, rounding="eager"),
-        own_roundings=forward.roundings,
+    examples = {example.name: example for example in EXAMPLES}
+    forward = Benchmark(
+        example=examples[op],
+        eager=eager,
+        peers=(without_mix_order(eager), *peers),
+        bytes=forward_bytes,
+        terms=terms,
+        roundings=roundings,
+        own_roundings=own_roundings,
+        shapes=SHAPES,
     )
-    backward = replace(forward, gradients=gradients, bytes=bytes, terms=TERMS)
-    return [forward, as_eager, backward]
+    yield forward
+    yield replace(forward, example=examples[f"{op} eager rounding"], own_roundings=roundings)
+    yield replace(forward, gradients=forward.example.gradients, bytes=backward_bytes, terms=TERMS)
 
 
 BENCHMARKS = [
-    *both_directions(
-        Benchmark(
-            op="adaln_modulate",
-            inputs=partial(inputs, tokens=1, modulations=2),
-            ours=msf_kernels.adaln_modulate,
-            eager=modulate,
-            peers=(CUDNN,),
-            bytes=lambda x, shift, scale: 2 * x.nbytes + 2 * scale.nbytes,
-            terms=TERMS,
-            roundings=4,
-            shapes=SHAPES,
-        ),
-        gradients=3,
-        bytes=lambda x, shift, scale: 3 * x.nbytes + 3 * scale.nbytes + statistics(x),
+    *benchmarks(
+        "adaln_modulate",
+        modulate,
+        lambda x, shift, scale: 2 * x.nbytes + 2 * scale.nbytes,
+        lambda x, shift, scale: 3 * x.nbytes + 3 * scale.nbytes + statistics(x),
+        roundings=4,
+        peers=(CUDNN,),
     ),
-    *both_directions(
-        Benchmark(
-            op="gate_residual",
-            inputs=partial(inputs, tokens=2, modulations=1),
-            ours=msf_kernels.gate_residual,
-            eager=gate_residual,
-            bytes=lambda x, y, gate: 3 * x.nbytes + gate.nbytes,
-            roundings=2,
-            shapes=SHAPES,
-        ),
-        gradients=3,
-        bytes=lambda x, y, gate: 3 * x.nbytes + 2 * gate.nbytes,
+    *benchmarks(
+        "gate_residual",
+        gate_residual,
+        lambda x, y, gate: 3 * x.nbytes + gate.nbytes,
+        lambda x, y, gate: 3 * x.nbytes + 2 * gate.nbytes,
+        roundings=2,
+        terms=1,
     ),
-    *both_directions(
-        Benchmark(
-            op="gate_residual_adaln",
-            inputs=partial(inputs, tokens=2, modulations=3),
-            ours=msf_kernels.gate_residual_adaln,
-            eager=pair,
-            bytes=lambda x, y, gate, shift, scale: 4 * x.nbytes + 3 * gate.nbytes,
-            terms=TERMS,
-            roundings=6,
-            own_roundings=2,  # the norm starts from x_out as rounded
-            shapes=SHAPES,
-        ),
-        gradients=5,
-        bytes=lambda x, y, gate, shift, scale: 6 * x.nbytes + 5 * gate.nbytes + statistics(x),
+    *benchmarks(
+        "gate_residual_adaln",
+        pair,
+        lambda x, y, gate, shift, scale: 4 * x.nbytes + 3 * gate.nbytes,
+        lambda x, y, gate, shift, scale: 6 * x.nbytes + 5 * gate.nbytes + statistics(x),
+        roundings=6,
+        own_roundings=2,  # the norm starts from x_out as rounded
     ),
 ]

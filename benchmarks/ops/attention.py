@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
-import msf_kernels
 from msf_kernels.attention import flash_attn
+from msf_kernels.attention.examples import EXAMPLES
+from msf_kernels.examples import Shape
 
 from ..arms import compiled, needs_gpu, peer
-from ..registry import Benchmark, Shape
-from . import qk_norm_rope
-from .qk_norm_rope import EPS, prepare
+from ..registry import Benchmark
+from .qk_norm_rope import prepare
 
 # (B, N, H, d): 16384 tokens of a DiT-XL or L at the numbers of tokens of 256 and 512 pixels, base
 # and residual, with and without class tokens; the same with heads 64 wide; then longer images, 4
@@ -37,38 +37,15 @@ SHAPES: tuple[Shape, ...] = (
 )
 
 
-def inputs(
-    shape: Shape, dtype: torch.dtype, generator: torch.Generator, prepared: bool
-) -> tuple[Tensor, ...]:
-    """qkv (B, N, 3, H, d); for norm and rotation the weights of q and k and the angles.
-
-    The weights are of qkv's dtype, and so is then the bound of their gradients, which are sums
-    over numbers rounded to it.
-    """
-    qkv, q_weight, k_weight, rope = qk_norm_rope.inputs(shape, dtype, generator)
-    qkv = qkv.unflatten(-1, (3, *shape[2:]))
-    return (qkv, q_weight.to(dtype), k_weight.to(dtype), rope) if prepared else (qkv,)
-
-
-def ours(qkv: Tensor, *options: Tensor) -> Tensor:
-    q_weight, k_weight, rope = options or (None, None, None)
-    return msf_kernels.attention(
-        qkv.flatten(2),
-        num_heads=qkv.shape[3],
-        q_weight=q_weight,
-        k_weight=k_weight,
-        rope=None if rope is None else rope.float(),  # the gate widens every argument
-        eps=EPS,
-    )
-
-
 Front = Callable[[Tensor, Tensor, Tensor], Tensor]
 Core = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def split(qkv: Tensor, options: tuple[Tensor, ...], front: Front) -> tuple[Tensor, Tensor, Tensor]:
+def split(
+    qkv: Tensor, options: tuple[Tensor, ...], num_heads: int, front: Front
+) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v (B, N, H, d), q and k prepared where there are weights."""
-    q, k, v = qkv.unbind(2)
+    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
     if options:
         q_weight, k_weight, rope = options
         q, k = front(q, q_weight, rope), front(k, k_weight, rope)
@@ -78,16 +55,18 @@ def split(qkv: Tensor, options: tuple[Tensor, ...], front: Front) -> tuple[Tenso
 def attend(
     qkv: Tensor,
     *options: Tensor,
+    num_heads: int,
     front: Front = prepare,
     core: Core = F.scaled_dot_product_attention,
 ) -> Tensor:
-    q, k, v = (part.transpose(1, 2) for part in split(qkv, options, front))
+    heads = split(qkv, options, num_heads, front)
+    q, k, v = (part.transpose(1, 2) for part in heads)
     return core(q, k, v).transpose(1, 2).flatten(2)
 
 
-def flash_attn_func(qkv: Tensor, *options: Tensor) -> Tensor:
+def flash_attn_func(qkv: Tensor, *options: Tensor, num_heads: int) -> Tensor:
     _, module = flash_attn.installed()
-    out = module.flash_attn_func(*split(qkv, options, compiled_prepare))
+    out = module.flash_attn_func(*split(qkv, options, num_heads, compiled_prepare))
     # Generation 3 returned the logsumexp too for a while.
     return (out[0] if isinstance(out, tuple) else out).flatten(2)
 
@@ -108,21 +87,23 @@ PEERS = (
 )
 
 
-def flops(qkv: Tensor, *_: Tensor, products: int) -> int:
+def flops(qkv: Tensor, *_: Tensor, num_heads: int, products: int) -> int:
     """Each matrix product is 2 N^2 d operations a head."""
     return products * 2 * qkv.shape[1] * qkv.numel() // 3
 
 
-def moved(qkv: Tensor, *options: Tensor) -> int:
+def moved(qkv: Tensor, *options: Tensor, num_heads: int) -> int:
     """qkv, weights and angles are read, the output is written."""
     return qkv.nbytes + qkv.nbytes // 3 + sum(option.nbytes for option in options)
 
 
-def moved_backward(qkv: Tensor, *options: Tensor) -> int:
+def moved_backward(qkv: Tensor, *options: Tensor, num_heads: int) -> int:
     """Besides the forward's: the output's gradient and the logsumexp, and all gradients written."""
-    batch, tokens, _, heads, _ = qkv.shape
+    batch, tokens, _ = qkv.shape
     written = qkv.nbytes + sum(weight.nbytes for weight in options[:2])
-    return moved(qkv, *options) + qkv.nbytes // 3 + 4 * batch * tokens * heads + written
+    logsumexp = 4 * batch * tokens * num_heads
+    forward = moved(qkv, *options, num_heads=num_heads)
+    return forward + qkv.nbytes // 3 + logsumexp + written
 
 
 def sizes(shape: Shape, prepared: bool) -> tuple[int, ...]:
@@ -134,12 +115,10 @@ def benchmarks() -> Iterator[Benchmark]:
     # In 16 bits q, k, the probabilities and the output are rounded, by eager norms q and k twice.
     # The backward goes on with the gradient of the scores, its product and the result; all of it
     # counts twice, as the gradients of weights are sums of terms that cancel while errors do not.
+    examples = {example.variant: example for example in EXAMPLES}
     for variant, prepared in (("", False), ("norm-rope", True)):
         forward = Benchmark(
-            op="attention",
-            variant=variant,
-            inputs=partial(inputs, prepared=prepared),
-            ours=ours,
+            example=examples[variant],
             eager=attend,
             bytes=moved,
             flops=partial(flops, products=2),
@@ -154,7 +133,7 @@ def benchmarks() -> Iterator[Benchmark]:
         yield forward
         yield replace(
             forward,
-            gradients=3 if prepared else 1,
+            gradients=forward.example.gradients,
             bytes=moved_backward,
             flops=partial(flops, products=5),
             roundings=16,

@@ -5,24 +5,14 @@ None has a backward to measure: training and sampling ask for no gradient of the
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import msf_kernels
+from msf_kernels.flow.examples import EXAMPLES
 
-from ..registry import Benchmark, Shape, normal
-
-PATCH = 2
-
-
-def interpolate_inputs(
-    shape: Shape, dtype: torch.dtype, generator: torch.Generator
-) -> tuple[Tensor, ...]:
-    data, noise = (normal(shape, dtype, generator) for _ in range(2))
-    return data, noise, torch.rand(shape[0], generator=generator, device=generator.device)
+from ..registry import Benchmark
 
 
 def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,91 +20,55 @@ def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]
     return ((1 - t) * noise + t * data).to(data.dtype), data - noise
 
 
-def step_inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> tuple[Tensor, ...]:
-    x = normal(shape, torch.float32, generator)
-    v_cond, v_uncond = (normal(shape, dtype, generator) for _ in range(2))
-    scale, dt = (torch.tensor(value, device=generator.device) for value in (4.0, 1 / 50))
-    return x, v_cond, v_uncond, scale, dt
-
-
 def step(x: Tensor, v_cond: Tensor, v_uncond: Tensor, scale: Tensor, dt: Tensor) -> Tensor:
     v_cond, v_uncond = v_cond.float(), v_uncond.float()  # bfloat16 would round the guidance thrice
     return x + dt * (v_uncond + scale * (v_cond - v_uncond))
 
 
-def tokens_inputs(
-    shape: Shape, dtype: torch.dtype, generator: torch.Generator
-) -> tuple[Tensor, ...]:
-    """The velocities as a transformer returns them: (B, H/p * W/p, p * p * C)."""
-    x, *velocities, scale, dt = step_inputs(shape, dtype, generator)
-    batch, channels, height, width = shape
-    tokens = (batch, height * width // PATCH**2, PATCH**2 * channels)
-    return x, *(velocity.view(tokens) for velocity in velocities), scale, dt
-
-
-def unpatchify(tokens: Tensor, like: Tensor) -> Tensor:
+def unpatchify(tokens: Tensor, like: Tensor, patch: int) -> Tensor:
     batch, channels, height, width = like.shape
-    patches = tokens.view(batch, height // PATCH, width // PATCH, PATCH, PATCH, channels)
+    patches = tokens.view(batch, height // patch, width // patch, patch, patch, channels)
     return patches.permute(0, 5, 1, 3, 2, 4).reshape(like.shape)
 
 
-def step_tokens(x: Tensor, v_cond: Tensor, v_uncond: Tensor, scale: Tensor, dt: Tensor) -> Tensor:
-    return step(x, unpatchify(v_cond, x), unpatchify(v_uncond, x), scale, dt)
-
-
-def merge_inputs(
-    shape: Shape, dtype: torch.dtype, generator: torch.Generator
-) -> tuple[Tensor, ...]:
-    batch, channels, height, width = shape
-    base = normal((batch, channels, height // 2, width // 2), torch.float32, generator)
-    return *tokens_inputs(shape, dtype, generator), base
+def step_tokens(
+    x: Tensor, v_cond: Tensor, v_uncond: Tensor, scale: Tensor, dt: Tensor, patch: int
+) -> Tensor:
+    return step(x, unpatchify(v_cond, x, patch), unpatchify(v_uncond, x, patch), scale, dt)
 
 
 def step_and_merge(
-    x: Tensor, v_cond: Tensor, v_uncond: Tensor, scale: Tensor, dt: Tensor, base: Tensor
+    x: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor,
+    scale: Tensor,
+    dt: Tensor,
+    base: Tensor,
+    patch: int,
 ) -> Tensor:
-    residual = step_tokens(x, v_cond, v_uncond, scale, dt)
+    residual = step_tokens(x, v_cond, v_uncond, scale, dt, patch)
     return F.interpolate(base, scale_factor=2) + residual
 
 
-def step_bytes(x: Tensor, *others: Tensor) -> int:
+def step_bytes(x: Tensor, *others: Tensor, patch: int = 0) -> int:
     """All inputs are read once, and the result is of x's size."""
     return 2 * x.nbytes + sum(other.nbytes for other in others)
 
 
-BENCHMARKS = [
-    Benchmark(
-        op="flow_interpolate",
-        inputs=interpolate_inputs,
-        ours=msf_kernels.flow_interpolate,
+def benchmarks() -> Iterator[Benchmark]:
+    examples = {example.name: example for example in EXAMPLES}
+    yield Benchmark(
+        example=examples["flow_interpolate"],
         eager=interpolate,
         bytes=lambda data, noise, t: 3 * data.nbytes + noise.nbytes + t.nbytes,
         terms=2,
-    ),
-    Benchmark(
-        op="guided_euler_step",
-        inputs=step_inputs,
-        ours=msf_kernels.guided_euler_step,
-        eager=step,
-        bytes=step_bytes,
-        terms=3,
-    ),
-    Benchmark(
-        op="guided_euler_step",
-        variant="tokens",
-        inputs=tokens_inputs,
-        ours=partial(msf_kernels.guided_euler_step, patch=PATCH),
-        eager=step_tokens,
-        bytes=step_bytes,
-        terms=3,
-    ),
-    Benchmark(
-        op="guided_euler_merge",
-        variant="tokens",
-        inputs=merge_inputs,
-        ours=partial(msf_kernels.guided_euler_merge, patch=PATCH),
-        eager=step_and_merge,
-        bytes=step_bytes,
-        terms=4,
-    ),
-]
+    )
+    for name, eager, terms in (
+        ("guided_euler_step", step, 3),
+        ("guided_euler_step tokens", step_tokens, 3),
+        ("guided_euler_merge tokens", step_and_merge, 4),
+    ):
+        yield Benchmark(examples[name], eager, step_bytes, terms=terms)
+
+
+BENCHMARKS = list(benchmarks())

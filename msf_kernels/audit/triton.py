@@ -1,7 +1,8 @@
 """Compiles the Triton kernels as shipped, for GPUs that need not be here, and reads what they take.
 
-The operators' own Triton functions run on tensors without memory (the `AUDITED` of each family), so
-signatures, alignment and launch parameters are those of real calls; but each launch only compiles.
+The example calls of the operators (`examples.py` of each family) and their gradients run on tensors
+without memory, so signatures, alignment and launch parameters are those of real calls; but each
+launch only compiles.
 What ptxas made of the products and exponentials is held against what Triton asked it for.
 """
 
@@ -18,29 +19,45 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import torch
 import triton
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from .. import triton_support
+from ..examples import Example, New, Shape, examples, families
+from ..library import NAMESPACE
 from .instructions import fault
 from .row import ARCHITECTURES, Row
 
-HERE = Path(__file__).parent
-FAMILIES = sorted(f.parent.name for f in HERE.parent.glob("*/triton.py") if f.parent != HERE)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# Of a family that names none: five blocks of 128 threads, of two dozen loads each, fit an SM of
-# 65,536 registers.
+# The dtypes and layouts of a family that is not compiled in all.
+DTYPES_OF = {"attention": ("bf16",)}
+PLAIN = {"": torch.contiguous_format}
+IMAGES = {"": torch.contiguous_format, "channels-last": torch.channels_last}
+LAYOUTS = {"pyramid": IMAGES, "flow": IMAGES}
+
+# Registers of a thread. Five blocks of 128 threads, of two dozen loads each, fit an SM of 65,536.
 BUDGET = 96
+BUDGETS = {
+    # The backward keeps three sums and five numbers of a row for each of a thread's up to 18
+    # channels; three blocks of 128 threads, of up to 54 loads each, fit.
+    "adaln": 168,
+    # All that a thread can have: sums, scores and operands are there to fill them.
+    "attention": 255,
+    # Bilinear kernels hold the neighbours of a pixel, for which Triton 3.6 takes 102 registers in
+    # one case. Four blocks of 128 threads fit.
+    "pyramid": 128,
+}
 
 
 class Target:
@@ -71,15 +88,14 @@ def rows(architecture: int | None = None) -> Iterator[Row]:
         raise RuntimeError("the audit compiles Triton kernels: unset TRITON_INTERPRET")
     targets = [architecture] if architecture else ARCHITECTURES
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for found in pool.map(rows_of, *zip(*product(FAMILIES, targets))):
+        for found in pool.map(rows_of, *zip(*product(families(), targets))):
             yield from found
 
 
 def rows_of(family: str, architecture: int) -> list[Row]:
     """Those of one family and architecture. Triton starts no kernel after this."""
-    module = importlib.import_module(f"msf_kernels.{family}.triton")
-    budget, known, found = getattr(module, "BUDGET", BUDGET), set(), []
-    for configuration, call in _calls(module):
+    budget, known, found = BUDGETS.get(family, BUDGET), set(), []
+    for configuration, call in _calls(family):
         for kernel, compiled, log in _compile(call, architecture):
             if compiled.hash not in known:  # for another configuration, without log now
                 name = f"{family}.{kernel}"
@@ -88,21 +104,54 @@ def rows_of(family: str, architecture: int) -> list[Row]:
     return found
 
 
-def _calls(module: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What a family has AUDITED, in each layout that it names and each dtype, or those it names."""
-    layouts = getattr(module, "AUDITED_LAYOUTS", {"": torch.contiguous_format})
-    dtypes = getattr(module, "AUDITED_DTYPES", DTYPES)
-    for name, call in module.AUDITED.items():
-        for layout, memory_format in layouts.items():
-            for dtype in dtypes:
-                new = partial(_new, dtype=dtypes[dtype], memory_format=memory_format)
-                yield ", ".join(filter(None, (name, layout, dtype))), partial(call, new)
+def _calls(family: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Every example of a family at the shapes that it names, in each layout and dtype."""
+    for example in examples(family):
+        for layout, memory_format in LAYOUTS.get(family, PLAIN).items():
+            for dtype in DTYPES_OF.get(family, DTYPES):
+                new = partial(_new, call_dtype=DTYPES[dtype], memory_format=memory_format)
+                for shape in (*example.audited, *example.audited_forward):
+                    sizes = "x".join(map(str, shape))
+                    words = example.name, sizes, layout, dtype
+                    gradients = shape in example.audited
+                    call = partial(run, family, example, new, shape, gradients)
+                    yield ", ".join(filter(None, words)), call
 
 
-def _new(*shape: int, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
-    plain = torch.contiguous_format
-    form = memory_format if len(shape) == 4 else plain
-    return torch.empty(shape, dtype=dtype, device="meta", memory_format=form)
+def run(family: str, example: Example, new: New, shape: Shape, gradients: bool) -> None:
+    """Call the example through Triton and, where it has them, for its gradients."""
+    with Kernels(importlib.import_module(f"msf_kernels.{family}.triton")):
+        call, inputs = example.draw(new, shape)
+        leaves = [tensor.requires_grad_() for tensor in inputs[: example.gradients * gradients]]
+        outputs = call(*inputs)
+        if leaves:
+            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+            torch.autograd.grad(outputs, leaves, [torch.empty_like(out) for out in outputs])
+
+
+class Kernels(TorchDispatchMode):
+    """Sends operators to a family's Triton kernels, though their tensors have no memory."""
+
+    def __init__(self, module: ModuleType) -> None:
+        super().__init__()
+        self.module = module
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.namespace == NAMESPACE:
+            return getattr(self.module, func._opname)(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _new(
+    *shape: int,
+    call_dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    form = memory_format if len(shape) == 4 else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype or call_dtype, device="meta", memory_format=form)
 
 
 def _compile(call: Callable[[], Any], architecture: int) -> list[tuple[str, Any, str]]:

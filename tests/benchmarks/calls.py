@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,9 +45,16 @@ def call_of(
     return OperatorCall(benchmark, shape, dtype, torch.Generator().manual_seed(0))
 
 
-def verdict(function: Callable[..., Any], call: OperatorCall, ours: bool = False) -> Verdict:
-    """What the gate says of a function in place of ours, as one of our arms or as a peer."""
-    arm = Arm("triton", ours=True, prepare=lambda _: function) if ours else peer("eager", function)
+def verdict(
+    call: OperatorCall, function: Callable[..., Any] | None = None, ours: bool = False
+) -> Verdict:
+    """What the gate says of our operator, or of a function in its place, as ours or as a peer."""
+    if function is None:
+        arm = Arm("reference", ours=True)
+    elif ours:
+        arm = Arm("triton", ours=True, prepare=lambda _: partial(function, **call.options))
+    else:
+        arm = peer("eager", function)
     return check(call.results(arm), call.expected(), call.tolerance(arm))
 
 

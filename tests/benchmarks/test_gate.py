@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.arms import needs_gpu, peer
-from benchmarks.gate import Verdict
 from benchmarks.measure import measure
 from benchmarks.ops import attention
 from benchmarks.registry import Benchmark, find
@@ -26,14 +25,14 @@ from benchmarks.results import Row
 FP32, BF16 = torch.float32, torch.bfloat16
 SHAPE = (16, 4, 32, 32)
 FORWARD, BACKWARD = (
-    benchmark for benchmark in find("pyramid_merge") if benchmark.variant == "nearest"
+    benchmark for benchmark in find("pyramid_merge") if "nearest" in benchmark.name
 )
 names = pytest.mark.parametrize("benchmark", find(), ids=lambda benchmark: benchmark.name)
 dtypes = pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
 
 
 def wrong(function: Callable[..., Any], benchmark: Benchmark, dtype: torch.dtype = FP32) -> str:
-    return verdict(function, call_of(benchmark, SHAPE, dtype), ours=True).wrong or ""
+    return verdict(call_of(benchmark, SHAPE, dtype), function, ours=True).wrong or ""
 
 
 def rows_of(
@@ -53,9 +52,8 @@ def smallest(benchmark: Benchmark) -> list[tuple[int, ...]]:
 @dtypes
 @pytest.mark.parametrize("name", ["eager", "reference"])
 def test_right_arms_pass(benchmark: Benchmark, dtype: torch.dtype, name: str) -> None:
-    function = benchmark.eager if name == "eager" else benchmark.ours
     call = call_of(benchmark, smallest(benchmark)[0], dtype)
-    found: Verdict = verdict(function, call, ours=name != "eager")
+    found = verdict(call, benchmark.eager if name == "eager" else None)
     assert found.wrong is None
     assert found.error is not None and found.bound is not None
     assert 0 < found.error <= found.bound < (1e-5 if dtype == FP32 else 1e-2)
@@ -89,7 +87,10 @@ PLANTED: dict[str, tuple[Callable[[Tensor], Any], torch.dtype, str]] = {
 
 @pytest.mark.parametrize(("change", "dtype", "line"), PLANTED.values(), ids=PLANTED)
 def test_wrong_output(change: Callable[[Tensor], Any], dtype: torch.dtype, line: str) -> None:
-    assert re.match(line, wrong(lambda *args: change(FORWARD.eager(*args)), FORWARD, dtype))
+    assert re.match(
+        line,
+        wrong(lambda *args, **options: change(FORWARD.eager(*args, **options)), FORWARD, dtype),
+    )
 
 
 class ScaledGradient(torch.autograd.Function):
@@ -111,19 +112,24 @@ GRADIENTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 
 @pytest.mark.parametrize(("change", "line"), GRADIENTS.values(), ids=GRADIENTS)
 def test_wrong_gradient_of_the_second_input(change: Callable[[Tensor], Tensor], line: str) -> None:
-    found = wrong(lambda a, b, *others: BACKWARD.eager(a, change(b), *others), BACKWARD)
+    def planted(a: Tensor, b: Tensor, *others: Tensor, **options: Any) -> Any:
+        return BACKWARD.eager(a, change(b), *others, **options)
+
+    found = wrong(planted, BACKWARD)
     assert re.match(line, found) if line else not found
 
 
 def test_a_peer_may_round_its_intermediates_and_ours_may_not() -> None:
-    (benchmark,) = (b for b in find("pyramid_split") if b.variant == "nearest" and b.gradients)
+    (benchmark,) = (b for b in find("pyramid_split") if "nearest" in b.name and b.gradients)
     call = call_of(benchmark, SHAPE, BF16)
-    assert verdict(benchmark.eager, call).wrong is None
-    assert verdict(benchmark.eager, call, ours=True).wrong
+    assert verdict(call, benchmark.eager).wrong is None
+    assert verdict(call, benchmark.eager, ours=True).wrong
 
 
 def test_only_what_is_right_is_timed() -> None:
-    planted = replace(FORWARD, eager=lambda *args: 1.001 * FORWARD.eager(*args))
+    planted = replace(
+        FORWARD, eager=lambda *args, **options: 1.001 * FORWARD.eager(*args, **options)
+    )
     eager, reference = rows_of(planted, ["eager", "reference"])
     assert eager.status == "incorrect" and eager.note and eager.error
     assert eager.median_us is None and eager.percent is None
@@ -135,12 +141,12 @@ def test_only_what_is_right_is_timed() -> None:
 def test_an_exception_is_one_line_and_the_others_go_on(calls_before: int) -> None:
     calls = 0
 
-    def fails(*args: Tensor) -> Tensor:
+    def fails(*args: Tensor, **options: Any) -> Tensor:
         nonlocal calls
         calls += 1
         if calls > calls_before:
             raise RuntimeError("out of luck\nand of memory")
-        return FORWARD.eager(*args)
+        return FORWARD.eager(*args, **options)
 
     planted = replace(FORWARD, eager=fails)
     eager, reference = rows_of(planted, ["eager", "reference"])
@@ -202,9 +208,11 @@ def test_flash_attn_is_given_heads_behind_tokens(
 
     module = SimpleNamespace(flash_attn_func=flash_attn_func)
     monkeypatch.setattr(attention.flash_attn, "installed", lambda: (3, module))
-    (benchmark,) = (b for b in find("attention") if b.variant == variant and not b.gradients)
+    (benchmark,) = (
+        b for b in find("attention") if b.example.variant == variant and not b.gradients
+    )
     call = call_of(benchmark, (2, 6, 3, 8), BF16)
-    assert verdict(attention.flash_attn_func, call).wrong is None
+    assert verdict(call, attention.flash_attn_func).wrong is None
 
 
 def test_compiled_backward_is_right_and_timed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,16 +34,16 @@ def storages(found: Iterable[Tensor | None]) -> dict[int, int]:
 @names
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_bytes_are_those_of_the_tensors(benchmark: Benchmark, dtype: torch.dtype) -> None:
-    case = call_of(benchmark, small(benchmark), dtype).case
-    counted = benchmark.bytes(*case.args)
+    call = call_of(benchmark, small(benchmark), dtype)
+    case, counted = call.case, call.row.bytes
     if not benchmark.gradients:
-        outputs = tensors(benchmark.ours(*case.args))
+        outputs = tensors(case.call(*case.args))
         unread = UNREAD.get(benchmark.op, lambda *_: 0)(*case.args)
         assert counted == sum(storages((*case.args, *outputs)).values()) - unread
         return
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-        outputs = tensors(benchmark.ours(*case.args))
+        outputs = tensors(case.call(*case.args))
     moved = storages((*case.cotangents, *gradients(outputs, benchmark, case)))
     # What the forward saved may be read, or only looked at for its dtype.
     assert sum(moved.values()) <= counted <= sum((moved | storages(saved)).values())
@@ -61,7 +62,7 @@ def test_sizes_are_those_of_the_operator(
     monkeypatch.setattr(dispatch, "automatic_order", automatic_order)
     shape = small(benchmark)
     case = call_of(benchmark, shape).case
-    outputs = tensors(benchmark.ours(*case.args))
+    outputs = tensors(case.call(*case.args))
     if benchmark.gradients:
         gradients(outputs, benchmark, case)
     op = benchmark.op + "_backward" * bool(benchmark.gradients)
@@ -72,8 +73,10 @@ def test_sizes_are_those_of_the_operator(
 def test_the_largest_shape_is_past_the_cache(benchmark: Benchmark) -> None:
     with FakeTensorMode():
         shape = max(benchmark.shapes, key=math.prod)
-        args = benchmark.inputs(shape, torch.bfloat16, torch.Generator())
-        assert benchmark.bytes(*args) >= 4 * H200_L2
+        forward = replace(benchmark, gradients=0)  # a fake call draws no gradients of outputs
+        args = call_of(forward, shape, torch.bfloat16).case.args
+        options = benchmark.example.options(shape)
+        assert benchmark.bytes(*args, **options) >= 4 * H200_L2
 
 
 @names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -98,17 +99,16 @@ def planted(clock: Clock, eager: list[float], ours: float) -> Benchmark:
     """flow_interpolate whose arms take these microseconds a call."""
     (benchmark,) = find("flow_interpolate")
 
-    def slow(name: str, us: list[float], function: Any, *args: Any) -> Any:
+    def slow(name: str, us: list[float], function: Any, *args: Any, **named: Any) -> Any:
         clock.takes(name, *us)
-        return function(*args)
+        return function(*args, **named)
 
-    return Benchmark(
-        op=benchmark.op,
-        inputs=benchmark.inputs,
-        ours=partial(slow, "ours", [ours], benchmark.ours),
+    example = benchmark.example
+    function = partial(slow, "ours", [ours], example.function)
+    return replace(
+        benchmark,
+        example=replace(example, function=function),
         eager=partial(slow, "eager", eager, benchmark.eager),
-        bytes=benchmark.bytes,
-        terms=benchmark.terms,
     )
 
 

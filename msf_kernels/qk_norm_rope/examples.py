@@ -1,0 +1,81 @@
+"""Example calls of qk_norm_rope, with the norm, the rotation or both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..examples import Example, New, Shape
+from .op import qk_norm_rope, qk_norm_rope_backward
+
+
+def inputs(new: New, shape: Shape, weights: str, rope: bool) -> dict[str, Tensor]:
+    """Make qkv of heads (B, N, H, d), weights (d,) of these names near 1, and a table of angles."""
+    batch, tokens, heads, head_dim = shape
+    made = {"qkv": new(batch, tokens, 3 * heads * head_dim)}
+    made |= {name: 1 + 0.1 * new(head_dim) for name in weights.split()}
+    if rope:
+        angles = 3 * new(tokens, head_dim // 2, dtype=torch.float32)
+        made["rope"] = torch.stack((angles.cos(), angles.sin()))
+    return made
+
+
+def packed_inputs(new: New, shape: Shape) -> dict[str, Tensor]:
+    """Make the gradients (B, N, H, d) that the attention of a library returns, besides."""
+    grads = {name: new(*shape) for name in ("grad_q", "grad_k", "grad_v")}
+    return grads | inputs(new, shape, "q_weight k_weight", rope=True)
+
+
+def packed_gradients(**arguments: Any) -> Tensor:
+    """Return qkv's gradient from those of q, k and v, as behind the attention of a library."""
+    grad_qkv: Tensor = qk_norm_rope_backward(**arguments, eps=1e-6)[0]
+    return grad_qkv
+
+
+def options(shape: Shape) -> dict[str, Any]:
+    return {"num_heads": shape[2]}
+
+
+# Weights, and whether there is RoPE, by what a variant of attention is called for it.
+PREPARATIONS = {
+    "norm-rope": ("q_weight k_weight", True),
+    "rope": ("", True),
+    "norm": ("q_weight k_weight", False),
+    "q_norm": ("q_weight", False),
+    "k_norm": ("k_weight", False),
+}
+
+
+def examples() -> Iterator[Example]:
+    audited = {
+        "norm-rope": ((2, 256, 16, 64), (2, 256, 16, 72)),
+        "rope": ((2, 256, 16, 72),),
+        "norm": ((2, 256, 16, 72),),
+    }
+    for variant, (weights, rope) in PREPARATIONS.items():
+        yield Example(
+            op="qk_norm_rope",
+            function=qk_norm_rope,
+            inputs=partial(inputs, weights=weights, rope=rope),
+            shape=(2, 6, 2, 4),
+            options=options,
+            gradients=1 + len(weights.split()),
+            variant="" if variant == "norm-rope" else variant,
+            audited=audited.get(variant, ()),
+        )
+    yield Example(
+        op="qk_norm_rope",
+        function=packed_gradients,
+        inputs=packed_inputs,
+        shape=(2, 6, 2, 4),
+        options=options,
+        variant="packed gradients",
+        audited=((2, 256, 16, 64), (2, 256, 16, 72)),
+    )
+
+
+EXAMPLES = tuple(examples())
