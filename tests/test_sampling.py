@@ -19,7 +19,7 @@ def test_noise_of_an_image_depends_on_its_seed_and_purpose_alone():
 @pytest.mark.parametrize("levels", [0, 1, 2])
 def test_images_do_not_depend_on_their_batch(levels):
     model = tiny_model(levels)
-    options = {"steps": 3, "guidance_scale": 1.5, "base_noise": 0.1 if levels else 0.0}
+    options = {"steps": 3, "guidance_scale": 1.5, "prior_noise": 0.1 if levels else 0.0}
     together = sample(model, LABELS, seeds=range(4), **options)
     alone = torch.cat([sample(model, LABELS[i : i + 1], seeds=[i], **options) for i in range(4)])
     assert together.shape == (4, 2, 8, 8)
@@ -91,12 +91,12 @@ def test_projected_residual_pools_to_the_base():
     assert (torch.nn.functional.avg_pool2d(loose, 4) - components[0]).abs().max() > 1000 * bound
 
 
-def test_base_noise_is_told_to_the_stage():
+def test_prior_noise_is_told_to_the_stage():
     model = tiny_model()
-    levels = []
-    model.stages[1].register_forward_pre_hook(lambda _, args: levels.append(args[4]))
-    sample(model, LABELS, seeds=range(4), base_noise=0.2)
-    assert torch.equal(levels[0], torch.full((4,), 0.2))
+    given = []
+    model.stages[1].register_forward_pre_hook(lambda _, args: given.append(args[4]))
+    sample(model, LABELS, seeds=range(4), prior_noise=0.2)
+    assert torch.equal(given[0], torch.full((4,), 0.2))
 
 
 def test_other_size_than_trained():
@@ -131,8 +131,8 @@ def test_without_classes_and_with_no_images():
         ({"guidance_scale": "2"}, "guidance_scale must be a number, got '2'"),
         ({"guidance_interval": ("0", "1")}, "guidance_interval must be a number, got '0'"),
         ({"solver": None}, "solver must be one of .* got None"),
-        ({"base_noise": "x"}, "base_noise must be a number, got 'x'"),
-        ({"base_noise": float("nan")}, "base_noise must be finite, got nan"),
+        ({"prior_noise": "x"}, "prior_noise must be a number, got 'x'"),
+        ({"prior_noise": float("nan")}, "prior_noise must be finite, got nan"),
         ({"size": 16}, "size must be a list, got 16"),
         ({"size": (16.0, 24.0)}, r"size\[0\] must be a whole number, got 16.0"),
         ({"size": (2**40, 8)}, r"image sides must be at most 65536, got \(1099511627776, 8\)"),
@@ -145,7 +145,7 @@ def test_without_classes_and_with_no_images():
         ({"guidance_scale": (1.0,)}, "guidance_scale must be one value or 2"),
         ({"guidance_interval": ((0.0, 1.0),)}, "guidance_interval must be one value or 2"),
         ({"solver": "dopri5"}, "solver must be one of"),
-        ({"base_noise": 0.5}, r"base_noise must be in \[0, 0.3\]"),
+        ({"prior_noise": 0.5}, r"prior_noise must be in \[0, 0.3\]"),
         ({"size": (8, 9)}, r"base: image sides must be multiples of 2 .* got \(8, 9\)"),
         ({"base": torch.zeros(4, 2, 8, 8)}, r"base must be \(4, 2, 4, 4\), got \(4, 2, 8, 8\)"),
     ],
@@ -200,7 +200,7 @@ def test_seeds_may_be_a_tensor():
             {"guidance_scale": 2, "guidance_interval": np.array([[0, 1], [0.5, 1]])},
             {"guidance_scale": 2, "guidance_interval": ((0, 1), (0.5, 1))},
         ),
-        ({"base_noise": torch.tensor(0.25)}, {"base_noise": 0.25}),
+        ({"prior_noise": torch.tensor(0.25)}, {"prior_noise": 0.25}),
         ({"size": np.array([16, 24])}, {"size": (16, 24)}),
     ],
     ids=str,
@@ -215,7 +215,7 @@ def test_numbers_of_other_kinds_are_numbers(options, plain):
 @pytest.mark.parametrize("positions", ["rope", "sincos"])
 def test_a_model_of_another_dtype_makes_about_the_same_images(dtype, positions):
     model = tiny_model(positions=positions)
-    options = {"seeds": range(4), "guidance_scale": 1.5, "base_noise": 0.1}
+    options = {"seeds": range(4), "guidance_scale": 1.5, "prior_noise": 0.1}
     expected = sample(model, LABELS, **options)
     x = sample(model.to(dtype), LABELS, **options)
     assert x.dtype == torch.float32
@@ -228,7 +228,7 @@ def test_projection_needs_nearest_upsampling():
         sample(tiny_model(upsample="bilinear"), LABELS, seeds=range(4), project_residual=True)
 
 
-@pytest.mark.parametrize("options", [{"base_noise": 0.1}, {"project_residual": True}], ids=str)
+@pytest.mark.parametrize("options", [{"prior_noise": 0.1}, {"project_residual": True}], ids=str)
 def test_what_needs_a_residual_says_so(options):
     with pytest.raises(ValueError, match="need a residual, this model has none"):
         sample(tiny_model(0), LABELS, seeds=range(4), **options)

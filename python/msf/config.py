@@ -48,9 +48,10 @@ class MSFConfig:
     With N = ``levels`` = ``len(stages) - 1``, stage i works at ``image_size / 2**(N - i)``. N = 0
     is a plain single-stage DiT, the baseline.
 
-    ``num_classes`` 0 means training without labels. ``max_base_noise`` is the largest sigma_aug of
-    the prior in training, in units of the base's standard deviation. ``time_std`` is the deviation
-    of the logit-normal training times. ``steps`` are the sampler's defaults, one number a stage.
+    ``num_classes`` 0 means training without labels. ``max_prior_noise`` is the most noise that a
+    residual's prior gets in training, in standard deviations of the base. ``time_std`` is the
+    deviation of the logit-normal training times. ``steps`` are the sampler's defaults, one number a
+    stage.
     """
 
     image_size: tuple[int, int]
@@ -62,7 +63,7 @@ class MSFConfig:
     positions: str = "rope"
     qk_norm: bool = True
     label_dropout: float = 0.1
-    max_base_noise: float = 0.3
+    max_prior_noise: float = 0.3
     time_std: float = 1.0
 
     def __post_init__(self) -> None:
@@ -102,10 +103,10 @@ class MSFConfig:
             yield f"positions must be one of {POSITIONS}, got {self.positions!r}"
         if self.time_std <= 0:
             yield f"time_std must be positive, got {self.time_std}"
-        if not 0 <= self.label_dropout <= 1 or self.max_base_noise < 0:
+        if not 0 <= self.label_dropout <= 1 or self.max_prior_noise < 0:
             yield (
-                "label_dropout must be in [0, 1] and max_base_noise at least 0, "
-                f"got {self.label_dropout} and {self.max_base_noise}"
+                "label_dropout must be in [0, 1] and max_prior_noise at least 0, "
+                f"got {self.label_dropout} and {self.max_prior_noise}"
             )
         for name, stage in zip(self.stage_names, self.stages):
             for field, value in asdict(stage).items():

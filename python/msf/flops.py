@@ -80,7 +80,7 @@ def _linear_layers(config: MSFConfig, index: int, tokens: int) -> Iterator[tuple
     width, hidden = stage.width, int(stage.width * stage.mlp_ratio)
     pixels, has_prior = stage.patch**2 * config.channels, index > 0
     yield tokens, pixels * (2 if has_prior else 1), width
-    for _ in range(2 if has_prior else 1):  # time, and the noise level of the prior
+    for _ in range(2 if has_prior else 1):  # time, and the noise on the prior
         yield 1, FREQUENCIES, width
         yield 1, width, width
     for _ in range(stage.depth):

@@ -104,25 +104,24 @@ class MSF(nn.Module):
         if y is not None:
             drop = torch.rand(batch, generator=generator, device=device) < self.config.label_dropout
             y = torch.where(drop, self.config.num_classes, y)
-        prior = level = None
+        prior = prior_noise = None
         if index > 0:
-            level = (
-                torch.rand(batch, generator=generator, device=device) * self.config.max_base_noise
-            )
+            uniform = torch.rand(batch, generator=generator, device=device)
+            prior_noise = uniform * self.config.max_prior_noise
             below = self.pyramid.merge(components[:index])
             noise = torch.randn(below.shape, generator=generator, device=device)
-            prior = self.prior(below, level, noise)
-        velocity = self.stages[index](x_t, t, y, prior, level)
+            prior = self.prior(below, prior_noise, noise)
+        velocity = self.stages[index](x_t, t, y, prior, prior_noise)
         return F.mse_loss(velocity.float(), target)
 
-    def prior(self, x: Tensor, level: Tensor, noise: Tensor) -> Tensor:
-        """p_i (B, C, 2h, 2w): x_hat_{i-1} (B, C, h, w) standardised, plus ``level`` (B,) times
-        ``noise`` (B, C, h, w), upsampled.
+    def prior(self, x: Tensor, prior_noise: Tensor, noise: Tensor) -> Tensor:
+        """Return p_i (B, C, 2h, 2w): x_hat_{i-1} ``x`` (B, C, h, w), standardised, plus
+        ``prior_noise`` (B,) times ``noise`` (B, C, h, w), upsampled.
 
         Our choice: the noise is added before upsampling, where the errors of a generated base are,
         and every scale's prior is standardised by the base's statistics.
         """
-        x = self.pyramid.standardize(0, x) + level[:, None, None, None] * noise
+        x = self.pyramid.standardize(0, x) + prior_noise[:, None, None, None] * noise
         return self.pyramid.upsample(x)
 
     def check_labels(self, y: Tensor | None, batch: int, *, null: bool = False) -> None:

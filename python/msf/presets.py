@@ -70,7 +70,7 @@ def cpu_presets() -> dict[str, Preset]:
                 # one: with absolute positions and little noise on the base, the residual's loss
                 # after 1,200 steps was 0.26; with RoPE and noise up to 0.3 it was 0.38.
                 positions="sincos",
-                max_base_noise=0.1,
+                max_prior_noise=0.1,
                 qk_norm=False,  # made no difference, but for 10 % of the time
                 time_std=1.8,  # nearly uniform times
             ),

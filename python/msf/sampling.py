@@ -30,7 +30,7 @@ def sample(
     guidance_scale: float | Sequence[float] = 1.0,
     guidance_interval: Interval | Sequence[Interval] = (0.0, 1.0),
     solver: str = "euler",
-    base_noise: float = 0.0,
+    prior_noise: float = 0.0,
     project_residual: bool = False,
     base: Tensor | None = None,
     size: tuple[int, int] | None = None,
@@ -48,7 +48,7 @@ def sample(
     guidance_scale: float | Sequence[float] = 1.0,
     guidance_interval: Interval | Sequence[Interval] = (0.0, 1.0),
     solver: str = "euler",
-    base_noise: float = 0.0,
+    prior_noise: float = 0.0,
     project_residual: bool = False,
     base: Tensor | None = None,
     size: tuple[int, int] | None = None,
@@ -66,7 +66,7 @@ def sample(
     guidance_scale: float | Sequence[float] = 1.0,
     guidance_interval: Interval | Sequence[Interval] = (0.0, 1.0),
     solver: str = "euler",
-    base_noise: float = 0.0,
+    prior_noise: float = 0.0,
     project_residual: bool = False,
     base: Tensor | None = None,
     size: tuple[int, int] | None = None,
@@ -86,7 +86,7 @@ def sample(
         steps: the configuration's by default.
         guidance_interval: (low, high) in [0, 1], noise being at 0.
         solver: "euler" or "heun" (two evaluations a step but the last).
-        base_noise: sigma_aug, the noise added to every residual's prior, in the base's standard
+        prior_noise: deviation of the noise added to every residual's prior, in the base's standard
             deviations.
         project_residual: make every scale, pooled, equal the scale below it up to rounding
             (nearest upsampling only).
@@ -106,7 +106,7 @@ def sample(
     config, device = model.config, model.pyramid.mean.device
     seeds = _whole_numbers(seeds)
     size = config.image_size if size is None else parse(size, tuple[int, int], "sample: size")
-    base_noise = parse_number(base_noise, "sample: base_noise")
+    prior_noise = parse_number(prior_noise, "sample: prior_noise")
     _check(model, labels, seeds, base, size)
     integration = stage_settings(
         config,
@@ -114,7 +114,7 @@ def sample(
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
         solver=solver,
-        base_noise=base_noise,
+        prior_noise=prior_noise,
         project_residual=project_residual,
     )
     labels = None if labels is None else labels.to(device)
@@ -122,7 +122,7 @@ def sample(
     components = [] if x is None else [x]
     for i in range(len(components), len(model.stages)):
         below = x
-        velocity = _velocity(model, i, labels, below, seeds, base_noise)
+        velocity = _velocity(model, i, labels, below, seeds, prior_noise)
         shape = (config.channels, *config.stage_size(i, size))
         noise = image_noise(seeds, shape, i).to(device)
         solve = partial(integrate, velocity, noise, patch=config.stages[i].patch, **integration[i])
@@ -145,7 +145,7 @@ def stage_settings(
     guidance_scale: float | Sequence[float],
     guidance_interval: Interval | Sequence[Interval],
     solver: str,
-    base_noise: float,
+    prior_noise: float,
     project_residual: bool,
 ) -> list[dict[str, Any]]:
     """What ``integrate`` is given for every stage, by the arguments of ``sample``; ValueError where
@@ -163,14 +163,14 @@ def stage_settings(
         check_settings(**stage)
     if not config.num_classes and any(stage["guidance_scale"] != 1 for stage in settings):
         raise ValueError("sample: guidance_scale must be 1 for a model without classes")
-    if not 0 <= base_noise <= config.max_base_noise:
+    if not 0 <= prior_noise <= config.max_prior_noise:
         raise ValueError(
-            f"sample: base_noise must be in [0, {config.max_base_noise}], as in training, "
-            f"got {base_noise}"
+            f"sample: prior_noise must be in [0, {config.max_prior_noise}], as in training, "
+            f"got {prior_noise}"
         )
-    if not config.levels and (base_noise or project_residual):
+    if not config.levels and (prior_noise or project_residual):
         raise ValueError(
-            "sample: base_noise and project_residual need a residual, this model has none (N = 0)"
+            "sample: prior_noise and project_residual need a residual, this model has none (N = 0)"
         )
     if project_residual and config.upsample != "nearest":
         raise ValueError(
@@ -193,15 +193,15 @@ def _velocity(
     labels: Tensor | None,
     below: Tensor | None,
     seeds: Sequence[int],
-    base_noise: float,
+    prior_noise: float,
 ) -> Velocity:
     """Stage ``index`` as a velocity field on its component, given the image ``below`` it."""
     stage, null, batch = model.stages[index], model.config.num_classes, len(seeds)
-    prior = level = None
+    prior = deviation = None
     if below is not None:
         noise = image_noise(seeds, tuple(below.shape[1:]), index, 1).to(below.device)
-        level = torch.full((batch,), base_noise, device=below.device)
-        prior = model.prior(below, level, noise)
+        deviation = torch.full((batch,), prior_noise, device=below.device)
+        prior = model.prior(below, deviation, noise)
 
     def twice(value: Tensor | None) -> Tensor | None:
         return None if value is None else torch.cat([value, value])
@@ -213,9 +213,9 @@ def _velocity(
 
     def velocity(x: Tensor, t: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
         if not guided or labels is None:
-            return tokens(x, t, labels, prior, level), None
+            return tokens(x, t, labels, prior, deviation), None
         y = torch.cat([labels, torch.full_like(labels, null)])
-        v_cond, v_uncond = tokens(twice(x), twice(t), y, twice(prior), twice(level)).chunk(2)
+        v_cond, v_uncond = tokens(twice(x), twice(t), y, twice(prior), twice(deviation)).chunk(2)
         return v_cond, v_uncond
 
     return velocity

@@ -56,7 +56,7 @@ _cached_sincos_2d = lru_cache(maxsize=64)(_sincos_2d)
 
 
 class ScalarEmbedding(nn.Sequential):
-    """A scalar in [0, 1] (time, or sigma_aug) -> (B, D): sinusoid and a two-layer MLP."""
+    """Embeds times or deviations of noise (B,) in [0, 1] as (B, D), by sinusoids and an MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
@@ -142,10 +142,10 @@ class StageTransformer(nn.Module):
         super().__init__()
         self.stage, self.positions = stage, positions
         width, pixels = stage.width, stage.patch**2 * channels
-        self.embed = nn.Linear(pixels * (2 if has_prior else 1), width)
-        self.time = ScalarEmbedding(width)
-        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
-        self.base_noise = ScalarEmbedding(width) if has_prior else None
+        self.patch_embedding = nn.Linear(pixels * (2 if has_prior else 1), width)
+        self.time_embedding = ScalarEmbedding(width)
+        self.label_embedding = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.prior_noise_embedding = ScalarEmbedding(width) if has_prior else None
         self.blocks = nn.ModuleList(Block(stage, qk_norm) for _ in range(stage.depth))
         # Shift, scale and gate of a block's two branches; shift and scale of the output.
         self.modulations = nn.ModuleList(
@@ -177,19 +177,19 @@ class StageTransformer(nn.Module):
         t: Tensor,
         y: Tensor | None = None,
         prior: Tensor | None = None,
-        base_noise: Tensor | None = None,
+        prior_noise: Tensor | None = None,
         *,
         as_tokens: bool = False,
     ) -> Tensor:
         """Velocity (B, C, H, W) at x (B, C, H, W) and time t (B,) in [0, 1], noise being at 0.
 
         y (B,) int64 labels, ``num_classes`` for none of them; prior (B, C, H, W) standardised, with
-        noise of level base_noise (B,) in it. Any H, W that the patch divides. as_tokens: leave the
-        velocity in patches (B, N, p * p * C), which the sampler's step reads as they are.
+        noise of the deviation prior_noise (B,) in it. Any H, W that the patch divides. as_tokens:
+        leave the velocity in patches (B, N, p * p * C), which the sampler's step reads as they are.
         """
         size = (x.shape[2], x.shape[3])
         grid = (size[0] // self.stage.patch, size[1] // self.stage.patch)
-        c = self.condition(t, y, base_noise)
+        c = self.condition(t, y, prior_noise)
         modulations = [
             modulation(c).unflatten(1, (-1, self.stage.width)).unbind(1)
             for modulation in self.modulations
@@ -198,7 +198,9 @@ class StageTransformer(nn.Module):
         if prior is not None:
             x = torch.cat([x, prior], dim=1)
         # The state stays in float32 whatever the model was cast to.
-        x = self.embed(patchify(x, self.stage.patch).to(self.embed.weight.dtype))
+        x = self.patch_embedding(
+            patchify(x, self.stage.patch).to(self.patch_embedding.weight.dtype)
+        )
         rope = None
         if self.positions == "rope":
             rope = rope_2d(*grid, self.stage.head_dim, device=x.device)
@@ -212,11 +214,11 @@ class StageTransformer(nn.Module):
         tokens = self.output(h)
         return tokens if as_tokens else unpatchify(tokens, self.stage.patch, size)
 
-    def condition(self, t: Tensor, y: Tensor | None, base_noise: Tensor | None) -> Tensor:
+    def condition(self, t: Tensor, y: Tensor | None, prior_noise: Tensor | None) -> Tensor:
         """(B, D): what every modulation is computed from."""
-        c = self.time(t)
-        if self.label is not None:
-            c = c + self.label(y)
-        if self.base_noise is not None:
-            c = c + self.base_noise(base_noise)
+        c = self.time_embedding(t)
+        if self.label_embedding is not None:
+            c = c + self.label_embedding(y)
+        if self.prior_noise_embedding is not None:
+            c = c + self.prior_noise_embedding(prior_noise)
         return F.silu(c)

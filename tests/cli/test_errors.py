@@ -116,7 +116,7 @@ BAD_INPUT = {
     "sample {run} --out {out}/x.png --batch-size 0": "--batch-size must be at least 1, got 0",
     "sample {run} --out {out}/x.png --guidance-interval 1 0": "0 <= low <= high <= 1, got 1.0 and",
     "sample {run} --out {out}/x.png --guidance-scale nan": "must be finite, got nan",
-    "sample {run} --out {out}/x.png --base-noise 9": "base_noise must be in [0, 0.3]",
+    "sample {run} --out {out}/x.png --prior-noise 9": "prior_noise must be in [0, 0.3]",
     "sample {run} --out {out}/x.png --threads 0": "--threads must be 1 to 1024, got 0",
     "sample {run} --out {out}/x.png --solver rk4": "invalid choice: 'rk4'",
     "sample {run}": "the following arguments are required: --out; see msf sample --help",
@@ -144,7 +144,7 @@ BAD_INPUT = {
     "evaluate {run} --data textures": "textures has 3 classes, the model 10",
     "evaluate {bad}/run-list": "training.json: must be a JSON object, got list",
     "evaluate {bad}/run-data": "training.json: run.data must be a string, got 3",
-    "evaluate {run} --base-noise 9": "base_noise must be in [0, 0.3]",
+    "evaluate {run} --prior-noise 9": "prior_noise must be in [0, 0.3]",
     "evaluate {run} --guidance-scale 1 2 3": "guidance_scale must be one value or 2, one a stage",
     "evaluate {run} --steps 1 2 3": "steps must be 2 positive numbers, one a stage",
     # Training

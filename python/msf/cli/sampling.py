@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--solver", choices=("euler", "heun"), default="euler")
     parser.add_argument(
-        "--base-noise",
+        "--prior-noise",
         type=number,
         default=0.0,
         metavar="SIGMA",
@@ -79,7 +79,7 @@ def options(
         "guidance_scale": one_or_all(args.guidance_scale),
         "guidance_interval": tuple(args.guidance_interval),
         "solver": args.solver,
-        "base_noise": args.base_noise,
+        "prior_noise": args.prior_noise,
         "project_residual": args.project_residual,
     }
     stage_settings(config, **chosen)
