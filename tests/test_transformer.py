@@ -40,11 +40,12 @@ def plain_forward(stage, x, t, y, prior, prior_noise):
         patchify(x if prior is None else torch.cat([x, prior], 1), stage.stage.patch)
     )
     side = int(x.shape[1] ** 0.5)
-    for block, modulation in zip(stage.blocks, stage.modulations):
-        s1, c1, g1, s2, c2, g2 = modulation(c).chunk(6, 1)
-        x = x + g1[:, None] * plain_attention(block.attention, norm(x, s1, c1), side)
+    shift, scale = stage.modulation(c).chunk(2, 1)
+    for block in stage.blocks:
+        g1, s2, c2, g2, *following = block.modulation(c).chunk(6, 1)
+        x = x + g1[:, None] * plain_attention(block.attention, norm(x, shift, scale), side)
         x = x + g2[:, None] * block.mlp(norm(x, s2, c2))
-    shift, scale = stage.modulations[-1](c).chunk(2, 1)
+        shift, scale = following
     return unpatchify(stage.output(norm(x, shift, scale)), stage.stage.patch, (8, 8))
 
 
