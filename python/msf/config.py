@@ -14,12 +14,12 @@ UPSAMPLE_MODES = ("nearest", "bilinear")
 POSITIONS = ("rope", "sincos")
 
 # Far beyond what can be trained: a slip is told before it takes all memory, or for ever.
-MOST_STEPS = 100_000
-MOST_SIDE = MOST_CHANNELS = MOST_WIDTH = 2**16
-MOST_CLASSES = 2**20
-MOST_STAGES = 17  # every one halves the sides, and 2**16 sixteen times is 1
-MOST_DEPTH = 1000
-MOST_HIDDEN = 2**18
+MAX_STEPS = 100_000
+MAX_SIDE = MAX_CHANNELS = MAX_WIDTH = 2**16
+MAX_CLASSES = 2**20
+MAX_STAGES = 17  # every one halves the sides, and 2**16 sixteen times is 1
+MAX_DEPTH = 1000
+MAX_HIDDEN = 2**18
 
 
 @dataclass(frozen=True)
@@ -74,27 +74,27 @@ class MSFConfig:
     def _problems(self) -> Iterator[str]:
         if not self.stages:
             yield "stages is empty; give one StageConfig for the base and one for each residual"
-        if len(self.stages) > MOST_STAGES:
-            yield f"stages must be at most {MOST_STAGES}, got {len(self.stages)}"
+        if len(self.stages) > MAX_STAGES:
+            yield f"stages must be at most {MAX_STAGES}, got {len(self.stages)}"
         count = len(self.stages)
-        if len(self.steps) != count or not all(1 <= n <= MOST_STEPS for n in self.steps):
+        if len(self.steps) != count or not all(1 <= n <= MAX_STEPS for n in self.steps):
             yield (
-                f"steps must be {count} positive numbers, one a stage, of at most {MOST_STEPS}, "
+                f"steps must be {count} positive numbers, one a stage, of at most {MAX_STEPS}, "
                 f"got {reprlib.repr(self.steps)}"
             )
-        if not all(1 <= side <= MOST_SIDE for side in self.image_size):
+        if not all(1 <= side <= MAX_SIDE for side in self.image_size):
             yield (
-                f"image_size must be (height, width), both positive and at most {MOST_SIDE}, "
+                f"image_size must be (height, width), both positive and at most {MAX_SIDE}, "
                 f"got {reprlib.repr(self.image_size)}"
             )
-        if not 1 <= self.channels <= MOST_CHANNELS:
+        if not 1 <= self.channels <= MAX_CHANNELS:
             yield (
-                f"channels must be at least 1 and at most {MOST_CHANNELS}, "
+                f"channels must be at least 1 and at most {MAX_CHANNELS}, "
                 f"got {reprlib.repr(self.channels)}"
             )
-        if not 0 <= self.num_classes <= MOST_CLASSES:
+        if not 0 <= self.num_classes <= MAX_CLASSES:
             yield (
-                f"num_classes must be at least 0 and at most {MOST_CLASSES}, "
+                f"num_classes must be at least 0 and at most {MAX_CLASSES}, "
                 f"got {reprlib.repr(self.num_classes)}"
             )
         if self.upsample not in UPSAMPLE_MODES:
@@ -109,22 +109,7 @@ class MSFConfig:
                 f"got {self.label_dropout} and {self.max_prior_noise}"
             )
         for name, stage in zip(self.stage_names, self.stages):
-            for field, value in asdict(stage).items():
-                if value <= 0:
-                    yield f"{name}: {field} must be positive, got {reprlib.repr(value)}"
-            for field, most in (("width", MOST_WIDTH), ("depth", MOST_DEPTH)):
-                if (value := getattr(stage, field)) > most:
-                    yield f"{name}: {field} must be at most {most}, got {reprlib.repr(value)}"
-            if not 1 <= stage.width * stage.mlp_ratio <= MOST_HIDDEN:
-                yield (
-                    f"{name}: width * mlp_ratio must be from 1 to {MOST_HIDDEN}, "
-                    f"got {stage.width} * {stage.mlp_ratio}"
-                )
-            if stage.width % stage.heads or stage.head_dim % 4:
-                yield (
-                    f"{name}: width / heads must be a multiple of 4, "
-                    f"got {stage.width} / {stage.heads}"
-                )
+            yield from _stage_problems(name, stage)
         yield from self._size_problems(self.image_size)
 
     def _size_problems(self, size: tuple[int, ...]) -> Iterator[str]:
@@ -141,8 +126,8 @@ class MSFConfig:
         """ValueError unless every stage's patch divides images of ``size`` (H, W) at its scale."""
         if len(size) != 2:
             raise ValueError(f"an image's size must be (height, width), got {tuple(size)}")
-        if any(side > MOST_SIDE for side in size):
-            raise ValueError(f"image sides must be at most {MOST_SIDE}, got {tuple(size)}")
+        if any(side > MAX_SIDE for side in size):
+            raise ValueError(f"image sides must be at most {MAX_SIDE}, got {tuple(size)}")
         for problem in self._size_problems(size):
             raise ValueError(problem)
 
@@ -175,6 +160,22 @@ class MSFConfig:
     @classmethod
     def from_json(cls, text: str | bytes) -> MSFConfig:
         return cls.from_dict(parse_object(text, "MSFConfig"))
+
+
+def _stage_problems(name: str, stage: StageConfig) -> Iterator[str]:
+    for field, value in asdict(stage).items():
+        if value <= 0:
+            yield f"{name}: {field} must be positive, got {reprlib.repr(value)}"
+    for field, maximum in (("width", MAX_WIDTH), ("depth", MAX_DEPTH)):
+        if (value := getattr(stage, field)) > maximum:
+            yield f"{name}: {field} must be at most {maximum}, got {reprlib.repr(value)}"
+    if not 1 <= stage.width * stage.mlp_ratio <= MAX_HIDDEN:
+        yield (
+            f"{name}: width * mlp_ratio must be from 1 to {MAX_HIDDEN}, "
+            f"got {stage.width} * {stage.mlp_ratio}"
+        )
+    if stage.width % stage.heads or stage.head_dim % 4:
+        yield (f"{name}: width / heads must be a multiple of 4, got {stage.width} / {stage.heads}")
 
 
 def component_names(levels: int) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from msf_kernels import guided_euler_step
 
-from .config import MOST_STEPS
+from .config import MAX_STEPS
 
 SOLVERS = ("euler", "heun")
 
@@ -51,8 +51,8 @@ def check_settings(
         raise ValueError(f"steps must be a whole number, got {steps}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    if steps > MOST_STEPS:
-        raise ValueError(f"steps must be at most {MOST_STEPS}, got {reprlib.repr(steps)}")
+    if steps > MAX_STEPS:
+        raise ValueError(f"steps must be at most {MAX_STEPS}, got {reprlib.repr(steps)}")
     try:
         low, high = guidance_interval
     except (TypeError, ValueError):

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-MOST_LEVELS = 16  # of 65,536 pixels
+MAX_LEVELS = 16  # of 65,536 pixels
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    if not 1 <= args.levels <= MOST_LEVELS:
-        raise ValueError(f"--levels must be 1 to {MOST_LEVELS}, got {args.levels}")
+    if not 1 <= args.levels <= MAX_LEVELS:
+        raise ValueError(f"--levels must be 1 to {MAX_LEVELS}, got {args.levels}")
     out = args.out or args.path.with_name(args.path.stem + "-msf")
     outputs.check_folder(out, args.overwrite)
     x = _read(args.path)

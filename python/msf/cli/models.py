@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..model import MSF
 
 
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +33,8 @@ def device(args: argparse.Namespace) -> torch.device:
     """The device asked for, with torch's threads set. ValueError when it is not there."""
     import torch
 
-    if not 1 <= args.threads <= MOST_THREADS:
-        raise ValueError(f"--threads must be 1 to {MOST_THREADS}, got {args.threads}")
+    if not 1 <= args.threads <= MAX_THREADS:
+        raise ValueError(f"--threads must be 1 to {MAX_THREADS}, got {args.threads}")
     torch.set_num_threads(args.threads)
     if args.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     Batches = Iterable[tuple[Tensor, list[Tensor]]]
 
 COUNT = 16
-MOST_IN_GRID = 10_000
-MOST_IN_FOLDER = 1_000_000  # six digits a name
+MAX_IN_GRID = 10_000
+MAX_IN_FOLDER = 1_000_000  # six digits a name
 PICTURES = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg", ".pdf")
 OTHER_FILES = (*PICTURES, ".npy", ".npz", ".pt")
-MOST_BYTES = 4 * 2**30  # a grid's or a tensor's images are in memory, twice at the end
+MAX_BYTES = 4 * 2**30  # a grid's or a tensor's images are in memory, twice at the end
 
 
 def class_numbers(text: str) -> list[int]:
@@ -71,9 +71,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     count = args.count if args.count is not None else len(args.labels or range(COUNT))
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
-    if count > (most := _most(args.out, model.config)):
+    if count > (maximum := _max_count(args.out, model.config)):
         raise ValueError(
-            f"--count must be at most {most} for --out {args.out}, got {count}; "
+            f"--count must be at most {maximum} for --out {args.out}, got {count}; "
             "sample in parts, each with its --seed and --out"
         )
     labels = _labels(args, model, count)
@@ -96,13 +96,13 @@ def text(document: dict[str, Any]) -> str:
     return f"{document['out']}: {document['images']} images of {size}, seeds {first} to {last}"
 
 
-def _most(out: Path, config: MSFConfig) -> int:
-    """How many images ``out`` may hold."""
+def _max_count(out: Path, config: MSFConfig) -> int:
+    """Return how many images ``out`` may hold."""
     suffix = out.suffix.lower()
     if suffix not in (".png", ".safetensors"):
-        return MOST_IN_FOLDER
-    fitting = MOST_BYTES // (4 * config.channels * math.prod(config.image_size))
-    return min(fitting, MOST_IN_GRID) if suffix == ".png" else fitting
+        return MAX_IN_FOLDER
+    fitting = MAX_BYTES // (4 * config.channels * math.prod(config.image_size))
+    return min(fitting, MAX_IN_GRID) if suffix == ".png" else fitting
 
 
 def _labels(args: argparse.Namespace, model: MSF, count: int) -> Tensor | None:

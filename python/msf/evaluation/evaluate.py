@@ -60,15 +60,15 @@ class Evaluator:
         )
         n = min(len(self._test), MAX_SAMPLES) if num_samples is None else num_samples
         # Both manifolds of an interval's subset need more points than neighbours.
-        least = 2 * (NEIGHBOURS + 1)
-        if len(self._test) < least:
+        minimum = 2 * (NEIGHBOURS + 1)
+        if len(self._test) < minimum:
             raise ValueError(
-                f"evaluation: needs at least {least} images in the test split, {source!r} has "
+                f"evaluation: needs at least {minimum} images in the test split, {source!r} has "
                 f"{len(self._test)}; the split is 80/10/10, so give about 100 or more"
             )
-        if not least <= n <= len(self._test):
+        if not minimum <= n <= len(self._test):
             raise ValueError(
-                f"evaluation: num_samples (--samples) must be at least {least} and at most the "
+                f"evaluation: num_samples (--samples) must be at least {minimum} and at most the "
                 f"{len(self._test)} images in the test split of {source!r}, got {n}"
             )
         n -= n % 2

@@ -67,5 +67,5 @@ def figure(
     m = len(chosen[0])
     deviations = (replicates - replicates.mean()) * (m / (n - m)) ** 0.5
     low, high = torch.quantile(deviations, torch.tensor([0.025, 0.975], dtype=torch.float64))
-    least, most = bounds
-    return Figure(value, max(value + float(low), least), min(value + float(high), most))
+    minimum, maximum = bounds
+    return Figure(value, max(value + float(low), minimum), min(value + float(high), maximum))
