@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from models import images, tiny_model
-from msf import sample
+from msf import SamplingConfig, sample, sample_components
 from msf.sampling import image_noise
 
 LABELS = torch.tensor([0, 1, 2, 3])
@@ -31,7 +31,7 @@ def test_images_do_not_depend_on_their_batch(levels):
 @pytest.mark.parametrize("levels", [0, 1, 2])
 def test_components_merge_to_the_image(levels):
     model = tiny_model(levels)
-    x, components = sample(model, LABELS, seeds=range(4), return_components=True)
+    x, components = sample_components(model, LABELS, seeds=range(4))
     assert [tuple(f.shape[2:]) for f in components] == [
         model.config.stage_size(i) for i in range(levels + 1)
     ]
@@ -64,6 +64,18 @@ def test_guidance_interval_skips_the_unconditional_half():
     assert batches == [4, 4, 8, 8]
 
 
+def test_a_config_and_its_fields_say_the_same_and_fields_come_first():
+    model, how = tiny_model(), {"steps": (3, 2), "guidance_scale": 2.0, "solver": "heun"}
+    expected = sample(model, LABELS, seeds=range(4), **how)
+    config = SamplingConfig(**how)
+    assert torch.equal(sample(model, LABELS, seeds=range(4), config=config), expected)
+    config = SamplingConfig(steps=1, guidance_scale=2.0)
+    got = sample(model, LABELS, seeds=range(4), config=config, steps=(3, 2), solver="heun")
+    assert torch.equal(got, expected)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'step'"):
+        sample(model, LABELS, seeds=range(4), step=3)
+
+
 def test_null_label_is_the_unconditional_model():
     model, null = tiny_model(), torch.full((4,), 3)
     guided = sample(model, null, seeds=range(4), guidance_scale=5.0)
@@ -72,16 +84,14 @@ def test_null_label_is_the_unconditional_model():
 
 def test_given_base_is_kept():
     model, base = tiny_model(), images(4, (4, 4))
-    x, components = sample(model, LABELS, seeds=range(4), base=base, return_components=True)
+    x, components = sample_components(model, LABELS, seeds=range(4), base=base)
     assert torch.equal(components[0], base)
     assert torch.equal(x, sample(model, LABELS, seeds=range(4), base=base))
 
 
 def test_projected_residual_pools_to_the_base():
     model = tiny_model(levels=2)
-    x, components = sample(
-        model, LABELS, seeds=range(4), project_residual=True, return_components=True
-    )
+    x, components = sample_components(model, LABELS, seeds=range(4), project_residual=True)
     pooled = torch.nn.functional.avg_pool2d(x, 4)
     # Per level: the residual's mean, its subtraction and the merge round once each, on values up to
     # max|x|.
@@ -141,9 +151,13 @@ def test_without_classes_and_with_no_images():
         ({"guidance_interval": 0.5}, r"guidance_interval must be \(low, high\), got 0.5"),
         ({"guidance_interval": (0.5,)}, r"guidance_interval must be \(low, high\), got \(0.5,\)"),
         ({"guidance_scale": (1.0, float("nan"))}, "guidance_scale must be finite"),
+        ({"guidance_scale": float("inf")}, "guidance_scale must be finite"),
+        ({"guidance_scale": 1e39}, "guidance_scale must be finite"),
+        ({"guidance_scale": 10**400}, r"guidance_scale must be finite, got 1000\d+\.\.\.0+$"),
         ({"guidance_interval": ((0, 1), (1, 0))}, "guidance_interval 0 <= low <= high <= 1"),
         ({"guidance_scale": (1.0,)}, "guidance_scale must be one value or 2"),
         ({"guidance_interval": ((0.0, 1.0),)}, "guidance_interval must be one value or 2"),
+        ({"guidance_interval": (0.9, 0.1)}, "guidance_interval 0 <= low <= high <= 1"),
         ({"solver": "dopri5"}, "solver must be one of"),
         ({"prior_noise": 0.5}, r"prior_noise must be in \[0, 0.3\]"),
         ({"size": (8, 9)}, r"base: image sides must be multiples of 2 .* got \(8, 9\)"),

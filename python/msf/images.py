@@ -48,7 +48,7 @@ def component_grid(model: MSF, components: Sequence[Tensor], *, zoom: int | None
     """Base, residuals and the merged image side by side, a block of images each: (C, h, w) in [-1,
     1].
 
-    Components are in data units, as ``sample(return_components=True)`` gives them. Residuals are
+    Components are in data units, as ``sample_components`` gives them. Residuals are
     shown around grey, two standard deviations wide.
     """
     pyramid, size = model.pyramid, model.config.image_size

@@ -15,7 +15,7 @@ from msf_kernels import flow_interpolate
 
 from .config import MSFConfig
 from .files import atomic_write
-from .flow import logit_normal_times
+from .interpolation import logit_normal_times
 from .pyramid import Pyramid
 from .transformer import StageTransformer
 

@@ -8,8 +8,9 @@ from PIL import Image
 
 from models import images, tiny_model
 from msf.data import load_data
+from msf.precision import computes_bf16
 from msf.training.batches import batches
-from msf.training.stage import StageTrainer, computes_bf16
+from msf.training.stage import StageTrainer
 from training_runs import TRAINING
 
 

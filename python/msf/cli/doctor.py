@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     import msf_kernels
 
-    from ..training.stage import bf16_instructions
+    from ..precision import bf16_instructions
 
     requested = os.environ.get("MSF_BACKEND") or "auto"
     problems, operators = [], {}

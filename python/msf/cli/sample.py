@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from ..config import MSFConfig
     from ..model import MSF
+    from ..sampling import Sample
 
-    Batches = Iterable[tuple[Tensor, list[Tensor]]]
+    Batches = Iterable[Sample]
 
 COUNT = 16
 MAX_IN_GRID = 10_000
@@ -66,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     device = models.device(args)
     model = models.load(args.model, device)
-    options = sampling.options(args, args.steps, model.config)
+    config = sampling.read(args, args.steps, model.config)
     write = _writer(args, model.config.channels)
     count = args.count if args.count is not None else len(args.labels or range(COUNT))
     if count < 1:
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     labels = _labels(args, model, count)
     seeds = range(args.seed, args.seed + count)
-    batches = sampling.generate(model, labels, seeds, args, **options)
+    batches = sampling.generate(model, labels, seeds, config, args)
     total = math.ceil(count / args.batch_size)
     write(args.out, model, models.progress(batches, total))
     return {

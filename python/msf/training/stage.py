@@ -13,32 +13,9 @@ from torch import Tensor
 
 from ..files import atomic_write
 from ..model import MSF
+from ..precision import autocast
 from ..seeds import generator
 from .config import TrainingConfig
-
-
-def bf16_instructions() -> list[str]:
-    """The instructions by which this CPU computes in bfloat16. Without any it is emulated: 115
-    against 1,319 GFLOP/s on one core."""
-    found = {
-        # Private names that not every torch has; no answer counts as no.
-        "AVX512-BF16": getattr(torch.cpu, "_is_avx512_bf16_supported", bool)(),
-        "AMX": getattr(torch.cpu, "_is_amx_tile_supported", bool)(),
-    }
-    return [name for name, present in found.items() if present]
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether ``device`` computes in bfloat16 itself; a GPU before Ampere emulates it too."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(bf16_instructions())
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bfloat16 autocast, or a disabled one, by ``TrainingConfig.precision``."""
-    enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 class StageTrainer:

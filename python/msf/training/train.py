@@ -18,7 +18,7 @@ from ..config import MSFConfig
 from ..data import ImageData, load_data
 from ..images import component_grid
 from ..model import MSF
-from ..sampling import sample
+from ..sampling import sample_components
 from ..seeds import generator
 from .batches import batches
 from .config import RunConfig, TrainingConfig
@@ -159,12 +159,11 @@ def preview(model: MSF, index: int, data: ImageData) -> Tensor:
     untrained."""
     images, labels = data.batch(torch.arange(PREVIEW_IMAGES) * len(data) // PREVIEW_IMAGES)
     true_base = model.pyramid.split(images.to(model.pyramid.mean.device))[0]
-    _, components = sample(
+    _, components = sample_components(
         model,
         labels if model.config.num_classes else None,
         seeds=range(PREVIEW_IMAGES),
         steps=tuple(min(steps, PREVIEW_STEPS) for steps in model.config.steps),
         base=true_base if "base" in model.untrained_stages else None,
-        return_components=True,
     )
     return component_grid(model, components[: index + 1])
