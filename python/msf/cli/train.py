@@ -60,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     config, training = _settings(args)
     device = models.device(args)
-    from ..training.train import Interrupted, train
+    from ..training.interrupts import Interrupted
+    from ..training.train import train
 
     # TensorBoard writes in a thread; when that fails, the main thread raises its error once more.
     threading.excepthook = lambda _: None

@@ -4,10 +4,7 @@ seen."""
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterable, Iterator
-from multiprocessing import parent_process
-from threading import Thread
 
 import torch
 from torch import Tensor
@@ -15,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data import ImageData, ImageFolder
 from ..seeds import generator
+from .interrupts import leave_sigterm_to_the_parent
 
 
 class _Steps(Sampler[Tensor]):
@@ -68,7 +66,7 @@ def batches(
         sampler=steps,
         num_workers=workers,
         collate_fn=_shared if workers else None,
-        worker_init_fn=_leave_sigterm_to_the_parent,
+        worker_init_fn=leave_sigterm_to_the_parent,
         pin_memory=pin,
     )
 
@@ -83,18 +81,3 @@ def _shared(batch: Iterable[Tensor]) -> list[Tensor]:
             f"data: no shared memory for a batch ({error}); raise the limit (ulimit -f, /dev/shm) "
             "or use a smaller --batch-size"
         ) from None
-
-
-def _leave_sigterm_to_the_parent(_: int) -> None:
-    """Sent to all of a job's processes, SIGTERM lets the parent save, for which it needs its
-    workers; one from the parent itself ends this worker."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    Thread(target=_await_sigterm_of_the_parent, daemon=True).start()
-
-
-def _await_sigterm_of_the_parent() -> None:
-    parent = parent_process()
-    assert parent
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
-    os._exit(0)

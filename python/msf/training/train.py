@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,39 +19,13 @@ from ..seeds import generator
 from .batches import batches
 from .config import RunConfig, TrainingConfig
 from .folder import RunFolder
+from .interrupts import Interrupted, StopSignal
 from .recorder import Recorder, plot_losses
 from .stage import StageTrainer
 
 STATISTICS_IMAGES = 16_384
 PREVIEW_IMAGES = 25
 PREVIEW_STEPS = 50
-
-
-class Interrupted(Exception):
-    """Training was asked to stop, and did after saving everything."""
-
-
-class StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a flag, so that the step under way is finished and
-    kept."""
-
-    def __init__(self) -> None:
-        self.received = False
-
-    def __enter__(self) -> StopSignal:
-        self._previous: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        self.received = True
-        signal.signal(number, self._previous[number])
 
 
 def train(
