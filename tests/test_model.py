@@ -81,7 +81,7 @@ def test_prior_is_the_standardised_noised_upsampled_image_below():
     model, x = tiny_model(), images(2, (4, 4))
     noise, prior_noise = torch.randn(x.shape, generator=generator()), torch.tensor([0.0, 0.3])
     prior = model.prior(x, prior_noise, noise)
-    low = model.pyramid.standardize(0, x) + prior_noise.view(2, 1, 1, 1) * noise
+    low = model.pyramid.standardize_base(x) + prior_noise.view(2, 1, 1, 1) * noise
     assert torch.equal(prior, low.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 

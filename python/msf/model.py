@@ -79,11 +79,11 @@ class MSF(nn.Module):
             raise ValueError(f"training_losses: x must be float32 (B, C, H, W), got {kind}")
         if not x.numel():
             raise ValueError("training_losses: x must hold images, got an empty batch")
-        components = self.pyramid.split(x)
+        data = self.pyramid.stage_data(x)
         self.config.check_size(tuple(x.shape[2:]))
         self.check_labels(y, len(x))
         losses = {
-            name: self._stage_loss(index, components, y, generator)
+            name: self._stage_loss(index, *data[index], y, generator)
             for index, name in enumerate(names)
             if stage in (None, name)
         }
@@ -92,11 +92,11 @@ class MSF(nn.Module):
     def _stage_loss(
         self,
         index: int,
-        components: list[Tensor],
+        data: Tensor,
+        below: Tensor | None,
         y: Tensor | None,
         generator: torch.Generator | None,
     ) -> Tensor:
-        data = self.pyramid.standardize(index, components[index])
         batch, device = len(data), data.device
         noise = torch.randn(data.shape, generator=generator, device=device)
         t = logit_normal_times(batch, self.config.time_std, generator=generator, device=device)
@@ -105,10 +105,9 @@ class MSF(nn.Module):
             drop = torch.rand(batch, generator=generator, device=device) < self.config.label_dropout
             y = torch.where(drop, self.config.num_classes, y)
         prior = prior_noise = None
-        if index > 0:
+        if below is not None:
             uniform = torch.rand(batch, generator=generator, device=device)
             prior_noise = uniform * self.config.max_prior_noise
-            below = self.pyramid.merge(components[:index])
             noise = torch.randn(below.shape, generator=generator, device=device)
             prior = self.prior(below, prior_noise, noise)
         velocity = self.stages[index](x_t, t, y, prior, prior_noise)
@@ -121,7 +120,7 @@ class MSF(nn.Module):
         Our choice: the noise is added before upsampling, where the errors of a generated base are,
         and every scale's prior is standardised by the base's statistics.
         """
-        x = self.pyramid.standardize(0, x) + prior_noise[:, None, None, None] * noise
+        x = self.pyramid.standardize_base(x) + prior_noise[:, None, None, None] * noise
         return self.pyramid.upsample(x)
 
     def check_labels(self, y: Tensor | None, batch: int, *, null: bool = False) -> None:

@@ -96,7 +96,7 @@ def sample_components(
         last = None if below is None else pyramid.last_step(below, i, patch)
         x = integrate(velocity, noise.to(device), stages[i], patch=patch, last=last)
         if below is None:
-            x = pyramid.unstandardize(i, x)
+            x = pyramid.unstandardize_base(x)
             components.append(x)
         else:
             x = pyramid.project(x, below) if config.project_residual else x
