@@ -12,16 +12,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..training.config import read_run
-from . import models, outputs, sampling, settings
+from ...training.config import read_run
+from .. import models, outputs, sampling, settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..evaluation import Generate
-    from ..flops import StageCost
-    from ..model import MSF
-    from ..sampling_config import SamplingConfig
+    from ...evaluation import Generate
+    from ...flops import StageCost
+    from ...model import MSF
+    from ...sampling_config import SamplingConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from ..evaluation import Evaluator
-    from ..flops import stage_costs
+    from ...evaluation import Evaluator
+    from ...flops import stage_costs
 
     device = models.device(args)
     if args.out:
@@ -101,7 +101,7 @@ def _source(args: argparse.Namespace) -> str:
 
 def _gmacs(costs: list[StageCost], solver: str) -> float:
     """Return the GMACs of sampling one image without guidance."""
-    from ..solver import evaluations
+    from ...solver import evaluations
 
     return sum(cost.macs * evaluations(cost.steps, solver) for cost in costs) / 1e9
 

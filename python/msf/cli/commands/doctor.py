@@ -11,7 +11,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from . import models, tables
+from .. import models, tables
 
 OPTIONAL = (
     "diffusers",
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     import msf_kernels
 
-    from ..precision import bf16_instructions
+    from ...precision import bf16_instructions
 
     requested = os.environ.get("MSF_BACKEND") or "auto"
     problems, operators = [], {}

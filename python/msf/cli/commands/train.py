@@ -22,11 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import MSFConfig
-from ..training.config import PRECISIONS, TrainingConfig
-from . import models, settings, tables
-from .errors import Failure
-from .sampling import number
+from ...config import MSFConfig
+from ...training.config import PRECISIONS, TrainingConfig
+from .. import models, settings, tables
+from ..errors import Failure
+from ..sampling import number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     config, training = _settings(args)
     device = models.device(args)
-    from ..training.interrupts import Interrupted
-    from ..training.train import train
+    from ...training.interrupts import Interrupted
+    from ...training.train import train
 
     # TensorBoard writes in a thread; when that fails, the main thread raises its error once more.
     threading.excepthook = lambda _: None

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import models, outputs, sampling, tables
+from .. import models, outputs, sampling, tables
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..config import MSFConfig
-    from ..model import MSF
-    from ..sampling import Sample
+    from ...config import MSFConfig
+    from ...model import MSF
+    from ...sampling import Sample
 
     Batches = Iterable[Sample]
 
@@ -141,14 +141,14 @@ def _writer(args: argparse.Namespace, channels: int) -> Callable[[Path, MSF, Bat
 def _write_grid(path: Path, model: MSF, batches: Batches) -> None:
     import torch
 
-    from ..images import component_grid, save_image
+    from ...images import component_grid, save_image
 
     components = [torch.cat(parts) for parts in zip(*(parts for _, parts in batches), strict=True)]
     save_image(path, component_grid(model.cpu(), components))
 
 
 def _write_folder(path: Path, model: MSF, batches: Batches) -> None:
-    from ..images import save_image
+    from ...images import save_image
 
     with outputs.atomic_folder(path) as folder:
         index = 0
@@ -162,7 +162,7 @@ def _write_tensors(path: Path, model: MSF, batches: Batches) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from ..files import atomic_write
+    from ...files import atomic_write
 
     images = torch.cat([images for images, _ in batches])
     with atomic_write(path) as temporary:
