@@ -28,7 +28,7 @@ __all__ = [
     "sample_components",
 ]
 
-# These import torch, which takes seconds: only when used, so that `msf --help` answers at once.
+# Torch takes seconds to import: these do so only when used, so that `msf --help` answers at once.
 _NEED_TORCH = {
     "MSF": "model",
     "Pyramid": "pyramid",

@@ -13,7 +13,7 @@ from .parsing import check_fields, parse_dataclass, parse_object
 UPSAMPLE_MODES = ("nearest", "bilinear")
 POSITIONS = ("rope", "sincos")
 
-# Far beyond what can be trained: a slip is told before it takes all memory, or for ever.
+# These are far beyond what can be trained: a slip is told before it takes all memory, or for ever.
 MAX_STEPS = 100_000
 MAX_SIDE = MAX_CHANNELS = MAX_WIDTH = 2**16
 MAX_CLASSES = 2**20
@@ -123,7 +123,8 @@ class MSFConfig:
                 )
 
     def check_size(self, size: tuple[int, ...]) -> None:
-        """ValueError unless every stage's patch divides images of ``size`` (H, W) at its scale."""
+        """Raise a ValueError unless every stage's patch divides images of ``size`` (H, W) at its
+        scale."""
         if len(size) != 2:
             raise ValueError(f"an image's size must be (height, width), got {tuple(size)}")
         if any(side > MAX_SIDE for side in size):
@@ -133,7 +134,7 @@ class MSFConfig:
 
     @property
     def levels(self) -> int:
-        """N: how many residuals there are above the base."""
+        """N, how many residuals there are above the base."""
         return len(self.stages) - 1
 
     @property
@@ -141,7 +142,7 @@ class MSFConfig:
         return component_names(self.levels)
 
     def stage_size(self, index: int, size: tuple[int, int] | None = None) -> tuple[int, int]:
-        """(height, width) at which stage ``index`` works on images of ``size``."""
+        """Return (height, width) at which stage ``index`` works on images of ``size``."""
         height, width = size or self.image_size
         scale = 2 ** (self.levels - index)
         return height // scale, width // scale
@@ -151,7 +152,7 @@ class MSFConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MSFConfig:
-        """Inverse of ``to_dict``; lists may stand for tuples. ValueError names what is wrong."""
+        """Invert ``to_dict``; lists may stand for tuples. A ValueError names what is wrong."""
         return parse_dataclass(cls, values, "MSFConfig")
 
     def to_json(self) -> str:
@@ -179,7 +180,7 @@ def _stage_problems(name: str, stage: StageConfig) -> Iterator[str]:
 
 
 def component_names(levels: int) -> tuple[str, ...]:
-    """The base's and the residuals' names, which are their stages' too."""
+    """Return the names of the base and the residuals, which are those of their stages too."""
     if levels == 1:
         return ("base", "residual")
     return ("base", *(f"residual_{i}" for i in range(1, levels + 1)))

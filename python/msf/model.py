@@ -49,7 +49,7 @@ class MSF(nn.Module):
 
     @property
     def untrained_stages(self) -> tuple[str, ...]:
-        """Names of the stages whose output is still the zero it is initialised to."""
+        """The names of the stages whose output is still the zero it is initialised to."""
         return tuple(
             name
             for name, stage in zip(self.config.stage_names, self.stages)
@@ -64,7 +64,8 @@ class MSF(nn.Module):
         stage: str | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Flow-matching loss of every stage, or of ``stage`` alone, and their sum as "total".
+        """Return the flow-matching loss of every stage, or of ``stage`` alone, and their sum as
+        "total".
 
         x (B, C, H, W) images or latents; y (B,) int64 labels in [0, num_classes), None without
         classes. Rectified flow (arXiv 2209.03003) with logit-normal times (arXiv 2403.03206): mean
@@ -124,8 +125,8 @@ class MSF(nn.Module):
         return self.pyramid.upsample(x)
 
     def check_labels(self, y: Tensor | None, batch: int, *, null: bool = False) -> None:
-        """ValueError unless y is (batch,) int64, on the CPU in range, or None without classes;
-        TypeError for what is no tensor."""
+        """Raise a ValueError unless y is (batch,) int64, on the CPU in range, or None without
+        classes; TypeError for what is no tensor."""
         if y is not None and not isinstance(y, Tensor):
             raise TypeError(f"labels must be a tensor (B,) of int64, got a {type(y).__name__}")
         classes = self.config.num_classes
@@ -192,7 +193,8 @@ class MSF(nn.Module):
 
 
 def read_config(directory: str | os.PathLike[str]) -> MSFConfig:
-    """The configuration that ``save_pretrained`` wrote. ValueError (one line) if it is corrupt."""
+    """Read the configuration that ``save_pretrained`` wrote. ValueError (one line) if it is
+    corrupt."""
     file = Path(directory) / CONFIG_FILE
     try:
         return MSFConfig.from_json(file.read_bytes())

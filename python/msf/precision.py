@@ -11,7 +11,7 @@ def bf16_instructions() -> list[str]:
     Without any it is emulated: 115 against 1,319 GFLOP/s on one core.
     """
     found = {
-        # Private names that not every torch has; no answer counts as no.
+        # Not every torch has these private names; no answer counts as no.
         "AVX512-BF16": getattr(torch.cpu, "_is_avx512_bf16_supported", bool)(),
         "AMX": getattr(torch.cpu, "_is_amx_tile_supported", bool)(),
     }

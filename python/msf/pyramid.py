@@ -13,7 +13,7 @@ from msf_kernels import guided_euler_merge, pyramid_merge, pyramid_split
 
 
 class Pyramid(nn.Module):
-    """Split, merge and the per-scale statistics that standardise what the stages see.
+    """A Pyramid splits, merges and holds the statistics that standardise what the stages see.
 
     With D a 2x2 average pool and U the upsampling ("nearest" or "bilinear"), N = ``levels``:
 

@@ -76,7 +76,7 @@ def sample_components(
     **fields: Unpack[SamplingFields],
 ) -> Sample:
     """Generate what ``sample`` does, and keep the components that the images are made of."""
-    # Not by its class: a compiled model is another's.
+    # A model is known by its config, because a compiled one is of another class.
     if not isinstance(getattr(model, "config", None), MSFConfig):
         raise TypeError(f"sample: model must be an MSF, got a {type(model).__name__}")
     device, pyramid = model.pyramid.mean.device, model.pyramid
@@ -166,7 +166,7 @@ def _check(
     config = model.config
     config.check_size(size)
     if isinstance(labels, Tensor):
-        labels = labels.cpu()  # where their range is checked
+        labels = labels.cpu()  # their range is only checked there
         if labels.dim() == 1 and len(labels) != len(seeds):
             raise ValueError(
                 "sample: give a seed for every label, "

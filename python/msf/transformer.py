@@ -17,28 +17,31 @@ FREQUENCIES = 256
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> (B, H/p * W/p, p * p * C) tokens, row by row."""
+    """Cut x (B, C, H, W) into tokens (B, H/p * W/p, p * p * C), row by row."""
     b, c, h, w = x.shape
     x = x.reshape(b, c, h // patch, patch, w // patch, patch)
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def unpatchify(x: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
-    """(B, H/p * W/p, p * p * C) -> (B, C, H, W); inverse of ``patchify``. ``size`` is (H, W)."""
+    """Invert ``patchify``: tokens (B, H/p * W/p, p * p * C) become (B, C, H, W); ``size`` is (H,
+    W)."""
     x = x.unflatten(2, (patch, patch, x.shape[2] // patch**2))
     x = x.unflatten(1, (size[0] // patch, size[1] // patch))
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def sinusoid(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """(n,) -> (n, dim) cosines and sines at geometric frequencies (arXiv 1706.03762, 3.5)."""
+    """Map positions (n,) to (n, dim) cosines and sines at geometric frequencies (arXiv 1706.03762,
+    3.5)."""
     exponents = torch.arange(dim // 2, device=positions.device) / (dim // 2)
     angles = positions.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """(height * width, dim) position table: half of the channels for rows, half for columns.
+    """Return the position table (height * width, dim): half of the channels for rows, half for
+    columns.
 
     The result is cached, do not write to it; torch.compile makes it in its graph.
     """
@@ -56,13 +59,14 @@ _cached_sincos_2d = lru_cache(maxsize=64)(_sincos_2d)
 
 
 class ScalarEmbedding(nn.Sequential):
-    """Embeds times or deviations of noise (B,) in [0, 1] as (B, D), by sinusoids and an MLP."""
+    """A ScalarEmbedding embeds times or deviations of noise (B,) in [0, 1] as (B, D): sinusoids and
+    an MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, value: Tensor) -> Tensor:
-        # 1000: the frequencies were made for the step numbers of a 1000-step diffusion.
+        # The frequencies were made for the step numbers of a 1000-step diffusion.
         embedded = sinusoid(1000 * value, FREQUENCIES)
         return super().forward(embedded.to(self.get_parameter("0.weight").dtype))
 
@@ -164,7 +168,7 @@ class StageTransformer(nn.Module):
 
     @property
     def is_trained(self) -> bool:
-        """True when the output is no longer the zero that it is initialised to."""
+        """True once the output is no longer the zero that it is initialised to."""
         return bool(self.output.weight.any())
 
     def forward(

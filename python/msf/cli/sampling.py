@@ -98,7 +98,7 @@ def generate(
     from ..sampling import Sample, sample_components
 
     device = model.pyramid.mean.device
-    # Unlike in training: the figures we publish for a CPU are the same on every CPU.
+    # In training a CPU may choose bf16; the figures we publish for a CPU are the same on every one.
     fp32 = args.precision == "auto" and device.type == "cpu"
     for start in range(0, len(seeds), args.batch_size):
         rows = slice(start, start + args.batch_size)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of the Gaussians fitted to a (n, D) and b (m, D) (Heusel et al. 2017).
+    """Return the Frechet distance of the Gaussians fitted to a (n, D) and b (m, D) (Heusel et al.
+    2017).
 
     |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2). The root's trace is the sum of the roots of
     the eigenvalues of S_a^1/2 S_b S_a^1/2, which is symmetric. Biased upwards by O(1/n + 1/m):
@@ -24,7 +25,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def kid(a: Tensor, b: Tensor) -> float:
-    """Kernel distance of a (n, D) and b (m, D): unbiased squared MMD (Binkowski et al. 2018).
+    """Return the kernel distance of a (n, D) and b (m, D): unbiased squared MMD (Binkowski et al.
+    2018).
 
     Kernel (x.y / D + 1)^3. Its expectation is 0 for independent samples of one distribution, so
     that single values may be negative, and slightly below 0 where both have the same label counts.
@@ -42,7 +44,7 @@ def kid(a: Tensor, b: Tensor) -> float:
 
 
 def in_manifold(points: Tensor, queries: Tensor, k: int = 3) -> Tensor:
-    """Which queries (m, D) lie in the manifold of points (n, D): (m,) bool.
+    """Return which queries (m, D) lie in the manifold of points (n, D), as (m,) bool.
 
     The manifold is the union of the balls around every point that reach to its k-th nearest
     neighbour among the others (Kynkaanniemi et al. 2019).
@@ -54,8 +56,8 @@ def in_manifold(points: Tensor, queries: Tensor, k: int = 3) -> Tensor:
 
 
 def precision(real: Tensor, generated: Tensor, k: int = 3) -> float:
-    """Improved precision (Kynkaanniemi et al. 2019): the share of generated (m, D) in the manifold
-    of real (n, D). With the two exchanged it is recall."""
+    """Return the improved precision (Kynkaanniemi et al. 2019): the share of generated (m, D) in
+    the manifold of real (n, D). With the two exchanged it is recall."""
     return float(in_manifold(real, generated, k).double().mean())
 
 

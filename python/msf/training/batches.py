@@ -16,8 +16,8 @@ from .interrupts import leave_sigterm_to_the_parent
 
 
 class _Steps(Sampler[Tensor]):
-    """Indices of the batches of steps ``first`` to ``last`` - 1: one shuffle an epoch, short rest
-    dropped."""
+    """The indices of the batches of steps ``first`` to ``last`` - 1: one shuffle an epoch, short
+    rest dropped."""
 
     def __init__(self, length: int, batch_size: int, first: int, last: int, seed: int) -> None:
         self.length, self.batch_size = length, min(batch_size, length)
@@ -41,7 +41,7 @@ class _Steps(Sampler[Tensor]):
 
 
 class _Batches(Dataset):
-    """``data`` indexed by a whole batch at once."""
+    """The images and labels of ``data``, indexed by a whole batch at once."""
 
     def __init__(self, data: ImageData) -> None:
         self.data = data
@@ -56,8 +56,9 @@ class _Batches(Dataset):
 def batches(
     data: ImageData, batch_size: int, first: int, last: int, seed: int, *, pin: bool = False
 ) -> DataLoader:
-    """Batches (images, labels) of steps ``first`` to ``last`` - 1; files are decoded by worker
-    processes. ``pin``: in page-locked memory, from where copies to a GPU need not be waited for."""
+    """Load batches (images, labels) of steps ``first`` to ``last`` - 1; worker processes decode
+    files. With ``pin`` they are in page-locked memory, from where copies to a GPU need not be
+    waited for."""
     workers = 0 if not isinstance(data, ImageFolder) else min(8, os.cpu_count() or 1)
     steps = _Steps(len(data), batch_size, first, last, seed)
     return DataLoader(
@@ -72,8 +73,8 @@ def batches(
 
 
 def _shared(batch: Iterable[Tensor]) -> list[Tensor]:
-    """``batch`` in shared memory. The queue's thread would move it there too, but drops an error,
-    and the parent would wait for ever."""
+    """Return ``batch`` in shared memory. The queue's thread would move it there too, but drops an
+    error, and the parent would wait for ever."""
     try:
         return [tensor.share_memory_() for tensor in batch]
     except RuntimeError as error:

@@ -40,7 +40,7 @@ class Metrics:
 
 
 class RunFolder:
-    """Opens ``path`` for the training ``run`` of ``config``.
+    """A RunFolder opens ``path`` for the training ``run`` of ``config``.
 
     ValueError when the folder holds something already and ``resume`` is not set, or when what it
     holds is no run, or one of another configuration. A run that ended before its first checkpoint
@@ -62,14 +62,14 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as claims:
             with locked(self.path):
-                self._check()  # again: another process may have come meanwhile
+                self._check()  # another process may have come meanwhile
                 if self._is_abandoned():
                     (self.path / "metrics.jsonl").unlink(missing_ok=True)
                     shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
                 with atomic_write(self.path / RUN_FILE) as temporary:
                     temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
                 for stage in stages:
-                    # All that a stage has of its own from the start and never replaces.
+                    # The logs are all that a stage has from the start and never replaces.
                     logs = self.path / "tensorboard" / stage
                     logs.mkdir(parents=True, exist_ok=True)
                     if not claims.enter_context(claim(logs)):
@@ -91,7 +91,7 @@ class RunFolder:
         self._check_same(self.config)
 
     def _is_abandoned(self) -> bool:
-        """Whether the run here has saved nothing, and no process is about to."""
+        """Return whether the run here has saved nothing, and no process is about to."""
         if read_run(self.path) is None or any(self.path.glob("[!.]*.safetensors")):
             return False
         with ExitStack() as claims:
@@ -117,7 +117,7 @@ class RunFolder:
         return self.path / f"state-{stage}.safetensors"
 
     def saved_model(self) -> MSF | None:
-        """The model as last saved, None where nothing is yet."""
+        """Return the model as last saved, None where nothing is yet."""
         if not (self.path / CONFIG_FILE).exists():
             return None
         return MSF.from_pretrained(self.path)
@@ -135,13 +135,13 @@ class RunFolder:
         with locked(self.path):
             model = self.saved_model() or averaged
             model.stages[trainer.index].load_state_dict(trainer.ema.state_dict())
-            # The state last: where writing the model fails, a resumed run repeats these steps and
-            # with them the model.
+            # The state comes last: where writing the model fails, a resumed run repeats these
+            # steps and with them the model.
             model.save_pretrained(self.path)
             trainer.save(self.state_file(trainer.name))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every complete line of metrics.jsonl."""
+        """Return every complete line of metrics.jsonl."""
         file = self.path / "metrics.jsonl"
         lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
         rows = []
@@ -167,7 +167,7 @@ class RunFolder:
 
 
 def _settings(config: MSFConfig, run: RunConfig) -> dict[str, Any]:
-    """All that both parts of a resumed run must have in common, as JSON gives it back."""
+    """Return all that both parts of a resumed run must have in common, as JSON gives it back."""
     settings = {
         **{f"model.{name}": value for name, value in asdict(config).items()},
         **{f"training.{name}": value for name, value in asdict(run.training).items()},

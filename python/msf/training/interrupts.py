@@ -15,7 +15,8 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into the flag ``received``; a second one ends the process.
+    """A StopSignal turns the first Ctrl-C or SIGTERM into the flag ``received``; a second one acts
+    as if there were no StopSignal.
 
     Outside the main thread, where Python takes no signals, it does nothing.
     """

@@ -19,7 +19,8 @@ from .config import TrainingConfig
 
 
 class StageTrainer:
-    """Trains ``model.stages[index]``; ``ema`` is its averaged copy, which is sampled and kept."""
+    """A StageTrainer trains ``model.stages[index]``; ``ema`` is its averaged copy, which is sampled
+    and kept."""
 
     def __init__(self, model: MSF, index: int, config: TrainingConfig) -> None:
         self.model, self.index, self.config = model, index, config
@@ -49,7 +50,7 @@ class StageTrainer:
         return rate
 
     def step(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """One update on images (B, C, H, W); returns the loss (detached, on the device)."""
+        """Take one step on images (B, C, H, W) and return the loss (detached, on the device)."""
         key = (self.config.seed, self.index, self.step_number)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -73,7 +74,8 @@ class StageTrainer:
         torch._foreach_lerp_(averages, self.parameters, 1 - decay)
 
     def check_finite(self) -> None:
-        """ValueError when the averaged weights, which never forget one, hold NaN or infinity."""
+        """Raise a ValueError when the averaged weights, which never forget one, hold NaN or
+        infinity."""
         norms = torch._foreach_norm(list(self.ema.parameters()))
         if not torch.stack(norms).isfinite().all():
             raise ValueError(
@@ -82,7 +84,7 @@ class StageTrainer:
             )
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a step changes, as one flat dictionary of tensors."""
+        """Return everything a step changes, as one flat dictionary of tensors."""
         tensors = {f"weights.{k}": v for k, v in self.stage.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
         for name, parameter in self.stage.named_parameters():

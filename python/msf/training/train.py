@@ -39,9 +39,9 @@ def train(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> MSF:
-    """Train ``stages`` (all by default) of a model on ``source`` into the folder ``out``; returns
-    the model that is there at the end. Stages train independently: other processes may train others
-    into ``out`` at the same time.
+    """Train ``stages`` (all by default) of a model on ``source`` into the folder ``out``, and
+    return the model that is there at the end. Stages train independently: other processes may train
+    others into ``out`` at the same time.
 
     source: as in ``load_data``. resume: continue the run that ``out`` holds, if any; the result is
     bit for bit that of an uninterrupted run on the same machine. Raises ``Interrupted`` when
@@ -82,7 +82,7 @@ def train(
             for trainer in trainers:
                 _train_stage(trainer, data, folder, averaged, stop, progress)
     plot_losses(folder.metrics(), folder.path / "loss.png")
-    # As saved, because another process may have trained the other stages meanwhile.
+    # The saved one, because another process may have trained the other stages meanwhile.
     return (folder.saved_model() or averaged).to(device).requires_grad_(False)
 
 
@@ -125,8 +125,8 @@ def _train_stage(
 
 @torch.no_grad()
 def preview(model: MSF, index: int, data: ImageData) -> Tensor:
-    """A grid (C, h, w) of samples of the stages up to ``index``, above true bases where the base is
-    untrained."""
+    """Return a grid (C, h, w) of samples of the stages up to ``index``, above true bases where the
+    base is untrained."""
     images, labels = data.batch(torch.arange(PREVIEW_IMAGES) * len(data) // PREVIEW_IMAGES)
     true_base = model.pyramid.split(images.to(model.pyramid.mean.device))[0]
     _, components = sample_components(

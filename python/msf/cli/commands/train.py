@@ -88,7 +88,7 @@ def text(document: dict[str, Any]) -> str:
 
 
 def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
-    """The preset or file with the command line's changes."""
+    """Return the preset or file with the command line's changes."""
     config, training = settings.read(args)
     if training is None:
         raise ValueError(f'{args.config}: key "training" is missing')
@@ -105,11 +105,11 @@ def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
 
 
 def _source(data: str) -> str:
-    """A folder by its full path, so that resuming and evaluating find it from anywhere."""
+    """Return a folder by its full path, so that resuming and evaluating find it from anywhere."""
     return data if data in ("digits", "textures") else str(Path(data).resolve())
 
 
 def _last_metrics(folder: Path) -> dict[str, Any]:
-    """{stage: its last line of metrics.jsonl}."""
+    """Return {stage: its last line of metrics.jsonl}."""
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return {row["stage"]: row for row in rows}
