@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ import torch
 from models import images, tiny_model
 from msf import SamplingConfig, sample, sample_components
 from msf.sampling import image_noise
+from msf.sampling_config import SamplingFields
 
 LABELS = torch.tensor([0, 1, 2, 3])
 
@@ -72,6 +75,7 @@ def test_a_config_and_its_fields_say_the_same_and_fields_come_first():
     config = SamplingConfig(steps=1, guidance_scale=2.0)
     got = sample(model, LABELS, seeds=range(4), config=config, steps=(3, 2), solver="heun")
     assert torch.equal(got, expected)
+    assert list(SamplingFields.__annotations__) == [field.name for field in fields(SamplingConfig)]
     with pytest.raises(TypeError, match="unexpected keyword argument 'step'"):
         sample(model, LABELS, seeds=range(4), step=3)
 

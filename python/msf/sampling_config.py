@@ -15,7 +15,7 @@ MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # steps compute in float32
 
 T = TypeVar("T")
 Interval = tuple[float, float]
-OneOrEach: TypeAlias = "T | Sequence[T]"  # one value for all stages, or one a stage, base first
+OneOrEach: TypeAlias = T | Sequence[T]  # one value for all stages, or one a stage, base first
 
 
 @dataclass(frozen=True)

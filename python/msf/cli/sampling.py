@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..sampling import Sample
 
 
+DEFAULTS = SamplingConfig()
+
+
 def number(text: str) -> float:
     """Return a finite float."""
     value = float(text)
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=number,
         metavar="G",
-        help="one for all stages or one a stage; 1 (default) is none",
+        help=f"one for all stages or one a stage; 1 is none (default {DEFAULTS.guidance_scale:g})",
     )
     parser.add_argument(
         "--guidance-interval",
@@ -44,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         help="times with guidance, 0 being noise and 1 the image",
     )
-    parser.add_argument("--solver", choices=SOLVERS)
+    parser.add_argument("--solver", choices=SOLVERS, help=f"default {DEFAULTS.solver}")
     parser.add_argument(
         "--prior-noise",
         type=number,
