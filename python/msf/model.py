@@ -67,10 +67,13 @@ class MSF(nn.Module):
         """Return the flow-matching loss of every stage, or of ``stage`` alone, and their sum as
         "total".
 
-        x (B, C, H, W) images or latents; y (B,) int64 labels in [0, num_classes), None without
-        classes. Rectified flow (arXiv 2209.03003) with logit-normal times (arXiv 2403.03206): mean
-        squared error of the velocity. Random numbers come from ``generator``, which lives on x's
-        device.
+        The loss is the mean squared error of the velocity of a rectified flow (arXiv 2209.03003) at
+        logit-normal times (arXiv 2403.03206).
+
+        Args:
+            x: (B, C, H, W) images or latents, float32.
+            y: (B,) int64 labels in [0, num_classes), None without classes.
+            generator: draws all random numbers, on x's device.
         """
         names = self.config.stage_names
         if stage is not None and stage not in names:
