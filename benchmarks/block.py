@@ -31,8 +31,7 @@ class BlockPass(ModelCall):
     """A call gives the outputs and, with `backward`, the gradients of all inputs and parameters.
 
     Args:
-        inputs: x and h (B, N, D), and the modulation (B, 8, D): the block's six parts, and the
-            shift and scale of the next.
+        inputs: x and h (B, N, D), and the condition c (B, D).
         cotangents: of both outputs.
         rope: as made by `rope_2d`.
     """
@@ -57,8 +56,8 @@ class BlockPass(ModelCall):
         where: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
         block = Block(stage, qk_norm=True).to(**where)
         drawn = torch.randn(4, batch, grid[0] * grid[1], stage.width, **where).unbind()
-        modulation = 0.5 * torch.randn(batch, 8, stage.width, **where)
-        inputs = tuple(tensor.requires_grad_() for tensor in (*drawn[:2], modulation))
+        condition = torch.randn(batch, stage.width, **where)
+        inputs = tuple(tensor.requires_grad_() for tensor in (*drawn[:2], condition))
         rope = rope_2d(*grid, stage.head_dim, device=device)
         return cls(block, inputs, drawn[2:], rope, backward)
 
@@ -73,7 +72,9 @@ class BlockPass(ModelCall):
         """Of the matrix products; a backward has twice those of its forward."""
         batch, tokens, width = self.inputs[0].shape
         weights = sum(p.numel() for p in self.block.parameters() if p.dim() == 2)
-        return 2 * batch * tokens * (weights + 2 * tokens * width) * (3 if self.backward else 1)
+        once = self.block.modulation.weight.numel()  # for an image, and not for each of its tokens
+        macs = batch * (once + tokens * (weights - once + 2 * tokens * width))
+        return 2 * macs * (3 if self.backward else 1)
 
     def exact(self) -> tuple[Tensor, ...]:
         """The results in float64."""
@@ -89,10 +90,8 @@ class BlockPass(ModelCall):
         return Work([partial(self._call, arm.prepare(self.block.forward))], arm.scope)
 
     def _call(self, run: Any) -> tuple[Tensor, ...]:
-        x, h, modulation = self.inputs
-        *six, shift, scale = modulation.unbind(1)
         with nullcontext() if self.backward else torch.no_grad():
-            outputs = run(x, h, tuple(six), shift, scale, self.rope)
+            outputs = run(*self.inputs, self.rope)
         if not self.backward:
             return outputs
         wanted = (*self.inputs, *self.block.parameters())

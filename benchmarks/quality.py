@@ -30,7 +30,7 @@ from msf.data import load_data
 from msf.evaluation import Evaluator
 from msf.files import atomic_write
 from msf.flops import stage_costs
-from msf.training.stage import bf16_instructions
+from msf.precision import bf16_instructions
 
 RESULTS = Path(__file__).parent / "results" / "cpu"
 

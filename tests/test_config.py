@@ -89,7 +89,7 @@ def test_bad_configuration_is_one_clear_line(changes, message):
         ({"qk_norm": 1}, "MSFConfig.qk_norm must be true or false, got 1"),
         ({"steps": 3}, "MSFConfig.steps must be a list, got 3"),
         ({"stages": None}, "MSFConfig.stages must be a list, got None"),
-        ({"max_base_noise": math.nan}, "MSFConfig.max_base_noise must be finite, got nan"),
+        ({"max_prior_noise": math.nan}, "MSFConfig.max_prior_noise must be finite, got nan"),
         ({"time_std": math.inf}, "MSFConfig.time_std must be finite, got inf"),
         ({"time_std": np.ones(2)}, "MSFConfig.time_std must be a number, got array"),
     ],

@@ -129,8 +129,8 @@ def test_sampling_agrees_with_the_cpu() -> None:
 def test_a_whole_stage_compiles(request_: str) -> None:
     """Forward and backward, as one graph; Inductor only orders the operations between ours anew."""
     stage, x = tiny_model().stages[1].cuda(), torch.randn(2, 2, 8, 8, device="cuda")
-    t, level = torch.rand(2, 2, device="cuda")
-    inputs = (x, t, torch.tensor([0, 2], device="cuda"), torch.randn_like(x), level)
+    t, prior_noise = torch.rand(2, 2, device="cuda")
+    inputs = (x, t, torch.tensor([0, 2], device="cuda"), torch.randn_like(x), prior_noise)
     cotangent = torch.randn_like(x)
     outcomes = []
     torch.compiler.reset()

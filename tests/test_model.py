@@ -73,15 +73,15 @@ def test_all_losses_compile_together(positions):
 def test_dropped_labels_become_the_null_class():
     model = tiny_model(label_dropout=1.0)
     model.training_losses(images(4), torch.tensor([0, 1, 2, 0]))["total"].backward()
-    used = model.stages[0].label.weight.grad.abs().sum(1) > 0
+    used = model.stages[0].label_embedding.weight.grad.abs().sum(1) > 0
     assert used.tolist() == [False, False, False, True]
 
 
 def test_prior_is_the_standardised_noised_upsampled_image_below():
     model, x = tiny_model(), images(2, (4, 4))
-    noise, level = torch.randn(x.shape, generator=generator()), torch.tensor([0.0, 0.3])
-    prior = model.prior(x, level, noise)
-    low = model.pyramid.standardize(0, x) + level.view(2, 1, 1, 1) * noise
+    noise, prior_noise = torch.randn(x.shape, generator=generator()), torch.tensor([0.0, 0.3])
+    prior = model.prior(x, prior_noise, noise)
+    low = model.pyramid.standardize_base(x) + prior_noise.view(2, 1, 1, 1) * noise
     assert torch.equal(prior, low.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 

@@ -58,8 +58,8 @@ def test_measured_statistics_standardise_every_component():
     x = torch.randn(64, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     x = x * torch.tensor([0.1, 3.0])[:, None, None] + torch.tensor([5.0, -1.0])[:, None, None]
     pyramid.measure(x.split(20))
-    for i, f in enumerate(pyramid.split(x)):
-        z = pyramid.standardize(i, f).double().transpose(0, 1).flatten(1)
+    for f, _ in pyramid.stage_data(x):
+        z = f.double().transpose(0, 1).flatten(1)
         assert z.mean(1).abs().max() < 1e-4
         assert (z.std(1, correction=0) - 1).abs().max() < 1e-5
 
@@ -68,13 +68,28 @@ def test_sampling_ends_where_the_standardised_components_began():
     pyramid = Pyramid(1, 3)
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 + 1
     pyramid.measure([x])
-    base, residual = pyramid.split(x)
-    below = pyramid.unstandardize(0, pyramid.standardize(0, base))
+    base, _ = pyramid.split(x)
+    below = pyramid.unstandardize_base(pyramid.standardize_base(base))
     torch.testing.assert_close(below, base)
     # A step of length 0 leaves the residual as it is.
     last_step = pyramid.last_step(below, 1, patch=2)
-    z = pyramid.standardize(1, residual)
+    z, _ = pyramid.stage_data(x)[1]
     torch.testing.assert_close(last_step(z, torch.zeros(4, 16, 12), None, 1.0, 0.0), x)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_a_stage_learns_its_component_above_the_merged_image_below(mode):
+    pyramid, x = Pyramid(2, 3, mode), pixels(2, 3, 8, 8)
+    pyramid.mean.normal_()
+    pyramid.std.uniform_(0.5, 1.5)
+    components = pyramid.split(x)
+    for i, (f, below) in enumerate(pyramid.stage_data(x)):
+        mean, std = pyramid.mean[i, :, None, None], pyramid.std[i, :, None, None]
+        assert torch.equal(f, (components[i] - mean) / std)
+        if i == 0:
+            assert below is None
+        else:
+            assert torch.equal(below, pyramid.merge(components[:i]))
 
 
 def test_flat_images_keep_a_finite_scale():

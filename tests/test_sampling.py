@@ -1,10 +1,13 @@
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 
 from models import images, tiny_model
-from msf import sample
+from msf import SamplingConfig, sample, sample_components
 from msf.sampling import image_noise
+from msf.sampling_config import SamplingFields
 
 LABELS = torch.tensor([0, 1, 2, 3])
 
@@ -19,7 +22,7 @@ def test_noise_of_an_image_depends_on_its_seed_and_purpose_alone():
 @pytest.mark.parametrize("levels", [0, 1, 2])
 def test_images_do_not_depend_on_their_batch(levels):
     model = tiny_model(levels)
-    options = {"steps": 3, "guidance_scale": 1.5, "base_noise": 0.1 if levels else 0.0}
+    options = {"steps": 3, "guidance_scale": 1.5, "prior_noise": 0.1 if levels else 0.0}
     together = sample(model, LABELS, seeds=range(4), **options)
     alone = torch.cat([sample(model, LABELS[i : i + 1], seeds=[i], **options) for i in range(4)])
     assert together.shape == (4, 2, 8, 8)
@@ -31,7 +34,7 @@ def test_images_do_not_depend_on_their_batch(levels):
 @pytest.mark.parametrize("levels", [0, 1, 2])
 def test_components_merge_to_the_image(levels):
     model = tiny_model(levels)
-    x, components = sample(model, LABELS, seeds=range(4), return_components=True)
+    x, components = sample_components(model, LABELS, seeds=range(4))
     assert [tuple(f.shape[2:]) for f in components] == [
         model.config.stage_size(i) for i in range(levels + 1)
     ]
@@ -64,6 +67,19 @@ def test_guidance_interval_skips_the_unconditional_half():
     assert batches == [4, 4, 8, 8]
 
 
+def test_a_config_and_its_fields_say_the_same_and_fields_come_first():
+    model, how = tiny_model(), {"steps": (3, 2), "guidance_scale": 2.0, "solver": "heun"}
+    expected = sample(model, LABELS, seeds=range(4), **how)
+    config = SamplingConfig(**how)
+    assert torch.equal(sample(model, LABELS, seeds=range(4), config=config), expected)
+    config = SamplingConfig(steps=1, guidance_scale=2.0)
+    got = sample(model, LABELS, seeds=range(4), config=config, steps=(3, 2), solver="heun")
+    assert torch.equal(got, expected)
+    assert list(SamplingFields.__annotations__) == [field.name for field in fields(SamplingConfig)]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'step'"):
+        sample(model, LABELS, seeds=range(4), step=3)
+
+
 def test_null_label_is_the_unconditional_model():
     model, null = tiny_model(), torch.full((4,), 3)
     guided = sample(model, null, seeds=range(4), guidance_scale=5.0)
@@ -72,16 +88,14 @@ def test_null_label_is_the_unconditional_model():
 
 def test_given_base_is_kept():
     model, base = tiny_model(), images(4, (4, 4))
-    x, components = sample(model, LABELS, seeds=range(4), base=base, return_components=True)
+    x, components = sample_components(model, LABELS, seeds=range(4), base=base)
     assert torch.equal(components[0], base)
     assert torch.equal(x, sample(model, LABELS, seeds=range(4), base=base))
 
 
 def test_projected_residual_pools_to_the_base():
     model = tiny_model(levels=2)
-    x, components = sample(
-        model, LABELS, seeds=range(4), project_residual=True, return_components=True
-    )
+    x, components = sample_components(model, LABELS, seeds=range(4), project_residual=True)
     pooled = torch.nn.functional.avg_pool2d(x, 4)
     # Per level: the residual's mean, its subtraction and the merge round once each, on values up to
     # max|x|.
@@ -91,12 +105,12 @@ def test_projected_residual_pools_to_the_base():
     assert (torch.nn.functional.avg_pool2d(loose, 4) - components[0]).abs().max() > 1000 * bound
 
 
-def test_base_noise_is_told_to_the_stage():
+def test_prior_noise_is_told_to_the_stage():
     model = tiny_model()
-    levels = []
-    model.stages[1].register_forward_pre_hook(lambda _, args: levels.append(args[4]))
-    sample(model, LABELS, seeds=range(4), base_noise=0.2)
-    assert torch.equal(levels[0], torch.full((4,), 0.2))
+    given = []
+    model.stages[1].register_forward_pre_hook(lambda _, args: given.append(args[4]))
+    sample(model, LABELS, seeds=range(4), prior_noise=0.2)
+    assert torch.equal(given[0], torch.full((4,), 0.2))
 
 
 def test_other_size_than_trained():
@@ -131,8 +145,8 @@ def test_without_classes_and_with_no_images():
         ({"guidance_scale": "2"}, "guidance_scale must be a number, got '2'"),
         ({"guidance_interval": ("0", "1")}, "guidance_interval must be a number, got '0'"),
         ({"solver": None}, "solver must be one of .* got None"),
-        ({"base_noise": "x"}, "base_noise must be a number, got 'x'"),
-        ({"base_noise": float("nan")}, "base_noise must be finite, got nan"),
+        ({"prior_noise": "x"}, "prior_noise must be a number, got 'x'"),
+        ({"prior_noise": float("nan")}, "prior_noise must be finite, got nan"),
         ({"size": 16}, "size must be a list, got 16"),
         ({"size": (16.0, 24.0)}, r"size\[0\] must be a whole number, got 16.0"),
         ({"size": (2**40, 8)}, r"image sides must be at most 65536, got \(1099511627776, 8\)"),
@@ -141,11 +155,15 @@ def test_without_classes_and_with_no_images():
         ({"guidance_interval": 0.5}, r"guidance_interval must be \(low, high\), got 0.5"),
         ({"guidance_interval": (0.5,)}, r"guidance_interval must be \(low, high\), got \(0.5,\)"),
         ({"guidance_scale": (1.0, float("nan"))}, "guidance_scale must be finite"),
+        ({"guidance_scale": float("inf")}, "guidance_scale must be finite"),
+        ({"guidance_scale": 1e39}, "guidance_scale must be finite"),
+        ({"guidance_scale": 10**400}, r"guidance_scale must be finite, got 1000\d+\.\.\.0+$"),
         ({"guidance_interval": ((0, 1), (1, 0))}, "guidance_interval 0 <= low <= high <= 1"),
         ({"guidance_scale": (1.0,)}, "guidance_scale must be one value or 2"),
         ({"guidance_interval": ((0.0, 1.0),)}, "guidance_interval must be one value or 2"),
+        ({"guidance_interval": (0.9, 0.1)}, "guidance_interval 0 <= low <= high <= 1"),
         ({"solver": "dopri5"}, "solver must be one of"),
-        ({"base_noise": 0.5}, r"base_noise must be in \[0, 0.3\]"),
+        ({"prior_noise": 0.5}, r"prior_noise must be in \[0, 0.3\]"),
         ({"size": (8, 9)}, r"base: image sides must be multiples of 2 .* got \(8, 9\)"),
         ({"base": torch.zeros(4, 2, 8, 8)}, r"base must be \(4, 2, 4, 4\), got \(4, 2, 8, 8\)"),
     ],
@@ -200,7 +218,7 @@ def test_seeds_may_be_a_tensor():
             {"guidance_scale": 2, "guidance_interval": np.array([[0, 1], [0.5, 1]])},
             {"guidance_scale": 2, "guidance_interval": ((0, 1), (0.5, 1))},
         ),
-        ({"base_noise": torch.tensor(0.25)}, {"base_noise": 0.25}),
+        ({"prior_noise": torch.tensor(0.25)}, {"prior_noise": 0.25}),
         ({"size": np.array([16, 24])}, {"size": (16, 24)}),
     ],
     ids=str,
@@ -215,7 +233,7 @@ def test_numbers_of_other_kinds_are_numbers(options, plain):
 @pytest.mark.parametrize("positions", ["rope", "sincos"])
 def test_a_model_of_another_dtype_makes_about_the_same_images(dtype, positions):
     model = tiny_model(positions=positions)
-    options = {"seeds": range(4), "guidance_scale": 1.5, "base_noise": 0.1}
+    options = {"seeds": range(4), "guidance_scale": 1.5, "prior_noise": 0.1}
     expected = sample(model, LABELS, **options)
     x = sample(model.to(dtype), LABELS, **options)
     assert x.dtype == torch.float32
@@ -228,7 +246,7 @@ def test_projection_needs_nearest_upsampling():
         sample(tiny_model(upsample="bilinear"), LABELS, seeds=range(4), project_residual=True)
 
 
-@pytest.mark.parametrize("options", [{"base_noise": 0.1}, {"project_residual": True}], ids=str)
+@pytest.mark.parametrize("options", [{"prior_noise": 0.1}, {"project_residual": True}], ids=str)
 def test_what_needs_a_residual_says_so(options):
     with pytest.raises(ValueError, match="need a residual, this model has none"):
         sample(tiny_model(0), LABELS, seeds=range(4), **options)

@@ -28,21 +28,24 @@ def test_starts_at_zero_velocity():
     assert not stage(images(2), torch.rand(2), torch.tensor([0, 3])).any()
 
 
-def plain_forward(stage, x, t, y, prior, level):
+def plain_forward(stage, x, t, y, prior, prior_noise):
     """The same network written out in eager PyTorch, block by block, without the operators."""
 
     def norm(x, shift, scale):
         return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
 
-    c = stage.time(t) + stage.label(y)
-    c = F.silu(c if level is None else c + stage.base_noise(level))
-    x = stage.embed(patchify(x if prior is None else torch.cat([x, prior], 1), stage.stage.patch))
+    c = stage.time_embedding(t) + stage.label_embedding(y)
+    c = F.silu(c if prior_noise is None else c + stage.prior_noise_embedding(prior_noise))
+    x = stage.patch_embedding(
+        patchify(x if prior is None else torch.cat([x, prior], 1), stage.stage.patch)
+    )
     side = int(x.shape[1] ** 0.5)
-    for block, modulation in zip(stage.blocks, stage.modulations):
-        s1, c1, g1, s2, c2, g2 = modulation(c).chunk(6, 1)
-        x = x + g1[:, None] * plain_attention(block.attention, norm(x, s1, c1), side)
+    shift, scale = stage.modulation(c).chunk(2, 1)
+    for block in stage.blocks:
+        g1, s2, c2, g2, *following = block.modulation(c).chunk(6, 1)
+        x = x + g1[:, None] * plain_attention(block.attention, norm(x, shift, scale), side)
         x = x + g2[:, None] * block.mlp(norm(x, s2, c2))
-    shift, scale = stage.modulations[-1](c).chunk(2, 1)
+        shift, scale = following
     return unpatchify(stage.output(norm(x, shift, scale)), stage.stage.patch, (8, 8))
 
 
@@ -71,9 +74,12 @@ def rotate(z, side):
 def test_forward_and_gradients_equal_the_plain_network(index):
     stage = tiny_model(image_size=(16, 16) if index == 0 else (8, 8)).stages[index]
     x, t, y = images(3), torch.rand(3), torch.tensor([0, 2, 3])
-    prior, level = (images(3, seed=1), torch.rand(3)) if index else (None, None)
+    prior, prior_noise = (images(3, seed=1), torch.rand(3)) if index else (None, None)
     cotangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
-    ours, plain = stage(x, t, y, prior, level), plain_forward(stage, x, t, y, prior, level)
+    ours, plain = (
+        stage(x, t, y, prior, prior_noise),
+        plain_forward(stage, x, t, y, prior, prior_noise),
+    )
     torch.testing.assert_close(ours, plain)
     parameters = dict(stage.named_parameters())
     gradients = torch.autograd.grad((ours * cotangent).sum(), parameters.values())
@@ -99,7 +105,7 @@ def test_position_matters_and_any_size_works(positions):
 
 def test_without_labels_there_is_no_embedding_to_train():
     stage = tiny_model(num_classes=0).stages[0]
-    assert stage.label is None
+    assert stage.label_embedding is None
     assert stage(images(2), torch.rand(2)).shape == (2, 2, 8, 8)
 
 

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from .config import MSFConfig, StageConfig
 from .presets import PRESETS, Preset, preset
+from .sampling_config import SamplingConfig
 from .training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from .model import MSF
     from .pyramid import Pyramid
-    from .sampling import sample
+    from .sampling import Sample, sample, sample_components
 
 __all__ = [
     "MSF",
@@ -18,14 +19,23 @@ __all__ = [
     "MSFConfig",
     "Preset",
     "Pyramid",
+    "Sample",
+    "SamplingConfig",
     "StageConfig",
     "TrainingConfig",
     "preset",
     "sample",
+    "sample_components",
 ]
 
-# These import torch, which takes seconds: only when used, so that `msf --help` answers at once.
-_NEED_TORCH = {"MSF": "model", "Pyramid": "pyramid", "sample": "sampling"}
+# Torch takes seconds to import: these do so only when used, so that `msf --help` answers at once.
+_NEED_TORCH = {
+    "MSF": "model",
+    "Pyramid": "pyramid",
+    "Sample": "sampling",
+    "sample": "sampling",
+    "sample_components": "sampling",
+}
 
 
 def __getattr__(name: str) -> Any:

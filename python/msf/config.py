@@ -13,13 +13,13 @@ from .parsing import check_fields, parse_dataclass, parse_object
 UPSAMPLE_MODES = ("nearest", "bilinear")
 POSITIONS = ("rope", "sincos")
 
-# Far beyond what can be trained: a slip is told before it takes all memory, or for ever.
-MOST_STEPS = 100_000
-MOST_SIDE = MOST_CHANNELS = MOST_WIDTH = 2**16
-MOST_CLASSES = 2**20
-MOST_STAGES = 17  # every one halves the sides, and 2**16 sixteen times is 1
-MOST_DEPTH = 1000
-MOST_HIDDEN = 2**18
+# These are far beyond what can be trained: a slip is told before it takes all memory, or for ever.
+MAX_STEPS = 100_000
+MAX_SIDE = MAX_CHANNELS = MAX_WIDTH = 2**16
+MAX_CLASSES = 2**20
+MAX_STAGES = 17  # every one halves the sides, and 2**16 sixteen times is 1
+MAX_DEPTH = 1000
+MAX_HIDDEN = 2**18
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,10 @@ class MSFConfig:
     With N = ``levels`` = ``len(stages) - 1``, stage i works at ``image_size / 2**(N - i)``. N = 0
     is a plain single-stage DiT, the baseline.
 
-    ``num_classes`` 0 means training without labels. ``max_base_noise`` is the largest sigma_aug of
-    the prior in training, in units of the base's standard deviation. ``time_std`` is the deviation
-    of the logit-normal training times. ``steps`` are the sampler's defaults, one number a stage.
+    ``num_classes`` 0 means training without labels. ``max_prior_noise`` is the most noise that a
+    residual's prior gets in training, in standard deviations of the base. ``time_std`` is the
+    deviation of the logit-normal training times. ``steps`` are the sampler's defaults, one number a
+    stage.
     """
 
     image_size: tuple[int, int]
@@ -62,7 +63,7 @@ class MSFConfig:
     positions: str = "rope"
     qk_norm: bool = True
     label_dropout: float = 0.1
-    max_base_noise: float = 0.3
+    max_prior_noise: float = 0.3
     time_std: float = 1.0
 
     def __post_init__(self) -> None:
@@ -73,27 +74,27 @@ class MSFConfig:
     def _problems(self) -> Iterator[str]:
         if not self.stages:
             yield "stages is empty; give one StageConfig for the base and one for each residual"
-        if len(self.stages) > MOST_STAGES:
-            yield f"stages must be at most {MOST_STAGES}, got {len(self.stages)}"
+        if len(self.stages) > MAX_STAGES:
+            yield f"stages must be at most {MAX_STAGES}, got {len(self.stages)}"
         count = len(self.stages)
-        if len(self.steps) != count or not all(1 <= n <= MOST_STEPS for n in self.steps):
+        if len(self.steps) != count or not all(1 <= n <= MAX_STEPS for n in self.steps):
             yield (
-                f"steps must be {count} positive numbers, one a stage, of at most {MOST_STEPS}, "
+                f"steps must be {count} positive numbers, one a stage, of at most {MAX_STEPS}, "
                 f"got {reprlib.repr(self.steps)}"
             )
-        if not all(1 <= side <= MOST_SIDE for side in self.image_size):
+        if not all(1 <= side <= MAX_SIDE for side in self.image_size):
             yield (
-                f"image_size must be (height, width), both positive and at most {MOST_SIDE}, "
+                f"image_size must be (height, width), both positive and at most {MAX_SIDE}, "
                 f"got {reprlib.repr(self.image_size)}"
             )
-        if not 1 <= self.channels <= MOST_CHANNELS:
+        if not 1 <= self.channels <= MAX_CHANNELS:
             yield (
-                f"channels must be at least 1 and at most {MOST_CHANNELS}, "
+                f"channels must be at least 1 and at most {MAX_CHANNELS}, "
                 f"got {reprlib.repr(self.channels)}"
             )
-        if not 0 <= self.num_classes <= MOST_CLASSES:
+        if not 0 <= self.num_classes <= MAX_CLASSES:
             yield (
-                f"num_classes must be at least 0 and at most {MOST_CLASSES}, "
+                f"num_classes must be at least 0 and at most {MAX_CLASSES}, "
                 f"got {reprlib.repr(self.num_classes)}"
             )
         if self.upsample not in UPSAMPLE_MODES:
@@ -102,28 +103,13 @@ class MSFConfig:
             yield f"positions must be one of {POSITIONS}, got {self.positions!r}"
         if self.time_std <= 0:
             yield f"time_std must be positive, got {self.time_std}"
-        if not 0 <= self.label_dropout <= 1 or self.max_base_noise < 0:
+        if not 0 <= self.label_dropout <= 1 or self.max_prior_noise < 0:
             yield (
-                "label_dropout must be in [0, 1] and max_base_noise at least 0, "
-                f"got {self.label_dropout} and {self.max_base_noise}"
+                "label_dropout must be in [0, 1] and max_prior_noise at least 0, "
+                f"got {self.label_dropout} and {self.max_prior_noise}"
             )
         for name, stage in zip(self.stage_names, self.stages):
-            for field, value in asdict(stage).items():
-                if value <= 0:
-                    yield f"{name}: {field} must be positive, got {reprlib.repr(value)}"
-            for field, most in (("width", MOST_WIDTH), ("depth", MOST_DEPTH)):
-                if (value := getattr(stage, field)) > most:
-                    yield f"{name}: {field} must be at most {most}, got {reprlib.repr(value)}"
-            if not 1 <= stage.width * stage.mlp_ratio <= MOST_HIDDEN:
-                yield (
-                    f"{name}: width * mlp_ratio must be from 1 to {MOST_HIDDEN}, "
-                    f"got {stage.width} * {stage.mlp_ratio}"
-                )
-            if stage.width % stage.heads or stage.head_dim % 4:
-                yield (
-                    f"{name}: width / heads must be a multiple of 4, "
-                    f"got {stage.width} / {stage.heads}"
-                )
+            yield from _stage_problems(name, stage)
         yield from self._size_problems(self.image_size)
 
     def _size_problems(self, size: tuple[int, ...]) -> Iterator[str]:
@@ -137,17 +123,18 @@ class MSFConfig:
                 )
 
     def check_size(self, size: tuple[int, ...]) -> None:
-        """ValueError unless every stage's patch divides images of ``size`` (H, W) at its scale."""
+        """Raise a ValueError unless every stage's patch divides images of ``size`` (H, W) at its
+        scale."""
         if len(size) != 2:
             raise ValueError(f"an image's size must be (height, width), got {tuple(size)}")
-        if any(side > MOST_SIDE for side in size):
-            raise ValueError(f"image sides must be at most {MOST_SIDE}, got {tuple(size)}")
+        if any(side > MAX_SIDE for side in size):
+            raise ValueError(f"image sides must be at most {MAX_SIDE}, got {tuple(size)}")
         for problem in self._size_problems(size):
             raise ValueError(problem)
 
     @property
     def levels(self) -> int:
-        """N: how many residuals there are above the base."""
+        """N, how many residuals there are above the base."""
         return len(self.stages) - 1
 
     @property
@@ -155,7 +142,7 @@ class MSFConfig:
         return component_names(self.levels)
 
     def stage_size(self, index: int, size: tuple[int, int] | None = None) -> tuple[int, int]:
-        """(height, width) at which stage ``index`` works on images of ``size``."""
+        """Return (height, width) at which stage ``index`` works on images of ``size``."""
         height, width = size or self.image_size
         scale = 2 ** (self.levels - index)
         return height // scale, width // scale
@@ -165,7 +152,7 @@ class MSFConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MSFConfig:
-        """Inverse of ``to_dict``; lists may stand for tuples. ValueError names what is wrong."""
+        """Invert ``to_dict``; lists may stand for tuples. A ValueError names what is wrong."""
         return parse_dataclass(cls, values, "MSFConfig")
 
     def to_json(self) -> str:
@@ -176,8 +163,24 @@ class MSFConfig:
         return cls.from_dict(parse_object(text, "MSFConfig"))
 
 
+def _stage_problems(name: str, stage: StageConfig) -> Iterator[str]:
+    for field, value in asdict(stage).items():
+        if value <= 0:
+            yield f"{name}: {field} must be positive, got {reprlib.repr(value)}"
+    for field, maximum in (("width", MAX_WIDTH), ("depth", MAX_DEPTH)):
+        if (value := getattr(stage, field)) > maximum:
+            yield f"{name}: {field} must be at most {maximum}, got {reprlib.repr(value)}"
+    if not 1 <= stage.width * stage.mlp_ratio <= MAX_HIDDEN:
+        yield (
+            f"{name}: width * mlp_ratio must be from 1 to {MAX_HIDDEN}, "
+            f"got {stage.width} * {stage.mlp_ratio}"
+        )
+    if stage.width % stage.heads or stage.head_dim % 4:
+        yield (f"{name}: width / heads must be a multiple of 4, got {stage.width} / {stage.heads}")
+
+
 def component_names(levels: int) -> tuple[str, ...]:
-    """The base's and the residuals' names, which are their stages' too."""
+    """Return the names of the base and the residuals, which are those of their stages too."""
     if levels == 1:
         return ("base", "residual")
     return ("base", *(f"residual_{i}" for i in range(1, levels + 1)))

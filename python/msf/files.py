@@ -10,7 +10,8 @@ from pathlib import Path
 
 @contextmanager
 def reported_as(path: Path, temporary: Path) -> Iterator[None]:
-    """The system's errors name ``path``, which the user knows, where they name ``temporary``."""
+    """Let the system's errors name ``path``, which the user knows, where they name
+    ``temporary``."""
     try:
         yield
     except OSError as error:

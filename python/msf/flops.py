@@ -20,7 +20,7 @@ DIT_STEPS = 250
 
 @dataclass(frozen=True)
 class StageCost:
-    """``macs`` is for one image and one forward, without guidance."""
+    """The cost of one stage; ``macs`` is for one image and one forward, without guidance."""
 
     name: str
     size: tuple[int, int]
@@ -35,7 +35,8 @@ class StageCost:
 
 
 def stage_costs(config: MSFConfig, steps: Sequence[int] | None = None) -> list[StageCost]:
-    """A `StageCost` a stage, base first, at the configuration's image size and, by default, steps.
+    """Return a `StageCost` a stage, base first, at the configuration's image size and, by default,
+    steps.
 
     ValueError unless ``steps`` has one positive number a stage.
     """
@@ -48,7 +49,7 @@ def stage_costs(config: MSFConfig, steps: Sequence[int] | None = None) -> list[S
 
 
 def dit_baseline(config: MSFConfig) -> tuple[int, float] | None:
-    """(image size in pixels, GMACs to sample one image with DiT-XL/2), or None.
+    """Return (image size in pixels, GMACs to sample one image with DiT-XL/2), or None.
 
     DiT works on 4-channel latents at an eighth of 256 or 512 pixels; there is no other figure.
     """
@@ -75,12 +76,12 @@ def _stage_cost(config: MSFConfig, index: int, steps: int) -> StageCost:
 
 
 def _linear_layers(config: MSFConfig, index: int, tokens: int) -> Iterator[tuple[int, int, int]]:
-    """(rows, inputs, outputs) of every linear layer of a stage, for one image."""
+    """Yield (rows, inputs, outputs) of every linear layer of a stage, for one image."""
     stage = config.stages[index]
     width, hidden = stage.width, int(stage.width * stage.mlp_ratio)
     pixels, has_prior = stage.patch**2 * config.channels, index > 0
     yield tokens, pixels * (2 if has_prior else 1), width
-    for _ in range(2 if has_prior else 1):  # time, and the noise level of the prior
+    for _ in range(2 if has_prior else 1):  # time, and the noise on the prior
         yield 1, FREQUENCIES, width
         yield 1, width, width
     for _ in range(stage.depth):

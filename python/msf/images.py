@@ -15,7 +15,7 @@ from .model import MSF
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] -> 0..255, clamped and rounded to nearest; any shape."""
+    """Map [-1, 1] to 0..255, clamped and rounded to nearest; any shape."""
     return (x.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
 
@@ -33,8 +33,8 @@ def save_image(path: str | os.PathLike[str], x: Tensor) -> None:
 
 
 def tile(x: Tensor, columns: int | None = None, *, zoom: int = 1) -> Tensor:
-    """(B, C, H, W) -> one image (C, h, w), ``columns`` a row, pixels enlarged ``zoom`` times, white
-    gaps."""
+    """Tile x (B, C, H, W) into one image (C, h, w), ``columns`` a row, pixels enlarged ``zoom``
+    times, with white gaps."""
     columns = columns or math.ceil(math.sqrt(len(x)))
     x = F.interpolate(x.float(), scale_factor=zoom, mode="nearest")
     x = F.pad(x, (0, zoom, 0, zoom), value=1.0)
@@ -45,10 +45,10 @@ def tile(x: Tensor, columns: int | None = None, *, zoom: int = 1) -> Tensor:
 
 
 def component_grid(model: MSF, components: Sequence[Tensor], *, zoom: int | None = None) -> Tensor:
-    """Base, residuals and the merged image side by side, a block of images each: (C, h, w) in [-1,
-    1].
+    """Lay base, residuals and the merged image side by side, a block of images each: (C, h, w) in
+    [-1, 1].
 
-    Components are in data units, as ``sample(return_components=True)`` gives them. Residuals are
+    Components are in data units, as ``sample_components`` gives them. Residuals are
     shown around grey, two standard deviations wide.
     """
     pyramid, size = model.pyramid, model.config.image_size

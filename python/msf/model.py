@@ -15,7 +15,7 @@ from msf_kernels import flow_interpolate
 
 from .config import MSFConfig
 from .files import atomic_write
-from .flow import logit_normal_times
+from .interpolation import logit_normal_times
 from .pyramid import Pyramid
 from .transformer import StageTransformer
 
@@ -49,7 +49,7 @@ class MSF(nn.Module):
 
     @property
     def untrained_stages(self) -> tuple[str, ...]:
-        """Names of the stages whose output is still the zero it is initialised to."""
+        """The names of the stages whose output is still the zero it is initialised to."""
         return tuple(
             name
             for name, stage in zip(self.config.stage_names, self.stages)
@@ -64,12 +64,16 @@ class MSF(nn.Module):
         stage: str | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Flow-matching loss of every stage, or of ``stage`` alone, and their sum as "total".
+        """Return the flow-matching loss of every stage, or of ``stage`` alone, and their sum as
+        "total".
 
-        x (B, C, H, W) images or latents; y (B,) int64 labels in [0, num_classes), None without
-        classes. Rectified flow (arXiv 2209.03003) with logit-normal times (arXiv 2403.03206): mean
-        squared error of the velocity. Random numbers come from ``generator``, which lives on x's
-        device.
+        The loss is the mean squared error of the velocity of a rectified flow (arXiv 2209.03003) at
+        logit-normal times (arXiv 2403.03206).
+
+        Args:
+            x: (B, C, H, W) images or latents, float32.
+            y: (B,) int64 labels in [0, num_classes), None without classes.
+            generator: draws all random numbers, on x's device.
         """
         names = self.config.stage_names
         if stage is not None and stage not in names:
@@ -79,11 +83,11 @@ class MSF(nn.Module):
             raise ValueError(f"training_losses: x must be float32 (B, C, H, W), got {kind}")
         if not x.numel():
             raise ValueError("training_losses: x must hold images, got an empty batch")
-        components = self.pyramid.split(x)
+        data = self.pyramid.stage_data(x)
         self.config.check_size(tuple(x.shape[2:]))
         self.check_labels(y, len(x))
         losses = {
-            name: self._stage_loss(index, components, y, generator)
+            name: self._stage_loss(index, *data[index], y, generator)
             for index, name in enumerate(names)
             if stage in (None, name)
         }
@@ -92,11 +96,11 @@ class MSF(nn.Module):
     def _stage_loss(
         self,
         index: int,
-        components: list[Tensor],
+        data: Tensor,
+        below: Tensor | None,
         y: Tensor | None,
         generator: torch.Generator | None,
     ) -> Tensor:
-        data = self.pyramid.standardize(index, components[index])
         batch, device = len(data), data.device
         noise = torch.randn(data.shape, generator=generator, device=device)
         t = logit_normal_times(batch, self.config.time_std, generator=generator, device=device)
@@ -104,30 +108,28 @@ class MSF(nn.Module):
         if y is not None:
             drop = torch.rand(batch, generator=generator, device=device) < self.config.label_dropout
             y = torch.where(drop, self.config.num_classes, y)
-        prior = level = None
-        if index > 0:
-            level = (
-                torch.rand(batch, generator=generator, device=device) * self.config.max_base_noise
-            )
-            below = self.pyramid.merge(components[:index])
+        prior = prior_noise = None
+        if below is not None:
+            uniform = torch.rand(batch, generator=generator, device=device)
+            prior_noise = uniform * self.config.max_prior_noise
             noise = torch.randn(below.shape, generator=generator, device=device)
-            prior = self.prior(below, level, noise)
-        velocity = self.stages[index](x_t, t, y, prior, level)
+            prior = self.prior(below, prior_noise, noise)
+        velocity = self.stages[index](x_t, t, y, prior, prior_noise)
         return F.mse_loss(velocity.float(), target)
 
-    def prior(self, x: Tensor, level: Tensor, noise: Tensor) -> Tensor:
-        """p_i (B, C, 2h, 2w): x_hat_{i-1} (B, C, h, w) standardised, plus ``level`` (B,) times
-        ``noise`` (B, C, h, w), upsampled.
+    def prior(self, x: Tensor, prior_noise: Tensor, noise: Tensor) -> Tensor:
+        """Return p_i (B, C, 2h, 2w): x_hat_{i-1} ``x`` (B, C, h, w), standardised, plus
+        ``prior_noise`` (B,) times ``noise`` (B, C, h, w), upsampled.
 
         Our choice: the noise is added before upsampling, where the errors of a generated base are,
         and every scale's prior is standardised by the base's statistics.
         """
-        x = self.pyramid.standardize(0, x) + level[:, None, None, None] * noise
+        x = self.pyramid.standardize_base(x) + prior_noise[:, None, None, None] * noise
         return self.pyramid.upsample(x)
 
     def check_labels(self, y: Tensor | None, batch: int, *, null: bool = False) -> None:
-        """ValueError unless y is (batch,) int64, on the CPU in range, or None without classes;
-        TypeError for what is no tensor."""
+        """Raise a ValueError unless y is (batch,) int64, on the CPU in range, or None without
+        classes; TypeError for what is no tensor."""
         if y is not None and not isinstance(y, Tensor):
             raise TypeError(f"labels must be a tensor (B,) of int64, got a {type(y).__name__}")
         classes = self.config.num_classes
@@ -194,7 +196,8 @@ class MSF(nn.Module):
 
 
 def read_config(directory: str | os.PathLike[str]) -> MSFConfig:
-    """The configuration that ``save_pretrained`` wrote. ValueError (one line) if it is corrupt."""
+    """Read the configuration that ``save_pretrained`` wrote. ValueError (one line) if it is
+    corrupt."""
     file = Path(directory) / CONFIG_FILE
     try:
         return MSFConfig.from_json(file.read_bytes())

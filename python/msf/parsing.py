@@ -15,7 +15,7 @@ KINDS = {str: "a string", bool: "true or false"}
 
 
 def parse_object(text: str | bytes, where: object) -> dict[str, Any]:
-    """The JSON object in ``text``. ValueError in one line that begins with ``where``."""
+    """Return the JSON object in ``text``. ValueError in one line that begins with ``where``."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 too
@@ -26,7 +26,8 @@ def parse_object(text: str | bytes, where: object) -> dict[str, Any]:
 
 
 def parse_dataclass(cls: type[T], values: Any, where: str) -> T:
-    """``cls`` from a JSON object; its tuples from lists. ValueError names the key that is wrong."""
+    """Build ``cls`` from a JSON object; its tuples from lists. ValueError names the key that is
+    wrong."""
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be an object, got {reprlib.repr(values)}")
     hints = get_type_hints(cls)
@@ -41,8 +42,8 @@ def parse_dataclass(cls: type[T], values: Any, where: str) -> T:
 
 
 def check_fields(settings: Any) -> None:
-    """What ``__post_init__`` of a frozen dataclass begins with: its fields become what they would
-    be if read from JSON, so that what is built can be written and read back."""
+    """Make the fields of a frozen dataclass what they would be if read from JSON, so that what is
+    built can be written and read back; ``__post_init__`` begins with it."""
     cls = type(settings)
     for name, hint in get_type_hints(cls).items():
         value = parse(getattr(settings, name), hint, f"{cls.__name__}.{name}")
@@ -50,7 +51,8 @@ def check_fields(settings: Any) -> None:
 
 
 def parse(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as what ``hint`` annotates. ValueError in one line that begins with ``where``."""
+    """Return ``value`` as what ``hint`` annotates. ValueError in one line that begins with
+    ``where``."""
     if is_dataclass(hint):
         return value if isinstance(value, hint) else parse_dataclass(hint, value, where)  # type: ignore[arg-type]
     if get_origin(hint) is tuple:
@@ -76,7 +78,8 @@ def _parse_tuple(value: Any, kinds: tuple[Any, ...], where: str) -> tuple[Any, .
 
 
 def items_of(value: Any) -> list[Any] | None:
-    """The items of a sequence, an array or a tensor; None for a single value, as a string is."""
+    """Return the items of a sequence, an array or a tensor; None for a single value, as a string
+    is."""
     try:
         return None if isinstance(value, str) else list(value)
     except TypeError:
@@ -84,7 +87,7 @@ def items_of(value: Any) -> list[Any] | None:
 
 
 def parse_whole(value: Any, where: str) -> int:
-    """A whole number of any kind, NumPy's and torch's too, but no float and no bool."""
+    """Return a whole number of any kind, NumPy's and torch's too, but no float and no bool."""
     try:
         if not isinstance(value, bool):
             return operator.index(value)
@@ -94,7 +97,7 @@ def parse_whole(value: Any, where: str) -> int:
 
 
 def parse_number(value: Any, where: str) -> float:
-    """A finite number of any kind, NumPy's and torch's too, but no bool."""
+    """Return a finite number of any kind, NumPy's and torch's too, but no bool."""
     if (
         isinstance(value, bool)
         or not isinstance(value, SupportsFloat)

@@ -19,7 +19,8 @@ class Preset:
 def latents(
     size: int, stages: tuple[StageConfig, ...], steps: tuple[int, ...], **options: Any
 ) -> MSFConfig:
-    """ImageNet at ``size`` pixels, as latents (4, size / 8, size / 8) of Stable Diffusion's VAE."""
+    """Build a model of ImageNet at ``size`` pixels, as latents (4, size / 8, size / 8) of Stable
+    Diffusion's VAE."""
     return MSFConfig(
         image_size=(size // 8, size // 8),
         channels=4,
@@ -33,7 +34,7 @@ def latents(
 def pixels(
     size: int, classes: int, stages: tuple[StageConfig, ...], steps: tuple[int, ...], **options: Any
 ) -> MSFConfig:
-    """Grey images of ``size`` pixels."""
+    """Build a model of grey images of ``size`` pixels."""
     return MSFConfig(
         image_size=(size, size),
         channels=1,
@@ -56,7 +57,8 @@ def cpu_training(*steps: int) -> TrainingConfig:
 
 
 def cpu_presets() -> dict[str, Preset]:
-    """Small enough to train on a CPU. ``textures-16`` and its baseline train on equal FLOPs."""
+    """Return what is small enough to train on a CPU. ``textures-16`` and its baseline train on
+    equal FLOPs."""
     fine = StageConfig(width=128, depth=4, heads=4, patch=2)
     coarse = replace(fine, patch=4)
     return {
@@ -70,7 +72,7 @@ def cpu_presets() -> dict[str, Preset]:
                 # one: with absolute positions and little noise on the base, the residual's loss
                 # after 1,200 steps was 0.26; with RoPE and noise up to 0.3 it was 0.38.
                 positions="sincos",
-                max_base_noise=0.1,
+                max_prior_noise=0.1,
                 qk_norm=False,  # made no difference, but for 10 % of the time
                 time_std=1.8,  # nearly uniform times
             ),
@@ -103,7 +105,8 @@ XL = StageConfig(width=1152, depth=28, heads=16)
 
 
 def imagenet_presets() -> dict[str, Preset]:
-    """A residual stage is lighter than its base and takes a tenth of its steps.
+    """Return the models of ImageNet: a residual stage is lighter than its base and takes a tenth of
+    its steps.
 
     The paper's abstracts give neither sizes nor steps. These are our choice, such that its two
     claims on cost hold against DiT-XL/2 at 250 steps; ``msf flops --preset NAME`` shows it.
@@ -133,7 +136,7 @@ PRESETS = {**cpu_presets(), **imagenet_presets()}
 
 
 def preset(name: str) -> Preset:
-    """The preset of this name; ValueError lists the names."""
+    """Return the preset of this name; a ValueError lists the names."""
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]

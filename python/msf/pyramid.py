@@ -1,5 +1,4 @@
-"""The factorization: an image as a low-resolution base and one residual a scale (arXiv
-2501.13349)."""
+"""The factorization of an image into a low-resolution base and residuals (arXiv 2501.13349)."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from msf_kernels import guided_euler_merge, pyramid_merge, pyramid_split
 
 
 class Pyramid(nn.Module):
-    """Split, merge and the per-scale statistics that standardise what the stages see.
+    """A Pyramid splits, merges and holds the statistics that standardise what the stages see.
 
     With D a 2x2 average pool and U the upsampling ("nearest" or "bilinear"), N = ``levels``:
 
@@ -34,28 +33,41 @@ class Pyramid(nn.Module):
         self.register_buffer("std", torch.ones(levels + 1, channels))
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """x (B, C, H, W) -> [f_0 .. f_N], f_i (B, C, H / 2^{N-i}, W / 2^{N-i})."""
-        if not isinstance(x, Tensor):
-            kind = type(x).__name__
-            raise TypeError(f"Pyramid.split: x must be a tensor (B, C, H, W), got {kind}")
-        multiple = 2**self.levels
-        if (
-            x.dim() != 4
-            or x.shape[1] != self.mean.shape[1]
-            or any(n % multiple for n in x.shape[2:])
-        ):
-            raise ValueError(
-                f"Pyramid.split: x must be (B, {self.mean.shape[1]}, H, W) with sides a multiple "
-                f"of {multiple}, got {tuple(x.shape)}"
-            )
+        """Split x (B, C, H, W) into [f_0 .. f_N], f_i (B, C, H / 2^{N-i}, W / 2^{N-i})."""
+        self._check(x)
         components: list[Tensor] = []
         for _ in range(self.levels):
             x, residual = pyramid_split(x, mode=self.mode)
             components.insert(0, residual)
         return [x, *components]
 
+    def stage_data(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Split x (B, C, H, W) into what stage i learns from: (f_i, x_hat_{i-1}).
+
+        f_i is standardised, and x_hat_{i-1}, the image below it, is in data units; the base has
+        none.
+        """
+        self._check(x)
+        data: list[tuple[Tensor, Tensor | None]] = []
+        for i in range(self.levels, 0, -1):
+            mean, std = self._statistics(i)
+            x, residual = pyramid_split(x, mode=self.mode, mean=mean, std=std)
+            data.insert(0, (residual, x))
+        return [(self.standardize_base(x), None), *data]
+
+    def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            kind = type(x).__name__
+            raise TypeError(f"Pyramid.split: x must be a tensor (B, C, H, W), got {kind}")
+        channels, multiple = self.mean.shape[1], 2**self.levels
+        if x.dim() != 4 or x.shape[1] != channels or any(n % multiple for n in x.shape[2:]):
+            raise ValueError(
+                f"Pyramid.split: x must be (B, {channels}, H, W) with sides a multiple "
+                f"of {multiple}, got {tuple(x.shape)}"
+            )
+
     def merge(self, components: Sequence[Tensor]) -> Tensor:
-        """[f_0 .. f_i] -> x_hat_i (B, C, h, w) at the last one's scale; inverse of ``split``."""
+        """Merge [f_0 .. f_i] into x_hat_i (B, C, h, w) at the last one's scale."""
         if isinstance(components, Tensor):
             raise TypeError("Pyramid.merge: components must be a list of tensors, got one tensor")
         if not 1 <= len(components) <= self.levels + 1:
@@ -68,34 +80,34 @@ class Pyramid(nn.Module):
         return x
 
     def upsample(self, x: Tensor) -> Tensor:
-        """U: (B, C, h, w) -> (B, C, 2h, 2w)."""
+        """Return U(x) (B, C, 2h, 2w) of x (B, C, h, w)."""
         return F.interpolate(x, scale_factor=2, mode=self.mode)
 
-    def standardize(self, index: int, f: Tensor) -> Tensor:
-        """Component ``index`` (B, C, h, w) in data units -> zero mean, unit variance a channel."""
-        mean, std = self._statistics(index)
-        return (f - mean[:, None, None]) / std[:, None, None]
+    def standardize_base(self, x: Tensor) -> Tensor:
+        """Bring x (B, C, h, w) by the base's statistics to mean 0 and variance 1 a channel."""
+        mean, std = self._statistics(0)
+        return (x - mean[:, None, None]) / std[:, None, None]
 
-    def unstandardize(self, index: int, z: Tensor) -> Tensor:
-        """The inverse of ``standardize``."""
-        mean, std = self._statistics(index)
+    def unstandardize_base(self, z: Tensor) -> Tensor:
+        """Invert ``standardize_base``."""
+        mean, std = self._statistics(0)
         return z * std[:, None, None] + mean[:, None, None]
 
     def _statistics(self, index: int) -> tuple[Tensor, Tensor]:
-        """Mean and deviation (C,) in float32, as the images are, whatever the model was cast to."""
+        """Return mean and deviation (C,) in float32, whatever the model was cast to."""
         return self.mean[index].float(), self.std[index].float()
 
     def last_step(self, below: Tensor, index: int, patch: int) -> Callable[..., Tensor]:
-        """The step that ends the sampling of f_i and, in the same pass, adds it to what lies
-        ``below``: it takes the arguments of ``guided_euler_step`` and returns x_hat_i in data
-        units."""
+        """Return the step that ends the sampling of f_i and, in the same pass, adds it to the image
+        ``below`` (B, C, h, w): it takes the arguments of ``guided_euler_step`` and returns x_hat_i
+        (B, C, 2h, 2w) in data units."""
         mean, std = self._statistics(index)
         return partial(
             guided_euler_merge, base=below, patch=patch, mode=self.mode, mean=mean, std=std
         )
 
     def project(self, x: Tensor, base: Tensor) -> Tensor:
-        """The image closest to x (B, C, 2h, 2w) with D(x) == base (B, C, h, w); nearest only."""
+        """Return the image closest to x (B, C, 2h, 2w) whose pool is base (B, C, h, w)."""
         if self.mode != "nearest":
             raise ValueError(
                 f"projection needs upsample='nearest', this pyramid uses {self.mode!r}"

@@ -10,7 +10,8 @@ import torch
 
 
 def generator(seed: int, *purpose: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator on ``device`` for this ``seed`` and ``purpose``, both of non-negative ints.
+    """Return a generator on ``device`` for this ``seed`` and ``purpose``, both of non-negative
+    ints.
 
     The spawn key keeps purposes apart from seeds: [5 + 2**32, 1] and [5, 1, 1] are one sequence.
     """

@@ -17,28 +17,31 @@ FREQUENCIES = 256
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> (B, H/p * W/p, p * p * C) tokens, row by row."""
+    """Cut x (B, C, H, W) into tokens (B, H/p * W/p, p * p * C), row by row."""
     b, c, h, w = x.shape
     x = x.reshape(b, c, h // patch, patch, w // patch, patch)
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def unpatchify(x: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
-    """(B, H/p * W/p, p * p * C) -> (B, C, H, W); inverse of ``patchify``. ``size`` is (H, W)."""
+    """Invert ``patchify``: tokens (B, H/p * W/p, p * p * C) become (B, C, H, W); ``size`` is (H,
+    W)."""
     x = x.unflatten(2, (patch, patch, x.shape[2] // patch**2))
     x = x.unflatten(1, (size[0] // patch, size[1] // patch))
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def sinusoid(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """(n,) -> (n, dim) cosines and sines at geometric frequencies (arXiv 1706.03762, 3.5)."""
+    """Map positions (n,) to (n, dim) cosines and sines at geometric frequencies (arXiv 1706.03762,
+    3.5)."""
     exponents = torch.arange(dim // 2, device=positions.device) / (dim // 2)
     angles = positions.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """(height * width, dim) position table: half of the channels for rows, half for columns.
+    """Return the position table (height * width, dim): half of the channels for rows, half for
+    columns.
 
     The result is cached, do not write to it; torch.compile makes it in its graph.
     """
@@ -56,13 +59,14 @@ _cached_sincos_2d = lru_cache(maxsize=64)(_sincos_2d)
 
 
 class ScalarEmbedding(nn.Sequential):
-    """A scalar in [0, 1] (time, or sigma_aug) -> (B, D): sinusoid and a two-layer MLP."""
+    """A ScalarEmbedding embeds times or deviations of noise (B,) in [0, 1] as (B, D): sinusoids and
+    an MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, value: Tensor) -> Tensor:
-        # 1000: the frequencies were made for the step numbers of a 1000-step diffusion.
+        # The frequencies were made for the step numbers of a 1000-step diffusion.
         embedded = sinusoid(1000 * value, FREQUENCIES)
         return super().forward(embedded.to(self.get_parameter("0.weight").dtype))
 
@@ -91,33 +95,31 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """adaLN-Zero block. It takes and returns ``x``, the residual stream, with ``h``, x normalised
-    and modulated.
+    """An adaLN-Zero block: attention and an MLP, each behind a normalisation and before a gate.
 
-    The normalisation that follows each branch is fused with the gate that ends it, across the
-    block's border: hence the next block's shift and scale.
+    A gate and the normalisation after it are one operator. So a block begins with its input already
+    normalised and ends with the normalisation of whatever follows it, and its six modulations are
+    those from its first gate to that normalisation.
     """
 
     def __init__(self, stage: StageConfig, qk_norm: bool) -> None:
         super().__init__()
-        hidden = int(stage.width * stage.mlp_ratio)
+        width, hidden = stage.width, int(stage.width * stage.mlp_ratio)
+        self.modulation = nn.Linear(width, 6 * width)
         self.attention = Attention(stage, qk_norm)
         self.mlp = nn.Sequential(
-            nn.Linear(stage.width, hidden),
+            nn.Linear(width, hidden),
             nn.GELU(approximate="tanh"),
-            nn.Linear(hidden, stage.width),
+            nn.Linear(hidden, width),
         )
 
     def forward(
-        self,
-        x: Tensor,
-        h: Tensor,
-        modulation: tuple[Tensor, ...],
-        next_shift: Tensor,
-        next_scale: Tensor,
-        rope: Tensor | None,
+        self, x: Tensor, h: Tensor, c: Tensor, rope: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation
+        """Take and return the residual stream x (B, N, D) and h, x normalised and modulated; the
+        condition c is (B, D)."""
+        modulations = self.modulation(c).chunk(6, dim=1)
+        attention_gate, mlp_shift, mlp_scale, mlp_gate, next_shift, next_scale = modulations
         x, h = gate_residual_adaln(x, self.attention(h, rope), attention_gate, mlp_shift, mlp_scale)
         return gate_residual_adaln(x, self.mlp(h), mlp_gate, next_shift, next_scale)
 
@@ -142,33 +144,31 @@ class StageTransformer(nn.Module):
         super().__init__()
         self.stage, self.positions = stage, positions
         width, pixels = stage.width, stage.patch**2 * channels
-        self.embed = nn.Linear(pixels * (2 if has_prior else 1), width)
-        self.time = ScalarEmbedding(width)
-        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
-        self.base_noise = ScalarEmbedding(width) if has_prior else None
+        self.patch_embedding = nn.Linear(pixels * (2 if has_prior else 1), width)
+        self.time_embedding = ScalarEmbedding(width)
+        self.label_embedding = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.prior_noise_embedding = ScalarEmbedding(width) if has_prior else None
+        self.modulation = nn.Linear(width, 2 * width)  # shift and scale before the first block
         self.blocks = nn.ModuleList(Block(stage, qk_norm) for _ in range(stage.depth))
-        # Shift, scale and gate of a block's two branches; shift and scale of the output.
-        self.modulations = nn.ModuleList(
-            nn.Linear(width, parts * width) for parts in (*[6] * stage.depth, 2)
-        )
         self.output = nn.Linear(width, pixels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """DiT's initialisation: every block starts as the identity, the output as zero."""
-        for module in self.modules():
+        """Initialise as DiT does: every block starts as the identity, the output as zero."""
+        zeros = [self.modulation, *(block.modulation for block in self.blocks), self.output]
+        # The zeros come last, so that no other weight's draw depends on where they stand.
+        for module in sorted(self.modules(), key=zeros.__contains__):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+                if module in zeros:
+                    nn.init.zeros_(module.weight)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        for name, parameter in self.named_parameters():
-            if name.startswith(("modulations.", "output.")):
-                nn.init.zeros_(parameter)
 
     @property
     def is_trained(self) -> bool:
-        """Whether the output is no longer the zero that it is initialised to."""
+        """True once the output is no longer the zero that it is initialised to."""
         return bool(self.output.weight.any())
 
     def forward(
@@ -177,46 +177,46 @@ class StageTransformer(nn.Module):
         t: Tensor,
         y: Tensor | None = None,
         prior: Tensor | None = None,
-        base_noise: Tensor | None = None,
+        prior_noise: Tensor | None = None,
         *,
         as_tokens: bool = False,
     ) -> Tensor:
-        """Velocity (B, C, H, W) at x (B, C, H, W) and time t (B,) in [0, 1], noise being at 0.
+        """Return the velocity (B, C, H, W) at x (B, C, H, W) and time t (B,) in [0, 1], noise being
+        at 0.
 
-        y (B,) int64 labels, ``num_classes`` for none of them; prior (B, C, H, W) standardised, with
-        noise of level base_noise (B,) in it. Any H, W that the patch divides. as_tokens: leave the
-        velocity in patches (B, N, p * p * C), which the sampler's step reads as they are.
+        Args:
+            x: any H and W that the patch divides.
+            y: (B,) int64 labels, ``num_classes`` for none of them.
+            prior: (B, C, H, W), standardised.
+            prior_noise: (B,) deviations of the noise in the prior.
+            as_tokens: leave the velocity in patches (B, N, p * p * C), which the sampler's step
+                reads as they are.
         """
         size = (x.shape[2], x.shape[3])
         grid = (size[0] // self.stage.patch, size[1] // self.stage.patch)
-        c = self.condition(t, y, base_noise)
-        modulations = [
-            modulation(c).unflatten(1, (-1, self.stage.width)).unbind(1)
-            for modulation in self.modulations
-        ]
-
+        c = self.condition(t, y, prior_noise)
         if prior is not None:
             x = torch.cat([x, prior], dim=1)
         # The state stays in float32 whatever the model was cast to.
-        x = self.embed(patchify(x, self.stage.patch).to(self.embed.weight.dtype))
+        patches = patchify(x, self.stage.patch).to(self.patch_embedding.weight.dtype)
+        x = self.patch_embedding(patches)
         rope = None
         if self.positions == "rope":
             rope = rope_2d(*grid, self.stage.head_dim, device=x.device)
         else:
             x = x + sincos_2d(*grid, self.stage.width, x.device).to(x.dtype)
 
-        shift, scale, *_ = modulations[0]
-        h = adaln_modulate(x, shift, scale)
-        for block, modulation, (shift, scale, *_) in zip(self.blocks, modulations, modulations[1:]):
-            x, h = block(x, h, modulation, shift, scale, rope)
+        h = adaln_modulate(x, *self.modulation(c).chunk(2, dim=1))
+        for block in self.blocks:
+            x, h = block(x, h, c, rope)
         tokens = self.output(h)
         return tokens if as_tokens else unpatchify(tokens, self.stage.patch, size)
 
-    def condition(self, t: Tensor, y: Tensor | None, base_noise: Tensor | None) -> Tensor:
-        """(B, D): what every modulation is computed from."""
-        c = self.time(t)
-        if self.label is not None:
-            c = c + self.label(y)
-        if self.base_noise is not None:
-            c = c + self.base_noise(base_noise)
+    def condition(self, t: Tensor, y: Tensor | None, prior_noise: Tensor | None) -> Tensor:
+        """Return c (B, D), from which every modulation is computed."""
+        c = self.time_embedding(t)
+        if self.label_embedding is not None:
+            c = c + self.label_embedding(y)
+        if self.prior_noise_embedding is not None:
+            c = c + self.prior_noise_embedding(prior_noise)
         return F.silu(c)

@@ -115,7 +115,7 @@ def test_doctor_says_what_calls_take(
 def test_doctor_says_which_gpu_was_measured(
     gpu: str, order: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from msf.cli import doctor
+    from msf.cli.commands import doctor
     from msf_kernels import measurements
 
     capability = (9, 0) if gpu == "NVIDIA H200" else (8, 0)
@@ -131,9 +131,11 @@ def test_doctor_says_which_gpu_was_measured(
     assert "\nmeasured on h200\nadaln_modulate 64x256x1152 bfloat16 " in out
 
 
-def test_inspect_process_of_an_image(workspace: Path, tmp_path: Path) -> None:
+def test_factorize_process(workspace: Path, tmp_path: Path) -> None:
     out = tmp_path / "parts"
-    found = document(msf("inspect", workspace / "image.png", "--levels", 2, "--out", out, "--json"))
+    found = document(
+        msf("factorize", workspace / "image.png", "--levels", 2, "--out", out, "--json")
+    )
     names = [part["name"] for part in found["components"]]
     assert names == ["base", "residual_1", "residual_2"]
     assert sum(part["variance_share"] for part in found["components"]) == pytest.approx(1)

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from msf import MSF
+from msf.training.interrupts import Interrupted
 from msf.training.stage import StageTrainer
-from msf.training.train import Interrupted, train
+from msf.training.train import train
 from training_runs import MODEL, TRAINING, digest, run, steps
 
 

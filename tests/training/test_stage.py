@@ -1,25 +1,12 @@
 import dataclasses
-import multiprocessing
-import subprocess
 
 import pytest
 import torch
-from PIL import Image
 
 from models import images, tiny_model
-from msf.data import load_data
 from msf.training.batches import batches
-from msf.training.stage import StageTrainer, computes_bf16
+from msf.training.stage import StageTrainer
 from training_runs import TRAINING
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_auto_precision_follows_what_the_gpu_computes_itself(monkeypatch, native):
-    def supported(including_emulation=True):
-        return native or including_emulation
-
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert computes_bf16(torch.device("cuda")) == native
 
 
 def test_loss_falls():
@@ -76,25 +63,6 @@ def test_every_epoch_sees_every_image_once_in_another_order():
     resumed = [images.tolist() for images, _ in batches(Numbers(10), 5, 3, 6, seed=0)]
     assert resumed == order[3:]
     assert len(next(iter(batches(Numbers(3), 8, 0, 1, seed=0)))[0]) == 3
-
-
-def test_sigterm_ends_the_workers_when_it_is_the_parents(tmp_path):
-    (tmp_path / "class").mkdir()
-    for index in range(40):
-        Image.new("L", (8, 8)).save(tmp_path / "class" / f"{index}.png")
-    data = load_data(str(tmp_path), split="train", image_size=(8, 8), channels=1)
-    steps = iter(batches(data, 2, 0, 60, seed=0))
-    for _ in range(8):
-        next(steps)  # every worker is at work
-    workers = multiprocessing.active_children()
-    assert workers
-    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
-    for _ in range(40):
-        next(steps)
-    for worker in workers:
-        worker.terminate()
-        worker.join(10)
-    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,4 @@
-"""The command ``msf``: one module a command, each with ``add_arguments``, ``run`` and ``text``.
-
-``run(args)`` does the work and returns a JSON document; ``text`` turns that into what a person
-reads; with "problems" in it the exit status is 1. Nothing here imports torch before ``run``, so
-that ``msf --help`` answers at once.
-"""
+"""The command ``msf``: its arguments, one of ``commands``, and a line for every failure."""
 
 from __future__ import annotations
 
@@ -14,18 +9,9 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from . import doctor, evaluate, flops, inspect, sample, train
+from .commands import COMMANDS
 from .errors import explain
 from .outputs import to_json
-
-COMMANDS = {
-    "train": train,
-    "sample": sample,
-    "evaluate": evaluate,
-    "flops": flops,
-    "inspect": inspect,
-    "doctor": doctor,
-}
 
 
 class Parser(argparse.ArgumentParser):

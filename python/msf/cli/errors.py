@@ -13,7 +13,7 @@ FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 class Failure(Exception):
-    """Ends the command with this message and exit status."""
+    """A Failure ends the command with this message and exit status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class Failure(Exception):
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """(one line, exit status): 2 for what the user can put right, 130 for Ctrl-C, else 1."""
+    """Return (one line, exit status): 2 for what the user can put right, 130 for Ctrl-C, else 1."""
     line = _line(error)
     if isinstance(error, Failure):
         return line, error.status
@@ -44,14 +44,15 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def _line(error: BaseException) -> str:
-    """The message's first line; the last of an error in a DataLoader's worker, a traceback."""
+    """Return the message's first line; the last of an error in a DataLoader's worker, a
+    traceback."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = lines[-1].split(": ", 1)[-1] if lines[0].startswith("Caught ") else lines[0]
     return textwrap.shorten(line, 400)
 
 
 def _errno(error: BaseException) -> int:
-    """The system's error number, 0 for none. safetensors has it in the message only."""
+    """Return the system's error number, 0 for none. safetensors has it in the message only."""
     if isinstance(error, OSError):
         return error.errno or 0
     found = re.search(r"\(os error (\d+)\)", str(error))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..model import MSF
 
 
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +30,11 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def device(args: argparse.Namespace) -> torch.device:
-    """The device asked for, with torch's threads set. ValueError when it is not there."""
+    """Return the device asked for, with torch's threads set. ValueError when it is not there."""
     import torch
 
-    if not 1 <= args.threads <= MOST_THREADS:
-        raise ValueError(f"--threads must be 1 to {MOST_THREADS}, got {args.threads}")
+    if not 1 <= args.threads <= MAX_THREADS:
+        raise ValueError(f"--threads must be 1 to {MAX_THREADS}, got {args.threads}")
     torch.set_num_threads(args.threads)
     if args.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,7 +44,7 @@ def device(args: argparse.Namespace) -> torch.device:
 
 
 def unsupported_reason(device: str) -> str | None:
-    """Why torch cannot use the device ("cpu" or "cuda") here, None where it can."""
+    """Return why torch cannot use the device ("cpu" or "cuda") here, None where it can."""
     import torch
 
     if device == "cpu":
@@ -55,7 +55,7 @@ def unsupported_reason(device: str) -> str | None:
 
 
 def load(directory: Path, device: torch.device) -> MSF:
-    """The model in ``directory``. ValueError when it is missing, corrupt or half trained."""
+    """Load the model in ``directory``. ValueError when it is missing, corrupt or half trained."""
     from ..model import MSF
 
     model = MSF.from_pretrained(directory)
@@ -68,7 +68,7 @@ def load(directory: Path, device: torch.device) -> MSF:
 
 
 def progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
-    """``batches`` with a progress bar on a terminal's stderr, where tqdm is installed."""
+    """Return ``batches`` with a progress bar on a terminal's stderr, where tqdm is installed."""
     try:
         from tqdm import tqdm
     except ImportError:

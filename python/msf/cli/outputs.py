@@ -19,7 +19,7 @@ def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
 
 
 def check_file(path: Path, overwrite: bool) -> None:
-    """ValueError when ``path`` exists and may not be overwritten, or cannot be made."""
+    """Raise a ValueError when ``path`` exists and may not be overwritten, or cannot be made."""
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; --out must name a file")
     if path.exists() and not overwrite:
@@ -32,7 +32,7 @@ def check_file(path: Path, overwrite: bool) -> None:
 
 
 def check_folder(path: Path, overwrite: bool) -> None:
-    """ValueError when ``path`` holds anything but images that may be overwritten."""
+    """Raise a ValueError when ``path`` holds anything but images that may be overwritten."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; --out must name a folder here")
     content = sorted(path.iterdir()) if path.exists() else []
@@ -44,7 +44,7 @@ def check_folder(path: Path, overwrite: bool) -> None:
 
 
 def to_json(document: dict[str, Any]) -> str:
-    """Reports and configurations in the document stand for their ``to_dict``."""
+    """Return the document as JSON; reports and configurations in it stand for their ``to_dict``."""
     return json.dumps(document, indent=2, default=lambda part: part.to_dict())
 
 

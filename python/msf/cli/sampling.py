@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from ..sampling_config import SOLVERS, SamplingConfig
 from ..training.config import PRECISIONS
 
 if TYPE_CHECKING:
@@ -14,10 +16,14 @@ if TYPE_CHECKING:
 
     from ..config import MSFConfig
     from ..model import MSF
+    from ..sampling import Sample
+
+
+DEFAULTS = SamplingConfig()
 
 
 def number(text: str) -> float:
-    """A finite float."""
+    """Return a finite float."""
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be finite, got {text}")
@@ -25,34 +31,33 @@ def number(text: str) -> float:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All that shapes images, but ``--steps`` and ``--seed``: they differ between the commands."""
+    """Add all that shapes images, but ``--steps`` and ``--seed``, which differ between the
+    commands. What is left out stays None: the defaults are those of ``SamplingConfig``."""
     parser.add_argument(
         "--guidance-scale",
         nargs="+",
         type=number,
-        default=[1.0],
         metavar="G",
-        help="one for all stages or one a stage; 1 (default) is none",
+        help=f"one for all stages or one a stage; 1 is none (default {DEFAULTS.guidance_scale:g})",
     )
     parser.add_argument(
         "--guidance-interval",
         nargs=2,
         type=number,
-        default=(0.0, 1.0),
         metavar=("LOW", "HIGH"),
         help="times with guidance, 0 being noise and 1 the image",
     )
-    parser.add_argument("--solver", choices=("euler", "heun"), default="euler")
+    parser.add_argument("--solver", choices=SOLVERS, help=f"default {DEFAULTS.solver}")
     parser.add_argument(
-        "--base-noise",
+        "--prior-noise",
         type=number,
-        default=0.0,
         metavar="SIGMA",
         help="noise on what residuals are generated above, in the base's standard deviations",
     )
     parser.add_argument(
         "--project-residual",
         action="store_true",
+        default=None,
         help="make the image, pooled, equal its base up to rounding",
     )
     parser.add_argument(
@@ -64,30 +69,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
 
 
-def options(
-    args: argparse.Namespace, steps: Sequence[int] | None, config: MSFConfig
-) -> dict[str, Any]:
-    """Keyword arguments of `msf.sample` that are the same for every batch; ValueError if wrong."""
-    from ..sampling import stage_settings
-
+def read(args: argparse.Namespace, steps: Sequence[int] | None, model: MSFConfig) -> SamplingConfig:
+    """Return how to sample from ``model``; a ValueError says what is wrong."""
     if not 0 <= args.seed < 2**63:
         raise ValueError(f"--seed must be at least 0 and below 2^63, got {args.seed}")
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
-    chosen = {
-        "steps": one_or_all(steps),
-        "guidance_scale": one_or_all(args.guidance_scale),
-        "guidance_interval": tuple(args.guidance_interval),
-        "solver": args.solver,
-        "base_noise": args.base_noise,
-        "project_residual": args.project_residual,
-    }
-    stage_settings(config, **chosen)
-    return chosen
+    values = {field.name: getattr(args, field.name) for field in fields(SamplingConfig)}
+    values |= {"steps": _one_or_each(steps), "guidance_scale": _one_or_each(args.guidance_scale)}
+    config = SamplingConfig(**{name: value for name, value in values.items() if value is not None})
+    config.stages(model)
+    return config
 
 
-def one_or_all(values: Sequence[Any] | None) -> Any:
-    """A single value stands for every stage."""
+def _one_or_each(values: Sequence[Any] | None) -> Any:
+    """Return a single value as such, which stands for every stage."""
     return values[0] if values and len(values) == 1 else values
 
 
@@ -95,27 +91,26 @@ def generate(
     model: MSF,
     labels: Tensor | None,
     seeds: Sequence[int],
+    config: SamplingConfig,
     args: argparse.Namespace,
     *,
     bases: Tensor | None = None,
-    **options: Any,
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """(images, components) on the CPU, batch by batch."""
-    from ..sampling import sample
-    from ..training.stage import autocast
+) -> Iterator[Sample]:
+    """Yield images and components on the CPU, batch by batch."""
+    from ..precision import autocast
+    from ..sampling import Sample, sample_components
 
     device = model.pyramid.mean.device
-    # Unlike in training: the figures we publish for a CPU are the same on every CPU.
+    # In training a CPU may choose bf16; the figures we publish for a CPU are the same on every one.
     fp32 = args.precision == "auto" and device.type == "cpu"
     for start in range(0, len(seeds), args.batch_size):
         rows = slice(start, start + args.batch_size)
         with autocast(device, "fp32" if fp32 else args.precision):
-            images, components = sample(
+            images, components = sample_components(
                 model,
                 None if labels is None else labels[rows],
                 seeds=seeds[rows],
+                config=config,
                 base=None if bases is None else bases[rows],
-                return_components=True,
-                **options,
             )
-        yield images.cpu(), [component.cpu() for component in components]
+        yield Sample(images.cpu(), [component.cpu() for component in components])

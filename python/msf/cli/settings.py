@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def read(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig | None]:
-    """The model and, unless ``--config`` leaves it out, its training. ValueError in one line."""
+    """Return the model and, unless ``--config`` leaves it out, its training. ValueError in one
+    line."""
     if args.preset:
         chosen = preset(args.preset)
         return chosen.model, chosen.training
@@ -38,5 +39,5 @@ def read(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig | None]:
 
 
 def one_a_stage(steps: Sequence[int], config: MSFConfig) -> list[int]:
-    """``--steps``: a single number stands for every stage."""
+    """Return ``--steps`` a stage: a single number stands for every one."""
     return list(steps) * len(config.stages) if len(steps) == 1 else list(steps)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns two spaces apart; those that hold only numbers are flush right."""
+    """Align columns two spaces apart; those that hold only numbers are flush right."""
     cells = [list(headers), *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     flush = [all(map(_is_number, column)) for column in zip(*rows, strict=True)]
@@ -21,13 +21,13 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def pairs(rows: Sequence[tuple[str, object]]) -> str:
-    """``name  value`` lines with the values aligned."""
+    """Align ``name  value`` lines."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {_cell(value)}" for name, value in rows)
 
 
 def size(shape: Sequence[int]) -> str:
-    """(8, 16) -> "8x16"."""
+    """Write (8, 16) as "8x16"."""
     return "x".join(map(str, shape))
 
 

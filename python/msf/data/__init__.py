@@ -15,7 +15,7 @@ __all__ = ["SPLITS", "Digits", "ImageData", "ImageFolder", "Textures", "load_dat
 def load_data(
     source: str, *, split: str, image_size: tuple[int, int], channels: int, num_classes: int = 0
 ) -> ImageData:
-    """One split of ``"digits"``, ``"textures"`` or a folder with one subfolder a class.
+    """Load one split of ``"digits"``, ``"textures"`` or a folder with one subfolder a class.
 
     ``split`` is "train" (for the generator), "features" (for the evaluation's feature network) or
     "test" (the evaluation's reference). The three share no image and, for textures, no pixel; they

@@ -26,10 +26,10 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
 
     @abstractmethod
     def images(self, indices: Tensor) -> Tensor:
-        """Images (B, C, H, W) at ``indices`` (B,) int64."""
+        """Return images (B, C, H, W) at ``indices`` (B,) int64."""
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """(images (B, C, H, W) float32, labels (B,) int64) at ``indices`` (B,) int64."""
+        """Return (images (B, C, H, W) float32, labels (B,) int64) at ``indices`` (B,) int64."""
         return self.images(indices), self.labels[indices]
 
     def __len__(self) -> int:
@@ -41,7 +41,7 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
 
 
 def from_uint8(pixels: Tensor) -> Tensor:
-    """0..255 -> float32 in [-1, 1]."""
+    """Map 0..255 to float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 

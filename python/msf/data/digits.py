@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .dataset import ImageData, missing
 
-# Where the k-th image of a class goes, by k modulo 10.
+# The k-th image of a class goes where k modulo 10 says.
 FOLDS = {"train": (0, 2, 4, 6, 8, 9), "features": (1, 5), "test": (3, 7)}
 
 

@@ -71,6 +71,6 @@ class ImageFolder(ImageData):
 
 
 def split_of(path: Path) -> str:
-    """The split of ``<class>/<image>``, by hash."""
+    """Return the split of ``<class>/<image>``, by hash."""
     tenth = hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).digest()[0] * 10 // 256
     return {8: "features", 9: "test"}.get(tenth, "train")

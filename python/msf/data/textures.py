@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .dataset import ImageData, from_uint8, missing
 
-# Columns of the 512 that belong to a split. No pixel is in two of them.
+# Each split has some of the 512 columns. No pixel is in two of them.
 COLUMNS = {"train": (0, 230), "features": (230, 307), "test": (307, 512)}
 
 

@@ -15,7 +15,7 @@ from .metrics import frechet_distance, kid, precision
 from .report import BaseGap, Report
 
 # (labels (B,) int64, B seeds, true images (B, C, H, W) or None) -> images (B, C, H, W) in [-1, 1].
-# With true images: sample the residuals on their bases. Without: sample the bases too.
+# With true images it samples the residuals on their bases, without them the bases too.
 Generate = Callable[[Tensor, list[int], Tensor | None], Tensor]
 
 NEIGHBOURS = 3
@@ -24,7 +24,7 @@ MAX_SAMPLES = 2000  # by default: the intervals of KID, precision and recall cos
 
 
 class Evaluator:
-    """Judges generators of one data source. What does not depend on the generator is made once.
+    """An Evaluator judges generators of one data source; what they share is made once.
 
     Reference: ``num_samples`` images of the test split (default: all, up to 2,000; an odd one is
     left out). Floor: as many images of the train split with the same labels, compared with the
@@ -60,21 +60,21 @@ class Evaluator:
         )
         n = min(len(self._test), MAX_SAMPLES) if num_samples is None else num_samples
         # Both manifolds of an interval's subset need more points than neighbours.
-        least = 2 * (NEIGHBOURS + 1)
-        if len(self._test) < least:
+        minimum = 2 * (NEIGHBOURS + 1)
+        if len(self._test) < minimum:
             raise ValueError(
-                f"evaluation: needs at least {least} images in the test split, {source!r} has "
+                f"evaluation: needs at least {minimum} images in the test split, {source!r} has "
                 f"{len(self._test)}; the split is 80/10/10, so give about 100 or more"
             )
-        if not least <= n <= len(self._test):
+        if not minimum <= n <= len(self._test):
             raise ValueError(
-                f"evaluation: num_samples (--samples) must be at least {least} and at most the "
+                f"evaluation: num_samples (--samples) must be at least {minimum} and at most the "
                 f"{len(self._test)} images in the test split of {source!r}, got {n}"
             )
         n -= n % 2
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(self._test), generator=generator)[:n]
-        # Class by class, so that neighbours are pairs of one class: see ``subsets``.
+        # They are sorted by class, so that neighbours are pairs of one class: see ``subsets``.
         self._chosen = chosen[self._test.labels[chosen].argsort(stable=True)]
         self.labels = self._test.labels[self._chosen]
         self.seeds = list(range(seed * n, (seed + 1) * n))
@@ -131,7 +131,8 @@ class Evaluator:
         return Report(figures, floor, ratio, bases, self.settings)
 
     def _extract(self, images: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """(features (n, D), classes (n,)) of ``images(at)``, for all positions in batches."""
+        """Return (features (n, D), classes (n,)) of ``images(at)``, for all positions in
+        batches."""
         parts = []
         for at in torch.arange(len(self.labels)).split(BATCH_SIZE):
             batch, expected = images(at), (len(at), *self._test[0][0].shape)
@@ -172,7 +173,8 @@ class Evaluator:
         return frechet_distance(features[i], self._reference[i])
 
     def _crossed(self, features: Tensor, i: Tensor) -> float:
-        """Mean distance of each half of the pairs ``i`` from the other half of the reference."""
+        """Return the mean distance of each half of the pairs ``i`` from the reference's other
+        half."""
         a, b = i[::2], i[1::2]
         return (
             frechet_distance(features[a], self._reference[b])
@@ -181,7 +183,7 @@ class Evaluator:
 
 
 def draw_like(labels: Tensor, data: ImageData, generator: torch.Generator) -> Tensor:
-    """Indices (n,) of different images of ``data`` that have the given labels (n,)."""
+    """Draw indices (n,) of different images of ``data`` that have the given labels (n,)."""
     drawn = torch.empty_like(labels)
     for label in labels.unique().tolist():
         where, pool = labels == label, (data.labels == label).nonzero().flatten()

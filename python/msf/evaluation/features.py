@@ -40,7 +40,7 @@ class FeatureNetwork(nn.Module):
         self.classifier = nn.Linear(FEATURE_DIM, num_classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, C, H, W) in [-1, 1] -> (features (B, 64), logits (B, K))."""
+        """Map x (B, C, H, W) in [-1, 1] to features (B, 64) and logits (B, K)."""
         features = F.layer_norm(self.project(self.trunk(x)), (FEATURE_DIM,))
         return features, self.classifier(features.relu())
 
@@ -51,7 +51,7 @@ def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> list[n
 
 
 def train_feature_network(data: ImageData, *, seed: int = 0, steps: int = STEPS) -> FeatureNetwork:
-    """A classifier of ``data``, in evaluation mode; the same seed gives the same network.
+    """Train a classifier of ``data``; the same seed gives the same network, in evaluation mode.
 
     The only augmentation is Gaussian noise of a standard deviation up to 0.05, 6 of 255 grey
     levels: without it, that much noise turned half of the 16x16 textures into grass. Affine
@@ -84,6 +84,7 @@ def _fit(network: FeatureNetwork, data: ImageData, steps: int) -> None:
 
 @torch.no_grad()
 def extract(network: FeatureNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-    """images (B, C, H, W), clamped to [-1, 1] -> (features (B, 64) float64, classes (B,) int64)."""
+    """Map images (B, C, H, W), clamped to [-1, 1], to features (B, 64) float64 and classes (B,)
+    int64."""
     features, logits = network(images.clamp(-1, 1))
     return features.double(), logits.argmax(1)

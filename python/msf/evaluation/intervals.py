@@ -27,7 +27,7 @@ class Figure:
 
 
 def subsets(n: int, replicates: int, seed: int) -> list[Tensor]:
-    """``replicates`` random subsets of range(n), 80 % of it, for ``figure``; n is even.
+    """Draw ``replicates`` subsets of range(n), 80 % of it, for ``figure``; n is even.
 
     Pairs (2j, 2j + 1) are chosen together and stay together. With the two of a pair in one class,
     the even and the odd members of a subset have the same label counts.
@@ -47,7 +47,8 @@ def figure(
     chosen: list[Tensor],
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Figure:
-    """``statistic`` of range(n), with a 95 % interval from its values on the subsets ``chosen``.
+    """Return ``statistic`` of range(n) with a 95 % interval, from its values on the subsets
+    ``chosen``.
 
     The m-out-of-n bootstrap without replacement (Politis and Romano 1994). With m = 0.8 n images
     the deviations from the mean over the subsets are scaled by sqrt(m / (n - m)) = 2, which is
@@ -67,5 +68,5 @@ def figure(
     m = len(chosen[0])
     deviations = (replicates - replicates.mean()) * (m / (n - m)) ** 0.5
     low, high = torch.quantile(deviations, torch.tensor([0.025, 0.975], dtype=torch.float64))
-    least, most = bounds
-    return Figure(value, max(value + float(low), least), min(value + float(high), most))
+    minimum, maximum = bounds
+    return Figure(value, max(value + float(low), minimum), min(value + float(high), maximum))

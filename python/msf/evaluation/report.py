@@ -49,11 +49,11 @@ class Report:
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested dictionaries of numbers and strings, for JSON."""
+        """Return nested dictionaries of numbers and strings, for JSON."""
         return asdict(self)
 
     def table(self) -> str:
-        """An aligned table: figure, generated, real, each with its 95 % interval."""
+        """Return an aligned table: figure, generated, real, each with its 95 % interval."""
         rows = [("", "generated", "real (floor)")]
         for key, figure in self.generated.items():
             rows.append((TITLES[key], str(figure), str(self.real[key])))

@@ -4,10 +4,7 @@ seen."""
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterable, Iterator
-from multiprocessing import parent_process
-from threading import Thread
 
 import torch
 from torch import Tensor
@@ -15,11 +12,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data import ImageData, ImageFolder
 from ..seeds import generator
+from .interrupts import leave_sigterm_to_the_parent
 
 
 class _Steps(Sampler[Tensor]):
-    """Indices of the batches of steps ``first`` to ``last`` - 1: one shuffle an epoch, short rest
-    dropped."""
+    """The indices of the batches of steps ``first`` to ``last`` - 1: one shuffle an epoch, short
+    rest dropped."""
 
     def __init__(self, length: int, batch_size: int, first: int, last: int, seed: int) -> None:
         self.length, self.batch_size = length, min(batch_size, length)
@@ -43,7 +41,7 @@ class _Steps(Sampler[Tensor]):
 
 
 class _Batches(Dataset):
-    """``data`` indexed by a whole batch at once."""
+    """The images and labels of ``data``, indexed by a whole batch at once."""
 
     def __init__(self, data: ImageData) -> None:
         self.data = data
@@ -58,8 +56,9 @@ class _Batches(Dataset):
 def batches(
     data: ImageData, batch_size: int, first: int, last: int, seed: int, *, pin: bool = False
 ) -> DataLoader:
-    """Batches (images, labels) of steps ``first`` to ``last`` - 1; files are decoded by worker
-    processes. ``pin``: in page-locked memory, from where copies to a GPU need not be waited for."""
+    """Load batches (images, labels) of steps ``first`` to ``last`` - 1; worker processes decode
+    files. With ``pin`` they are in page-locked memory, from where copies to a GPU need not be
+    waited for."""
     workers = 0 if not isinstance(data, ImageFolder) else min(8, os.cpu_count() or 1)
     steps = _Steps(len(data), batch_size, first, last, seed)
     return DataLoader(
@@ -68,14 +67,14 @@ def batches(
         sampler=steps,
         num_workers=workers,
         collate_fn=_shared if workers else None,
-        worker_init_fn=_leave_sigterm_to_the_parent,
+        worker_init_fn=leave_sigterm_to_the_parent,
         pin_memory=pin,
     )
 
 
 def _shared(batch: Iterable[Tensor]) -> list[Tensor]:
-    """``batch`` in shared memory. The queue's thread would move it there too, but drops an error,
-    and the parent would wait for ever."""
+    """Return ``batch`` in shared memory. The queue's thread would move it there too, but drops an
+    error, and the parent would wait for ever."""
     try:
         return [tensor.share_memory_() for tensor in batch]
     except RuntimeError as error:
@@ -83,18 +82,3 @@ def _shared(batch: Iterable[Tensor]) -> list[Tensor]:
             f"data: no shared memory for a batch ({error}); raise the limit (ulimit -f, /dev/shm) "
             "or use a smaller --batch-size"
         ) from None
-
-
-def _leave_sigterm_to_the_parent(_: int) -> None:
-    """Sent to all of a job's processes, SIGTERM lets the parent save, for which it needs its
-    workers; one from the parent itself ends this worker."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    Thread(target=_await_sigterm_of_the_parent, daemon=True).start()
-
-
-def _await_sigterm_of_the_parent() -> None:
-    parent = parent_process()
-    assert parent
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
-    os._exit(0)

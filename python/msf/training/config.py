@@ -13,8 +13,8 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """AdamW with warm-up, a cosine decay to zero or a constant rate, gradient clipping and EMA
-    weights.
+    """How a model is trained: AdamW with warm-up, a cosine decay to zero or a constant rate,
+    gradient clipping and EMA weights.
 
     ``steps`` is one number a stage, base first. ``precision`` "auto" is bfloat16 autocast where the
     device computes in it (a GPU; a CPU with AMX or AVX512-BF16), float32 elsewhere.
@@ -80,8 +80,8 @@ class RunConfig:
 
 
 def read_run(directory: Path) -> RunConfig | None:
-    """The run that made ``directory``, None if it holds no ``training.json``. ValueError (one line)
-    if that is corrupt."""
+    """Return the run that made ``directory``, None if it holds no ``training.json``. ValueError
+    (one line) if that is corrupt."""
     file = directory / RUN_FILE
     if not file.exists():
         return None

@@ -11,9 +11,7 @@ Several processes may train different stages into one folder at once.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +24,7 @@ from ..files import atomic_write
 from ..model import CONFIG_FILE, MSF, read_config
 from ..parsing import parse_dataclass, parse_object
 from .config import RUN_FILE, RunConfig, read_run
+from .locks import claim, locked
 from .stage import StageTrainer
 
 
@@ -41,7 +40,7 @@ class Metrics:
 
 
 class RunFolder:
-    """Opens ``path`` for the training ``run`` of ``config``.
+    """A RunFolder opens ``path`` for the training ``run`` of ``config``.
 
     ValueError when the folder holds something already and ``resume`` is not set, or when what it
     holds is no run, or one of another configuration. A run that ended before its first checkpoint
@@ -53,7 +52,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path}: is a file; --out must be a folder")
         if path.exists():
-            with self._locked():
+            with locked(self.path):
                 self._check()
 
     @contextmanager
@@ -62,18 +61,18 @@ class RunFolder:
         Until then nothing is written."""
         self.path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as claims:
-            with self._locked():
-                self._check()  # again: another process may have come meanwhile
+            with locked(self.path):
+                self._check()  # another process may have come meanwhile
                 if self._is_abandoned():
                     (self.path / "metrics.jsonl").unlink(missing_ok=True)
                     shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
                 with atomic_write(self.path / RUN_FILE) as temporary:
                     temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
                 for stage in stages:
-                    # All that a stage has of its own from the start and never replaces.
+                    # The logs are all that a stage has from the start and never replaces.
                     logs = self.path / "tensorboard" / stage
                     logs.mkdir(parents=True, exist_ok=True)
-                    if not claims.enter_context(_claim(logs)):
+                    if not claims.enter_context(claim(logs)):
                         raise ValueError(
                             f"{self.path}: another process is training {stage} here; "
                             "wait for its end or choose another --out"
@@ -92,12 +91,12 @@ class RunFolder:
         self._check_same(self.config)
 
     def _is_abandoned(self) -> bool:
-        """Whether the run here has saved nothing, and no process is about to."""
+        """Return whether the run here has saved nothing, and no process is about to."""
         if read_run(self.path) is None or any(self.path.glob("[!.]*.safetensors")):
             return False
         with ExitStack() as claims:
             logs = list(self.path.glob("tensorboard/*"))
-            return all([claims.enter_context(_claim(folder)) for folder in logs])
+            return all([claims.enter_context(claim(folder)) for folder in logs])
 
     def _check_same(self, config: MSFConfig) -> None:
         run = read_run(self.path)
@@ -118,7 +117,7 @@ class RunFolder:
         return self.path / f"state-{stage}.safetensors"
 
     def saved_model(self) -> MSF | None:
-        """The model as last saved, None where nothing is yet."""
+        """Return the model as last saved, None where nothing is yet."""
         if not (self.path / CONFIG_FILE).exists():
             return None
         return MSF.from_pretrained(self.path)
@@ -133,16 +132,16 @@ class RunFolder:
         """Keep ``trainer``'s state, and its stage in the model, whose other stages stay as they
         were last saved, perhaps by another process; they are ``averaged``'s the first time."""
         trainer.check_finite()
-        with self._locked():
+        with locked(self.path):
             model = self.saved_model() or averaged
             model.stages[trainer.index].load_state_dict(trainer.ema.state_dict())
-            # The state last: where writing the model fails, a resumed run repeats these steps and
-            # with them the model.
+            # The state comes last: where writing the model fails, a resumed run repeats these
+            # steps and with them the model.
             model.save_pretrained(self.path)
             trainer.save(self.state_file(trainer.name))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every complete line of metrics.jsonl."""
+        """Return every complete line of metrics.jsonl."""
         file = self.path / "metrics.jsonl"
         lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
         rows = []
@@ -153,7 +152,7 @@ class RunFolder:
         return rows
 
     def log(self, **row: Any) -> None:
-        with self._locked(), open(self.path / "metrics.jsonl", "a") as file:
+        with locked(self.path), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
 
     def _forget_metrics(self, stage: str, after: int) -> None:
@@ -161,53 +160,14 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return
-        with self._locked():
+        with locked(self.path):
             kept = [row for row in self.metrics() if row["stage"] != stage or row["step"] <= after]
             with atomic_write(file) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Alone in the folder, while another process may be training another stage into it."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-
-_claims: set[int] = set()
-
-
-def _drop_claims() -> None:
-    while _claims:
-        os.close(_claims.pop())
-
-
-# The workers that decode images outlive a killed parent by seconds; its run may resume at once.
-os.register_at_fork(after_in_child=_drop_claims)
-
-
-@contextmanager
-def _claim(folder: Path) -> Iterator[bool]:
-    """Whether nobody else holds ``folder``; if so it is held here, however this process ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    _claims.add(descriptor)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except BlockingIOError:
-            free = False
-        yield free
-    finally:
-        _claims.remove(descriptor)
-        os.close(descriptor)
-
 
 def _settings(config: MSFConfig, run: RunConfig) -> dict[str, Any]:
-    """All that both parts of a resumed run must have in common, as JSON gives it back."""
+    """Return all that both parts of a resumed run must have in common, as JSON gives it back."""
     settings = {
         **{f"model.{name}": value for name, value in asdict(config).items()},
         **{f"training.{name}": value for name, value in asdict(run.training).items()},

@@ -22,11 +22,12 @@ from .stage import StageTrainer
 
 
 class Recorder:
-    """Averages losses over ``log_every`` steps of ``trainer`` and records them in ``folder``."""
+    """A Recorder averages losses over ``log_every`` steps of ``trainer`` and records them in
+    ``folder``."""
 
     def __init__(self, trainer: StageTrainer, folder: RunFolder, progress: bool) -> None:
         self.trainer, self.folder = trainer, folder
-        # A folder a stage: purging hides the points of all tags from that step on.
+        # Each stage has a folder: purging hides the points of all tags from that step on.
         self.writer = SummaryWriter(
             str(folder.path / "tensorboard" / trainer.name), purge_step=trainer.step_number + 1
         )
@@ -52,7 +53,7 @@ class Recorder:
         self.steps, self.images, self.start = 0, 0, time.perf_counter()
 
     def add(self, loss: Tensor, images: int) -> None:
-        """One step's loss; no host synchronisation until the window is full."""
+        """Add one step's loss; no host synchronisation until the window is full."""
         self.loss += loss
         self.steps += 1
         self.images += images
@@ -91,7 +92,7 @@ class Recorder:
 
 
 def plot_losses(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """The loss of every stage against its step, as a picture."""
+    """Plot the loss of every stage against its step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -13,36 +13,14 @@ from torch import Tensor
 
 from ..files import atomic_write
 from ..model import MSF
+from ..precision import autocast
 from ..seeds import generator
 from .config import TrainingConfig
 
 
-def bf16_instructions() -> list[str]:
-    """The instructions by which this CPU computes in bfloat16. Without any it is emulated: 115
-    against 1,319 GFLOP/s on one core."""
-    found = {
-        # Private names that not every torch has; no answer counts as no.
-        "AVX512-BF16": getattr(torch.cpu, "_is_avx512_bf16_supported", bool)(),
-        "AMX": getattr(torch.cpu, "_is_amx_tile_supported", bool)(),
-    }
-    return [name for name, present in found.items() if present]
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether ``device`` computes in bfloat16 itself; a GPU before Ampere emulates it too."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(bf16_instructions())
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bfloat16 autocast, or a disabled one, by ``TrainingConfig.precision``."""
-    enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-
 class StageTrainer:
-    """Trains ``model.stages[index]``; ``ema`` is its averaged copy, which is sampled and kept."""
+    """A StageTrainer trains ``model.stages[index]``; ``ema`` is its averaged copy, which is sampled
+    and kept."""
 
     def __init__(self, model: MSF, index: int, config: TrainingConfig) -> None:
         self.model, self.index, self.config = model, index, config
@@ -72,7 +50,7 @@ class StageTrainer:
         return rate
 
     def step(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """One update on images (B, C, H, W); returns the loss (detached, on the device)."""
+        """Take one step on images (B, C, H, W) and return the loss (detached, on the device)."""
         key = (self.config.seed, self.index, self.step_number)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -96,7 +74,8 @@ class StageTrainer:
         torch._foreach_lerp_(averages, self.parameters, 1 - decay)
 
     def check_finite(self) -> None:
-        """ValueError when the averaged weights, which never forget one, hold NaN or infinity."""
+        """Raise a ValueError when the averaged weights, which never forget one, hold NaN or
+        infinity."""
         norms = torch._foreach_norm(list(self.ema.parameters()))
         if not torch.stack(norms).isfinite().all():
             raise ValueError(
@@ -105,7 +84,7 @@ class StageTrainer:
             )
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a step changes, as one flat dictionary of tensors."""
+        """Return everything a step changes, as one flat dictionary of tensors."""
         tensors = {f"weights.{k}": v for k, v in self.stage.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
         for name, parameter in self.stage.named_parameters():

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,44 +14,18 @@ from ..config import MSFConfig
 from ..data import ImageData, load_data
 from ..images import component_grid
 from ..model import MSF
-from ..sampling import sample
+from ..sampling import sample_components
 from ..seeds import generator
 from .batches import batches
 from .config import RunConfig, TrainingConfig
 from .folder import RunFolder
+from .interrupts import Interrupted, StopSignal
 from .recorder import Recorder, plot_losses
 from .stage import StageTrainer
 
 STATISTICS_IMAGES = 16_384
 PREVIEW_IMAGES = 25
 PREVIEW_STEPS = 50
-
-
-class Interrupted(Exception):
-    """Training was asked to stop, and did after saving everything."""
-
-
-class StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a flag, so that the step under way is finished and
-    kept."""
-
-    def __init__(self) -> None:
-        self.received = False
-
-    def __enter__(self) -> StopSignal:
-        self._previous: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        self.received = True
-        signal.signal(number, self._previous[number])
 
 
 def train(
@@ -69,9 +39,9 @@ def train(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> MSF:
-    """Train ``stages`` (all by default) of a model on ``source`` into the folder ``out``; returns
-    the model that is there at the end. Stages train independently: other processes may train others
-    into ``out`` at the same time.
+    """Train ``stages`` (all by default) of a model on ``source`` into the folder ``out``, and
+    return the model that is there at the end. Stages train independently: other processes may train
+    others into ``out`` at the same time.
 
     source: as in ``load_data``. resume: continue the run that ``out`` holds, if any; the result is
     bit for bit that of an uninterrupted run on the same machine. Raises ``Interrupted`` when
@@ -112,7 +82,7 @@ def train(
             for trainer in trainers:
                 _train_stage(trainer, data, folder, averaged, stop, progress)
     plot_losses(folder.metrics(), folder.path / "loss.png")
-    # As saved, because another process may have trained the other stages meanwhile.
+    # The saved one, because another process may have trained the other stages meanwhile.
     return (folder.saved_model() or averaged).to(device).requires_grad_(False)
 
 
@@ -155,16 +125,15 @@ def _train_stage(
 
 @torch.no_grad()
 def preview(model: MSF, index: int, data: ImageData) -> Tensor:
-    """A grid (C, h, w) of samples of the stages up to ``index``, above true bases where the base is
-    untrained."""
+    """Return a grid (C, h, w) of samples of the stages up to ``index``, above true bases where the
+    base is untrained."""
     images, labels = data.batch(torch.arange(PREVIEW_IMAGES) * len(data) // PREVIEW_IMAGES)
     true_base = model.pyramid.split(images.to(model.pyramid.mean.device))[0]
-    _, components = sample(
+    _, components = sample_components(
         model,
         labels if model.config.num_classes else None,
         seeds=range(PREVIEW_IMAGES),
         steps=tuple(min(steps, PREVIEW_STEPS) for steps in model.config.steps),
         base=true_base if "base" in model.untrained_stages else None,
-        return_components=True,
     )
     return component_grid(model, components[: index + 1])

@@ -22,11 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import MSFConfig
-from ..training.config import PRECISIONS, TrainingConfig
-from . import models, settings, tables
-from .errors import Failure
-from .sampling import number
+from ...config import MSFConfig
+from ...training.config import PRECISIONS, TrainingConfig
+from .. import models, settings, tables
+from ..errors import Failure
+from ..sampling import number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     config, training = _settings(args)
     device = models.device(args)
-    from ..training.train import Interrupted, train
+    from ...training.interrupts import Interrupted
+    from ...training.train import train
 
     # TensorBoard writes in a thread; when that fails, the main thread raises its error once more.
     threading.excepthook = lambda _: None
@@ -87,7 +88,7 @@ def text(document: dict[str, Any]) -> str:
 
 
 def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
-    """The preset or file with the command line's changes."""
+    """Return the preset or file with the command line's changes."""
     config, training = settings.read(args)
     if training is None:
         raise ValueError(f'{args.config}: key "training" is missing')
@@ -104,11 +105,11 @@ def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
 
 
 def _source(data: str) -> str:
-    """A folder by its full path, so that resuming and evaluating find it from anywhere."""
+    """Return a folder by its full path, so that resuming and evaluating find it from anywhere."""
     return data if data in ("digits", "textures") else str(Path(data).resolve())
 
 
 def _last_metrics(folder: Path) -> dict[str, Any]:
-    """{stage: its last line of metrics.jsonl}."""
+    """Return {stage: its last line of metrics.jsonl}."""
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return {row["stage"]: row for row in rows}

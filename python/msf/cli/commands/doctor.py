@@ -11,7 +11,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from . import models, tables
+from .. import models, tables
 
 OPTIONAL = (
     "diffusers",
@@ -26,13 +26,13 @@ OPTIONAL = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options: it reports on the environment as it is."""
+    """Add nothing: the command reports on the environment as it is."""
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     import msf_kernels
 
-    from ..training.stage import bf16_instructions
+    from ...precision import bf16_instructions
 
     requested = os.environ.get("MSF_BACKEND") or "auto"
     problems, operators = [], {}
@@ -95,7 +95,7 @@ def text(document: dict[str, Any]) -> str:
 
 
 def _operator(op: str) -> dict[str, Any]:
-    """The backend that ``op`` takes here, None if it cannot run, and why not the others."""
+    """Return the backend that ``op`` takes here, None if it cannot run, and why not the others."""
     from msf_kernels import explain_choice
 
     choice = explain_choice(op)
@@ -103,7 +103,8 @@ def _operator(op: str) -> dict[str, Any]:
 
 
 def _order() -> dict[str, Any]:
-    """Which measurements decide the automatic order here, and what they were, by operator."""
+    """Return which measurements decide the automatic order here, and what they were, by
+    operator."""
     if models.unsupported_reason("cuda"):
         return {"order": "the reference, as on any CPU", "measured_on": None, "measured": {}}
     import torch

@@ -14,22 +14,23 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import models, outputs, sampling, tables
+from .. import models, outputs, sampling, tables
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..config import MSFConfig
-    from ..model import MSF
+    from ...config import MSFConfig
+    from ...model import MSF
+    from ...sampling import Sample
 
-    Batches = Iterable[tuple[Tensor, list[Tensor]]]
+    Batches = Iterable[Sample]
 
 COUNT = 16
-MOST_IN_GRID = 10_000
-MOST_IN_FOLDER = 1_000_000  # six digits a name
+MAX_IN_GRID = 10_000
+MAX_IN_FOLDER = 1_000_000  # six digits a name
 PICTURES = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg", ".pdf")
 OTHER_FILES = (*PICTURES, ".npy", ".npz", ".pt")
-MOST_BYTES = 4 * 2**30  # a grid's or a tensor's images are in memory, twice at the end
+MAX_BYTES = 4 * 2**30  # a grid's or a tensor's images are in memory, twice at the end
 
 
 def class_numbers(text: str) -> list[int]:
@@ -66,19 +67,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     device = models.device(args)
     model = models.load(args.model, device)
-    options = sampling.options(args, args.steps, model.config)
+    config = sampling.read(args, args.steps, model.config)
     write = _writer(args, model.config.channels)
     count = args.count if args.count is not None else len(args.labels or range(COUNT))
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
-    if count > (most := _most(args.out, model.config)):
+    if count > (maximum := _max_count(args.out, model.config)):
         raise ValueError(
-            f"--count must be at most {most} for --out {args.out}, got {count}; "
+            f"--count must be at most {maximum} for --out {args.out}, got {count}; "
             "sample in parts, each with its --seed and --out"
         )
     labels = _labels(args, model, count)
     seeds = range(args.seed, args.seed + count)
-    batches = sampling.generate(model, labels, seeds, args, **options)
+    batches = sampling.generate(model, labels, seeds, config, args)
     total = math.ceil(count / args.batch_size)
     write(args.out, model, models.progress(batches, total))
     return {
@@ -96,13 +97,13 @@ def text(document: dict[str, Any]) -> str:
     return f"{document['out']}: {document['images']} images of {size}, seeds {first} to {last}"
 
 
-def _most(out: Path, config: MSFConfig) -> int:
-    """How many images ``out`` may hold."""
+def _max_count(out: Path, config: MSFConfig) -> int:
+    """Return how many images ``out`` may hold."""
     suffix = out.suffix.lower()
     if suffix not in (".png", ".safetensors"):
-        return MOST_IN_FOLDER
-    fitting = MOST_BYTES // (4 * config.channels * math.prod(config.image_size))
-    return min(fitting, MOST_IN_GRID) if suffix == ".png" else fitting
+        return MAX_IN_FOLDER
+    fitting = MAX_BYTES // (4 * config.channels * math.prod(config.image_size))
+    return min(fitting, MAX_IN_GRID) if suffix == ".png" else fitting
 
 
 def _labels(args: argparse.Namespace, model: MSF, count: int) -> Tensor | None:
@@ -121,7 +122,8 @@ def _labels(args: argparse.Namespace, model: MSF, count: int) -> Tensor | None:
 
 
 def _writer(args: argparse.Namespace, channels: int) -> Callable[[Path, MSF, Batches], None]:
-    """How to write to --out, by its name; ValueError when that is impossible or would overwrite."""
+    """Return how to write to --out, by its name; ValueError when that is impossible or would
+    overwrite."""
     suffix = args.out.suffix.lower()
     if channels not in (1, 3) and suffix != ".safetensors":
         raise ValueError(
@@ -140,14 +142,14 @@ def _writer(args: argparse.Namespace, channels: int) -> Callable[[Path, MSF, Bat
 def _write_grid(path: Path, model: MSF, batches: Batches) -> None:
     import torch
 
-    from ..images import component_grid, save_image
+    from ...images import component_grid, save_image
 
     components = [torch.cat(parts) for parts in zip(*(parts for _, parts in batches), strict=True)]
     save_image(path, component_grid(model.cpu(), components))
 
 
 def _write_folder(path: Path, model: MSF, batches: Batches) -> None:
-    from ..images import save_image
+    from ...images import save_image
 
     with outputs.atomic_folder(path) as folder:
         index = 0
@@ -161,7 +163,7 @@ def _write_tensors(path: Path, model: MSF, batches: Batches) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from ..files import atomic_write
+    from ...files import atomic_write
 
     images = torch.cat([images for images, _ in batches])
     with atomic_write(path) as temporary:

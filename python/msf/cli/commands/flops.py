@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..config import MSFConfig
-from ..presets import PRESETS
-from . import settings, tables
+from ...config import MSFConfig
+from ...presets import PRESETS
+from .. import settings, tables
 
 STAGE_HEADERS = ("stage", "size", "tokens", "parameters", "GMACs/forward", "steps", "GMACs/image")
 PRESET_HEADERS = ("preset", "parameters", "steps", "GMACs/image", "% of DiT-XL/2", "")
@@ -63,13 +63,13 @@ def text(document: dict[str, Any]) -> str:
 
 
 def _config(args: argparse.Namespace) -> MSFConfig:
-    from ..model import read_config
+    from ...model import read_config
 
     return read_config(args.model) if args.model else settings.read(args)[0]
 
 
 def _costs(config: MSFConfig, steps: list[int] | None) -> dict[str, Any]:
-    from ..flops import DIT_STEPS, DIT_XL_2, dit_baseline, stage_costs
+    from ...flops import DIT_STEPS, DIT_XL_2, dit_baseline, stage_costs
 
     costs = stage_costs(config, steps)
     total = sum(cost.macs_per_image for cost in costs) / 1e9

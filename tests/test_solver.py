@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from msf.flow import evaluations, integrate, logit_normal_times
+from models import tiny_config
+from msf import SamplingConfig
+from msf.solver import evaluations, integrate
 
 MEAN, STD = 0.7, 0.2
 
@@ -13,10 +15,15 @@ def gaussian_velocity(x, t, guided):
     return MEAN + (t * STD**2 - (1 - t)) / variance * (x - t * MEAN), None
 
 
+def settings(**fields):
+    (stage,) = SamplingConfig(**fields).stages(tiny_config(levels=0))
+    return stage
+
+
 def error(solver, steps):
     # The flow maps noise z to MEAN + STD z exactly.
     noise = torch.linspace(-2, 2, 9)[:, None]
-    x = integrate(gaussian_velocity, noise, steps=steps, solver=solver)
+    x = integrate(gaussian_velocity, noise, settings(steps=steps, solver=solver))
     return (x - (MEAN + STD * noise)).abs().max()
 
 
@@ -37,60 +44,28 @@ def constant_velocity(calls):
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 def test_guidance_extrapolates_from_the_unconditional_velocity(solver):
-    x = integrate(
-        constant_velocity([]), torch.zeros(2, 3), steps=8, guidance_scale=2.5, solver=solver
-    )
+    sampling = settings(steps=8, guidance_scale=2.5, solver=solver)
+    x = integrate(constant_velocity([]), torch.zeros(2, 3), sampling)
     assert torch.equal(x, torch.full((2, 3), 1 + 2.5 * (3 - 1)))
 
 
 def test_outside_the_interval_the_unconditional_half_is_not_asked_for():
     calls = []
-    x = integrate(
-        constant_velocity(calls),
-        torch.zeros(1, 2),
-        steps=4,
-        guidance_scale=2.0,
-        guidance_interval=(0.25, 0.5),
-    )
+    sampling = settings(steps=4, guidance_scale=2.0, guidance_interval=(0.25, 0.5))
+    x = integrate(constant_velocity(calls), torch.zeros(1, 2), sampling)
     assert calls == [(0.0, False), (0.25, True), (0.5, True), (0.75, False)]
     assert torch.equal(x, torch.full((1, 2), (3 + 5 + 5 + 3) / 4))
 
 
 def test_guidance_scale_one_is_never_guided():
     calls = []
-    integrate(constant_velocity(calls), torch.zeros(1, 2), steps=2)
+    integrate(constant_velocity(calls), torch.zeros(1, 2), settings(steps=2))
     assert [guided for _, guided in calls] == [False, False]
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 def test_velocity_is_asked_for_as_often_as_said_and_never_at_the_end(solver):
     calls = []
-    integrate(constant_velocity(calls), torch.zeros(1, 2), steps=4, solver=solver)
+    integrate(constant_velocity(calls), torch.zeros(1, 2), settings(steps=4, solver=solver))
     assert len(calls) == evaluations(4, solver)
     assert max(t for t, _ in calls) == 0.75
-
-
-@pytest.mark.parametrize("std", [1.0, 1.8])
-def test_times_are_logit_normal(std):
-    logits = logit_normal_times(20_000, std, generator=torch.Generator().manual_seed(0)).logit()
-    # 5 standard errors of the mean and of the standard deviation.
-    assert logits.mean().abs() < 5 * std / 20_000**0.5
-    assert (logits.std() - std).abs() < 5 * std / 40_000**0.5
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"solver": "rk4"}, "solver must be one of"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must be finite"),
-        ({"guidance_scale": float("inf")}, "guidance_scale must be finite"),
-        ({"guidance_scale": 1e39}, "guidance_scale must be finite"),
-        ({"guidance_scale": 10**400}, r"guidance_scale must be finite .*, got 1000\d+\.\.\.0+ and"),
-        ({"guidance_interval": (0.9, 0.1)}, "guidance_interval 0 <= low <= high <= 1"),
-    ],
-)
-def test_bad_settings_are_one_clear_line(options, message):
-    with pytest.raises(ValueError, match=message):
-        integrate(gaussian_velocity, torch.zeros(1, 1), **{"steps": 1, **options})

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..training.config import read_run
-from . import models, outputs, sampling, settings
+from ...training.config import read_run
+from .. import models, outputs, sampling, settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..config import MSFConfig
-    from ..evaluation import Generate
-    from ..model import MSF
+    from ...evaluation import Generate
+    from ...flops import StageCost
+    from ...model import MSF
+    from ...sampling_config import SamplingConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from ..evaluation import Evaluator
+    from ...evaluation import Evaluator
+    from ...flops import stage_costs
 
     device = models.device(args)
     if args.out:
@@ -54,8 +55,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = models.load(args.model, device)
     config, source = model.config, _source(args)
     all_steps = [settings.one_a_stage(steps, config) for steps in args.steps or [config.steps]]
-    costs = [_gmacs(steps, args, config) for steps in all_steps]
-    generators = [_generator(model, args, steps) for steps in all_steps]
+    costs = [stage_costs(config, steps) for steps in all_steps]
+    samplings = [sampling.read(args, steps, config) for steps in all_steps]
 
     evaluator = Evaluator(
         source,
@@ -66,14 +67,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
     )
     results = []
-    for steps, cost, generate in zip(all_steps, costs, generators, strict=True):
+    for steps, cost, each in zip(all_steps, costs, samplings, strict=True):
         print(f"evaluating {len(evaluator.seeds)} images at steps {steps}", file=sys.stderr)
         report = evaluator.evaluate(
-            generate,
+            _generator(model, each, args),
             true_bases=config.levels > 0,
             conditional=config.num_classes > 0,
         )
-        results.append({"steps": steps, "gmacs_per_image": cost, "report": report})
+        gmacs = _gmacs(cost, each.solver)
+        results.append({"steps": steps, "gmacs_per_image": gmacs, "report": report})
     document = {"model": str(args.model), "data": source, "results": results}
     if args.out:
         outputs.write_json(args.out, document)
@@ -97,19 +99,15 @@ def _source(args: argparse.Namespace) -> str:
     raise ValueError(f"{args.model}: has no training.json to know its data by; give --data")
 
 
-def _gmacs(steps: Sequence[int], args: argparse.Namespace, config: MSFConfig) -> float:
-    """To sample one image without guidance."""
-    from ..flops import stage_costs
-    from ..flow import evaluations
+def _gmacs(costs: list[StageCost], solver: str) -> float:
+    """Return the GMACs of sampling one image without guidance."""
+    from ...solver import evaluations
 
-    costs = stage_costs(config, steps)
-    return sum(cost.macs * evaluations(cost.steps, args.solver) for cost in costs) / 1e9
+    return sum(cost.macs * evaluations(cost.steps, solver) for cost in costs) / 1e9
 
 
-def _generator(model: MSF, args: argparse.Namespace, steps: Sequence[int]) -> Generate:
+def _generator(model: MSF, config: SamplingConfig, args: argparse.Namespace) -> Generate:
     import torch
-
-    options = sampling.options(args, steps, model.config)
 
     def generate(labels: Tensor, seeds: list[int], true_images: Tensor | None) -> Tensor:
         bases = None
@@ -119,9 +117,9 @@ def _generator(model: MSF, args: argparse.Namespace, steps: Sequence[int]) -> Ge
             model,
             labels if model.config.num_classes else None,
             seeds,
+            config,
             args,
             bases=bases,
-            **options,
         )
         return torch.cat([images for images, _ in batches])
 

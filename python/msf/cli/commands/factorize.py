@@ -1,4 +1,8 @@
-"""``msf inspect IMAGE``: the components of an image as files and numbers."""
+"""Split an image into its base and residuals.
+
+Writes base.png, residual.png (one a level, around grey and two standard deviations wide) and
+merged.png, and prints what share of the image's variance each component holds.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,37 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import component_names
-from . import outputs, tables
+from ...config import UPSAMPLE_MODES, component_names
+from .. import outputs, tables
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-MOST_LEVELS = 16  # of 65,536 pixels
+MAX_LEVELS = 16  # of 65,536 pixels
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("--levels", type=int, default=1, metavar="N", help="residuals (default 1)")
+    parser.add_argument("--upsample", choices=UPSAMPLE_MODES, default=UPSAMPLE_MODES[0])
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: IMAGE's name and -msf, beside it"
+    )
+    outputs.add_overwrite_argument(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    if not 1 <= args.levels <= MOST_LEVELS:
-        raise ValueError(f"--levels must be 1 to {MOST_LEVELS}, got {args.levels}")
-    out = args.out or args.path.with_name(args.path.stem + "-msf")
+    if not args.image.is_file():
+        raise ValueError(f"{args.image}: no such file")
+    if not 1 <= args.levels <= MAX_LEVELS:
+        raise ValueError(f"--levels must be 1 to {MAX_LEVELS}, got {args.levels}")
+    out = args.out or args.image.with_name(args.image.stem + "-msf")
     outputs.check_folder(out, args.overwrite)
-    x = _read(args.path)
-    _check_sides(args.path, x, args.levels)
-    from ..images import save_image
-    from ..pyramid import Pyramid
+    x = _read(args.image)
+    _check_sides(args.image, x, args.levels)
+    from ...images import save_image
+    from ...pyramid import Pyramid
 
     pyramid = Pyramid(args.levels, x.shape[1], args.upsample)
     components = pyramid.split(x)
@@ -37,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             save_image(folder / f"{name}.png", component[0] / scale)
     shares = _variance_shares(components)
     return {
-        "image": str(args.path),
+        "image": str(args.image),
         "out": str(out),
         "size": list(x.shape[2:]),
         "channels": x.shape[1],
@@ -66,7 +82,7 @@ def text(document: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> Tensor:
-    """(1, C, H, W) in [-1, 1], grey or RGB."""
+    """Read an image (1, C, H, W) in [-1, 1], grey or RGB."""
     import numpy as np
     import torch
     from PIL import Image, ImageOps
@@ -104,7 +120,7 @@ def _check_sides(path: Path, x: Tensor, levels: int) -> None:
 
 
 def _variance_shares(components: list[Tensor]) -> list[float]:
-    """Mean squares, the base's about its mean a channel, in parts of their sum.
+    """Return mean squares, the base's about its mean a channel, in parts of their sum.
 
     With nearest upsampling the components are orthogonal and the sum is the image's variance.
     """

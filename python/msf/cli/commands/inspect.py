@@ -1,0 +1,76 @@
+"""Look into a trained model: configuration, stages, statistics and training."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ...training.config import read_run
+from .. import tables
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="DIR", help="a trained model's folder")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from ...flops import stage_costs
+    from ...model import MSF
+
+    model, training = MSF.from_pretrained(args.model), read_run(args.model)
+    stages = [
+        {
+            "name": cost.name,
+            "size": list(cost.size),
+            "tokens": cost.tokens,
+            **{key: getattr(stage, key) for key in ("width", "depth", "heads", "patch")},
+            "parameters": cost.parameters,
+            "trained": cost.name not in model.untrained_stages,
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+        }
+        for cost, stage, mean, std in zip(
+            stage_costs(model.config),
+            model.config.stages,
+            model.pyramid.mean,
+            model.pyramid.std,
+            strict=True,
+        )
+    ]
+    return {
+        "model": str(args.model),
+        "config": model.config.to_dict(),
+        "stages": stages,
+        "training": None if training is None else asdict(training),
+    }
+
+
+def text(document: dict[str, Any]) -> str:
+    config, training = document["config"], document["training"]
+    facts = [
+        ("model", document["model"]),
+        ("size", tables.size(config["image_size"])),
+        ("channels", config["channels"]),
+        ("classes", config["num_classes"] or "none"),
+        ("upsampling", config["upsample"]),
+        ("positions", config["positions"] + (", QK-norm" if config["qk_norm"] else "")),
+    ]
+    if training:
+        settings = ", ".join(f"{key} {value}" for key, value in training["training"].items())
+        facts += [("data", training["data"]), ("training", settings)]
+    return tables.pairs(facts) + "\n\n" + _stage_table(document["stages"])
+
+
+def _stage_table(stages: list[dict[str, Any]]) -> str:
+    rows = [
+        {
+            **stage,
+            "size": tables.size(stage["size"]),
+            "mean": " ".join(f"{value:.3f}" for value in stage["mean"]),
+            "std": " ".join(f"{value:.3f}" for value in stage["std"]),
+        }
+        for stage in stages
+    ]
+    return tables.table(list(rows[0]), [list(row.values()) for row in rows])

@@ -1,0 +1,134 @@
+"""How images are sampled: one frozen dataclass, and what it says for each stage of a model."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypedDict, TypeVar
+
+from .config import MAX_STEPS, MSFConfig
+from .parsing import items_of, parse_number, parse_whole
+
+SOLVERS = ("euler", "heun")
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # steps compute in float32
+
+T = TypeVar("T")
+Interval = tuple[float, float]
+OneOrEach: TypeAlias = T | Sequence[T]  # one value for all stages, or one a stage, base first
+
+
+@dataclass(frozen=True)
+class StageSampling:
+    """How the velocity of one stage is integrated; the fields are those of ``SamplingConfig``."""
+
+    steps: int
+    guidance_scale: float
+    guidance_interval: Interval
+    solver: str
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {SOLVERS}, got {self.solver!r}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.steps > MAX_STEPS:
+            raise ValueError(f"steps must be at most {MAX_STEPS}, got {reprlib.repr(self.steps)}")
+        try:
+            low, high = self.guidance_interval
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"guidance_interval must be (low, high), got {self.guidance_interval}"
+            ) from None
+        if not (abs(self.guidance_scale) <= MAX_FLOAT32 and 0 <= low <= high <= 1):
+            raise ValueError(
+                "guidance_scale must be finite and guidance_interval 0 <= low <= high <= 1, "
+                f"got {reprlib.repr(self.guidance_scale)} and {self.guidance_interval}"
+            )
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How ``sample`` generates images.
+
+    steps, guidance_scale and guidance_interval are one value for all stages, or one a stage, base
+    first.
+
+    Args:
+        steps: integration steps; the model's own, ``MSFConfig.steps``, by default.
+        guidance_scale: classifier-free guidance (arXiv 2207.12598); 1 is none.
+        guidance_interval: (low, high) in [0, 1], the times with guidance, noise being at 0.
+        solver: "euler" or "heun" (two evaluations a step but the last).
+        prior_noise: deviation of the noise added to every residual's prior, in standard deviations
+            of the base.
+        project_residual: make every scale, pooled, equal the scale below it up to rounding (nearest
+            upsampling only).
+    """
+
+    steps: OneOrEach[int] | None = None
+    guidance_scale: OneOrEach[float] = 1.0
+    guidance_interval: OneOrEach[Interval] = (0.0, 1.0)
+    solver: str = "euler"
+    prior_noise: float = 0.0
+    project_residual: bool = False
+
+    def __post_init__(self) -> None:
+        prior_noise = parse_number(self.prior_noise, "sample: prior_noise")
+        object.__setattr__(self, "prior_noise", prior_noise)
+
+    def stages(self, model: MSFConfig) -> list[StageSampling]:
+        """Return what holds for each stage of ``model``; a ValueError says what does not fit it."""
+        interval = self.guidance_interval
+        if not any(items_of(end) for end in items_of(interval) or ()):  # one for all
+            interval = [interval] * len(model.stages)  # type: ignore[list-item]
+        steps = model.steps if self.steps is None else self.steps
+        columns = (
+            _one_each(model, "steps", steps, parse_whole),
+            _one_each(model, "guidance_scale", self.guidance_scale, parse_number),
+            _one_each(model, "guidance_interval", interval, _parse_interval),
+        )
+        stages = [StageSampling(*row, self.solver) for row in zip(*columns)]
+        for problem in self._problems(model, stages):
+            raise ValueError(f"sample: {problem}")
+        return stages
+
+    def _problems(self, model: MSFConfig, stages: Sequence[StageSampling]) -> Iterator[str]:
+        if not model.num_classes and any(stage.guidance_scale != 1 for stage in stages):
+            yield "guidance_scale must be 1 for a model without classes"
+        if not 0 <= self.prior_noise <= model.max_prior_noise:
+            yield (
+                f"prior_noise must be in [0, {model.max_prior_noise}], as in training, "
+                f"got {self.prior_noise}"
+            )
+        if not model.levels and (self.prior_noise or self.project_residual):
+            yield "prior_noise and project_residual need a residual, this model has none (N = 0)"
+        if self.project_residual and model.upsample != "nearest":
+            yield f"project_residual needs upsample='nearest', not {model.upsample!r}"
+
+
+class SamplingFields(TypedDict, total=False):
+    """The fields of ``SamplingConfig`` as keyword arguments."""
+
+    steps: OneOrEach[int] | None
+    guidance_scale: OneOrEach[float]
+    guidance_interval: OneOrEach[Interval]
+    solver: str
+    prior_noise: float
+    project_residual: bool
+
+
+def _one_each(
+    model: MSFConfig, name: str, value: Any, parse_one: Callable[[Any, str], Any]
+) -> list[Any]:
+    """Return the parsed value of each stage, from one for all or one a stage."""
+    count, items = len(model.stages), items_of(value)
+    values = [value] * count if items is None else items
+    if len(values) != count:
+        raise ValueError(f"sample: {name} must be one value or {count}, one a stage, got {value}")
+    return [parse_one(item, f"sample: {name}") for item in values]
+
+
+def _parse_interval(value: Any, where: str) -> Any:
+    """Return the ends as floats; what has none is for ``StageSampling`` to refuse."""
+    ends = items_of(value)
+    return value if ends is None else tuple(parse_number(end, where) for end in ends)
