@@ -15,6 +15,8 @@ import torch
 from benchmarks import gpu, interrupt, steps
 from benchmarks.steps import Outcome, Step, run, run_all, summary
 
+PROGRAMS = Path(__file__).parents[1] / "programs"
+
 
 def python(name: str, code: str, **options: object) -> Step:
     return Step(name, (sys.executable, "-c", code), **options)
@@ -63,15 +65,9 @@ def test_after_a_failed_build_nothing_runs(tmp_path: Path) -> None:
 
 
 def test_a_step_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    child = "import time; time.sleep(60)"
-    code = f"""
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", {child!r}])
-print(child.pid, flush=True)
-time.sleep(60)
-"""
     start = time.monotonic()
-    outcome = run(python("slow", code), 2, tmp_path / "log")
+    slow = Step("slow", (sys.executable, str(PROGRAMS / "start_a_child.py")))
+    outcome = run(slow, 2, tmp_path / "log")
     assert outcome.status == "failed: stopped after 2 s"
     assert time.monotonic() - start < 15
     status = Path(f"/proc/{int((tmp_path / 'log').read_text())}/stat")
@@ -134,16 +130,9 @@ def test_an_interrupted_step_ends_the_run_and_leaves_no_process(
 
 def test_ctrl_c_as_soon_as_a_file_appears(tmp_path: Path) -> None:
     def ended(status: int) -> int:
-        code = f"""
-import pathlib, sys, time
-try:
-    pathlib.Path(sys.argv[1]).touch()
-    time.sleep(60)
-except KeyboardInterrupt:
-    sys.exit({status})
-"""
         file = tmp_path / str(status)
-        return interrupt.main([str(file), sys.executable, "-c", code, str(file)])
+        program = str(PROGRAMS / "end_on_ctrl_c.py")
+        return interrupt.main([str(file), sys.executable, program, str(file), str(status)])
 
     assert ended(130) == 0
     assert ended(0) == 1  # it ended as if nothing had been asked of it
