@@ -27,7 +27,7 @@ from .schedule import Group, by_value, measure_until
 from .timing import side_stream, stopwatch_of
 
 # In order of value: what most of a model's time between its matrix products goes to comes first.
-FAMILIES = ("adaln", "attention", "qk_norm_rope", "flow", "pyramid", "tokens")
+FAMILIES = ("adaln", "attention", "qk_norm_rope", "interpolation", "euler", "pyramid", "tokens")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,8 @@ from .dispatch import (
     explain_choice,
     requested_backend,
 )
-from .flow.op import flow_interpolate, guided_euler_merge, guided_euler_step
+from .euler.op import guided_euler_merge, guided_euler_step
+from .interpolation.op import flow_interpolate
 from .pyramid.op import pyramid_merge, pyramid_split
 from .qk_norm_rope.op import qk_norm_rope
 from .tokens.op import merge_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,6 +41,22 @@ def launch(
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
         kernel[(programs,)](*args, **constants, num_warps=warps, enable_fp_fusion=fused)
+
+
+@dataclass(frozen=True)
+class Elements:
+    """A program has a block of neighbouring elements; ``count`` programs have ``size`` elements."""
+
+    block: int
+    warps: int
+    count: int
+
+    @classmethod
+    def of(cls, size: int, element_size: int) -> Elements:
+        """A thread reads 16 bytes of the smallest elements at once, a block has 128 threads."""
+        block = min(power_of_2(size), 128 * 16 // element_size)
+        warps = max(1, block * element_size // 16 // 32)
+        return cls(block, warps, -(-size // block))
 
 
 def power_of_2(n: int) -> int:

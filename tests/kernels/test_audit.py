@@ -242,7 +242,7 @@ def audited(monkeypatch: pytest.MonkeyPatch, *launches: tuple[str, str]) -> list
     compiled = [("k", SimpleNamespace(hash=hash, **same), log) for hash, log in launches]
     monkeypatch.setattr(audit_triton, "_compile", lambda *_: compiled)
     monkeypatch.setattr(audit_triton, "disassemble", lambda _: "")
-    return audit_triton.rows_of("flow", 90)
+    return audit_triton.rows_of("tokens", 90)
 
 
 def test_only_a_kernel_known_already_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,7 @@ def test_only_a_kernel_known_already_is_left_out(monkeypatch: pytest.MonkeyPatch
     assert (first.registers, first.shared, first.spill, first.stack) == (40, 16, 12, 0)
     assert second == first
     for log in ("", "ptxas info: none", LOG + LOG):
-        with pytest.raises(RuntimeError, match=r"^flow\.k \(.*\) on sm_90: cannot read the log of"):
+        with pytest.raises(RuntimeError, match=r"^tokens\.k \(.*\) on sm_90: cannot read the log"):
             audited(monkeypatch, ("a", LOG), ("b", log))
 
 

@@ -12,7 +12,7 @@ import pytest
 from emulation.build import environment
 
 HERE = Path(__file__).parent
-FAMILIES = ("library", "adaln", "pyramid", "tokens", "flow", "qk_norm_rope")
+FAMILIES = ("library", "adaln", "pyramid", "tokens", "interpolation", "euler", "qk_norm_rope")
 FILES = [str(HERE / f"test_{name}.py") for name in FAMILIES]
 # Compiling and autograd's checks are no business of the kernels'. A thread of the emulation costs
 # ThreadSanitizer 100 times as much as AddressSanitizer, so it gets each operator's call only.

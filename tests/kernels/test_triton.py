@@ -26,8 +26,10 @@ import triton.language as tl
 
 from msf_kernels.adaln import reference as adaln_reference
 from msf_kernels.adaln import triton as adaln_triton
-from msf_kernels.flow import reference as flow_reference
-from msf_kernels.flow import triton as flow_triton
+from msf_kernels.euler import reference as euler_reference
+from msf_kernels.euler import triton as euler_triton
+from msf_kernels.interpolation import reference as interpolation_reference
+from msf_kernels.interpolation import triton as interpolation_triton
 from msf_kernels.pyramid import reference as pyramid_reference
 from msf_kernels.pyramid import triton as pyramid_triton
 from msf_kernels.triton_support.arithmetic import narrow, widen
@@ -102,7 +104,11 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def assert_equal_to_the_reference(name: str, *args: Any) -> None:
-    modules = (pyramid_triton, pyramid_reference), (flow_triton, flow_reference)
+    modules = (
+        (pyramid_triton, pyramid_reference),
+        (interpolation_triton, interpolation_reference),
+        (euler_triton, euler_reference),
+    )
     kernels, reference = next(pair for pair in modules if hasattr(pair[0], name))
     got, expected = getattr(kernels, name)(*args), getattr(reference, name)(*args)
     for one, right in zip(*((r,) if isinstance(r, Tensor) else r for r in (got, expected))):
@@ -295,7 +301,7 @@ msf.attention(qkv, num_heads=2, **options).sum().backward()
 """
 OUT_OF_BOUNDS = """
 import torch
-from msf_kernels.flow.triton import interpolate_kernel
+from msf_kernels.interpolation.triton import interpolate_kernel
 from msf_kernels.triton_support.launch import launch
 from msf_kernels.triton_support.rows import Walk
 x = [torch.zeros(64) for _ in range(5)]

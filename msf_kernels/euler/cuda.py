@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/kernels/flow.cu."""
+"""The CUDA kernels of csrc/kernels/euler.cu."""
 
 from __future__ import annotations
 
@@ -8,17 +8,6 @@ from torch import Tensor
 
 from ..extension import address, dtype, image, launch, wide
 from ..layout import empty, in_layout_of
-
-
-def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    data, noise = in_layout_of(data, data), in_layout_of(noise, data)
-    x_t, velocity = empty(data), empty(data)
-    time = wide(t, data)
-    tensors = map(address, (data, noise, time, x_t, velocity))
-    batch = len(data)
-    size = data.numel() // max(1, batch)
-    launch("flow_interpolate", data, dtype(data), batch, size, *tensors)
-    return x_t, velocity
 
 
 def guided_euler_step(

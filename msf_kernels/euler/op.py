@@ -1,6 +1,6 @@
-"""flow_interpolate, guided_euler_step and guided_euler_merge as operators.
+"""guided_euler_step and guided_euler_merge as operators.
 
-Their gradients are plain PyTorch: neither training nor sampling asks for them.
+The gradient of the step is plain PyTorch, because sampling does not ask for it.
 """
 
 from __future__ import annotations
@@ -15,34 +15,6 @@ from ..layout import empty
 from ..library import define
 from ..pyramid.op import check_merge, clamp_bounds
 from . import reference
-
-
-def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """A point on the straight path from noise (t = 0) to data (t = 1), and its velocity.
-
-    Rectified flow (Liu et al., 2022, equation 1).
-
-    Args:
-        data, noise: (B, ...) of one dtype, float64, float32, bfloat16 or float16.
-        t: (B,) in [0, 1], of data's dtype or float32; gets no gradient.
-
-    Returns:
-        x_t = (1 - t) * noise + t * data and velocity = data - noise, (B, ...) in data's dtype and
-        memory format.
-
-    Raises:
-        TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
-    """
-    op = "flow_interpolate"
-    checks.tensors(op, data=data, noise=noise, t=t)
-    checks.dtype(op, "noise", noise, data.dtype)
-    checks.dtype(op, "t", t, data.dtype, torch.float32)
-    if data.dim() < 1:
-        raise ValueError(f"{op}: data must be (B, ...), got ()")
-    checks.shape(op, "noise", noise, "data.shape", tuple(data.shape))
-    checks.shape(op, "t", t, "(B,)", (data.shape[0],))
-    checks.constant(op, "t", t)
-    return _flow_interpolate(data, noise, t)
 
 
 def guided_euler_step(
@@ -212,27 +184,6 @@ def _scalar(op: str, name: str, value: float | Tensor, x: Tensor, step: Tensor |
     return value
 
 
-def _interpolate_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.save_for_backward(inputs[2])
-
-
-def _interpolate_gradient(
-    ctx: Any, grad_x_t: Tensor | None, grad_velocity: Tensor | None
-) -> dict[str, Tensor]:
-    grads = reference.flow_interpolate_backward(grad_x_t, grad_velocity, *ctx.saved_tensors)
-    return dict(zip(("data", "noise"), grads))
-
-
-_flow_interpolate = define(
-    "flow_interpolate(Tensor data, Tensor noise, Tensor t) -> (Tensor, Tensor)",
-    reference=reference.flow_interpolate,
-    kernels=("cuda", "triton"),
-    fake=lambda data: (empty(data), empty(data)),
-    setup_context=_interpolate_setup,
-    backward=_interpolate_gradient,
-)
-
-
 def _euler_setup(ctx: Any, inputs: Any, output: Any) -> None:
     _, v_cond, v_uncond, scale, dt, step, start, ctx.patch = inputs
     ctx.has_start = start is not None
@@ -257,6 +208,7 @@ _guided_euler_step = define(
     setup_context=_euler_setup,
     backward=_euler_gradient,
 )
+
 
 _guided_euler_merge = define(
     "guided_euler_merge(Tensor x, Tensor v_cond, Tensor? v_uncond, Tensor guidance_scale, "

@@ -1,6 +1,6 @@
-"""Rectified flow (Liu et al., 2022): the straight path and the guided Euler step along it.
+"""The guided Euler step along the velocity of a rectified flow (Liu et al., 2022).
 
-Mathematics in float32 (float64 for float64), one rounding at each output.
+Mathematics runs in float32 (float64 for float64), with one rounding at each output.
 """
 
 from __future__ import annotations
@@ -9,29 +9,6 @@ from torch import Tensor
 
 from ..dtypes import widen
 from ..pyramid import reference as pyramid
-
-
-def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """x_t = (1 - t) * noise + t * data and velocity = data - noise; t is (B,)."""
-    t = _per_sample(t, data)
-    wide, wide_noise = widen(data), widen(noise)
-    x_t = (1 - t) * wide_noise + t * wide
-    return x_t.to(data.dtype), (wide - wide_noise).to(data.dtype)
-
-
-def flow_interpolate_backward(
-    grad_x_t: Tensor | None, grad_velocity: Tensor | None, t: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of data and noise from those of x_t and velocity, of which one may be None."""
-    if grad_x_t is None:
-        assert grad_velocity is not None
-        return grad_velocity.clone(), -grad_velocity
-    wide = widen(grad_x_t)
-    t = _per_sample(t, grad_x_t)
-    grad_data, grad_noise = t * wide, (1 - t) * wide
-    if grad_velocity is not None:
-        grad_data, grad_noise = grad_data + grad_velocity, grad_noise - grad_velocity
-    return grad_data.to(grad_x_t.dtype), grad_noise.to(grad_x_t.dtype)
 
 
 def guided_euler_step(
@@ -102,11 +79,6 @@ def guided_euler_merge(
     """pyramid_merge(base, guided_euler_step(x, ...)): the last step of a residual's stage."""
     residual = guided_euler_step(x, v_cond, v_uncond, guidance_scale, dt, step, None, patch)
     return pyramid.pyramid_merge(base, residual, mean, std, mode, low, high)
-
-
-def _per_sample(t: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, ...) in the compute dtype."""
-    return widen(t).view(-1, *[1] * (like.dim() - 1))
 
 
 def _row(table: Tensor, step: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
-"""flow_interpolate, and the sampler's steps on a float32 state as the sampler keeps it.
+"""The sampler's steps on a float32 state, as the sampler keeps it.
 
-None has a backward to measure: training and sampling ask for no gradient of theirs.
+They have no backward to measure, because sampling asks for no gradient of theirs.
 """
 
 from __future__ import annotations
@@ -16,18 +16,6 @@ import msf_kernels
 from ..registry import Benchmark, Shape, normal
 
 PATCH = 2
-
-
-def interpolate_inputs(
-    shape: Shape, dtype: torch.dtype, generator: torch.Generator
-) -> tuple[Tensor, ...]:
-    data, noise = (normal(shape, dtype, generator) for _ in range(2))
-    return data, noise, torch.rand(shape[0], generator=generator, device=generator.device)
-
-
-def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    t = t.view(-1, *[1] * (data.dim() - 1))
-    return ((1 - t) * noise + t * data).to(data.dtype), data - noise
 
 
 def step_inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -83,14 +71,6 @@ def step_bytes(x: Tensor, *others: Tensor) -> int:
 
 
 BENCHMARKS = [
-    Benchmark(
-        op="flow_interpolate",
-        inputs=interpolate_inputs,
-        ours=msf_kernels.flow_interpolate,
-        eager=interpolate,
-        bytes=lambda data, noise, t: 3 * data.nbytes + noise.nbytes + t.nbytes,
-        terms=2,
-    ),
     Benchmark(
         op="guided_euler_step",
         inputs=step_inputs,

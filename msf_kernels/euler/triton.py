@@ -1,10 +1,8 @@
-"""flow_interpolate, guided_euler_step and guided_euler_merge in Triton, each in one pass."""
+"""guided_euler_step and guided_euler_merge in Triton, each in one pass over memory."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -28,39 +26,8 @@ from ..triton_support.image import (
     store_pair,
     store_pixel,
 )
-from ..triton_support.launch import launch, power_of_2
+from ..triton_support.launch import Elements, launch
 from ..triton_support.resample import upsample
-
-
-@dataclass(frozen=True)
-class Block:
-    """How many elements a program has, and how many programs there are."""
-
-    elements: int
-    warps: int
-    count: int
-
-    @classmethod
-    def of(cls, size: int, element_size: int) -> Block:
-        """A thread reads 16 bytes at once, of the smallest elements, and a block has 128."""
-        elements = min(power_of_2(size), 128 * 16 // element_size)
-        warps = max(1, elements * element_size // 16 // 32)
-        return cls(elements, warps, triton.cdiv(size, elements))
-
-
-@triton.jit
-def interpolate_kernel(data, noise, t, x_t, velocity, size, ELEMENTS: tl.constexpr):
-    """The ``size`` elements of a sample take a whole number of programs."""
-    blocks = tl.cdiv(size, ELEMENTS)
-    sample = tl.program_id(0) // blocks
-    i = (tl.program_id(0) % blocks).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
-    exists = i < size
-    i += sample.to(tl.int64) * size
-    time = widen(tl.load(t + sample))
-    wide, wide_noise = widen(tl.load(data + i, mask=exists)), widen(tl.load(noise + i, mask=exists))
-    dtype = x_t.dtype.element_ty
-    tl.store(x_t + i, narrow((1 - time) * wide_noise + time * wide, dtype), mask=exists)
-    tl.store(velocity + i, narrow(wide - wide_noise, dtype), mask=exists)
 
 
 @triton.jit
@@ -184,17 +151,6 @@ def step_merge_kernel(
     store_pair(merged, tile, y + 1, clamp(bottom, low, high), PLANAR)
 
 
-def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    x_t, velocity = empty(data), empty(data)
-    size = math.prod(data.shape[1:])
-    block = Block.of(size, data.element_size())
-    tensors = in_layout_of(data, data), in_layout_of(noise, data), contiguous(t), x_t, velocity
-    programs = len(data) * block.count
-    constants = size, block.elements
-    launch(interpolate_kernel, data.device, programs, *tensors, *constants, warps=block.warps)
-    return x_t, velocity
-
-
 def guided_euler_step(
     x: Tensor,
     v_cond: Tensor,
@@ -215,10 +171,10 @@ def guided_euler_step(
         arguments = *images, *scalars, *constants
         launch(step_of_tokens_kernel, x.device, tile.count, *arguments, warps=tile.warps)
         return x_next
-    block = Block.of(x.numel(), min(x.element_size(), v_cond.element_size()))
+    elements = Elements.of(x.numel(), min(x.element_size(), v_cond.element_size()))
     tensors = *(in_layout_of(t, x) for t in (x, v_cond, v_uncond, start)), x_next
-    arguments = *tensors, *scalars, x.numel(), block.elements
-    launch(step_kernel, x.device, block.count, *arguments, warps=block.warps)
+    arguments = *tensors, *scalars, x.numel(), elements.block
+    launch(step_kernel, x.device, elements.count, *arguments, warps=elements.warps)
     return x_next
 
 
@@ -279,7 +235,6 @@ def audited_merge(
 
 # Calls that launch every kernel; new(*shape) makes a tensor. See audit/triton.py.
 AUDITED = {
-    "interpolate": lambda new: flow_interpolate(new(2, 16, 64, 64), new(2, 16, 64, 64), new(2)),
     "step": partial(audited_step, 0),
     "step of tokens": partial(audited_step, 2),
     "merge nearest": partial(audited_merge, 0, "nearest"),
