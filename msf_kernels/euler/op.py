@@ -13,7 +13,6 @@ from torch import Tensor
 from .. import checks
 from ..layout import empty
 from ..library import define
-from ..pyramid.op import check_merge, clamp_bounds
 from . import reference
 
 
@@ -94,8 +93,8 @@ def guided_euler_merge(
     op = "guided_euler_merge"
     scale, dt = _check_step(op, x, v_cond, v_uncond, guidance_scale, dt, step, patch)
     checks.tensors(op, x=x, base=base)
-    check_merge(op, base, "x", x, mode, mean, std)
-    bounds = clamp_bounds(op, clamp)
+    checks.merge(op, base, "x", x, mode, mean, std)
+    bounds = checks.bounds(op, clamp)
     for name, tensor in {"x": x, "v_cond": v_cond, "v_uncond": v_uncond, "base": base}.items():
         if tensor is not None:
             checks.constant(op, name, tensor)

@@ -11,14 +11,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layout import contiguous, empty, in_layout_of
-from ..pyramid.triton import clamp, launch_pyramid, restore
-from ..triton_support.arithmetic import narrow, widen
+from ..triton_support.arithmetic import clamp, narrow, widen
 from ..triton_support.image import (
     LAYOUTS,
     Image,
     ImageTile,
     image,
-    load_channel,
+    launch_tiles,
     load_pair,
     load_pixel,
     own_tile,
@@ -28,6 +27,7 @@ from ..triton_support.image import (
 )
 from ..triton_support.launch import Elements, launch
 from ..triton_support.resample import upsample
+from ..triton_support.statistics import load_channel, restore
 
 
 @triton.jit
@@ -137,10 +137,7 @@ def step_merge_kernel(
     COLUMNS: tl.constexpr,
 ):
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
-    if mean is not None:
-        mean = load_channel(mean, tile, extent)
-    if std is not None:
-        std = load_channel(std, tile, extent)
+    mean, std = load_channel(mean, tile, extent), load_channel(std, tile, extent)
     upper, lower = upsample(base, tile, extent, BILINEAR, PLANAR)
     factor, time = scalar(scale, scales, step, upper.dtype), scalar(dt, dts, step, upper.dtype)
     y = 2 * tile[2]
@@ -198,7 +195,7 @@ def guided_euler_merge(
     images = image(x), *velocities, image(base), image(merged)
     scalars = *number(guidance_scale, step), *number(dt, step), step
     numbers = contiguous(mean), contiguous(std), low, high, max(patch, 1)
-    launch_pyramid(step_merge_kernel, (x, merged), mode, *images, *scalars, *numbers)
+    launch_tiles(step_merge_kernel, (x, merged), mode, *images, *scalars, *numbers)
     return merged
 
 

@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..layout import contiguous, empty
+from ..triton_support.arithmetic import clamp
 from ..triton_support.image import (
     LAYOUTS,
-    ImageTile,
     image,
-    load_channel,
+    launch_tiles,
     load_pair,
     load_pixel,
     own_tile,
     store_pair,
     store_pixel,
 )
-from ..triton_support.launch import launch
-from ..triton_support.resample import divide_pair, pool, upsample, upsample_adjoint
-
-
-@triton.jit
-def standardise(value, mean, std):
-    if mean is not None:
-        value = value - mean[:, :, None]
-    return divide_pair(value, std)
-
-
-@triton.jit
-def restore(value, mean, std):
-    if std is not None:
-        value = value * std[:, :, None]
-    return value if mean is None else value + mean[:, :, None]
-
-
-@triton.jit
-def clamp(value, low, high):
-    """Comparisons, because tl.clamp drops NaN."""
-    low, high = tl.full((), low, value.dtype), tl.full((), high, value.dtype)
-    return tl.where(value < low, low, tl.where(value > high, high, value))
+from ..triton_support.resample import pool, upsample, upsample_adjoint
+from ..triton_support.statistics import divide_pair, load_channel, restore, standardise
 
 
 @triton.jit
@@ -61,10 +38,7 @@ def split_kernel(
     COLUMNS: tl.constexpr,
 ):
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
-    if mean is not None:
-        mean = load_channel(mean, tile, extent)
-    if std is not None:
-        std = load_channel(std, tile, extent)
+    mean, std = load_channel(mean, tile, extent), load_channel(std, tile, extent)
     y = 2 * tile[2]
     top = load_pair(x, tile, extent, y, PLANAR)
     bottom = load_pair(x, tile, extent, y + 1, PLANAR)
@@ -93,8 +67,7 @@ def split_backward_kernel(
         top = tl.join(quarter, quarter)
         bottom = top
     else:
-        if std is not None:
-            std = load_channel(std, tile, extent)
+        std = load_channel(std, tile, extent)
         top = divide_pair(load_pair(grad_residual, tile, extent, y, PLANAR), std)
         bottom = divide_pair(load_pair(grad_residual, tile, extent, y + 1, PLANAR), std)
         pooled = -upsample_adjoint(grad_residual, std, tile, extent, top, bottom, BILINEAR, PLANAR)
@@ -122,10 +95,7 @@ def merge_kernel(
     COLUMNS: tl.constexpr,
 ):
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
-    if mean is not None:
-        mean = load_channel(mean, tile, extent)
-    if std is not None:
-        std = load_channel(std, tile, extent)
+    mean, std = load_channel(mean, tile, extent), load_channel(std, tile, extent)
     y = 2 * tile[2]
     upper, lower = upsample(base, tile, extent, BILINEAR, PLANAR)
     top = upper + restore(load_pair(residual, tile, extent, y, PLANAR), mean, std)
@@ -148,8 +118,7 @@ def merge_backward_kernel(
 ):
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
     y = 2 * tile[2]
-    if std is not None:
-        std = load_channel(std, tile, extent)
+    std = load_channel(std, tile, extent)
     top = load_pair(grad, tile, extent, y, PLANAR)
     bottom = load_pair(grad, tile, extent, y + 1, PLANAR)
     pooled = upsample_adjoint(grad, None, tile, extent, top, bottom, BILINEAR, PLANAR)
@@ -158,24 +127,13 @@ def merge_backward_kernel(
     store_pair(grad_residual, tile, y + 1, restore(bottom, None, std), PLANAR)
 
 
-def launch_pyramid(kernel: Any, above: Sequence[Tensor], mode: str, *args: Any) -> None:
-    """Start a kernel whose last arguments are the sizes of the base, BILINEAR and the tile's."""
-    bilinear = mode == "bilinear"
-    # The surroundings take registers too: with 8 bytes in the second, Triton 3.9 spilled on sm_80.
-    access = 16 if not bilinear else 4 if kernel is split_backward_kernel else 8
-    tile = ImageTile.of(above, 2, access)
-    constants = bilinear, tile.planar, tile.rows, tile.columns
-    device = above[0].device
-    launch(kernel, device, tile.count, *args, tile.extent, *constants, warps=tile.warps)
-
-
 def pyramid_split(
     x: Tensor, mean: Tensor | None, std: Tensor | None, mode: str
 ) -> tuple[Tensor, Tensor]:
     batch, channels, height, width = x.shape
     base, residual = empty(x, batch, channels, height // 2, width // 2), empty(x)
     images = image(x), image(base), image(residual)
-    launch_pyramid(split_kernel, (x, residual), mode, *images, contiguous(mean), contiguous(std))
+    launch_tiles(split_kernel, (x, residual), mode, *images, contiguous(mean), contiguous(std))
     return base, residual
 
 
@@ -190,7 +148,8 @@ def pyramid_split_backward(
         grad = empty(grad_residual)
     above = (grad,) if grad_residual is None else (grad, grad_residual)
     images = image(grad_base), image(grad_residual), image(grad)
-    launch_pyramid(split_backward_kernel, above, mode, *images, contiguous(std))
+    # The surroundings take registers too: with 8 bytes, Triton 3.9 spilled on sm_80.
+    launch_tiles(split_backward_kernel, above, mode, *images, contiguous(std), bilinear_access=4)
     return grad
 
 
@@ -206,7 +165,7 @@ def pyramid_merge(
     x = empty(base, *residual.shape)
     images = image(base), image(residual), image(x)
     numbers = contiguous(mean), contiguous(std), low, high
-    launch_pyramid(merge_kernel, (residual, x), mode, *images, *numbers)
+    launch_tiles(merge_kernel, (residual, x), mode, *images, *numbers)
     return x
 
 
@@ -214,7 +173,7 @@ def pyramid_merge_backward(grad: Tensor, std: Tensor | None, mode: str) -> tuple
     batch, channels, height, width = grad.shape
     grad_base, grad_residual = empty(grad, batch, channels, height // 2, width // 2), empty(grad)
     images = image(grad), image(grad_base), image(grad_residual)
-    launch_pyramid(merge_backward_kernel, (grad, grad_residual), mode, *images, contiguous(std))
+    launch_tiles(merge_backward_kernel, (grad, grad_residual), mode, *images, contiguous(std))
     return grad_base, grad_residual
 
 

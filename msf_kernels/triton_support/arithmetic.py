@@ -36,6 +36,13 @@ def narrow(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def clamp(x, low, high):
+    """Return x limited to [low, high] by comparisons, because tl.clamp drops NaN."""
+    low, high = tl.full((), low, x.dtype), tl.full((), high, x.dtype)
+    return tl.where(x < low, low, tl.where(x > high, high, x))
+
+
+@triton.jit
 def divide(x, y):
     """x / y, correctly rounded; Triton's own division of float32 is not."""
     return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)

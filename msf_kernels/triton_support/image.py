@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import narrow, widen
-from .launch import power_of_2, tiles
+from .launch import launch, power_of_2, tiles
 
 LAYOUTS = {"planar": torch.contiguous_format, "channels-last": torch.channels_last}
 
@@ -72,6 +72,21 @@ class ImageTile:
         warps = max(1, rows * columns // a_thread // 32)
         count = tiles(high, wide, rows, columns)
         return cls((batch, channels, height, width), planar, rows, columns, warps, count)
+
+
+def launch_tiles(
+    kernel: Any, above: Sequence[Tensor], mode: str, *args: Any, bilinear_access: int = 8
+) -> None:
+    """Start a kernel whose last arguments are the sizes of the base, BILINEAR and the tile's.
+
+    The images ``above`` are (B, C, 2h, 2w). A thread owns 16 bytes of their rows; of a bilinear
+    kernel, which holds the pixels around its own too, ``bilinear_access`` bytes.
+    """
+    bilinear = mode == "bilinear"
+    tile = ImageTile.of(above, 2, bilinear_access if bilinear else 16)
+    constants = bilinear, tile.planar, tile.rows, tile.columns
+    device = above[0].device
+    launch(kernel, device, tile.count, *args, tile.extent, *constants, warps=tile.warps)
 
 
 @triton.jit
@@ -162,10 +177,3 @@ def store_pair(image, tile, y, pair, PLANAR: tl.constexpr):
 def nearest(i, size):
     """The index nearest to i that exists."""
     return tl.minimum(tl.maximum(i, 0), size - 1)
-
-
-@triton.jit
-def load_channel(statistic, tile, extent):
-    """A per-channel number for each pixel of the tile, broadcast."""
-    c = tile[1]
-    return widen(tl.load(statistic + c, mask=c < extent[1], other=1))

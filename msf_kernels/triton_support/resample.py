@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .arithmetic import divide, narrow, widen
 from .image import load_pair, load_pixel, nearest
+from .statistics import divide_pair
 
 
 @triton.jit
@@ -65,11 +66,6 @@ def upsample(
         own = load_base(base, tile, extent, tile[2], 0, POOL, PLANAR)
         pair = tl.join(own, own)
         return pair, pair
-
-
-@triton.jit
-def divide_pair(pair, std):
-    return pair if std is None else divide(pair, std[:, :, None])
 
 
 @triton.jit
