@@ -15,28 +15,46 @@ from ..triton_support.launch import Elements, launch
 
 
 @triton.jit
-def interpolate_kernel(data, noise, t, x_t, velocity, size, ELEMENTS: tl.constexpr):
-    """The ``size`` elements of a sample take a whole number of programs."""
-    blocks = tl.cdiv(size, ELEMENTS)
+def interpolate_kernel(
+    data_ptr,  # (B, size)
+    noise_ptr,  # (B, size)
+    t_ptr,  # (B,)
+    x_t_ptr,  # (B, size)
+    velocity_ptr,  # (B, size)
+    size,
+    BLOCK: tl.constexpr,
+):
+    """Write x_t and velocity; the ``size`` elements of a sample take a whole number of programs."""
+    blocks = tl.cdiv(size, BLOCK)
     sample = tl.program_id(0) // blocks
-    i = (tl.program_id(0) % blocks).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
+    i = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = i < size
     i += sample.to(tl.int64) * size
-    time = widen(tl.load(t + sample))
-    wide, wide_noise = widen(tl.load(data + i, mask=exists)), widen(tl.load(noise + i, mask=exists))
-    dtype = x_t.dtype.element_ty
-    tl.store(x_t + i, narrow((1 - time) * wide_noise + time * wide, dtype), mask=exists)
-    tl.store(velocity + i, narrow(wide - wide_noise, dtype), mask=exists)
+    t = widen(tl.load(t_ptr + sample))
+    data = widen(tl.load(data_ptr + i, mask=exists))
+    noise = widen(tl.load(noise_ptr + i, mask=exists))
+    dtype = x_t_ptr.dtype.element_ty
+    tl.store(x_t_ptr + i, narrow((1 - t) * noise + t * data, dtype), mask=exists)
+    tl.store(velocity_ptr + i, narrow(data - noise, dtype), mask=exists)
 
 
 def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     x_t, velocity = empty(data), empty(data)
     size = math.prod(data.shape[1:])
     elements = Elements.of(size, data.element_size())
-    tensors = in_layout_of(data, data), in_layout_of(noise, data), contiguous(t), x_t, velocity
-    programs = len(data) * elements.count
-    constants = size, elements.block
-    launch(interpolate_kernel, data.device, programs, *tensors, *constants, warps=elements.warps)
+    launch(
+        interpolate_kernel,
+        data.device,
+        len(data) * elements.count,
+        data_ptr=in_layout_of(data, data),
+        noise_ptr=in_layout_of(noise, data),
+        t_ptr=contiguous(t),
+        x_t_ptr=x_t,
+        velocity_ptr=velocity,
+        size=size,
+        BLOCK=elements.block,
+        warps=elements.warps,
+    )
     return x_t, velocity
 
 

@@ -26,19 +26,20 @@ from ..triton_support.statistics import divide_pair, load_channel, restore, stan
 
 @triton.jit
 def split_kernel(
-    x,
-    base,
-    residual,
-    mean,
-    std,
+    x,  # Image (B, C, 2h, 2w)
+    base,  # Image (B, C, h, w)
+    residual,  # Image (B, C, 2h, 2w)
+    mean_ptr,  # (C,) or absent
+    std_ptr,  # (C,) or absent
     extent,
     BILINEAR: tl.constexpr,
     PLANAR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Split x into base and residual, with extent = (B, C, h, w)."""
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
-    mean, std = load_channel(mean, tile, extent), load_channel(std, tile, extent)
+    mean, std = load_channel(mean_ptr, tile, extent), load_channel(std_ptr, tile, extent)
     y = 2 * tile[2]
     top = load_pair(x, tile, extent, y, PLANAR)
     bottom = load_pair(x, tile, extent, y + 1, PLANAR)
@@ -50,16 +51,17 @@ def split_kernel(
 
 @triton.jit
 def split_backward_kernel(
-    grad_base,
-    grad_residual,
-    grad_x,
-    std,
+    grad_base,  # Image (B, C, h, w) or absent
+    grad_residual,  # Image (B, C, 2h, 2w) or absent
+    grad_x,  # Image (B, C, 2h, 2w)
+    std_ptr,  # (C,) or absent
     extent,
     BILINEAR: tl.constexpr,
     PLANAR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Write the gradient of x from those of base and residual, with extent = (B, C, h, w)."""
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
     y = 2 * tile[2]
     if grad_residual is None:
@@ -67,7 +69,7 @@ def split_backward_kernel(
         top = tl.join(quarter, quarter)
         bottom = top
     else:
-        std = load_channel(std, tile, extent)
+        std = load_channel(std_ptr, tile, extent)
         top = divide_pair(load_pair(grad_residual, tile, extent, y, PLANAR), std)
         bottom = divide_pair(load_pair(grad_residual, tile, extent, y + 1, PLANAR), std)
         pooled = -upsample_adjoint(grad_residual, std, tile, extent, top, bottom, BILINEAR, PLANAR)
@@ -81,11 +83,11 @@ def split_backward_kernel(
 
 @triton.jit
 def merge_kernel(
-    base,
-    residual,
-    x,
-    mean,
-    std,
+    base,  # Image (B, C, h, w)
+    residual,  # Image (B, C, 2h, 2w)
+    x,  # Image (B, C, 2h, 2w)
+    mean_ptr,  # (C,) or absent
+    std_ptr,  # (C,) or absent
     low: tl.float64,
     high: tl.float64,
     extent,
@@ -94,8 +96,9 @@ def merge_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Merge base and residual into x, with extent = (B, C, h, w)."""
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
-    mean, std = load_channel(mean, tile, extent), load_channel(std, tile, extent)
+    mean, std = load_channel(mean_ptr, tile, extent), load_channel(std_ptr, tile, extent)
     y = 2 * tile[2]
     upper, lower = upsample(base, tile, extent, BILINEAR, PLANAR)
     top = upper + restore(load_pair(residual, tile, extent, y, PLANAR), mean, std)
@@ -106,19 +109,20 @@ def merge_kernel(
 
 @triton.jit
 def merge_backward_kernel(
-    grad,
-    grad_base,
-    grad_residual,
-    std,
+    grad,  # Image (B, C, 2h, 2w)
+    grad_base,  # Image (B, C, h, w)
+    grad_residual,  # Image (B, C, 2h, 2w)
+    std_ptr,  # (C,) or absent
     extent,
     BILINEAR: tl.constexpr,
     PLANAR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Write the gradients of base and residual, with extent = (B, C, h, w)."""
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
     y = 2 * tile[2]
-    std = load_channel(std, tile, extent)
+    std = load_channel(std_ptr, tile, extent)
     top = load_pair(grad, tile, extent, y, PLANAR)
     bottom = load_pair(grad, tile, extent, y + 1, PLANAR)
     pooled = upsample_adjoint(grad, None, tile, extent, top, bottom, BILINEAR, PLANAR)
@@ -132,8 +136,16 @@ def pyramid_split(
 ) -> tuple[Tensor, Tensor]:
     batch, channels, height, width = x.shape
     base, residual = empty(x, batch, channels, height // 2, width // 2), empty(x)
-    images = image(x), image(base), image(residual)
-    launch_tiles(split_kernel, (x, residual), mode, *images, contiguous(mean), contiguous(std))
+    launch_tiles(
+        split_kernel,
+        (x, residual),
+        mode,
+        x=image(x),
+        base=image(base),
+        residual=image(residual),
+        mean_ptr=contiguous(mean),
+        std_ptr=contiguous(std),
+    )
     return base, residual
 
 
@@ -147,9 +159,16 @@ def pyramid_split_backward(
         assert grad_residual is not None
         grad = empty(grad_residual)
     above = (grad,) if grad_residual is None else (grad, grad_residual)
-    images = image(grad_base), image(grad_residual), image(grad)
-    # The surroundings take registers too: with 8 bytes, Triton 3.9 spilled on sm_80.
-    launch_tiles(split_backward_kernel, above, mode, *images, contiguous(std), bilinear_access=4)
+    launch_tiles(
+        split_backward_kernel,
+        above,
+        mode,
+        grad_base=image(grad_base),
+        grad_residual=image(grad_residual),
+        grad_x=image(grad),
+        std_ptr=contiguous(std),
+        bilinear_access=4,  # with 8 bytes and those around them, Triton 3.9 spilled on sm_80
+    )
     return grad
 
 
@@ -163,17 +182,33 @@ def pyramid_merge(
     high: float,
 ) -> Tensor:
     x = empty(base, *residual.shape)
-    images = image(base), image(residual), image(x)
-    numbers = contiguous(mean), contiguous(std), low, high
-    launch_tiles(merge_kernel, (residual, x), mode, *images, *numbers)
+    launch_tiles(
+        merge_kernel,
+        (residual, x),
+        mode,
+        base=image(base),
+        residual=image(residual),
+        x=image(x),
+        mean_ptr=contiguous(mean),
+        std_ptr=contiguous(std),
+        low=low,
+        high=high,
+    )
     return x
 
 
 def pyramid_merge_backward(grad: Tensor, std: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
     batch, channels, height, width = grad.shape
     grad_base, grad_residual = empty(grad, batch, channels, height // 2, width // 2), empty(grad)
-    images = image(grad), image(grad_base), image(grad_residual)
-    launch_tiles(merge_backward_kernel, (grad, grad_residual), mode, *images, contiguous(std))
+    launch_tiles(
+        merge_backward_kernel,
+        (grad, grad_residual),
+        mode,
+        grad=image(grad),
+        grad_base=image(grad_base),
+        grad_residual=image(grad_residual),
+        std_ptr=contiguous(std),
+    )
     return grad_base, grad_residual
 
 

@@ -27,25 +27,30 @@ def launch(
     kernel: Any,
     device: torch.device,
     programs: int,
+    /,
     *args: Any,
     warps: int,
     fused: bool = False,
-    **constants: Any,
+    **arguments: Any,
 ) -> None:
     """Start a kernel's programs on the device; none of them where a tensor is empty.
 
-    Multiply-adds that are `fused` round once where the reference rounds twice.
+    Args:
+        programs: how many; the grid has one dimension.
+        warps: of a program.
+        fused: whether a product and a sum may round once where the reference rounds twice.
+        arguments: those of the kernel, and options of Triton's compiler such as `maxnreg`.
     """
     if not programs:
         return
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
-        kernel[(programs,)](*args, **constants, num_warps=warps, enable_fp_fusion=fused)
+        kernel[(programs,)](*args, **arguments, num_warps=warps, enable_fp_fusion=fused)
 
 
 @dataclass(frozen=True)
 class Elements:
-    """A program has a block of neighbouring elements; ``count`` programs have ``size`` elements."""
+    """Elements tell how many neighbours a program has, and how many programs have all."""
 
     block: int
     warps: int
@@ -53,7 +58,10 @@ class Elements:
 
     @classmethod
     def of(cls, size: int, element_size: int) -> Elements:
-        """A thread reads 16 bytes of the smallest elements at once, a block has 128 threads."""
+        """Cut ``size`` elements into blocks of up to 128 threads.
+
+        A thread reads 16 bytes of the tensor whose elements are the smallest at once.
+        """
         block = min(power_of_2(size), 128 * 16 // element_size)
         warps = max(1, block * element_size // 16 // 32)
         return cls(block, warps, -(-size // block))

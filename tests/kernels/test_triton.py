@@ -45,16 +45,17 @@ runs = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
 @triton.jit
-def convert_kernel(x, y, n, BLOCK: tl.constexpr):
+def convert_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    value = widen(tl.load(x + i, mask=i < n))
-    tl.store(y + i, narrow(value, y.dtype.element_ty), mask=i < n)
+    value = widen(tl.load(x_ptr + i, mask=i < n))
+    tl.store(y_ptr + i, narrow(value, y_ptr.dtype.element_ty), mask=i < n)
 
 
 def converted(x: Tensor, dtype: torch.dtype) -> Tensor:
     y = torch.empty(len(x), dtype=dtype, device=DEVICE)
     programs = triton.cdiv(len(x), BLOCK)
-    launch(convert_kernel, y.device, programs, x.to(DEVICE), y, len(x), BLOCK, warps=4)
+    tensors = {"x_ptr": x.to(DEVICE), "y_ptr": y}
+    launch(convert_kernel, y.device, programs, **tensors, n=len(x), BLOCK=BLOCK, warps=4)
     return y.cpu()
 
 
@@ -303,9 +304,9 @@ OUT_OF_BOUNDS = """
 import torch
 from msf_kernels.interpolation.triton import interpolate_kernel
 from msf_kernels.triton_support.launch import launch
-from msf_kernels.triton_support.rows import Walk
-x = [torch.zeros(64) for _ in range(5)]
-launch(interpolate_kernel, x[0].device, 1, *x, 65, 128, warps=1)
+names = ("data_ptr", "noise_ptr", "t_ptr", "x_t_ptr", "velocity_ptr")
+tensors = {name: torch.zeros(64) for name in names}
+launch(interpolate_kernel, torch.device("cpu"), 1, **tensors, size=65, BLOCK=128, warps=1)
 """
 
 
