@@ -14,10 +14,6 @@ from .dtypes import compute_dtype
 # msf::DType of csrc/launchers.hpp
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
-# The number of blocks that a kernel with a sum over blocks aims at: four for each of the 132 SMs of
-# an H200, so that the SMs end at about the same time. The second pass reads a row of each.
-TARGET_BLOCKS = 528
-
 # The kernels compiled for the host, which tests set; they take tensors of the CPU.
 emulation: ModuleType | None = None
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..dtypes import compute_dtype
-from ..extension import DTYPES, TARGET_BLOCKS, address, dtype, launch
+from ..extension import DTYPES, address, dtype, launch
+from ..grid import TARGET_BLOCKS
 from ..layout import contiguous
 
 # The fewest tokens of a slice: 4 in forward, which are one to four steps of its block, and 16 in

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dtypes import compute_dtype
-from ..extension import TARGET_BLOCKS, address, dtype, launch
+from ..extension import address, dtype, launch
+from ..grid import TARGET_BLOCKS
 from ..layout import contiguous
-from .op import weight_gradient
+from .op import new_weight_gradient
 
 
 def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
@@ -58,7 +59,7 @@ def qk_norm_rope_backward(
     gradients = [None if grad is None else _rows(grad) for grad in (grad_q, grad_k, grad_v)]
     q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
     grad_qkv = qkv.new_empty(qkv.shape)
-    grad_weights = weight_gradient(q_weight, qkv), weight_gradient(k_weight, qkv)
+    grad_weights = new_weight_gradient(q_weight, qkv), new_weight_gradient(k_weight, qkv)
     partials = None
     if q_weight is not None or k_weight is not None:
         partials = q.new_empty((2, TARGET_BLOCKS, q.shape[-1]), dtype=compute_dtype(q))

@@ -84,8 +84,8 @@ def check_qkv(
     checks.number(op, "eps", eps)
 
 
-def weight_gradient(weight: Tensor | None, qkv: Tensor) -> Tensor:
-    """A new tensor for the gradient of a norm weight, empty where there is none."""
+def new_weight_gradient(weight: Tensor | None, qkv: Tensor) -> Tensor:
+    """Make a tensor for the gradient of a norm weight, of no elements where there is none."""
     if weight is None:
         return qkv.new_empty(0, dtype=compute_dtype(qkv))
     return weight.new_empty(weight.shape)
@@ -94,9 +94,9 @@ def weight_gradient(weight: Tensor | None, qkv: Tensor) -> Tensor:
 def new_gradients(
     qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """New tensors for the gradients of qkv and of the norm weights."""
-    weights = weight_gradient(q_weight, qkv), weight_gradient(k_weight, qkv)
-    return qkv.new_empty(qkv.shape), *weights
+    """Make tensors for the gradients of qkv and of the norm weights."""
+    grad_q_weight, grad_k_weight = (new_weight_gradient(w, qkv) for w in (q_weight, k_weight))
+    return qkv.new_empty(qkv.shape), grad_q_weight, grad_k_weight
 
 
 def gradients_by_name(
