@@ -12,7 +12,7 @@ from . import interpreted, ptxas
 
 
 def _compiles_for_hopper() -> bool:
-    """Whether this machine has such a GPU, or none and compiles for whichever it is told."""
+    """Tell whether this machine has such a GPU, or none and compiles for whichever it is told."""
     if interpreted():
         return False
     return not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] == 9
@@ -28,7 +28,7 @@ def launch(
     device: torch.device,
     programs: int,
     /,
-    *args: Any,
+    *,
     warps: int,
     fused: bool = False,
     **arguments: Any,
@@ -45,7 +45,7 @@ def launch(
         return
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
-        kernel[(programs,)](*args, **arguments, num_warps=warps, enable_fp_fusion=fused)
+        kernel[(programs,)](**arguments, num_warps=warps, enable_fp_fusion=fused)
 
 
 @dataclass(frozen=True)
