@@ -6,7 +6,7 @@ Each operator has one schema, one gradient and one or more backends; see `backen
 from .adaln.op import adaln_modulate, gate_residual, gate_residual_adaln
 from .attention.op import attention
 from .attention.rope import rope_2d
-from .build import build_config
+from .cuda_support import build_config
 from .dispatch import (
     BackendUnavailable,
     available_backends,

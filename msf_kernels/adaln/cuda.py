@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cuda_support.launch import DTYPES, address, dtype, launch
 from ..dtypes import compute_dtype
-from ..extension import DTYPES, address, dtype, launch
 from ..grid import TARGET_BLOCKS
 from ..layout import contiguous
 

@@ -1,4 +1,4 @@
-"""Tells whether the compiled CUDA kernels can run here, and calls them."""
+"""Knows the compiled extension ``msf_kernels._C``: what it was built with, whether it can run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,32 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .dtypes import compute_dtype
-
-# msf::DType of csrc/launchers.hpp
-DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-
-# The kernels compiled for the host, which tests set; they take tensors of the CPU.
+# Tests set this to the kernels compiled for the host, which take tensors of the CPU.
 emulation: ModuleType | None = None
+
+
+def module() -> ModuleType:
+    """Return the extension, or raise ImportError."""
+    import msf_kernels._C as _C
+
+    return _C
+
+
+def build_config() -> dict[str, Any]:
+    """Describe the build of the compiled extension ``msf_kernels._C``.
+
+    Returns:
+        ``{"extension": True, "version", "cxx_compiler", "cuda", "cuda_compiler",
+        "cuda_architectures"}``: ``cuda`` is whether nvcc took part, ``cuda_compiler`` its version
+        or None, ``cuda_architectures`` what it compiles for, e.g. ``["80", "90a"]``.
+        Without the extension ``{"extension": False, "reason": ...}``; it is then optional, since
+        the reference and Triton backends need no compiled code.
+    """
+    try:
+        return {"extension": True, **module().build_config()}
+    except ImportError as error:
+        return {"extension": False, "reason": str(error)}
 
 
 def unsupported_reason(device: torch.device) -> str | None:
@@ -28,45 +45,10 @@ def unsupported_reason(device: torch.device) -> str | None:
     return None if emulation else _gpu_unsupported_reason(device)
 
 
-def launch(name: str, x: Tensor, *args: Any) -> None:
-    """Call a launcher of csrc/launchers.hpp on the current stream of x's device."""
-    if emulation:
-        getattr(emulation, name)(*args, None)
-        return
-    with torch.cuda.device(x.device):
-        getattr(_module(), name)(*args, torch.cuda.current_stream().cuda_stream)
-
-
-def dtype(x: Tensor) -> int:
-    """Return the msf::DType of x."""
-    return DTYPES[x.dtype]
-
-
-def address(x: Tensor | None) -> int:
-    """Return where x lies in memory, 0 for None."""
-    return 0 if x is None else x.data_ptr()
-
-
-def image(x: Tensor | None) -> tuple[int, ...] | None:
-    """Return x (B, C, H, W) as an ImageView of csrc/launchers.hpp."""
-    return None if x is None else (x.data_ptr(), *x.stride())
-
-
-def wide(x: Tensor | None, like: Tensor) -> Tensor | None:
-    """Return x contiguous and in the dtype that the mathematics on ``like`` runs in."""
-    return None if x is None else x.to(compute_dtype(like)).contiguous()
-
-
-def _module() -> ModuleType:
-    import msf_kernels._C as _C
-
-    return _C
-
-
 @functools.lru_cache
 def _machine_unsupported_reason() -> str | None:
     try:
-        return _module().problem()
+        return module().unsupported_reason()
     except ImportError as error:
         return str(error)
 
@@ -79,7 +61,7 @@ def _gpu_unsupported_reason(device: torch.device) -> str | None:
     is taken to run on that one alone.
     """
     capability = torch.cuda.get_device_capability(device)
-    built = _module().build_config()["cuda_architectures"]
+    built = module().build_config()["cuda_architectures"]
     for name in built:
         major, minor = divmod(int(name.rstrip("af")), 10)
         newest = minor if name[-1] in "af" else 9

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..extension import address, dtype, image, launch, wide
+from ..cuda_support.launch import address, dtype, image, launch, wide
 from ..layout import empty, in_layout_of
 
 

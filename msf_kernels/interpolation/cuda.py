@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..extension import address, dtype, launch, wide
+from ..cuda_support.launch import address, dtype, launch, wide
 from ..layout import empty, in_layout_of
 
 

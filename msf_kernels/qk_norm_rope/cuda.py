@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..cuda_support.launch import address, dtype, launch
 from ..dtypes import compute_dtype
-from ..extension import address, dtype, launch
 from ..grid import TARGET_BLOCKS
 from ..layout import contiguous
 from .op import new_weight_gradient

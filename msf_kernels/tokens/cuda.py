@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..extension import address, dtype, launch
+from ..cuda_support.launch import address, dtype, launch
 
 
 def merge_tokens(
