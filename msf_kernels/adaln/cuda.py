@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/kernels/adaln.cu and adaln_backward.cu."""
+"""Calls the CUDA kernels of csrc/kernels/adaln.cu and adaln_backward.cu."""
 
 from __future__ import annotations
 

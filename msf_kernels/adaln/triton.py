@@ -18,8 +18,8 @@ from .triton_kernels import backward_kernel, forward_kernel
 # that run at once, because each writes sums.
 FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 4 * TARGET_BLOCKS, TARGET_BLOCKS
 
-# For a row and channel the backward moves 12 bytes, of 16-bit tensors, for a slice and channel 24:
-# three partial sums, written and read. Of 16 rows that is an eighth more.
+# The backward of 16-bit tensors moves 12 bytes for a row and channel. It moves 24 for a slice and
+# channel, three partial sums written and read: an eighth more where a slice has 16 rows.
 MIN_ROWS = 16
 
 
@@ -177,8 +177,8 @@ def audited(op: str, D: int) -> Callable[..., Any]:
     return call
 
 
-# Registers: a thread of the backward keeps three sums and five numbers of a row for each of its up
-# to 18 channels; three blocks of 128 threads, of up to 54 loads each, fit.
+# A thread of the backward keeps three sums and five numbers of a row for each of its up to 18
+# channels. With 168 registers a thread, three blocks of 128 threads, of up to 54 loads each, fit.
 BUDGET = 168
 
 # Calls that launch every kernel, at the widths of transformers: of others, some spill.

@@ -38,8 +38,8 @@ HERE = Path(__file__).parent
 FAMILIES = sorted(f.parent.name for f in HERE.parent.glob("*/triton.py") if f.parent != HERE)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# Of a family that names none: five blocks of 128 threads, of two dozen loads each, fit an SM of
-# 65,536 registers.
+# A thread of a family that names no budget of its own may take so many registers: five blocks of
+# 128 threads, of two dozen loads each, then fit an SM of 65,536 registers.
 BUDGET = 96
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/kernels/euler.cu."""
+"""Calls the CUDA kernels of csrc/kernels/euler.cu."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def guided_euler_merge(
 
 
 def _tokens(velocity: Any) -> Any:
-    """Contiguous tokens but for any batch stride, as the halves of a guided batch have."""
+    """Return tokens contiguous but for the batch stride, which halves of a guided batch have."""
     if velocity is None or velocity[:1].is_contiguous():
         return velocity
     return velocity.contiguous()
 
 
 def _on_device(scalar: Tensor, x: Tensor) -> Tensor:
-    """A number on the host stays there, in float64; a table comes in the compute dtype."""
+    """Return a number on the host as it is, in float64, and a table in the compute dtype."""
     if scalar.dim() == 0 and scalar.device.type == "cpu":
         return scalar
     table = wide(scalar, x)
@@ -89,18 +89,20 @@ def _euler_step(
     step: Tensor | None,
     patch: int,
 ) -> tuple[Any, ...]:
-    """The EulerStep of csrc/launchers.hpp."""
+    """Return an msf::EulerStep."""
     images = (_strided(v_cond), _strided(v_uncond))
     return (dtype(v_cond), *images, _scalar(scale), _scalar(dt), address(step), patch)
 
 
 def _strided(velocity: Tensor | None) -> tuple[int, ...] | None:
+    """Return a velocity of any shape as an msf::ImageView."""
     if velocity is None:
         return None
     return (velocity.data_ptr(), *(*velocity.stride(), 0, 0, 0, 0)[:4])
 
 
 def _scalar(scalar: Tensor) -> tuple[float, int]:
+    """Return a number or a table as an msf::Scalar."""
     if scalar.dim() == 0 and scalar.device.type == "cpu":
         return float(scalar), 0
     return 0.0, scalar.data_ptr()

@@ -27,10 +27,10 @@ def guided_euler_step(
     start: Tensor | None = None,
     patch: int | None = None,
 ) -> Tensor:
-    """One Euler step along the guided velocity.
+    """Make one Euler step along the guided velocity.
 
-    x + dt * (v_uncond + guidance_scale * (v_cond - v_uncond)): classifier-free guidance (Ho &
-    Salimans, 2022, equation 6, with their w = guidance_scale - 1).
+    The result is x + dt * (v_uncond + guidance_scale * (v_cond - v_uncond)): classifier-free
+    guidance (Ho & Salimans, 2022, equation 6, with their w = guidance_scale - 1).
 
     Args:
         x: the state, any shape; float32 or float64 keeps small steps exact.
@@ -75,10 +75,10 @@ def guided_euler_merge(
     std: Tensor | None = None,
     clamp: tuple[float, float] | None = None,
 ) -> Tensor:
-    """The last step of a residual's sampling and the merge with its base, in one pass.
+    """Make the last step of a residual's sampling and merge it with its base, in one pass.
 
-    Equal to ``pyramid_merge(base, guided_euler_step(x, ...), ...)``; the arguments are theirs. It
-    has no gradient.
+    The result is that of ``pyramid_merge(base, guided_euler_step(x, ...), ...)``; the arguments are
+    theirs. It has no gradient.
 
     Args:
         x: the standardised residual (B, C, H, W), float64, float32, bfloat16 or float16.
@@ -113,7 +113,7 @@ def _check_step(
     step: Tensor | None,
     patch: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """guidance_scale and dt as tensors, after checking what both steps share."""
+    """Return guidance_scale and dt as tensors, after checking what both steps share."""
     velocities = {"v_cond": v_cond}
     if v_uncond is not None:
         velocities["v_uncond"] = v_uncond
@@ -137,7 +137,7 @@ def _check_step(
 
 
 def _tokens(op: str, x: Tensor, patch: int) -> tuple[int, ...]:
-    """The shape of x's patches as tokens."""
+    """Return the shape of x's patches as tokens."""
     checks.dimensions(op, "x", x, "(B, C, H, W)")
     checks.whole_numbers(op, "patch", "(p,)", (patch,), 1)
     batch, channels, height, width = x.shape
@@ -147,6 +147,7 @@ def _tokens(op: str, x: Tensor, patch: int) -> tuple[int, ...]:
 
 
 def _check_row(op: str, x: Tensor, step: Tensor) -> None:
+    """Check that step is a 0-dimensional int64 tensor on x's device."""
     if not isinstance(step, Tensor) or step.dtype != torch.int64 or step.dim():
         kind = f"{step.dtype} {tuple(step.shape)}" if isinstance(step, Tensor) else type(step)
         raise TypeError(f"{op}: step must be a 0-dimensional int64 tensor, got {kind}")
@@ -155,7 +156,7 @@ def _check_row(op: str, x: Tensor, step: Tensor) -> None:
 
 
 def _check_range(op: str, step: Tensor, length: int) -> None:
-    """On the CPU; on a GPU the host would have to wait for the value."""
+    """Check step on the CPU; on a GPU the host would have to wait for it."""
     if step.device.type != "cpu" or torch.compiler.is_compiling():
         return
     if not 0 <= int(step) < length:
@@ -163,6 +164,7 @@ def _check_range(op: str, step: Tensor, length: int) -> None:
 
 
 def _scalar(op: str, name: str, value: float | Tensor, x: Tensor, step: Tensor | None) -> Tensor:
+    """Return a number or a table, called ``name``, as a tensor after checking it."""
     if step is not None:
         if not isinstance(value, Tensor) or value.dim() != 1:
             raise ValueError(f"{op}: {name} must be a table (S,) of steps, where step is given")
@@ -171,8 +173,8 @@ def _scalar(op: str, name: str, value: float | Tensor, x: Tensor, step: Tensor |
         if not isinstance(value, (float, int)):
             raise TypeError(f"{op}: {name} must be a float or a tensor, got {type(value).__name__}")
         checks.number(op, name, value)
-        # A product, because torch.compile keeps it symbolic; torch.tensor(value) recompiles at
-        # each new value until it gives up.
+        # torch.compile keeps a product symbolic; with torch.tensor(value) it recompiles at each new
+        # value until it gives up.
         return torch.ones((), dtype=torch.float64, device="cpu") * value
     else:
         checks.tensors(op, x=x, **{name: value})

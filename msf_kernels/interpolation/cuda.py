@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/kernels/interpolation.cu."""
+"""Calls the CUDA kernels of csrc/kernels/interpolation.cu."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from . import reference
 
 
 def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """A point on the straight path from noise (t = 0) to data (t = 1), and its velocity.
+    """Return a point on the straight path from noise (t = 0) to data (t = 1), and its velocity.
 
-    Rectified flow (Liu et al., 2022, equation 1).
+    This is rectified flow (Liu et al., 2022, equation 1).
 
     Args:
         data, noise: (B, ...) of one dtype, float64, float32, bfloat16 or float16.

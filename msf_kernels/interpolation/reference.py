@@ -1,4 +1,4 @@
-"""The straight path of a rectified flow (Liu et al., 2022) from noise to data.
+"""References of the straight path of a rectified flow (Liu et al., 2022) from noise to data.
 
 Mathematics runs in float32 (float64 for float64), with one rounding at each output.
 """
@@ -11,7 +11,7 @@ from ..dtypes import widen
 
 
 def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """x_t = (1 - t) * noise + t * data and velocity = data - noise; t is (B,)."""
+    """Return x_t = (1 - t) * noise + t * data and velocity = data - noise; t is (B,)."""
     t = _per_sample(t, data)
     wide, wide_noise = widen(data), widen(noise)
     x_t = (1 - t) * wide_noise + t * wide
@@ -21,7 +21,7 @@ def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Te
 def flow_interpolate_backward(
     grad_x_t: Tensor | None, grad_velocity: Tensor | None, t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of data and noise from those of x_t and velocity, of which one may be None."""
+    """Return the gradients of data and noise; one of those of x_t and velocity may be None."""
     if grad_x_t is None:
         assert grad_velocity is not None
         return grad_velocity.clone(), -grad_velocity
@@ -34,5 +34,5 @@ def flow_interpolate_backward(
 
 
 def _per_sample(t: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, ...) in the compute dtype."""
+    """Return t (B,) as (B, 1, ...) in the compute dtype."""
     return widen(t).view(-1, *[1] * (like.dim() - 1))

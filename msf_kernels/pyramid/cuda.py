@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/kernels/pyramid.cu."""
+"""Calls the CUDA kernels of csrc/kernels/pyramid.cu."""
 
 from __future__ import annotations
 

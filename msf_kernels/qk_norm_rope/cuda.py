@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/kernels/qk_norm_rope.cu."""
+"""Calls the CUDA kernels of csrc/kernels/qk_norm_rope.cu."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def qk_norm_rope(
     rope: Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """The q and k of `attention`, for an attention that is another's.
+    """Return the q and k of `attention`, for an attention that is another's.
 
     q and k of packed qkv pass a per-head RMS norm (QK-norm: Henry et al., 2020; Dehghani et al.,
     2023), then a rotation by `rope` (RoPE: Su et al., 2021); each is optional. v is
@@ -56,7 +56,7 @@ def check_qkv(
     rope: Tensor | None,
     eps: float,
 ) -> None:
-    """The arguments that `op` shares with `qk_norm_rope` are as its docstring says."""
+    """Check the arguments that `op` shares with `qk_norm_rope`."""
     optional = {"q_weight": q_weight, "k_weight": k_weight, "rope": rope}
     given = {name: tensor for name, tensor in optional.items() if tensor is not None}
     checks.tensors(op, qkv=qkv, **given)
@@ -102,7 +102,7 @@ def new_gradients(
 def gradients_by_name(
     grads: tuple[Tensor, Tensor, Tensor], q_weight: Tensor | None, k_weight: Tensor | None
 ) -> dict[str, Tensor]:
-    """The gradients that a backward returned, without those of weights that are not there."""
+    """Return the gradients of a backward, without those of weights that are not there."""
     grad_qkv, grad_q_weight, grad_k_weight = grads
     found = {"qkv": grad_qkv}
     if q_weight is not None:

@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/kernels/tokens.cu."""
+"""Calls the CUDA kernels of csrc/kernels/tokens.cu."""
 
 from __future__ import annotations
 

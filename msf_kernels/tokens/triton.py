@@ -12,7 +12,8 @@ from ..layout import contiguous
 from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.launch import launch, power_of_2, tiles
 
-SAMPLES = 4  # A thread reads the gradients of so many at once, to have as many loads in flight.
+# A thread reads the gradients of so many samples at once, to have as many loads in flight.
+SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class TokenTile:
 
     @classmethod
     def of(cls, tokens: int, channels: int, element_size: int, max_rows: int) -> TokenTile:
-        """A thread owns 16 bytes of a token's channels, a warp up to a whole row of the tile."""
+        """Give a thread 16 bytes of a token's channels, a warp up to a whole row of the tile."""
         a_thread = 16 // element_size
         rows = min(power_of_2(tokens), max_rows)
         columns = min(power_of_2(channels), 32 * a_thread)
