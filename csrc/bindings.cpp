@@ -123,7 +123,8 @@ struct type_caster<msf::NormWeight> : AggregateCaster<msf::NormWeight, Address, 
 
 PYBIND11_MODULE(MSF_MODULE, m) {
   m.def("build_config", &build_config, "What this extension was built with.");
-  m.def("unsupported_reason", &unsupported_reason, "Why its kernels cannot run on this machine, or None.");
+  m.def("unsupported_reason", &unsupported_reason,
+        "Why its kernels cannot run on this machine, or None.");
 #if MSF_HAVE_KERNELS
   m.def("pyramid_split", &msf::pyramid_split);
   m.def("pyramid_split_backward", &msf::pyramid_split_backward);

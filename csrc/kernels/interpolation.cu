@@ -1,5 +1,5 @@
-// flow_interpolate. The equation is in msf_kernels/interpolation/reference.py. Operations follow its
-// order, so results agree bit for bit.
+// flow_interpolate. The equation is in msf_kernels/interpolation/reference.py. Operations follow
+// its order, so results agree bit for bit.
 #include "dispatch.cuh"
 #include "launch.cuh"
 
