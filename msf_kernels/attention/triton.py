@@ -112,16 +112,19 @@ def _prepared(
     eps: float,
 ) -> Tokens:
     """Return qkv as Tokens with what its q and k pass on their way into a tile."""
-    options = *map(contiguous, (q_weight, k_weight, rope)), tl.constexpr(eps)
-    return _tokens(aligned(qkv), num_heads, *options)
+    return _tokens(aligned(qkv), num_heads)._replace(
+        q_weight_ptr=contiguous(q_weight),
+        k_weight_ptr=contiguous(k_weight),
+        rope_ptr=contiguous(rope),
+        eps=tl.constexpr(eps),
+    )
 
 
-def _tokens(x: Tensor, num_heads: int, *prepared: Any) -> Tokens:
+def _tokens(x: Tensor, num_heads: int) -> Tokens:
     """Return x (B, N, channels) as Tokens."""
     batch, token = x.stride(0) if len(x) > 1 else 0, x.stride(1)
     unit = math.gcd(batch, token, 8)
-    strides = batch // unit, token // unit, tl.constexpr(unit)
-    return Tokens(x, *strides, x.shape[1], num_heads, *prepared)
+    return Tokens(x, batch // unit, token // unit, tl.constexpr(unit), x.shape[1], num_heads)
 
 
 def _tile(qkv: Tensor, num_heads: int, backward: bool) -> Tile:

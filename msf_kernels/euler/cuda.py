@@ -25,13 +25,29 @@ def guided_euler_step(
     if patch:
         v_cond, v_uncond = _tokens(v_cond), _tokens(v_uncond)
         euler_step = _euler_step(v_cond, v_uncond, scale, dt, step, patch)
-        images = image(x), euler_step, image(start), image(x_next)
-        launch("guided_euler_step_of_tokens", x, dtype(x), x.shape, *images)
+        launch(
+            "guided_euler_step_of_tokens",
+            x,
+            dtype(x),
+            x.shape,
+            image(x),
+            euler_step,
+            image(start),
+            image(x_next),
+        )
         return x_next
     x, v_cond, v_uncond, start = (in_layout_of(t, x_next) for t in (x, v_cond, v_uncond, start))
     euler_step = _euler_step(v_cond, v_uncond, scale, dt, step, patch)
-    tensors = address(x), euler_step, address(start), address(x_next)
-    launch("guided_euler_step", x, dtype(x), x.numel(), *tensors)
+    launch(
+        "guided_euler_step",
+        x,
+        dtype(x),
+        x.numel(),
+        address(x),
+        euler_step,
+        address(start),
+        address(x_next),
+    )
     return x_next
 
 
@@ -57,11 +73,19 @@ def guided_euler_merge(
         v_cond, v_uncond = _tokens(v_cond), _tokens(v_uncond)
     elif v_uncond is not None and v_uncond.stride() != v_cond.stride():
         v_cond, v_uncond = v_cond.contiguous(), v_uncond.contiguous()
-    euler_step = _euler_step(v_cond, v_uncond, scale, dt, step, patch)
-    images = image(x), euler_step, image(base), image(merged)
-    statistics, bilinear = (address(mean), address(std)), mode == "bilinear"
-    bounds = (low, high)
-    launch("guided_euler_merge", x, dtype(x), base.shape, *images, statistics, bilinear, bounds)
+    launch(
+        "guided_euler_merge",
+        x,
+        dtype(x),
+        base.shape,
+        image(x),
+        _euler_step(v_cond, v_uncond, scale, dt, step, patch),
+        image(base),
+        image(merged),
+        (address(mean), address(std)),
+        mode == "bilinear",
+        (low, high),
+    )
     return merged
 
 
@@ -90,8 +114,15 @@ def _euler_step(
     patch: int,
 ) -> tuple[Any, ...]:
     """Return an msf::EulerStep."""
-    images = (_strided(v_cond), _strided(v_uncond))
-    return (dtype(v_cond), *images, _scalar(scale), _scalar(dt), address(step), patch)
+    return (
+        dtype(v_cond),
+        _strided(v_cond),
+        _strided(v_uncond),
+        _scalar(scale),
+        _scalar(dt),
+        address(step),
+        patch,
+    )
 
 
 def _strided(velocity: Tensor | None) -> tuple[int, ...] | None:

@@ -11,9 +11,18 @@ from ..layout import empty, in_layout_of
 def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     data, noise = in_layout_of(data, data), in_layout_of(noise, data)
     x_t, velocity = empty(data), empty(data)
-    time = wide(t, data)
-    tensors = map(address, (data, noise, time, x_t, velocity))
+    t_wide = wide(t, data)
     batch = len(data)
-    size = data.numel() // max(1, batch)
-    launch("flow_interpolate", data, dtype(data), batch, size, *tensors)
+    launch(
+        "flow_interpolate",
+        data,
+        dtype(data),
+        batch,
+        data.numel() // max(1, batch),
+        address(data),
+        address(noise),
+        address(t_wide),
+        address(x_t),
+        address(velocity),
+    )
     return x_t, velocity
