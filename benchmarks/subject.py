@@ -16,7 +16,7 @@ from .timing import Work
 # In order of value: what most of a model's time between its matrix products goes to comes first,
 # then what a change of a kernel shows in first, and soonest.
 FAMILIES = (
-    *("adaln", "attention", "qk_norm_rope", "flow", "pyramid", "tokens"),
+    *("adaln", "attention", "qk_norm_rope", "interpolation", "euler", "pyramid", "tokens"),
     *("block", "block and backward", "training step", "sampling"),
 )
 

@@ -25,7 +25,7 @@ static py::dict build_config() {
 
 // Returns why the kernels cannot run here, or None. The CUDA runtime is linked statically and looks
 // for the driver when asked, so this works on a machine without one.
-static py::object problem() {
+static py::object unsupported_reason() {
 #if MSF_HAVE_CUDA
   int driver = 0, count = 0;
   cudaDriverGetVersion(&driver);
@@ -123,7 +123,8 @@ struct type_caster<msf::NormWeight> : AggregateCaster<msf::NormWeight, Address, 
 
 PYBIND11_MODULE(MSF_MODULE, m) {
   m.def("build_config", &build_config, "What this extension was built with.");
-  m.def("problem", &problem, "Why its kernels cannot run on this machine, or None.");
+  m.def("unsupported_reason", &unsupported_reason,
+        "Why its kernels cannot run on this machine, or None.");
 #if MSF_HAVE_KERNELS
   m.def("pyramid_split", &msf::pyramid_split);
   m.def("pyramid_split_backward", &msf::pyramid_split_backward);

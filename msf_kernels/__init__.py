@@ -6,7 +6,7 @@ Each operator has one schema, one gradient and one or more backends; see `backen
 from .adaln.op import adaln_modulate, gate_residual, gate_residual_adaln
 from .attention.op import attention
 from .attention.rope import rope_2d
-from .build import build_config
+from .cuda_support import build_config
 from .dispatch import (
     BackendUnavailable,
     available_backends,
@@ -16,7 +16,8 @@ from .dispatch import (
     explain_choice,
     requested_backend,
 )
-from .flow.op import flow_interpolate, guided_euler_merge, guided_euler_step
+from .euler.op import guided_euler_merge, guided_euler_step
+from .interpolation.op import flow_interpolate
 from .pyramid.op import pyramid_merge, pyramid_split
 from .qk_norm_rope.op import qk_norm_rope
 from .tokens.op import merge_tokens

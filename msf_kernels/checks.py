@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .dtypes import SUPPORTED
+
+MODES = ("nearest", "bilinear")  # how a base image is upsampled
 
 
 def tensors(op: str, **named: Any) -> None:
@@ -89,6 +92,47 @@ def constant(op: str, name: str, tensor: Tensor) -> None:
     """Check that the tensor asks for no gradient, because the operator gives it none."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{op}: {name} gets no gradient, pass {name}.detach()")
+
+
+def merge(
+    op: str,
+    base: Tensor,
+    name: str,
+    residual: Tensor,
+    mode: str,
+    mean: Tensor | None,
+    std: Tensor | None,
+) -> None:
+    """Check that ``residual``, called ``name``, and its statistics fit on ``base``."""
+    dtype(op, name, residual, base.dtype)
+    choice(op, "mode", mode, MODES)
+    dimensions(op, "base", base, "(B, C, H/2, W/2)")
+    batch, channels, height, width = base.shape
+    shape(op, name, residual, "(B, C, H, W)", (batch, channels, 2 * height, 2 * width))
+    statistics(op, residual, mean, std)
+
+
+def statistics(op: str, x: Tensor, mean: Tensor | None, std: Tensor | None) -> None:
+    """Check that mean and std, where given, are constants (C,) of x's dtype or float32."""
+    for name, tensor in {"mean": mean, "std": std}.items():
+        if tensor is not None:
+            tensors(op, x=x, **{name: tensor})
+            shape(op, name, tensor, "(C,)", (x.shape[1],))
+            dtype(op, name, tensor, x.dtype, torch.float32)
+            constant(op, name, tensor)
+
+
+def bounds(op: str, clamp: tuple[float, float] | None) -> tuple[float, float]:
+    """Return the bounds (low, high) after checking them; infinite ones for None."""
+    if clamp is None:
+        return -math.inf, math.inf
+    numbers = isinstance(clamp, (tuple, list)) and all(isinstance(v, (float, int)) for v in clamp)
+    if not numbers or len(clamp) != 2 or not clamp[0] <= clamp[1]:
+        got = type(clamp).__name__ if isinstance(clamp, Tensor) else repr(clamp)
+        raise ValueError(f"{op}: clamp must be (low, high) with low <= high, got {got}")
+    for bound in clamp:
+        number(op, "clamp", bound)
+    return clamp
 
 
 def _plain(kind: torch.dtype | torch.layout) -> str:

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, extension, measurements, triton_support
+from . import cuda_support, dispatch, measurements, triton_support
 from .layout import conform
 
 NAMESPACE = "msf"
 
 # These modules tell whether the kernels of a backend can run on a device.
-SUPPORT = {"cuda": extension, "triton": triton_support}
+SUPPORT = {"cuda": cuda_support, "triton": triton_support}
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 

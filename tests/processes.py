@@ -1,18 +1,33 @@
-"""Python in a process of its own."""
+"""Python in a process of its own: a line of code, or a file of `programs/`."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PROGRAMS = HERE / "programs"
 
 
 def process(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(HERE), *(path for path in sys.path if path)])
-    environment = {**os.environ, "PYTHONPATH": paths, **variables}
+    return _run("-c", code, variables=variables)
+
+
+def program(
+    name: str, *arguments: str, first: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a file of `programs/`; packages in the folder `first` come before installed ones."""
+    return _run(str(PROGRAMS / name), *arguments, first=first, variables=variables)
+
+
+def _run(
+    *words: str, variables: Mapping[str, str], first: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    paths = [*([str(first)] if first else []), str(HERE), *(path for path in sys.path if path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **variables}
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *words], env=environment, capture_output=True, text=True, check=False
     )

@@ -14,8 +14,8 @@ from kernels.cases import CASES, Case
 from kernels.test_attention import check
 from kernels.test_model import REQUESTS
 from models import tiny_model
-from msf_kernels import extension
 from msf_kernels.attention.libraries import LIBRARIES
+from msf_kernels.cuda_support import extension
 from msf_kernels.dispatch import BACKENDS
 from numerics import assert_as_good_as, assert_rounded_once, normal, relative_error
 

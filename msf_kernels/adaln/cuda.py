@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/kernels/adaln.cu and adaln_backward.cu."""
+"""Calls the CUDA kernels of csrc/kernels/adaln.cu and adaln_backward.cu."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cuda_support.launch import DTYPES, address, dtype, launch
 from ..dtypes import compute_dtype
-from ..extension import DTYPES, TARGET_BLOCKS, address, dtype, launch
+from ..grid import TARGET_BLOCKS
 from ..layout import contiguous
 
 # The fewest tokens of a slice: 4 in forward, which are one to four steps of its block, and 16 in
@@ -101,11 +102,17 @@ def _forward(
         x,
         _types(x, y, kind),
         _size(x, MIN_FORWARD_TOKENS),
-        *map(address, (x, y)),
-        *map(_address_and_stride, (gate, shift, scale)),
+        address(x),
+        address(y),
+        _address_and_stride(gate),
+        _address_and_stride(shift),
+        _address_and_stride(scale),
         eps,
         eager,
-        *map(address, (x_out, h, mean, rstd)),
+        address(x_out),
+        address(h),
+        address(mean),
+        address(rstd),
     )
     return x_out, h, mean, rstd
 
@@ -144,9 +151,16 @@ def _backward(
         like,
         _types(like, y, kind),
         size,
-        *map(address, (grad_h, grad_x_out, x, y)),
-        *map(_address_and_stride, (gate, scale)),
-        *map(address, (mean, rstd, grad_x, grad_y)),
+        address(grad_h),
+        address(grad_x_out),
+        address(x),
+        address(y),
+        _address_and_stride(gate),
+        _address_and_stride(scale),
+        address(mean),
+        address(rstd),
+        address(grad_x),
+        address(grad_y),
         *zip(map(address, sums), shared),
         address(partials),
     )

@@ -2,177 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..dtypes import compute_dtype
+from ..grid import TARGET_BLOCKS
 from ..layout import contiguous
-from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.launch import launch
-from ..triton_support.rows import (
-    Walk,
-    load_modulation,
-    load_row,
-    mean_of_row,
-    modulation,
-    own_slice,
-    store_row,
-    sum_partials,
-)
+from ..triton_support.rows import Walk, modulation, sum_partials
+from .triton_kernels import backward_kernel, forward_kernel
 
-# For each of the 132 multiprocessors of an H200 sixteen blocks forward, of which five or six run at
-# once, and backward the three or four that run at once, because each writes sums.
-FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 16 * 132, 4 * 132
+# Forward an SM gets sixteen blocks, of which five or six run at once; backward the three or four
+# that run at once, because each writes sums.
+FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 4 * TARGET_BLOCKS, TARGET_BLOCKS
 
-# For a row and channel the backward moves 12 bytes, of 16-bit tensors, for a slice and channel 24:
-# three partial sums, written and read. Of 16 rows that is an eighth more.
+# The backward of 16-bit tensors moves 12 bytes for a row and channel. It moves 24 for a slice and
+# channel, three partial sums written and read: an eighth more where a slice has 16 rows.
 MIN_ROWS = 16
-
-
-@triton.jit
-def rounded(x, DTYPE: tl.constexpr, ROUND: tl.constexpr = True):
-    """x as if stored in DTYPE and read again."""
-    return widen(narrow(x, DTYPE)) if ROUND else x
-
-
-@triton.jit
-def forward_kernel(
-    x,
-    y,
-    gate,
-    shift,
-    scale,
-    x_out,
-    h,
-    mean,
-    rstd,
-    tokens,
-    slices,
-    slice_rows,
-    PIECES,
-    PIECE: tl.constexpr,
-    ROWS: tl.constexpr,
-    D: tl.constexpr,
-    EPS: tl.constexpr,
-    EAGER: tl.constexpr,
-):
-    """x_out = x + gate * y with a gate, then h = LN(x_out) * (1 + scale) + shift with a scale."""
-    columns = [tl.arange(0, PIECE)[None, :] + i * PIECE for i in PIECES]
-    sample, first, end = own_slice(tokens, slices, slice_rows)
-    dtype = x.dtype.element_ty
-    if gate is not None:
-        gates = load_modulation(gate, sample, columns, ROWS, D)
-    if scale is not None:
-        shifts = load_modulation(shift, sample, columns, ROWS, D)
-        scales = load_modulation(scale, sample, columns, ROWS, D)
-        factors = [rounded(1 + s, dtype, EAGER) for s in scales]
-    # Not a range, because the interpreter of Triton 3.6 cannot count one with NumPy 2.4.
-    while first < end:
-        token = first + tl.arange(0, ROWS)[:, None]
-        exists, row = token < end, sample * tokens + token
-        value = load_row(x + row * D, exists, columns, D)
-        if gate is not None:
-            branch = load_row(y + row * D, exists, columns, D)
-            gated = [rounded(gates[i] * branch[i], dtype, EAGER) for i in PIECES]
-            value = [rounded(value[i] + gated[i], dtype) for i in PIECES]
-            store_row(x_out + row * D, exists, columns, value, D)
-        if scale is not None:
-            centre = mean_of_row(value, D)
-            value = [v - centre for v in value]
-            if D % PIECE != 0:
-                value = [tl.where(columns[i] < D, value[i], 0) for i in PIECES]
-            spread = tl.rsqrt(mean_of_row([v * v for v in value], D) + EPS)
-            value = [rounded(v * spread, dtype, EAGER) for v in value]
-            value = [rounded(value[i] * factors[i], dtype, EAGER) for i in PIECES]
-            value = [shifts[i] + value[i] for i in PIECES]
-            store_row(h + row * D, exists, columns, value, D)
-            tl.store(mean + row, centre, mask=exists)
-            tl.store(rstd + row, spread, mask=exists)
-        first += ROWS
-
-
-@triton.jit
-def store_sum(sums, total, columns, ROWS: tl.constexpr, D: tl.constexpr):
-    """The sum of a tile's rows, as this program's row of ``sums``, by the threads that have it."""
-    row = tl.arange(0, ROWS)[:, None]
-    start = sums + tl.program_id(0).to(tl.int64) * D + tl.zeros_like(row)
-    for i in tl.static_range(len(columns)):
-        value = narrow(tl.sum(total[i], 0, keep_dims=True), sums.dtype.element_ty)
-        tl.store(start + columns[i], value, mask=(row == 0) & (columns[i] < D))
-
-
-@triton.jit
-def backward_kernel(
-    grad,
-    grad_residual,
-    x_out,
-    y,
-    gate,
-    scale,
-    mean,
-    rstd,
-    grad_x,
-    grad_y,
-    gate_sums,
-    shift_sums,
-    scale_sums,
-    tokens,
-    slices,
-    slice_rows,
-    PIECES,
-    PIECE: tl.constexpr,
-    ROWS: tl.constexpr,
-    D: tl.constexpr,
-):
-    """Through the norm with a scale, which adds the residual's gradient; the gate with a gate."""
-    columns = [tl.arange(0, PIECE)[None, :] + i * PIECE for i in PIECES]
-    sample, first, end = own_slice(tokens, slices, slice_rows)
-    dtype: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
-    gate_sum = [tl.zeros((ROWS, PIECE), dtype) for i in PIECES]
-    shift_sum = [tl.zeros((ROWS, PIECE), dtype) for i in PIECES]
-    scale_sum = [tl.zeros((ROWS, PIECE), dtype) for i in PIECES]
-    while first < end:
-        token = first + tl.arange(0, ROWS)[:, None]
-        exists, row = token < end, sample * tokens + token
-        # Every load of a row before the first sum over it, where the threads wait for each other.
-        value = load_row(grad + row * D, exists, columns, D)
-        if scale is not None:
-            normalised = load_row(x_out + row * D, exists, columns, D)
-            centre = tl.load(mean + row, mask=exists, other=0)
-            spread = tl.load(rstd + row, mask=exists, other=0)
-        if grad_residual is not None:
-            residual = load_row(grad_residual + row * D, exists, columns, D)
-        if gate is not None:
-            branch = load_row(y + row * D, exists, columns, D)
-        if scale is not None:
-            normalised = [(x - centre) * spread for x in normalised]
-            product = [value[i] * normalised[i] for i in PIECES]
-            shift_sum = [shift_sum[i] + value[i] for i in PIECES]
-            scale_sum = [scale_sum[i] + product[i] for i in PIECES]
-            # From L1: kept, the modulations' 36 registers would cost a block in four.
-            factors = [1 + s for s in load_modulation(scale, sample, columns, ROWS, D)]
-            along = mean_of_row([product[i] * factors[i] for i in PIECES], D)
-            value = [value[i] * factors[i] for i in PIECES]
-            across = mean_of_row(value, D)
-            value = [((value[i] - across) - normalised[i] * along) * spread for i in PIECES]
-            if grad_residual is not None:
-                value = [value[i] + residual[i] for i in PIECES]
-            store_row(grad_x + row * D, exists, columns, value, D)
-        if gate is not None:
-            gates = load_modulation(gate, sample, columns, ROWS, D)
-            gated = [value[i] * gates[i] for i in PIECES]
-            store_row(grad_y + row * D, exists, columns, gated, D)
-            gate_sum = [gate_sum[i] + value[i] * branch[i] for i in PIECES]
-        first += ROWS
-    if gate is not None:
-        store_sum(gate_sums, gate_sum, columns, ROWS, D)
-    if scale is not None:
-        store_sum(shift_sums, shift_sum, columns, ROWS, D)
-        store_sum(scale_sums, scale_sum, columns, ROWS, D)
 
 
 def registers(walk: Walk, gated: bool, few: int, many: int) -> int:
@@ -206,9 +53,21 @@ def forward(
         rstd = mean.new_empty(mean.shape)
     walk = Walk.of(x, FORWARD_PROGRAMS, 1)
     launch(
-        *(forward_kernel, x.device, walk.count, x, contiguous(y)),
-        *(*map(modulation, (gate, shift, scale)), x_out, h, mean, rstd, *walk.sizes(x)),
-        *(eps, eager),
+        forward_kernel,
+        x.device,
+        walk.count,
+        x_ptr=x,
+        y_ptr=contiguous(y),
+        gate=modulation(gate),
+        shift=modulation(shift),
+        scale=modulation(scale),
+        x_out_ptr=x_out,
+        h_ptr=h,
+        mean_ptr=mean,
+        rstd_ptr=rstd,
+        **walk.sizes(x),
+        EPS=eps,
+        EAGER=eager,
         warps=walk.warps,
         maxnreg=registers(walk, gate is not None, 80, 96),  # six blocks of 128 threads, five
     )
@@ -217,7 +76,7 @@ def forward(
 
 def backward(
     grad: Tensor,
-    grad_residual: Tensor | None,
+    grad_x_out: Tensor | None,
     x_out: Tensor | None,
     y: Tensor | None,
     gate: Tensor | None,
@@ -238,11 +97,26 @@ def backward(
         else:
             dtype = compute_dtype(grad)
             sums.append(grad.new_empty(batch * walk.slices, channels, dtype=dtype))
+    grad_x, grad_y, *_ = grads
+    gate_sums, shift_sums, scale_sums = sums
     launch(
-        *(backward_kernel, grad.device, walk.count, grad.contiguous(), contiguous(grad_residual)),
-        *(contiguous(x_out), contiguous(y), modulation(gate), modulation(scale)),
-        *(contiguous(mean), contiguous(rstd)),
-        *(*grads[:2], *sums, *walk.sizes(grad)),
+        backward_kernel,
+        grad.device,
+        walk.count,
+        grad_ptr=grad.contiguous(),
+        grad_x_out_ptr=contiguous(grad_x_out),
+        x_out_ptr=contiguous(x_out),
+        y_ptr=contiguous(y),
+        gate=modulation(gate),
+        scale=modulation(scale),
+        mean_ptr=contiguous(mean),
+        rstd_ptr=contiguous(rstd),
+        grad_x_ptr=grad_x,
+        grad_y_ptr=grad_y,
+        gate_sums_ptr=gate_sums,
+        shift_sums_ptr=shift_sums,
+        scale_sums_ptr=scale_sums,
+        **walk.sizes(grad),
         warps=walk.warps,
         maxnreg=registers(walk, gate is not None, 128, 168),  # four blocks of 128 threads, three
     )
@@ -278,38 +152,3 @@ def gate_residual_adaln(
 
 
 gate_residual_adaln_backward = backward
-
-
-def audited(op: str, D: int) -> Callable[..., Any]:
-    """Make a call that runs the operator in both roundings, and its gradient."""
-
-    def call(new: Callable[..., Tensor]) -> None:
-        (x, y), (gate, shift, scale) = new(2, 64, 256, D).unbind(), new(64, 6 * D).chunk(6, 1)[:3]
-        for eager in (True, False):
-            if op == "adaln_modulate":
-                h, *rest = adaln_modulate(x, shift, scale, 1e-6, eager)
-            elif op == "gate_residual":
-                gate_residual(x, y, gate, eager)
-            else:
-                x_out, h, *rest = gate_residual_adaln(x, y, gate, shift, scale, 1e-6, eager)
-        if op == "adaln_modulate":
-            adaln_modulate_backward(h, x, shift, scale, *rest)
-        elif op == "gate_residual":
-            gate_residual_backward(x, y, gate)
-        else:
-            gate_residual_adaln_backward(h, x_out, x_out, y, gate, shift, scale, *rest)
-
-    return call
-
-
-# Registers: a thread of the backward keeps three sums and five numbers of a row for each of its up
-# to 18 channels; three blocks of 128 threads, of up to 54 loads each, fit.
-BUDGET = 168
-
-# Calls that launch every kernel, at the widths of transformers: of others, some spill.
-# new(*shape) makes a tensor. See audit/triton.py.
-AUDITED = {
-    f"{op} {D}": audited(op, D)
-    for op in ("adaln_modulate", "gate_residual", "gate_residual_adaln")
-    for D in (384, 768, 1024, 1152, 1536)
-}

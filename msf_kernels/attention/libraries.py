@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import dispatch
 from ..layout import aligned
 from ..library import by_name
-from ..qk_norm_rope.op import prepare_qk, qk_norm_rope_backward, weight_gradient
+from ..qk_norm_rope.op import new_weight_gradient, prepare_qk, qk_norm_rope_backward
 from . import flash_attn, reference, sdpa
 
 
@@ -83,7 +83,7 @@ def attention_backward(
     if library.writes_into and all(option is None for option in options[:3]):
         grad_qkv = qkv.new_empty(qkv.shape)
         library.backward(grad, *heads, out, logsumexp, into=_heads(grad_qkv, num_heads))
-        return grad_qkv, weight_gradient(None, qkv), weight_gradient(None, qkv)
+        return grad_qkv, new_weight_gradient(None, qkv), new_weight_gradient(None, qkv)
     gradients = library.backward(grad, *heads, out, logsumexp)
     return qk_norm_rope_backward(*gradients, qkv, *options)
 

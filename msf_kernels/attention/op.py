@@ -59,7 +59,7 @@ def _sizes(
     rope: Tensor | None,
     num_heads: int,
 ) -> tuple[int, int, int]:
-    """Tokens, head dim, and whether norm or rotation come before the attention."""
+    """Return tokens, head dim, and whether norm or rotation come before the attention."""
     prepared = q_weight is not None or k_weight is not None or rope is not None
     return qkv.shape[1], qkv.shape[2] // (3 * num_heads), int(prepared)
 

@@ -1,4 +1,4 @@
-"""The forward kernel: softmax(q k^T / sqrt(d)) v of a tile of queries."""
+"""The forward kernel computes softmax(q k^T / sqrt(d)) v of a tile of queries."""
 
 from __future__ import annotations
 
@@ -17,48 +17,51 @@ def attend(
     begin,
     CHUNKS: tl.constexpr,
     MASKED: tl.constexpr,
-    DIM: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     PIECES: tl.constexpr,
 ):
-    """The state after the keys from `begin` on: the largest score, the sum of weights, the weighted
-    sum of v. Without a state these are all keys, so the weights need no correction.
+    """Return the state after the keys from `begin` on.
+
+    A state is the largest scaled score of each query (BLOCK_M,), the sum of its p (BLOCK_M,) and
+    the sum of p times v, a tile. Without a state these are all keys, and p needs no correction.
     """
-    SCALE: tl.constexpr = DIM**-0.5 * LOG2_E  # of scores of which 2 ** is taken
+    SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2_E  # exp(x) is computed as 2 ** (x * log2(e)).
     scores = ()
     for i in tl.static_range(len(CHUNKS)):
         key = begin + CHUNKS[i][0] + tl.arange(0, CHUNKS[i][1])
-        chunk = dot_channels(q, prepare(qkv, 1, index, key, DIM, PIECES))
+        chunk = dot_channels(q, prepare(qkv, 1, index, key, HEAD_DIM, PIECES))
         if MASKED and i == len(CHUNKS) - 1:
             chunk = tl.where(key[None, :] < qkv.length, chunk, -float("inf"))
         scores = scores + (chunk,)
-    largest = tl.max(scores[0], 1)
+    row_max = tl.max(scores[0], 1)
     for i in tl.static_range(1, len(CHUNKS)):
-        largest = tl.maximum(largest, tl.max(scores[i], 1))
-    largest, total = largest * SCALE, 0.0
-    weighted = no_sums(q[0].shape[0], largest.dtype, PIECES)
+        row_max = tl.maximum(row_max, tl.max(scores[i], 1))
+    row_max, row_sum = row_max * SCALE, 0.0
+    acc = no_sums(q[0].shape[0], row_max.dtype, PIECES)
     if state is not None:
-        largest = tl.maximum(largest, state[0])
-        shrink = tl.exp2(state[0] - largest)
-        total, weighted = state[1] * shrink, times(state[2], shrink)
+        row_max = tl.maximum(row_max, state[0])
+        shrink = tl.exp2(state[0] - row_max)
+        row_sum, acc = state[1] * shrink, scale_rows(state[2], shrink)
     for i in tl.static_range(len(CHUNKS)):
         key = begin + CHUNKS[i][0] + tl.arange(0, CHUNKS[i][1])
-        weights = tl.exp2(scores[i] * SCALE - largest[:, None])
-        total += tl.sum(weights, 1)
-        weighted = dot_tokens(weights, load(qkv, 2, index, key, DIM, PIECES), weighted)
-    return largest, total, weighted
+        p = tl.exp2(scores[i] * SCALE - row_max[:, None])
+        row_sum += tl.sum(p, 1)
+        acc = dot_tokens(p, load(qkv, 2, index, key, HEAD_DIM, PIECES), acc)
+    return row_max, row_sum, acc
 
 
 @triton.jit
-def no_sums(ROWS: tl.constexpr, dtype: tl.constexpr, PIECES: tl.constexpr):
+def no_sums(BLOCK_M: tl.constexpr, dtype: tl.constexpr, PIECES: tl.constexpr):
+    """Return a tile of zeros for the sum of p times v."""
     result = ()
     for i in tl.static_range(len(PIECES)):
-        result = result + (tl.zeros((ROWS, 2 * PIECES[i][1]), dtype),)
+        result = result + (tl.zeros((BLOCK_M, 2 * PIECES[i][1]), dtype),)
     return result
 
 
 @triton.jit
-def times(tile, factor):
-    """Every row of a tile times its factor."""
+def scale_rows(tile, factor):
+    """Return every row of a tile times its factor."""
     result = ()
     for i in tl.static_range(len(tile)):
         result = result + (tile[i] * factor[:, None],)
@@ -67,32 +70,33 @@ def times(tile, factor):
 
 @triton.jit
 def forward_kernel(
-    qkv,
-    out,
-    logsumexp,
-    DIM: tl.constexpr,
+    qkv,  # Tokens (B, N, 3 * H * d), with what prepares q and k
+    out,  # Tokens (B, N, H * d)
+    lse_ptr,  # (B, H, N)
+    HEAD_DIM: tl.constexpr,
     PIECES: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
     REST: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    tiles = tl.cdiv(qkv.length, ROWS)
+    """Attend BLOCK_M queries to STEPS times BLOCK_N keys, then to the chunks of keys in REST."""
+    tiles = tl.cdiv(qkv.length, BLOCK_M)
     index, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    token = tile * ROWS + tl.arange(0, ROWS)
-    q = prepare(qkv, 0, index, token, DIM, PIECES)
+    token = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    q = prepare(qkv, 0, index, token, HEAD_DIM, PIECES)
     state = None
     if STEPS > 0:
-        dtype: tl.constexpr = logsumexp.dtype.element_ty
-        largest, total = tl.full((ROWS,), -float("inf"), dtype), tl.zeros((ROWS,), dtype)
-        state = largest, total, no_sums(ROWS, dtype, PIECES)
+        dtype: tl.constexpr = lse_ptr.dtype.element_ty
+        row_max, row_sum = tl.full((BLOCK_M,), -float("inf"), dtype), tl.zeros((BLOCK_M,), dtype)
+        state = row_max, row_sum, no_sums(BLOCK_M, dtype, PIECES)
         for step in range(STEPS):
-            chunks: tl.constexpr = ((0, COLUMNS),)
-            state = attend(state, q, qkv, index, step * COLUMNS, chunks, False, DIM, PIECES)
+            chunks: tl.constexpr = ((0, BLOCK_N),)
+            state = attend(state, q, qkv, index, step * BLOCK_N, chunks, False, HEAD_DIM, PIECES)
     if len(REST) > 0:
-        state = attend(state, q, qkv, index, STEPS * COLUMNS, REST, MASKED, DIM, PIECES)
-    largest, total, weighted = state
-    store(out, 0, index, token, times(weighted, 1 / total), DIM, PIECES)
-    place = logsumexp + index.to(tl.int64) * qkv.length + token
-    tl.store(place, (largest + tl.log2(total)) * (1 / LOG2_E), mask=token < qkv.length)
+        state = attend(state, q, qkv, index, STEPS * BLOCK_N, REST, MASKED, HEAD_DIM, PIECES)
+    row_max, row_sum, acc = state
+    store(out, 0, index, token, scale_rows(acc, 1 / row_sum), HEAD_DIM, PIECES)
+    place = lse_ptr + index.to(tl.int64) * qkv.length + token
+    tl.store(place, (row_max + tl.log2(row_sum)) * (1 / LOG2_E), mask=token < qkv.length)

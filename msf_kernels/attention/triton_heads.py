@@ -4,10 +4,17 @@ The sides of Triton's tiles are powers of two, so the d channels of a head are c
 72 = 64 + 8, the 8 padded to 16, the fewest that a tensor core multiplies. PIECES has (first, width,
 joined) of each: where it begins in either half of a head and how wide it is there.
 
-A tile of tokens is a tuple of matrices. That of v has one for each piece, channels as they lie in
-memory. That of q and k has either half by itself, as a rotation needs them, or, of a `joined`
-piece, both in one in the order (0, d/2, 1, d/2 + 1, ...), about which a product over d does not
-care. Tokens beyond the last repeat it: what they lead to is masked.
+A tile of tokens is a tuple of matrices. With d = 72 and PIECES = ((0, 32, joined), (32, 8, True))
+they have these channels, of which those past 71, or past 35 in the first half, are zero:
+
+                        piece 0                      piece 1
+    v, out and grad_out 0 .. 63                      64 .. 79
+    q and k             0 .. 31 and 36 .. 67         32 .. 39 and 68 .. 75
+        joined          0, 36, 1, 37, .. 31, 67      32, 68, .. 39, 75
+
+q and k have either half by itself, as a rotation needs them, or, of a joined piece, both in one
+matrix, interleaved; a product over d does not care about the order of channels. Tokens beyond the
+last repeat it: what they lead to is masked.
 """
 
 from __future__ import annotations
@@ -30,30 +37,33 @@ class Tokens(NamedTuple):
     By itself Triton only knows multiples of 16, which one head of 72 channels (216) has not.
     """
 
-    data: Any
+    ptr: Any
     batch: int
     token: int
     unit: Any
     length: int  # N
     heads: int
-    q_weight: Any = None
-    k_weight: Any = None
-    rope: Any = None
+    q_weight_ptr: Any = None  # (d,)
+    k_weight_ptr: Any = None  # (d,)
+    rope_ptr: Any = None  # (2, N, d / 2)
     eps: Any = tl.constexpr(0.0)  # a number in a tuple would be float32, for float64 too little
 
 
 @triton.jit
-def rows(x, PART: tl.constexpr, index, token, DIM: tl.constexpr):
-    """Where these tokens' channels begin, of head `index` = b * H + h and q, k or v (0, 1, 2)."""
+def rows(x, PART: tl.constexpr, index, token, HEAD_DIM: tl.constexpr):
+    """Return where these tokens' channels of head `index` = b * H + h begin.
+
+    PART is 0, 1 or 2 for q, k or v, and 0 for tokens that have one part.
+    """
     batch, head = (index // x.heads).to(tl.int64), index % x.heads
     token = tl.minimum(token, x.length - 1).to(tl.int64)[:, None]
     batch, token = batch * x.batch * x.unit, token * x.token * x.unit
-    return x.data + batch + token + (PART * x.heads + head) * DIM
+    return x.ptr + batch + token + (PART * x.heads + head) * HEAD_DIM
 
 
 @triton.jit
 def load_piece(start, FIRST: tl.constexpr, WIDTH: tl.constexpr, END: tl.constexpr):
-    """Columns FIRST, FIRST + 1, ...; zero from END on."""
+    """Return the columns FIRST, FIRST + 1, ..., WIDTH of them; zero from END on."""
     column = FIRST + tl.arange(0, WIDTH)[None, :]
     if FIRST + WIDTH <= END:
         return tl.load(start + column)
@@ -62,56 +72,59 @@ def load_piece(start, FIRST: tl.constexpr, WIDTH: tl.constexpr, END: tl.constexp
 
 
 @triton.jit
-def load(x, PART: tl.constexpr, index, token, DIM: tl.constexpr, PIECES: tl.constexpr):
-    """A tile of tokens, channels in the order of memory; zero past the last channel."""
-    start, tile = rows(x, PART, index, token, DIM), ()
+def load(x, PART: tl.constexpr, index, token, HEAD_DIM: tl.constexpr, PIECES: tl.constexpr):
+    """Return a tile of tokens, channels in the order of memory; zero past the last channel."""
+    start, tile = rows(x, PART, index, token, HEAD_DIM), ()
     for i in tl.static_range(len(PIECES)):
-        tile = tile + (load_piece(start, 2 * PIECES[i][0], 2 * PIECES[i][1], DIM),)
+        tile = tile + (load_piece(start, 2 * PIECES[i][0], 2 * PIECES[i][1], HEAD_DIM),)
     return tile
 
 
 @triton.jit
-def store(x, PART: tl.constexpr, index, token, tile, DIM: tl.constexpr, PIECES: tl.constexpr):
-    start, exists = rows(x, PART, index, token, DIM), (token < x.length)[:, None]
+def store(x, PART: tl.constexpr, index, token, tile, HEAD_DIM: tl.constexpr, PIECES: tl.constexpr):
+    """Write a tile of tokens, channels in the order of memory."""
+    start, exists = rows(x, PART, index, token, HEAD_DIM), (token < x.length)[:, None]
     for i in tl.static_range(len(PIECES)):
         channel = 2 * PIECES[i][0] + tl.arange(0, 2 * PIECES[i][1])[None, :]
-        value = narrow(tile[i], x.data.dtype.element_ty)
-        tl.store(start + channel, value, mask=exists & (channel < DIM))
+        value = narrow(tile[i], x.ptr.dtype.element_ty)
+        tl.store(start + channel, value, mask=exists & (channel < HEAD_DIM))
 
 
 @triton.jit
-def load_halves(start, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
-    """The channels FIRST, FIRST + 1, ... of either half, widened; zero past its end."""
-    HALF: tl.constexpr = (DIM + 1) // 2
+def load_halves(start, FIRST: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Return the channels FIRST, FIRST + 1, ... of either half, widened; zero past its end."""
+    HALF: tl.constexpr = (HEAD_DIM + 1) // 2
     first = load_piece(start, FIRST, WIDTH, HALF)
-    second = load_piece(start + HALF, FIRST, WIDTH, DIM - HALF)
+    second = load_piece(start + HALF, FIRST, WIDTH, HEAD_DIM - HALF)
     return widen(first), widen(second)
 
 
 @triton.jit
-def store_halves(start, exists, first, second, FIRST: tl.constexpr, DIM: tl.constexpr):
-    HALF: tl.constexpr = (DIM + 1) // 2
+def store_halves(start, exists, first, second, FIRST: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Write the channels FIRST, FIRST + 1, ... of either half."""
+    HALF: tl.constexpr = (HEAD_DIM + 1) // 2
     dtype: tl.constexpr = start.dtype.element_ty
     channel = FIRST + tl.arange(0, first.shape[1])[None, :]
     tl.store(start + channel, narrow(first, dtype), mask=exists & (channel < HALF))
-    exists = exists & (channel < DIM - HALF)
+    exists = exists & (channel < HEAD_DIM - HALF)
     tl.store(start + channel + HALF, narrow(second, dtype), mask=exists)
 
 
 @triton.jit
-def reciprocal_rms(start, eps, DIM: tl.constexpr, PIECES: tl.constexpr):
+def reciprocal_rms(start, eps, HEAD_DIM: tl.constexpr, PIECES: tl.constexpr):
+    """Return 1 / sqrt(mean(x * x) + eps) of each token's head (BLOCK, 1)."""
     squares = 0.0
     for i in tl.static_range(len(PIECES)):
-        first, second = load_halves(start, PIECES[i][0], PIECES[i][1], DIM)
+        first, second = load_halves(start, PIECES[i][0], PIECES[i][1], HEAD_DIM)
         squares += tl.sum(first * first + second * second, 1)
-    return tl.rsqrt(squares * (1 / DIM) + tl.full((), eps, squares.dtype))[:, None]
+    return tl.rsqrt(squares * (1 / HEAD_DIM) + tl.full((), eps, squares.dtype))[:, None]
 
 
 @triton.jit
-def angles(x, token, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
-    """Cosines and sines of the rotations of these channels of the first half."""
-    HALF: tl.constexpr = DIM // 2
-    start = x.rope + tl.minimum(token, x.length - 1)[:, None] * HALF
+def angles(x, token, FIRST: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Return cosines and sines of the rotations of these channels of the first half."""
+    HALF: tl.constexpr = HEAD_DIM // 2
+    start = x.rope_ptr + tl.minimum(token, x.length - 1)[:, None] * HALF
     sin = load_piece(start + x.length * HALF, FIRST, WIDTH, HALF)
     return load_piece(start, FIRST, WIDTH, HALF), sin
 
@@ -121,46 +134,47 @@ def prepare_piece(
     x,
     start,
     token,
-    weight,
+    weight_ptr,
     rrms,
     PIECE: tl.constexpr,
     PIECES: tl.constexpr,
-    DIM: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
 ):
+    """Return piece PIECE of a tile of q or k after norm and rotation, one matrix or two halves."""
     FIRST: tl.constexpr = PIECES[PIECE][0]
     WIDTH: tl.constexpr = PIECES[PIECE][1]
-    first, second = load_halves(start, FIRST, WIDTH, DIM)
-    if weight is not None:
-        first_weight, second_weight = load_halves(weight, FIRST, WIDTH, DIM)
+    first, second = load_halves(start, FIRST, WIDTH, HEAD_DIM)
+    if weight_ptr is not None:
+        first_weight, second_weight = load_halves(weight_ptr, FIRST, WIDTH, HEAD_DIM)
         first, second = first * rrms * first_weight, second * rrms * second_weight
-    if x.rope is not None:
-        cos, sin = angles(x, token, FIRST, WIDTH, DIM)
+    if x.rope_ptr is not None:
+        cos, sin = angles(x, token, FIRST, WIDTH, HEAD_DIM)
         first, second = first * cos - second * sin, second * cos + first * sin
-    dtype: tl.constexpr = x.data.dtype.element_ty
+    dtype: tl.constexpr = x.ptr.dtype.element_ty
     if PIECES[PIECE][2]:
-        # Narrowed first, it would be reshaped in shared memory, at which Triton 3.6 fails.
+        # A narrowed one would be reshaped in shared memory, at which Triton 3.6 fails.
         return (narrow(tl.reshape(tl.join(first, second), (first.shape[0], 2 * WIDTH)), dtype),)
     else:
         return narrow(first, dtype), narrow(second, dtype)
 
 
 @triton.jit
-def prepare(x, PART: tl.constexpr, index, token, DIM: tl.constexpr, PIECES: tl.constexpr):
-    """A tile of q (0) or k (1) after norm and rotation, rounded to its dtype."""
-    start, tile = rows(x, PART, index, token, DIM), ()
-    weight = x.q_weight if PART == 0 else x.k_weight
-    rrms = None if weight is None else reciprocal_rms(start, x.eps, DIM, PIECES)
+def prepare(x, PART: tl.constexpr, index, token, HEAD_DIM: tl.constexpr, PIECES: tl.constexpr):
+    """Return a tile of q (PART 0) or k (1) after norm and rotation, rounded to its dtype."""
+    start, tile = rows(x, PART, index, token, HEAD_DIM), ()
+    weight_ptr = x.q_weight_ptr if PART == 0 else x.k_weight_ptr
+    rrms = None if weight_ptr is None else reciprocal_rms(start, x.eps, HEAD_DIM, PIECES)
     for i in tl.static_range(len(PIECES)):
-        tile = tile + prepare_piece(x, start, token, weight, rrms, i, PIECES, DIM)
+        tile = tile + prepare_piece(x, start, token, weight_ptr, rrms, i, PIECES, HEAD_DIM)
     return tile
 
 
 @triton.jit
 def dot(a, b, total):
-    """total + a @ b."""
-    if a.dtype == tl.float64:  # Triton 3.6 fails to compile most of its products of float64
+    """Return total + a @ b."""
+    if a.dtype == tl.float64:  # Triton 3.6 fails to compile most products of float64.
         return total + tl.sum(a[:, :, None] * b[None, :, :], 1)
-    elif INTERPRETED:  # which would multiply the bits of bfloat16
+    elif INTERPRETED:  # The interpreter would multiply the bits of bfloat16.
         return tl.dot(widen(a), widen(b), total, input_precision="ieee")
     else:
         return tl.dot(a, b, total, input_precision="ieee")
@@ -168,6 +182,7 @@ def dot(a, b, total):
 
 @triton.jit
 def zeros_like(tile, dtype: tl.constexpr):
+    """Return a tile of zeros in the shape of another."""
     result = ()
     for i in tl.static_range(len(tile)):
         result = result + (tl.zeros(tile[i].shape, dtype),)
@@ -176,7 +191,7 @@ def zeros_like(tile, dtype: tl.constexpr):
 
 @triton.jit
 def dot_channels(a, b):
-    """a @ b^T of two tiles of tokens."""
+    """Return a @ b^T of two tiles of tokens."""
     dtype: tl.constexpr = tl.float64 if a[0].dtype == tl.float64 else tl.float32
     total = tl.zeros((a[0].shape[0], b[0].shape[0]), dtype)
     for i in tl.static_range(len(a)):
@@ -186,7 +201,7 @@ def dot_channels(a, b):
 
 @triton.jit
 def dot_tokens(a, b, total):
-    """total + a @ b of a matrix with a column for each token of the tile b."""
+    """Return total + a @ b of a matrix with a column for each token of the tile b."""
     result = ()
     for i in tl.static_range(len(b)):
         result = result + (dot(narrow(a, b[i].dtype), b[i], total[i]),)

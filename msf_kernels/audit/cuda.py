@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..build import build_config
+from ..cuda_support import build_config
 from .row import Row
 
 KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import pkgutil
 import re
 import subprocess
 import tempfile
@@ -30,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-from triton.runtime.jit import JITFunction
+from triton.runtime.jit import JITFunction, KernelInterface
 
 from .. import triton_support
 from ..examples import Example, New, Shape, examples, families
@@ -44,7 +45,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DTYPES_OF = {"attention": ("bf16",)}
 PLAIN = {"": torch.contiguous_format}
 IMAGES = {"": torch.contiguous_format, "channels-last": torch.channels_last}
-LAYOUTS = {"pyramid": IMAGES, "flow": IMAGES}
+LAYOUTS = {"pyramid": IMAGES, "interpolation": IMAGES, "euler": IMAGES}
 
 # Registers of a thread. Five blocks of 128 threads, of two dozen loads each, fit an SM of 65,536.
 BUDGET = 96
@@ -81,8 +82,8 @@ def rows(architecture: int | None = None) -> Iterator[Row]:
     ARCHITECTURES, found by a process a core.
 
     Raises:
-        RuntimeError: TRITON_INTERPRET=1 is set, under which Triton cannot compile; or what ptxas
-            logged of a kernel is not understood.
+        RuntimeError: TRITON_INTERPRET=1 is set, under which Triton cannot compile; what ptxas
+            logged of a kernel is not understood; or no example launches a kernel.
     """
     if triton_support.interpreted():
         raise RuntimeError("the audit compiles Triton kernels: unset TRITON_INTERPRET")
@@ -101,7 +102,27 @@ def rows_of(family: str, architecture: int) -> list[Row]:
                 name = f"{family}.{kernel}"
                 found.append(_row(name, configuration, architecture, compiled, log, budget))
             known.add(compiled.hash)
+    if missing := kernels_of(family) - {row.kernel.partition(".")[2] for row in found}:
+        raise RuntimeError(f"no audited example of {family} launches {', '.join(sorted(missing))}")
     return found
+
+
+def kernels_of(family: str) -> set[str]:
+    """Return the names of a family's Triton kernels, without those that families share."""
+    package = importlib.import_module(f"msf_kernels.{family}")
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    modules = (
+        importlib.import_module(f"{package.__name__}.{name}")
+        for name in names
+        if name.startswith("triton")
+    )
+    return {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, KernelInterface) and value.fn.__module__ == module.__name__
+        if name.endswith("_kernel")
+    }
 
 
 def _calls(family: str) -> Iterator[tuple[str, Callable[[], None]]]:

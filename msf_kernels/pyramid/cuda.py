@@ -1,10 +1,10 @@
-"""The CUDA kernels of csrc/kernels/pyramid.cu."""
+"""Calls the CUDA kernels of csrc/kernels/pyramid.cu."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ..extension import address, dtype, image, launch, wide
+from ..cuda_support.launch import address, dtype, image, launch, wide
 from ..layout import empty
 
 
@@ -15,9 +15,17 @@ def pyramid_split(
     sizes = (batch, channels, height // 2, width // 2)
     base, residual = empty(x, *sizes), empty(x)
     mean, std = wide(mean, x), wide(std, x)
-    images = image(x), image(base), image(residual)
-    statistics = address(mean), address(std)
-    launch("pyramid_split", x, dtype(x), sizes, *images, statistics, mode == "bilinear")
+    launch(
+        "pyramid_split",
+        x,
+        dtype(x),
+        sizes,
+        image(x),
+        image(base),
+        image(residual),
+        (address(mean), address(std)),
+        mode == "bilinear",
+    )
     return base, residual
 
 
@@ -31,10 +39,17 @@ def pyramid_split_backward(
         height, width = height // 2, width // 2
     grad = empty(first, batch, channels, 2 * height, 2 * width)
     std = wide(std, grad)
-    images = image(grad_base), image(grad_residual), image(grad)
-    sizes, statistics = (batch, channels, height, width), (0, address(std))
-    bilinear = mode == "bilinear"
-    launch("pyramid_split_backward", grad, dtype(grad), sizes, *images, statistics, bilinear)
+    launch(
+        "pyramid_split_backward",
+        grad,
+        dtype(grad),
+        (batch, channels, height, width),
+        image(grad_base),
+        image(grad_residual),
+        image(grad),
+        (0, address(std)),
+        mode == "bilinear",
+    )
     return grad
 
 
@@ -49,10 +64,18 @@ def pyramid_merge(
 ) -> Tensor:
     x = empty(base, *residual.shape)
     mean, std = wide(mean, x), wide(std, x)
-    images = image(base), image(residual), image(x)
-    statistics, bilinear = (address(mean), address(std)), mode == "bilinear"
-    bounds = (low, high)
-    launch("pyramid_merge", x, dtype(x), base.shape, *images, statistics, bilinear, bounds)
+    launch(
+        "pyramid_merge",
+        x,
+        dtype(x),
+        base.shape,
+        image(base),
+        image(residual),
+        image(x),
+        (address(mean), address(std)),
+        mode == "bilinear",
+        (low, high),
+    )
     return x
 
 
@@ -61,7 +84,15 @@ def pyramid_merge_backward(grad: Tensor, std: Tensor | None, mode: str) -> tuple
     sizes = (batch, channels, height // 2, width // 2)
     grad_base, grad_residual = empty(grad, *sizes), empty(grad)
     std = wide(std, grad)
-    images = image(grad), image(grad_base), image(grad_residual)
-    statistics, bilinear = (0, address(std)), mode == "bilinear"
-    launch("pyramid_merge_backward", grad, dtype(grad), sizes, *images, statistics, bilinear)
+    launch(
+        "pyramid_merge_backward",
+        grad,
+        dtype(grad),
+        sizes,
+        image(grad),
+        image(grad_base),
+        image(grad_residual),
+        (0, address(std)),
+        mode == "bilinear",
+    )
     return grad_base, grad_residual

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import checks
 from ..layout import empty
 from ..library import define
 from . import reference
-
-MODES = ("nearest", "bilinear")
 
 
 def pyramid_split(
@@ -42,13 +38,13 @@ def pyramid_split(
     op = "pyramid_split"
     checks.tensors(op, x=x)
     checks.dimensions(op, "x", x, "(B, C, H, W)")
-    checks.choice(op, "mode", mode, MODES)
+    checks.choice(op, "mode", mode, checks.MODES)
     height, width = x.shape[-2:]
     if height % 2 or width % 2 or not height or not width:
         raise ValueError(
             f"{op}: height and width must be even and positive, got {height} x {width}"
         )
-    check_statistics(op, x, mean, std)
+    checks.statistics(op, x, mean, std)
     return _pyramid_split(x, mean, std, mode)
 
 
@@ -78,53 +74,12 @@ def pyramid_merge(
     """
     op = "pyramid_merge"
     checks.tensors(op, base=base, residual=residual)
-    check_merge(op, base, "residual", residual, mode, mean, std)
-    low, high = clamp_bounds(op, clamp)
+    checks.merge(op, base, "residual", residual, mode, mean, std)
+    low, high = checks.bounds(op, clamp)
     if clamp is not None:
         for name, tensor in {"base": base, "residual": residual}.items():
             checks.constant(f"{op} with clamp", name, tensor)
     return _pyramid_merge(base, residual, mean, std, mode, low, high)
-
-
-def check_merge(
-    op: str,
-    base: Tensor,
-    name: str,
-    residual: Tensor,
-    mode: str,
-    mean: Tensor | None,
-    std: Tensor | None,
-) -> None:
-    """``residual``, called ``name``, and its statistics fit on ``base``."""
-    checks.dtype(op, name, residual, base.dtype)
-    checks.choice(op, "mode", mode, MODES)
-    checks.dimensions(op, "base", base, "(B, C, H/2, W/2)")
-    batch, channels, height, width = base.shape
-    checks.shape(op, name, residual, "(B, C, H, W)", (batch, channels, 2 * height, 2 * width))
-    check_statistics(op, residual, mean, std)
-
-
-def check_statistics(op: str, x: Tensor, mean: Tensor | None, std: Tensor | None) -> None:
-    """mean and std, where given, are (C,) of x's dtype or float32 and ask for no gradient."""
-    for name, tensor in {"mean": mean, "std": std}.items():
-        if tensor is not None:
-            checks.tensors(op, x=x, **{name: tensor})
-            checks.shape(op, name, tensor, "(C,)", (x.shape[1],))
-            checks.dtype(op, name, tensor, x.dtype, torch.float32)
-            checks.constant(op, name, tensor)
-
-
-def clamp_bounds(op: str, clamp: tuple[float, float] | None) -> tuple[float, float]:
-    """(low, high), infinite for None."""
-    if clamp is None:
-        return -math.inf, math.inf
-    numbers = isinstance(clamp, (tuple, list)) and all(isinstance(v, (float, int)) for v in clamp)
-    if not numbers or len(clamp) != 2 or not clamp[0] <= clamp[1]:
-        got = type(clamp).__name__ if isinstance(clamp, Tensor) else repr(clamp)
-        raise ValueError(f"{op}: clamp must be (low, high) with low <= high, got {got}")
-    for bound in clamp:
-        checks.number(op, "clamp", bound)
-    return clamp
 
 
 def _half(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""One level of the image pyramid: pooled base, upsampling and what is left (NCHW).
+"""References of one level of the image pyramid: pooled base, upsampling and what is left (NCHW).
 
-Mathematics in float32 (float64 for float64), one rounding at each output. `pool` is the 2x2
-average; `upsample` doubles both sides. Nearest upsampling after pooling is an orthogonal
+Mathematics runs in float32 (float64 for float64), with one rounding at each output. `pool` is the
+2x2 average; `upsample` doubles both sides. Nearest upsampling after pooling is an orthogonal
 projection, so the residual of a nearest split pools to zero.
 """
 
@@ -16,10 +16,10 @@ from ..dtypes import widen
 def pyramid_split(
     x: Tensor, mean: Tensor | None, std: Tensor | None, mode: str
 ) -> tuple[Tensor, Tensor]:
-    """base = pool(x) (B, C, H/2, W/2); residual = (x - upsample(base) - mean) / std (B, C, H, W).
+    """Return base = pool(x) and residual = (x - upsample(base) - mean) / std.
 
-    The residual belongs to the base as rounded to x's dtype, so that merging gives x back. mean
-    and std are (C,).
+    The residual belongs to the base as rounded to x's dtype, so that merging gives x back. base
+    is (B, C, H/2, W/2), residual (B, C, H, W), mean and std are (C,).
     """
     base = _pool(widen(x)).to(x.dtype)
     residual = widen(x) - _upsample(widen(base), mode)
@@ -33,7 +33,7 @@ def pyramid_split(
 def pyramid_split_backward(
     grad_base: Tensor | None, grad_residual: Tensor | None, std: Tensor | None, mode: str
 ) -> Tensor:
-    """Gradient of x from those of base and residual, of which one may be None."""
+    """Return the gradient of x; one of those of base and residual may be None."""
     if grad_residual is None:
         assert grad_base is not None
         return (_upsample(widen(grad_base), "nearest") / 4).to(grad_base.dtype)
@@ -55,8 +55,10 @@ def pyramid_merge(
     low: float,
     high: float,
 ) -> Tensor:
-    """x = upsample(base) + residual * std + mean (B, C, H, W), clamped to [low, high]; mean and
-    std are (C,)."""
+    """Return x = upsample(base) + residual * std + mean (B, C, H, W), clamped to [low, high].
+
+    mean and std are (C,).
+    """
     detail = widen(residual)
     if std is not None:
         detail = detail * _channels(std)
@@ -66,7 +68,7 @@ def pyramid_merge(
 
 
 def pyramid_merge_backward(grad: Tensor, std: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
-    """Gradients of base and residual."""
+    """Return the gradients of base and residual."""
     wide = widen(grad)
     grad_residual = wide.clone() if std is None else wide * _channels(std)
     return _upsample_adjoint(wide, mode).to(grad.dtype), grad_residual.to(grad.dtype)

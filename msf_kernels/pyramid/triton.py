@@ -2,69 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..layout import contiguous, empty
+from ..triton_support.arithmetic import clamp
 from ..triton_support.image import (
-    LAYOUTS,
-    ImageTile,
     image,
-    load_channel,
+    launch_tiles,
     load_pair,
     load_pixel,
     own_tile,
     store_pair,
     store_pixel,
 )
-from ..triton_support.launch import launch
-from ..triton_support.resample import divide_pair, pool, upsample, upsample_adjoint
-
-
-@triton.jit
-def standardise(value, mean, std):
-    if mean is not None:
-        value = value - mean[:, :, None]
-    return divide_pair(value, std)
-
-
-@triton.jit
-def restore(value, mean, std):
-    if std is not None:
-        value = value * std[:, :, None]
-    return value if mean is None else value + mean[:, :, None]
-
-
-@triton.jit
-def clamp(value, low, high):
-    """Comparisons, because tl.clamp drops NaN."""
-    low, high = tl.full((), low, value.dtype), tl.full((), high, value.dtype)
-    return tl.where(value < low, low, tl.where(value > high, high, value))
+from ..triton_support.resample import pool, upsample, upsample_adjoint
+from ..triton_support.statistics import divide_pair, load_channel, restore, standardise
 
 
 @triton.jit
 def split_kernel(
-    x,
-    base,
-    residual,
-    mean,
-    std,
+    x,  # Image (B, C, 2h, 2w)
+    base,  # Image (B, C, h, w)
+    residual,  # Image (B, C, 2h, 2w)
+    mean_ptr,  # (C,) or absent
+    std_ptr,  # (C,) or absent
     extent,
     BILINEAR: tl.constexpr,
     PLANAR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Split x into base and residual, with extent = (B, C, h, w)."""
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
-    if mean is not None:
-        mean = load_channel(mean, tile, extent)
-    if std is not None:
-        std = load_channel(std, tile, extent)
+    mean, std = load_channel(mean_ptr, tile, extent), load_channel(std_ptr, tile, extent)
     y = 2 * tile[2]
     top = load_pair(x, tile, extent, y, PLANAR)
     bottom = load_pair(x, tile, extent, y + 1, PLANAR)
@@ -76,16 +48,17 @@ def split_kernel(
 
 @triton.jit
 def split_backward_kernel(
-    grad_base,
-    grad_residual,
-    grad_x,
-    std,
+    grad_base,  # Image (B, C, h, w) or absent
+    grad_residual,  # Image (B, C, 2h, 2w) or absent
+    grad_x,  # Image (B, C, 2h, 2w)
+    std_ptr,  # (C,) or absent
     extent,
     BILINEAR: tl.constexpr,
     PLANAR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Write the gradient of x from those of base and residual, with extent = (B, C, h, w)."""
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
     y = 2 * tile[2]
     if grad_residual is None:
@@ -93,8 +66,7 @@ def split_backward_kernel(
         top = tl.join(quarter, quarter)
         bottom = top
     else:
-        if std is not None:
-            std = load_channel(std, tile, extent)
+        std = load_channel(std_ptr, tile, extent)
         top = divide_pair(load_pair(grad_residual, tile, extent, y, PLANAR), std)
         bottom = divide_pair(load_pair(grad_residual, tile, extent, y + 1, PLANAR), std)
         pooled = -upsample_adjoint(grad_residual, std, tile, extent, top, bottom, BILINEAR, PLANAR)
@@ -108,11 +80,11 @@ def split_backward_kernel(
 
 @triton.jit
 def merge_kernel(
-    base,
-    residual,
-    x,
-    mean,
-    std,
+    base,  # Image (B, C, h, w)
+    residual,  # Image (B, C, 2h, 2w)
+    x,  # Image (B, C, 2h, 2w)
+    mean_ptr,  # (C,) or absent
+    std_ptr,  # (C,) or absent
     low: tl.float64,
     high: tl.float64,
     extent,
@@ -121,11 +93,9 @@ def merge_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Merge base and residual into x, with extent = (B, C, h, w)."""
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
-    if mean is not None:
-        mean = load_channel(mean, tile, extent)
-    if std is not None:
-        std = load_channel(std, tile, extent)
+    mean, std = load_channel(mean_ptr, tile, extent), load_channel(std_ptr, tile, extent)
     y = 2 * tile[2]
     upper, lower = upsample(base, tile, extent, BILINEAR, PLANAR)
     top = upper + restore(load_pair(residual, tile, extent, y, PLANAR), mean, std)
@@ -136,20 +106,20 @@ def merge_kernel(
 
 @triton.jit
 def merge_backward_kernel(
-    grad,
-    grad_base,
-    grad_residual,
-    std,
+    grad,  # Image (B, C, 2h, 2w)
+    grad_base,  # Image (B, C, h, w)
+    grad_residual,  # Image (B, C, 2h, 2w)
+    std_ptr,  # (C,) or absent
     extent,
     BILINEAR: tl.constexpr,
     PLANAR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Write the gradients of base and residual, with extent = (B, C, h, w)."""
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
     y = 2 * tile[2]
-    if std is not None:
-        std = load_channel(std, tile, extent)
+    std = load_channel(std_ptr, tile, extent)
     top = load_pair(grad, tile, extent, y, PLANAR)
     bottom = load_pair(grad, tile, extent, y + 1, PLANAR)
     pooled = upsample_adjoint(grad, None, tile, extent, top, bottom, BILINEAR, PLANAR)
@@ -158,24 +128,21 @@ def merge_backward_kernel(
     store_pair(grad_residual, tile, y + 1, restore(bottom, None, std), PLANAR)
 
 
-def launch_pyramid(kernel: Any, above: Sequence[Tensor], mode: str, *args: Any) -> None:
-    """Start a kernel whose last arguments are the sizes of the base, BILINEAR and the tile's."""
-    bilinear = mode == "bilinear"
-    # The surroundings take registers too: with 8 bytes in the second, Triton 3.9 spilled on sm_80.
-    access = 16 if not bilinear else 4 if kernel is split_backward_kernel else 8
-    tile = ImageTile.of(above, 2, access)
-    constants = bilinear, tile.planar, tile.rows, tile.columns
-    device = above[0].device
-    launch(kernel, device, tile.count, *args, tile.extent, *constants, warps=tile.warps)
-
-
 def pyramid_split(
     x: Tensor, mean: Tensor | None, std: Tensor | None, mode: str
 ) -> tuple[Tensor, Tensor]:
     batch, channels, height, width = x.shape
     base, residual = empty(x, batch, channels, height // 2, width // 2), empty(x)
-    images = image(x), image(base), image(residual)
-    launch_pyramid(split_kernel, (x, residual), mode, *images, contiguous(mean), contiguous(std))
+    launch_tiles(
+        split_kernel,
+        (x, residual),
+        mode,
+        x=image(x),
+        base=image(base),
+        residual=image(residual),
+        mean_ptr=contiguous(mean),
+        std_ptr=contiguous(std),
+    )
     return base, residual
 
 
@@ -189,8 +156,16 @@ def pyramid_split_backward(
         assert grad_residual is not None
         grad = empty(grad_residual)
     above = (grad,) if grad_residual is None else (grad, grad_residual)
-    images = image(grad_base), image(grad_residual), image(grad)
-    launch_pyramid(split_backward_kernel, above, mode, *images, contiguous(std))
+    launch_tiles(
+        split_backward_kernel,
+        above,
+        mode,
+        grad_base=image(grad_base),
+        grad_residual=image(grad_residual),
+        grad_x=image(grad),
+        std_ptr=contiguous(std),
+        bilinear_access=4,  # with 8 bytes and those around them, Triton 3.9 spilled on sm_80
+    )
     return grad
 
 
@@ -204,53 +179,31 @@ def pyramid_merge(
     high: float,
 ) -> Tensor:
     x = empty(base, *residual.shape)
-    images = image(base), image(residual), image(x)
-    numbers = contiguous(mean), contiguous(std), low, high
-    launch_pyramid(merge_kernel, (residual, x), mode, *images, *numbers)
+    launch_tiles(
+        merge_kernel,
+        (residual, x),
+        mode,
+        base=image(base),
+        residual=image(residual),
+        x=image(x),
+        mean_ptr=contiguous(mean),
+        std_ptr=contiguous(std),
+        low=low,
+        high=high,
+    )
     return x
 
 
 def pyramid_merge_backward(grad: Tensor, std: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
     batch, channels, height, width = grad.shape
     grad_base, grad_residual = empty(grad, batch, channels, height // 2, width // 2), empty(grad)
-    images = image(grad), image(grad_base), image(grad_residual)
-    launch_pyramid(merge_backward_kernel, (grad, grad_residual), mode, *images, contiguous(std))
+    launch_tiles(
+        merge_backward_kernel,
+        (grad, grad_residual),
+        mode,
+        grad=image(grad),
+        grad_base=image(grad_base),
+        grad_residual=image(grad_residual),
+        std_ptr=contiguous(std),
+    )
     return grad_base, grad_residual
-
-
-# Calls that launch every kernel; new(*shape) makes a tensor. See audit/triton.py.
-AUDITED = {
-    f"{name} {mode}": partial(call, mode)
-    for mode in ("nearest", "bilinear")
-    for name, call in {
-        "split": lambda mode, new: pyramid_split(new(2, 16, 64, 64), new(16), new(16), mode),
-        "split backward": lambda mode, new: pyramid_split_backward(
-            new(2, 16, 32, 32), new(2, 16, 64, 64), new(16), mode
-        ),
-        "merge": lambda mode, new: pyramid_merge(
-            new(2, 16, 32, 32), new(2, 16, 64, 64), new(16), new(16), mode, -1.0, 1.0
-        ),
-        "merge backward": lambda mode, new: pyramid_merge_backward(
-            new(2, 16, 64, 64), new(16), mode
-        ),
-        "split without statistics": lambda mode, new: pyramid_split(
-            new(2, 16, 64, 64), None, None, mode
-        ),
-        "split backward without statistics": lambda mode, new: pyramid_split_backward(
-            new(2, 16, 32, 32), new(2, 16, 64, 64), None, mode
-        ),
-        "split backward of the base": lambda mode, new: pyramid_split_backward(
-            new(2, 16, 32, 32), None, None, mode
-        ),
-        "merge without statistics": lambda mode, new: pyramid_merge(
-            new(2, 16, 32, 32), new(2, 16, 64, 64), None, None, mode, -1.0, 1.0
-        ),
-        "merge backward without statistics": lambda mode, new: pyramid_merge_backward(
-            new(2, 16, 64, 64), None, mode
-        ),
-    }.items()
-}
-AUDITED_LAYOUTS = LAYOUTS
-# Bilinear kernels hold the neighbours of a pixel, for which Triton 3.6 takes 102 registers in one
-# case. With up to 128 of an SM's 65,536 registers a thread, four blocks of 128 threads fit it.
-BUDGET = 128

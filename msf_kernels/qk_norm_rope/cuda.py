@@ -1,13 +1,14 @@
-"""The CUDA kernels of csrc/kernels/qk_norm_rope.cu."""
+"""Calls the CUDA kernels of csrc/kernels/qk_norm_rope.cu."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from ..cuda_support.launch import address, dtype, launch
 from ..dtypes import compute_dtype
-from ..extension import TARGET_BLOCKS, address, dtype, launch
+from ..grid import TARGET_BLOCKS
 from ..layout import contiguous
-from .op import weight_gradient
+from .op import new_weight_gradient
 
 
 def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
@@ -26,9 +27,6 @@ def qk_norm_rope(
     q, k, _ = _heads(qkv, num_heads)
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
     q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
-    weights = _weight(q_weight), _weight(k_weight)
-    outputs = address(q_out), address(k_out)
-    numbers = address(rope), eps
     launch(
         "qk_norm_rope",
         q,
@@ -36,9 +34,12 @@ def qk_norm_rope(
         tuple(q.shape),
         _view(q),
         _view(k),
-        *weights,
-        *numbers,
-        *outputs,
+        _weight(q_weight),
+        _weight(k_weight),
+        address(rope),
+        eps,
+        address(q_out),
+        address(k_out),
     )
     return q_out, k_out
 
@@ -55,10 +56,12 @@ def qk_norm_rope_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, _ = _heads(qkv, num_heads)
-    gradients = [None if grad is None else _rows(grad) for grad in (grad_q, grad_k, grad_v)]
+    grad_q, grad_k = _rows(grad_q), _rows(grad_k)
+    grad_v = None if grad_v is None else _rows(grad_v)
     q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
     grad_qkv = qkv.new_empty(qkv.shape)
-    grad_weights = weight_gradient(q_weight, qkv), weight_gradient(k_weight, qkv)
+    grad_q_weight = new_weight_gradient(q_weight, qkv)
+    grad_k_weight = new_weight_gradient(k_weight, qkv)
     partials = None
     if q_weight is not None or k_weight is not None:
         partials = q.new_empty((2, TARGET_BLOCKS, q.shape[-1]), dtype=compute_dtype(q))
@@ -67,7 +70,11 @@ def qk_norm_rope_backward(
         q,
         dtype(q),
         tuple(q.shape),
-        *map(_view, (*gradients, q, k)),
+        _view(grad_q),
+        _view(grad_k),
+        _view(grad_v),
+        _view(q),
+        _view(k),
         _weight(q_weight),
         _weight(k_weight),
         address(rope),
@@ -75,9 +82,10 @@ def qk_norm_rope_backward(
         address(grad_qkv),
         address(partials),
         TARGET_BLOCKS,
-        *(_weight(grad) if grad.numel() else None for grad in grad_weights),
+        _weight(grad_q_weight if q_weight is not None else None),
+        _weight(grad_k_weight if k_weight is not None else None),
     )
-    return grad_qkv, *grad_weights
+    return grad_qkv, grad_q_weight, grad_k_weight
 
 
 def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
@@ -86,13 +94,15 @@ def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
 
 
 def _rows(x: Tensor) -> Tensor:
+    """Return x with contiguous channels."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _view(x: Tensor | None) -> tuple[int, ...] | None:
-    """Return x (B, N, H, d) as a HeadsView of csrc/launchers.hpp."""
+    """Return x (B, N, H, d) as an msf::HeadsView."""
     return None if x is None else (x.data_ptr(), *x.stride()[:3])
 
 
 def _weight(x: Tensor | None) -> tuple[int, int] | None:
+    """Return a norm weight (d,), or its gradient, as an msf::NormWeight."""
     return None if x is None else (x.data_ptr(), dtype(x))

@@ -23,7 +23,7 @@ def qk_norm_rope(
     rope: Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """The q and k of `attention`, for an attention that is another's.
+    """Return the q and k of `attention`, for an attention that is another's.
 
     q and k of packed qkv pass a per-head RMS norm (QK-norm: Henry et al., 2020; Dehghani et al.,
     2023), then a rotation by `rope` (RoPE: Su et al., 2021); each is optional. v is
@@ -56,7 +56,7 @@ def check_qkv(
     rope: Tensor | None,
     eps: float,
 ) -> None:
-    """The arguments that `op` shares with `qk_norm_rope` are as its docstring says."""
+    """Check the arguments that `op` shares with `qk_norm_rope`."""
     optional = {"q_weight": q_weight, "k_weight": k_weight, "rope": rope}
     given = {name: tensor for name, tensor in optional.items() if tensor is not None}
     checks.tensors(op, qkv=qkv, **given)
@@ -84,8 +84,8 @@ def check_qkv(
     checks.number(op, "eps", eps)
 
 
-def weight_gradient(weight: Tensor | None, qkv: Tensor) -> Tensor:
-    """A new tensor for the gradient of a norm weight, empty where there is none."""
+def new_weight_gradient(weight: Tensor | None, qkv: Tensor) -> Tensor:
+    """Make a tensor for the gradient of a norm weight, of no elements where there is none."""
     if weight is None:
         return qkv.new_empty(0, dtype=compute_dtype(qkv))
     return weight.new_empty(weight.shape)
@@ -94,15 +94,15 @@ def weight_gradient(weight: Tensor | None, qkv: Tensor) -> Tensor:
 def new_gradients(
     qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """New tensors for the gradients of qkv and of the norm weights."""
-    weights = weight_gradient(q_weight, qkv), weight_gradient(k_weight, qkv)
-    return qkv.new_empty(qkv.shape), *weights
+    """Make tensors for the gradients of qkv and of the norm weights."""
+    grad_q_weight, grad_k_weight = (new_weight_gradient(w, qkv) for w in (q_weight, k_weight))
+    return qkv.new_empty(qkv.shape), grad_q_weight, grad_k_weight
 
 
 def gradients_by_name(
     grads: tuple[Tensor, Tensor, Tensor], q_weight: Tensor | None, k_weight: Tensor | None
 ) -> dict[str, Tensor]:
-    """The gradients that a backward returned, without those of weights that are not there."""
+    """Return the gradients of a backward, without those of weights that are not there."""
     grad_qkv, grad_q_weight, grad_k_weight = grads
     found = {"qkv": grad_qkv}
     if q_weight is not None:

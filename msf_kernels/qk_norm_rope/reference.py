@@ -1,7 +1,7 @@
-"""QK-norm and rotary positions: what attention does to q and k before it compares them.
+"""References of QK-norm and RoPE: what attention does to q and k before it compares them.
 
-Mathematics in float32 (float64 for float64), one rounding at each output. B, N, H, d are batch,
-tokens, heads, head_dim.
+Mathematics runs in float32 (float64 for float64), with one rounding at each output. B, N, H, d are
+batch, tokens, heads, head_dim.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def qk_norm_rope(
     num_heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """q and k (B, N, H, d) of packed qkv (B, N, 3 * H * d), normalised and rotated."""
+    """Return q and k (B, N, H, d) of packed qkv (B, N, 3 * H * d), normalised and rotated."""
     q, k, _ = heads(qkv, num_heads)
     q, k = norm_rope(q, q_weight, rope, eps), norm_rope(k, k_weight, rope, eps)
     new = partial(torch.clone, memory_format=torch.contiguous_format)  # never a view of qkv
@@ -40,7 +40,7 @@ def qk_norm_rope_backward(
     num_heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv and the norm weights (empty where there is no weight).
+    """Return the gradients of qkv and the norm weights (empty where there is no weight).
 
     The gradients that come in are (B, N, H, d). That of v, which passes through, is zero where it
     is absent: with it one pass packs what the backward of attention needs.
@@ -55,12 +55,12 @@ def qk_norm_rope_backward(
 
 
 def heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """(B, N, 3 * H * d) -> q, k, v as views (B, H, N, d)."""
+    """Return q, k and v as views (B, H, N, d) of packed qkv (B, N, 3 * H * d)."""
     return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def norm_rope(x: Tensor, weight: Tensor | None, rope: Tensor | None, eps: float) -> Tensor:
-    """RMS norm, then rotation, of q or k (B, H, N, d)."""
+    """Return q or k (B, H, N, d) after RMS norm and rotation."""
     x = x.contiguous()
     wide = widen(x)
     if weight is not None:

@@ -16,7 +16,7 @@ def merge_tokens(
 ) -> Tensor:
     """Merge coarse tokens into fine ones: shuffle(base) + skip + position.
 
-    The token-space counterpart of `pyramid_merge`, between the scales of a multi-patch transformer
+    This is `pyramid_merge` in the space of tokens, between the scales of a multi-patch transformer
     (MPDiT, arXiv 2603.26357): pixel shuffle (arXiv 1609.05158), skip connection and positions.
 
     Args:

@@ -1,6 +1,6 @@
-"""The merge of a multi-patch transformer: coarse tokens upsampled, plus what skipped them.
+"""References of the merge of a multi-patch transformer: coarse tokens upsampled, plus a skip.
 
-Mathematics in float32 (float64 for float64), one rounding at each output.
+Mathematics runs in float32 (float64 for float64), with one rounding at each output.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..dtypes import widen
 def merge_tokens(
     base: Tensor, skip: Tensor, position: Tensor | None, height: int, width: int
 ) -> Tensor:
-    """x = shuffle(base) + skip + position (B, 4hw, D) in skip's dtype.
+    """Return x = shuffle(base) + skip + position (B, 4hw, D) in skip's dtype.
 
     base (B, hw, 4D) lies on a grid of ``height`` by ``width``, row by row; `shuffle` makes of each
     token the 2x2 tokens (row, column, D) that its channels hold.
@@ -29,7 +29,7 @@ def merge_tokens(
 def merge_tokens_backward(
     grad: Tensor, position: Tensor | None, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of base and position (empty where there is none); that of skip is `grad`."""
+    """Return the gradients of base and position, empty without one; that of skip is `grad`."""
     grid = grad.unflatten(1, (height, 2, width, 2)).transpose(2, 3)
     grad_base = grid.clone(memory_format=torch.contiguous_format).flatten(3).flatten(1, 2)
     if position is None:

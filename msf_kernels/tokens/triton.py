@@ -12,12 +12,13 @@ from ..layout import contiguous
 from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.launch import launch, power_of_2, tiles
 
-SAMPLES = 4  # whose gradients a thread reads at once, to have that many loads in flight
+# A thread reads the gradients of so many samples at once, to have as many loads in flight.
+SAMPLES = 4
 
 
 @dataclass(frozen=True)
 class TokenTile:
-    """The shape of the programs' tiles over tokens by channels, and how many there are."""
+    """A token tile is the shape of the programs' tiles over tokens by channels, and their count."""
 
     rows: int
     columns: int
@@ -26,7 +27,7 @@ class TokenTile:
 
     @classmethod
     def of(cls, tokens: int, channels: int, element_size: int, max_rows: int) -> TokenTile:
-        """A thread owns 16 bytes of a token's channels, a warp up to a whole row of the tile."""
+        """Give a thread 16 bytes of a token's channels, a warp up to a whole row of the tile."""
         a_thread = 16 // element_size
         rows = min(power_of_2(tokens), max_rows)
         columns = min(power_of_2(channels), 32 * a_thread)
@@ -36,7 +37,7 @@ class TokenTile:
 
 @triton.jit
 def own_channels(channels, COLUMNS: tl.constexpr):
-    """Which tile in the column of tiles this program's is, and its channels."""
+    """Return which tile in the column of tiles is this program's, and its channels (1, COLUMNS)."""
     across = tl.cdiv(channels, COLUMNS)
     channel = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     return tl.program_id(0) // across, channel
@@ -44,7 +45,7 @@ def own_channels(channels, COLUMNS: tl.constexpr):
 
 @triton.jit
 def offsets(token, channel, width, channels):
-    """Where an element of a sample's fine tokens lies, and where in base (h, w, 2, 2, D)."""
+    """Return where an element of a sample's fine tokens lies, and where in base (h, w, 2, 2, D)."""
     y, x = token // (2 * width), token % (2 * width)
     coarse = (y // 2 * width + x // 2) * 4 + y % 2 * 2 + x % 2
     return token.to(tl.int64) * channels + channel, coarse.to(tl.int64) * channels + channel
@@ -52,10 +53,10 @@ def offsets(token, channel, width, channels):
 
 @triton.jit
 def merge_kernel(
-    base,
-    skip,
-    position,
-    x,
+    base_ptr,  # (B, h * w, 4 * D)
+    skip_ptr,  # (B, 4 * h * w, D)
+    position_ptr,  # (4 * h * w, D) or absent
+    x_ptr,  # (B, 4 * h * w, D)
     batch,
     height,
     width,
@@ -63,6 +64,7 @@ def merge_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Merge ROWS fine tokens by COLUMNS channels, counted over all samples."""
     index, channel = own_channels(channels, COLUMNS)
     row = index * ROWS + tl.arange(0, ROWS)[:, None]
     tokens = 4 * height * width
@@ -70,18 +72,18 @@ def merge_kernel(
     exists = (sample < batch) & (channel < channels)
     fine, coarse = offsets(token, channel, width, channels)
     start = sample.to(tl.int64) * tokens * channels
-    value = widen(tl.load(base + start + coarse, mask=exists))
-    value = value + widen(tl.load(skip + start + fine, mask=exists))
-    if position is not None:
-        value = value + widen(tl.load(position + fine, mask=exists))
-    tl.store(x + start + fine, narrow(value, x.dtype.element_ty), mask=exists)
+    value = widen(tl.load(base_ptr + start + coarse, mask=exists))
+    value = value + widen(tl.load(skip_ptr + start + fine, mask=exists))
+    if position_ptr is not None:
+        value = value + widen(tl.load(position_ptr + fine, mask=exists))
+    tl.store(x_ptr + start + fine, narrow(value, x_ptr.dtype.element_ty), mask=exists)
 
 
 @triton.jit
 def merge_backward_kernel(
-    grad,
-    grad_base,
-    grad_position,
+    grad_ptr,  # (B, 4 * h * w, D)
+    grad_base_ptr,  # (B, h * w, 4 * D)
+    grad_position_ptr,  # (4 * h * w, D) or absent
     batch,
     height,
     width,
@@ -89,26 +91,26 @@ def merge_backward_kernel(
     SAMPLES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """A program has one token, of SAMPLES samples or, for the position's gradient, of all."""
+    """A program has one fine token, of SAMPLES samples or, for the position's gradient, of all."""
     index, channel = own_channels(channels, COLUMNS)
     tokens = 4 * height * width
     first = index // tokens * SAMPLES
-    end = first + SAMPLES if grad_position is None else batch
+    end = first + SAMPLES if grad_position_ptr is None else batch
     fine, coarse = offsets(index % tokens, channel, width, channels)
-    dtype = grad.dtype.element_ty
+    dtype = grad_ptr.dtype.element_ty
     total = tl.zeros((1, COLUMNS), tl.float64 if dtype == tl.float64 else tl.float32)
     # Not a range, because the interpreter of Triton 3.6 cannot count one with NumPy 2.4.
     while first < end:
         sample = first + tl.arange(0, SAMPLES)[:, None]
         start = sample.to(tl.int64) * tokens * channels
         exists = (sample < batch) & (channel < channels)
-        value = tl.load(grad + start + fine, mask=exists, other=0)
-        tl.store(grad_base + start + coarse, value, mask=exists)
+        value = tl.load(grad_ptr + start + fine, mask=exists, other=0)
+        tl.store(grad_base_ptr + start + coarse, value, mask=exists)
         total += tl.sum(widen(value), 0)[None, :]
         first += SAMPLES
-    if grad_position is not None:
-        total = narrow(total, grad_position.dtype.element_ty)
-        tl.store(grad_position + fine, total, mask=channel < channels)
+    if grad_position_ptr is not None:
+        total = narrow(total, grad_position_ptr.dtype.element_ty)
+        tl.store(grad_position_ptr + fine, total, mask=channel < channels)
 
 
 def merge_tokens(
@@ -117,9 +119,22 @@ def merge_tokens(
     x = skip.new_empty(skip.shape)
     batch, tokens, channels = x.shape
     tile = TokenTile.of(batch * tokens, channels, x.element_size(), 4)
-    tensors = base.contiguous(), skip.contiguous(), contiguous(position), x
-    sizes = batch, height, width, channels, tile.rows, tile.columns
-    launch(merge_kernel, x.device, tile.count, *tensors, *sizes, warps=tile.warps)
+    launch(
+        merge_kernel,
+        x.device,
+        tile.count,
+        base_ptr=base.contiguous(),
+        skip_ptr=skip.contiguous(),
+        position_ptr=contiguous(position),
+        x_ptr=x,
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        ROWS=tile.rows,
+        COLUMNS=tile.columns,
+        warps=tile.warps,
+    )
     return x
 
 
@@ -131,14 +146,19 @@ def merge_tokens_backward(
     grad_position = None if position is None else position.new_empty(position.shape)
     groups = triton.cdiv(batch, SAMPLES) if position is None else 1
     tile = TokenTile.of(groups * tokens, channels, grad.element_size(), 1)
-    tensors = grad.contiguous(), grad_base, grad_position
-    sizes = batch, height, width, channels, SAMPLES, tile.columns
-    launch(merge_backward_kernel, grad.device, tile.count, *tensors, *sizes, warps=tile.warps)
+    launch(
+        merge_backward_kernel,
+        grad.device,
+        tile.count,
+        grad_ptr=grad.contiguous(),
+        grad_base_ptr=grad_base,
+        grad_position_ptr=grad_position,
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        SAMPLES=SAMPLES,
+        COLUMNS=tile.columns,
+        warps=tile.warps,
+    )
     return grad_base, grad.new_empty(0) if grad_position is None else grad_position
-
-
-# Calls that launch every kernel; new(*shape) makes a tensor. See audit/triton.py.
-AUDITED = {
-    "merge": lambda new: merge_tokens(new(2, 64, 4 * 768), new(2, 256, 768), new(256, 768), 8, 8),
-    "merge backward": lambda new: merge_tokens_backward(new(2, 256, 768), new(256, 768), 8, 8),
-}

@@ -1,4 +1,4 @@
-"""What all Triton kernels do: load, widen, compute, and round once at the store."""
+"""All Triton kernels load, widen, compute, and round once at the store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INTERPRETED = tl.constexpr(interpreted())
 
 @triton.jit
 def widen(x):
-    """x in its compute dtype."""
+    """Return x in its compute dtype."""
     if x.dtype == tl.float64:
         return x
     elif INTERPRETED and x.dtype == tl.bfloat16:
@@ -24,7 +24,7 @@ def widen(x):
 
 @triton.jit
 def narrow(x, DTYPE: tl.constexpr):
-    """x rounded to DTYPE, to nearest even."""
+    """Return x rounded to DTYPE, to nearest even."""
     if x.dtype == DTYPE:
         return x
     elif INTERPRETED and tl.bfloat16 == DTYPE:
@@ -36,6 +36,13 @@ def narrow(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def clamp(x, low, high):
+    """Return x limited to [low, high] by comparisons, because tl.clamp drops NaN."""
+    low, high = tl.full((), low, x.dtype), tl.full((), high, x.dtype)
+    return tl.where(x < low, low, tl.where(x > high, high, x))
+
+
+@triton.jit
 def divide(x, y):
-    """x / y, correctly rounded; Triton's own division of float32 is not."""
+    """Return x / y correctly rounded, which Triton's own division of float32 is not."""
     return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)

@@ -1,9 +1,19 @@
 """Triton kernels of images share how a program reads and writes the tile of pixels that it owns.
 
-Two images lie over each other: a base (B, C, H, W) and what is above it (B, C, 2H, 2W). A program
-owns a tile of base pixels and the 2x2 pixels above each. A tile's columns run along
-the width of planar images (NCHW) and along the channels of others (channels last or any strides),
-so that neighbours in a tile are neighbours in memory and 16 bytes are read at once.
+Two images lie over each other: a base (B, C, h, w) and what is above it (B, C, 2h, 2w). A program
+owns a tile of ROWS x COLUMNS base pixels and the 2x2 pixels above each. Neighbours in a row of a
+tile are neighbours in memory, so that 16 bytes are read at once:
+
+                            rows run over    columns run over
+    planar images (NCHW)    (b, h, c)        w
+    others                  (b, h, w)        c
+
+`own_tile` returns a tile as (b, c, h, w, exists, above, exists_above). The indices are (ROWS, 1) or
+(1, COLUMNS), the masks (ROWS, COLUMNS) and (ROWS, 2 * COLUMNS). `above` are the columns 2w, 2w + 1
+above those of a planar tile, in one row (1, 2 * COLUMNS):
+
+    above   | 2w | 2w + 1 | 2w + 2 | 2w + 3 |   a pair for each base pixel, (ROWS, COLUMNS, 2)
+    base    |      w      |      w + 1      |
 """
 
 from __future__ import annotations
@@ -12,21 +22,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import narrow, widen
-from .launch import power_of_2, tiles
-
-LAYOUTS = {"planar": torch.contiguous_format, "channels-last": torch.channels_last}
+from .launch import launch, power_of_2, tiles
 
 
 class Image(NamedTuple):
     """An image is its memory and strides; tokens of patches have those from patch to patch."""
 
-    data: Any
+    ptr: Any
     batch: int
     channel: int
     row: int
@@ -35,6 +42,7 @@ class Image(NamedTuple):
 
 
 def image(x: Tensor | None) -> Image | None:
+    """Return x (B, C, H, W) as an Image, None for None."""
     return None if x is None else Image(x, *x.stride())
 
 
@@ -73,14 +81,41 @@ class ImageTile:
         count = tiles(high, wide, rows, columns)
         return cls((batch, channels, height, width), planar, rows, columns, warps, count)
 
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of kernels that `own_tile` takes."""
+        return {
+            "extent": self.extent,
+            "PLANAR": self.planar,
+            "ROWS": self.rows,
+            "COLUMNS": self.columns,
+        }
+
+
+def launch_tiles(
+    kernel: Any, above: Sequence[Tensor], mode: str, *, bilinear_access: int = 8, **arguments: Any
+) -> None:
+    """Start a kernel on tiles of the base pixels under the images ``above`` (B, C, 2h, 2w).
+
+    It gets the arguments extent, BILINEAR, PLANAR, ROWS and COLUMNS besides ``arguments``. A thread
+    owns 16 bytes of a row above, but only ``bilinear_access`` of them where the mode is bilinear,
+    because it then holds the pixels around its own too.
+    """
+    bilinear = mode == "bilinear"
+    tile = ImageTile.of(above, 2, bilinear_access if bilinear else 16)
+    launch(
+        kernel,
+        above[0].device,
+        tile.count,
+        **arguments,
+        **tile.arguments(),
+        BILINEAR=bilinear,
+        warps=tile.warps,
+    )
+
 
 @triton.jit
 def own_tile(extent, PLANAR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """This program's tile: b, c, h, w that broadcast to (ROWS, COLUMNS), and which pixels exist.
-
-    The last two are the columns above it, 2 * COLUMNS of them, and which of those exist: pixels
-    above a planar tile are read by the row and split into even and odd ones in registers.
-    """
+    """Return this program's tile of base pixels, extent = (B, C, h, w), as described above."""
     batch, channels, height, width = extent
     if PLANAR:
         inner, wide = channels, width
@@ -101,8 +136,8 @@ def own_tile(extent, PLANAR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.const
 
 @triton.jit
 def address(image, b, c, y, x, PATCH: tl.constexpr = 1):
-    """Where the pixel (b, c, y, x) lies, in an image or in tokens of patches."""
-    place = image.data + b.to(tl.int64) * image.batch + c.to(tl.int64) * image.channel
+    """Return where the pixel (b, c, y, x) lies, in an image or in tokens of patches."""
+    place = image.ptr + b.to(tl.int64) * image.batch + c.to(tl.int64) * image.channel
     if PATCH > 1:
         place += (y % PATCH * PATCH + x % PATCH).to(tl.int64) * image.pixel
         y, x = y // PATCH, x // PATCH
@@ -111,22 +146,23 @@ def address(image, b, c, y, x, PATCH: tl.constexpr = 1):
 
 @triton.jit
 def load_pixel(image, tile, y, x, PATCH: tl.constexpr = 1):
-    """The pixels (y, x), one for each of the tile's: (ROWS, COLUMNS)."""
+    """Return the pixels (y, x), one for each of the tile's: (ROWS, COLUMNS)."""
     b, c, _, _, exists, _, _ = tile
     return widen(tl.load(address(image, b, c, y, x, PATCH), mask=exists))
 
 
 @triton.jit
 def store_pixel(image, tile, value):
+    """Write a value (ROWS, COLUMNS) to the tile's own pixels."""
     b, c, h, w, exists, _, _ = tile
-    tl.store(address(image, b, c, h, w), narrow(value, image.data.dtype.element_ty), mask=exists)
+    tl.store(address(image, b, c, h, w), narrow(value, image.ptr.dtype.element_ty), mask=exists)
 
 
 @triton.jit
 def load_pair(
     image, tile, extent, y, PLANAR: tl.constexpr, SHIFT: tl.constexpr = 0, PATCH: tl.constexpr = 1
 ):
-    """The two pixels of row y above base pixel w + SHIFT: (ROWS, COLUMNS, 2).
+    """Return the two pixels of row y above base pixel w + SHIFT: (ROWS, COLUMNS, 2).
 
     Outside the image the edge's base pixel repeats.
     """
@@ -147,8 +183,9 @@ def load_pair(
 
 @triton.jit
 def store_pair(image, tile, y, pair, PLANAR: tl.constexpr):
+    """Write two pixels (ROWS, COLUMNS, 2) to row y above each of the tile's own."""
     b, c, _, w, exists, above, exists_above = tile
-    pair = narrow(pair, image.data.dtype.element_ty)
+    pair = narrow(pair, image.ptr.dtype.element_ty)
     if PLANAR:
         pixels = tl.reshape(pair, (exists.shape[0], 2 * exists.shape[1]))
         tl.store(address(image, b, c, y, above), pixels, mask=exists_above)
@@ -160,12 +197,5 @@ def store_pair(image, tile, y, pair, PLANAR: tl.constexpr):
 
 @triton.jit
 def nearest(i, size):
-    """The index nearest to i that exists."""
+    """Return the index nearest to i that exists."""
     return tl.minimum(tl.maximum(i, 0), size - 1)
-
-
-@triton.jit
-def load_channel(statistic, tile, extent):
-    """A per-channel number for each pixel of the tile, broadcast."""
-    c = tile[1]
-    return widen(tl.load(statistic + c, mask=c < extent[1], other=1))

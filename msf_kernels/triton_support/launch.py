@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from . import interpreted, ptxas
 
 
 def _compiles_for_hopper() -> bool:
-    """Whether this machine has such a GPU, or none and compiles for whichever it is told."""
+    """Tell whether this machine has such a GPU, or none and compiles for whichever it is told."""
     if interpreted():
         return False
     return not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] == 9
@@ -26,20 +27,44 @@ def launch(
     kernel: Any,
     device: torch.device,
     programs: int,
-    *args: Any,
+    /,
+    *,
     warps: int,
     fused: bool = False,
-    **constants: Any,
+    **arguments: Any,
 ) -> None:
     """Start a kernel's programs on the device; none of them where a tensor is empty.
 
-    Multiply-adds that are `fused` round once where the reference rounds twice.
+    Args:
+        programs: how many; the grid has one dimension.
+        warps: of a program.
+        fused: whether a product and a sum may round once where the reference rounds twice.
+        arguments: those of the kernel, and options of Triton's compiler such as `maxnreg`.
     """
     if not programs:
         return
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
-        kernel[(programs,)](*args, **constants, num_warps=warps, enable_fp_fusion=fused)
+        kernel[(programs,)](**arguments, num_warps=warps, enable_fp_fusion=fused)
+
+
+@dataclass(frozen=True)
+class Elements:
+    """Elements tell how many neighbours a program has, and how many programs have all."""
+
+    block: int
+    warps: int
+    count: int
+
+    @classmethod
+    def of(cls, size: int, element_size: int) -> Elements:
+        """Cut ``size`` elements into blocks of up to 128 threads.
+
+        A thread reads 16 bytes of the tensor whose elements are the smallest at once.
+        """
+        block = min(power_of_2(size), 128 * 16 // element_size)
+        warps = max(1, block * element_size // 16 // 32)
+        return cls(block, warps, -(-size // block))
 
 
 def power_of_2(n: int) -> int:

@@ -10,28 +10,29 @@ import triton.language as tl
 
 from .arithmetic import divide, narrow, widen
 from .image import load_pair, load_pixel, nearest
+from .statistics import divide_pair
 
 
 @triton.jit
 def pool(top, bottom):
-    """The mean of 2x2 pixels, of which two rows are given."""
+    """Return the mean of 2x2 pixels, given their two rows (ROWS, COLUMNS, 2)."""
     left, right = tl.split(top + bottom)
     return (left + right) * 0.25
 
 
 @triton.jit
 def blend(near, far):
-    """Linear upsampling by 2 with half-pixel centres, one axis at a time."""
+    """Return a pixel upsampled linearly by 2 along one axis, with half-pixel centres."""
     return 0.75 * near + 0.25 * far
 
 
 @triton.jit
 def load_base(base, tile, extent, y, SHIFT: tl.constexpr, POOL: tl.constexpr, PLANAR: tl.constexpr):
-    """Base pixels (y, w + SHIFT); with POOL those of the image above it, rounded as if stored."""
+    """Return base pixels (y, w + SHIFT), with POOL pooled from above and rounded as if stored."""
     if POOL:
         top = load_pair(base, tile, extent, 2 * y, PLANAR, SHIFT)
         bottom = load_pair(base, tile, extent, 2 * y + 1, PLANAR, SHIFT)
-        return widen(narrow(pool(top, bottom), base.data.dtype.element_ty))
+        return widen(narrow(pool(top, bottom), base.ptr.dtype.element_ty))
     elif SHIFT == 0:  # without a clamp, which the compiler cannot see to change nothing
         return load_pixel(base, tile, y, tile[3])
     else:
@@ -42,7 +43,7 @@ def load_base(base, tile, extent, y, SHIFT: tl.constexpr, POOL: tl.constexpr, PL
 def upsample_rows(
     base, tile, extent, SHIFT: tl.constexpr, POOL: tl.constexpr, PLANAR: tl.constexpr
 ):
-    """Column w + SHIFT of the base upsampled along its height: the two rows above row h."""
+    """Return the two rows above row h of column w + SHIFT, upsampled along the height."""
     h, height = tile[2], extent[2]
     own = load_base(base, tile, extent, h, SHIFT, POOL, PLANAR)
     before = load_base(base, tile, extent, nearest(h - 1, height), SHIFT, POOL, PLANAR)
@@ -54,7 +55,7 @@ def upsample_rows(
 def upsample(
     base, tile, extent, BILINEAR: tl.constexpr, PLANAR: tl.constexpr, POOL: tl.constexpr = False
 ):
-    """The two rows of two pixels above each base pixel, (ROWS, COLUMNS, 2) each."""
+    """Return the two rows of two pixels above each base pixel, (ROWS, COLUMNS, 2) each."""
     if BILINEAR:
         top, bottom = upsample_rows(base, tile, extent, 0, POOL, PLANAR)
         top_left, bottom_left = upsample_rows(base, tile, extent, -1, POOL, PLANAR)
@@ -68,18 +69,14 @@ def upsample(
 
 
 @triton.jit
-def divide_pair(pair, std):
-    return pair if std is None else divide(pair, std[:, :, None])
-
-
-@triton.jit
 def adjoint_rows(above, top, bottom, below):
+    """Return what base row h gets of the rows 2h - 1 to 2h + 2 that it was blended into."""
     return 0.75 * (top + bottom) + 0.25 * (below + above)
 
 
 @triton.jit
 def adjoint_of_column(grad, std, tile, extent, x):
-    """Column x of a gradient / std through the adjoint of upsampling along the height."""
+    """Return what base row h gets of column x of grad / std."""
     y, height = 2 * tile[2], 2 * extent[2]
     above = load_pixel(grad, tile, nearest(y - 1, height), x)
     top, bottom = load_pixel(grad, tile, y, x), load_pixel(grad, tile, y + 1, x)
@@ -94,7 +91,7 @@ def adjoint_of_column(grad, std, tile, extent, x):
 def upsample_adjoint(
     grad, std, tile, extent, top, bottom, BILINEAR: tl.constexpr, PLANAR: tl.constexpr
 ):
-    """What each base pixel gets of a gradient / std, of which the rows above it are given."""
+    """Return what each base pixel gets of grad / std, given its two rows above it."""
     if BILINEAR:
         y, x, height, width = 2 * tile[2], 2 * tile[3], 2 * extent[2], 2 * extent[3]
         above = load_pair(grad, tile, extent, nearest(y - 1, height), PLANAR)

@@ -3,7 +3,10 @@
 A tile's sides are powers of two and the width of a transformer is not: a row is up to 9 pieces of
 one power of two, 384 = 3 * 128, 768 = 3 * 256, 1152 = 9 * 128, 1536 = 3 * 512. So no lane idles at
 these widths, all pieces lie in the registers alike, which spares exchanges between threads, and a
-sum over a row is a sum of pieces, then one over a piece. A tile is a tuple of pieces (ROWS, PIECE).
+sum over a row is a sum of pieces, then one over a piece. A tile is a tuple of pieces (ROWS, PIECE):
+
+    D = 1152     piece 0 | piece 1 | ... | piece 8    a row of (B, N, D), pieces of 128
+    ROWS tokens  (ROWS, 128)                          what a program holds of each piece
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor
 from .arithmetic import narrow, widen
 from .launch import launch, power_of_2
 
-PARTIALS, CHANNELS = 32, 32  # a program of `sum_kernel` reads so many at once
+PARTIALS, CHANNELS = 32, 32  # what a program of `sum_kernel` reads at once
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,26 @@ class Walk:
         count = batch * slices if channels else 0
         return cls(piece, triton.cdiv(channels, piece), rows, warps, slices, slice_rows, count)
 
-    def sizes(self, x: Tensor) -> tuple[Any, ...]:
-        """Return arguments of kernels: tokens, slices, slice_rows, PIECES, PIECE, ROWS, D.
+    def sizes(self, x: Tensor) -> dict[str, Any]:
+        """Return the arguments of kernels that walk through x (B, N, D).
 
         PIECES are the numbers of the pieces, known when a kernel is compiled.
         """
-        pieces = tuple(map(tl.constexpr, range(self.pieces)))
-        tokens, channels = x.shape[1:]
-        return tokens, self.slices, self.slice_rows, pieces, self.piece, self.rows, channels
+        return {
+            "tokens": x.shape[1],
+            "slices": self.slices,
+            "slice_rows": self.slice_rows,
+            "PIECES": tuple(map(tl.constexpr, range(self.pieces))),
+            "PIECE": self.piece,
+            "ROWS": self.rows,
+            "D": x.shape[2],
+        }
 
 
 class Modulation(NamedTuple):
     """A modulation is a vector of channels a sample, (B, D) or (1, D), and the samples' stride."""
 
-    data: Any
+    ptr: Any
     stride: int
 
 
@@ -83,7 +92,7 @@ def modulation(x: Tensor | None) -> Modulation | None:
 
 @triton.jit
 def own_slice(tokens, slices, slice_rows):
-    """This program's sample, its first token and the one after its last."""
+    """Return this program's sample, its first token and the one after its last."""
     sample = tl.program_id(0) // slices
     first = tl.program_id(0) % slices * slice_rows
     return sample.to(tl.int64), first, tl.minimum(first + slice_rows, tokens)
@@ -91,19 +100,23 @@ def own_slice(tokens, slices, slice_rows):
 
 @triton.jit
 def load_row(start, exists, columns, D: tl.constexpr):
-    """Tiles of the rows that start there, widened; 0 where nothing exists."""
+    """Return the tile of the rows that start at ``start`` (ROWS, 1), widened; 0 beyond them."""
     return [widen(tl.load(start + c, mask=exists & (c < D), other=0)) for c in columns]
 
 
 @triton.jit
 def load_modulation(modulation, sample, columns, ROWS: tl.constexpr, D: tl.constexpr):
-    """Once for each row of a tile, in the layout of the rows: no exchange between threads."""
+    """Return a sample's modulation once for each row of a tile.
+
+    It then lies in the registers as the rows do, and threads need not exchange it.
+    """
     start = tl.zeros((ROWS, 1), tl.int64) + sample * modulation.stride
-    return load_row(modulation.data + start, True, columns, D)
+    return load_row(modulation.ptr + start, True, columns, D)
 
 
 @triton.jit
 def store_row(start, exists, columns, value, D: tl.constexpr):
+    """Write a tile to the rows that start at ``start`` (ROWS, 1)."""
     dtype = start.dtype.element_ty
     for i in tl.static_range(len(columns)):
         tl.store(start + columns[i], narrow(value[i], dtype), mask=exists & (columns[i] < D))
@@ -111,7 +124,7 @@ def store_row(start, exists, columns, value, D: tl.constexpr):
 
 @triton.jit
 def mean_of_row(value, D: tl.constexpr):
-    """(ROWS, 1); what does not exist must be 0."""
+    """Return the means (ROWS, 1) of a tile's rows, in which 0 stands for what does not exist."""
     total = value[0]
     for i in tl.static_range(1, len(value)):
         total += value[i]
@@ -119,21 +132,28 @@ def mean_of_row(value, D: tl.constexpr):
 
 
 @triton.jit
-def sum_kernel(partials, totals, count, D, PARTIALS: tl.constexpr, CHANNELS: tl.constexpr):
-    """totals (groups, D) of partials (groups, count, D)."""
+def sum_kernel(
+    partials_ptrs,  # a tuple of (groups, count, D)
+    totals_ptrs,  # a tuple of (groups, D)
+    count,
+    D,
+    PARTIALS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Write the sums over ``count`` to CHANNELS channels of one group of each of the totals."""
     across = tl.cdiv(D, CHANNELS)
     group = (tl.program_id(0) // across).to(tl.int64)
     channel = tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    for i in tl.static_range(len(totals)):
-        total = tl.zeros((PARTIALS, CHANNELS), partials[i].dtype.element_ty)
+    for i in tl.static_range(len(totals_ptrs)):
+        total = tl.zeros((PARTIALS, CHANNELS), partials_ptrs[i].dtype.element_ty)
         first = group * count
         while first < group * count + count:
             row = first + tl.arange(0, PARTIALS)[:, None]
             exists = (row < group * count + count) & (channel < D)
-            total += tl.load(partials[i] + row * D + channel, mask=exists, other=0)
+            total += tl.load(partials_ptrs[i] + row * D + channel, mask=exists, other=0)
             first += PARTIALS
-        value = narrow(tl.sum(total, 0, keep_dims=True), totals[i].dtype.element_ty)
-        tl.store(totals[i] + group * D + channel, value, mask=channel < D)
+        value = narrow(tl.sum(total, 0, keep_dims=True), totals_ptrs[i].dtype.element_ty)
+        tl.store(totals_ptrs[i] + group * D + channel, value, mask=channel < D)
 
 
 def sum_partials(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -145,7 +165,14 @@ def sum_partials(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         partials, totals = zip(*(pair for pair in pairs if len(pair[1]) == groups))
         rows, channels = partials[0].shape
         launch(
-            *(sum_kernel, partials[0].device, groups * triton.cdiv(channels, CHANNELS)),
-            *(partials, totals, rows // groups, channels, PARTIALS, CHANNELS),
+            sum_kernel,
+            partials[0].device,
+            groups * triton.cdiv(channels, CHANNELS),
+            partials_ptrs=partials,
+            totals_ptrs=totals,
+            count=rows // groups,
+            D=channels,
+            PARTIALS=PARTIALS,
+            CHANNELS=CHANNELS,
             warps=4,
         )

@@ -14,8 +14,7 @@ import torch
 
 from benchmarks import gpu, interrupt, steps
 from benchmarks.steps import Outcome, Step, run, run_all, summary
-
-PROGRAMS = Path(__file__).parents[1] / "programs"
+from processes import PROGRAMS
 
 
 def python(name: str, code: str, **options: object) -> Step:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import msf_kernels
-from msf_kernels import extension
+from msf_kernels.cuda_support import extension
 from msf_kernels.dispatch import BACKENDS
 from numerics import DEVICE
 

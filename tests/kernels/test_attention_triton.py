@@ -15,6 +15,7 @@ from numerics import DEVICE, assert_as_good_as, normal
 
 pytest.importorskip("triton")
 from msf_kernels.attention import triton as attention_triton
+from msf_kernels.attention import triton_tile
 from msf_kernels.triton_support import ptxas
 
 
@@ -42,7 +43,7 @@ def test_attention_of_gpus_without_wgmma(
 @pytest.mark.parametrize("element_size", [2, 4, 8])
 def test_attention_tiles_cover_heads_and_tokens(element_size: int, wgmma: bool) -> None:
     for dim in range(1, 300):
-        pieces = attention_triton.Tile.of(64, dim, element_size, False, wgmma).pieces
+        pieces = triton_tile.Tile.of(64, dim, element_size, False, wgmma).pieces
         firsts, widths, joined = zip(*pieces, strict=True)
         assert firsts == tuple(sum(widths[:i]) for i in range(len(widths)))
         assert not any(joined[:-1]) or all(joined)  # the kernels find their operands so
@@ -50,17 +51,17 @@ def test_attention_tiles_cover_heads_and_tokens(element_size: int, wgmma: bool) 
         assert half <= sum(widths) < half + max(8, half / 3)
     for tokens in (1, 15, 16, 17, 64, 80, 100, 115, 192, 193, 256, 272, 273, 300, 1024):
         for backward in (False, True):
-            tile = attention_triton.Tile.of(tokens, 72, element_size, backward, wgmma)
-            covered = tile.steps * tile.columns
+            tile = triton_tile.Tile.of(tokens, 72, element_size, backward, wgmma)
+            covered = tile.steps * tile.block_n
             for first, width in tile.rest:
-                assert tile.steps * tile.columns + first == covered and width <= tile.columns
+                assert tile.steps * tile.block_n + first == covered and width <= tile.block_n
                 covered += width
             assert covered == -(-tokens // 16) * 16 and tile.masked == (covered != tokens)
-            assert tile.rows == 16 or tile.rows < 2 * tokens
+            assert tile.block_m == 16 or tile.block_m < 2 * tokens
             at_once = not backward and element_size == 2 and tokens <= (272 if wgmma else 192)
-            assert tile.steps == 0 if at_once else tile.steps == tokens // tile.columns
+            assert tile.steps == 0 if at_once else tile.steps == tokens // tile.block_n
             alone = backward and wgmma and element_size == 2 and tokens in (16, 64)
-            assert tile.alone == alone and (not alone or tile.rows == tokens)
+            assert tile.alone == alone and (not alone or tile.block_m == tokens)
 
 
 def test_attention_of_a_gpu_has_a_largest_head_dim(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,5 +112,5 @@ def test_the_newer_assembler_is_chosen_where_the_other_is_too_old(
 
 
 def test_head_dims_of_transformers_waste_nothing_but_the_tail_of_72() -> None:
-    padded = {d: 2 * sum(w for _, w, _ in attention_triton.pieces(d, 64, True)) for d in (64, 72)}
+    padded = {d: 2 * sum(w for _, w, _ in triton_tile.pieces(d, 64, True)) for d in (64, 72)}
     assert padded == {64: 64, 72: 80}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,8 @@ import pytest
 import msf_kernels
 from msf_kernels.audit import cuda
 from msf_kernels.audit.row import Row
-from processes import process
+from msf_kernels.examples import families
+from processes import program
 
 pytest.importorskip("triton")
 from triton import knobs
@@ -74,48 +76,24 @@ def test_without_kernels_there_is_nothing_to_pass(monkeypatch: pytest.MonkeyPatc
         list(cuda.rows())
 
 
-COMPILE = """
-import re
-from functools import partial
-import torch
-from msf_kernels.audit import triton as audit
-from msf_kernels.pyramid.triton import AUDITED
-new = partial(audit._new, dtype=torch.float32, memory_format=torch.contiguous_format)
-((name, compiled, log),) = audit._compile(partial(AUDITED["split nearest"], new), 90)
-row = audit._row(name, "", 90, compiled, log, audit.BUDGET)
-assert row.problem() is None and 8 <= row.registers <= row.budget, row
-code = compiled.asm["ptx"]
-assert "div.rn.f32" in code and not re.search(r"fma\\.|\\.ftz|div\\.full", code)
-assert set(re.findall(r"(?:ld|st)\\.global\\.v4", code)) == {"ld.global.v4", "st.global.v4"}
-audit.DTYPES = {"bf16": torch.bfloat16}
-assert [row.problem() for row in audit.rows_of("tokens", 80)] == [None, None]
-from msf_kernels.attention.triton import attention
-new = partial(new, dtype=torch.float64)
-call = partial(attention, new(1, 16, 48), new(16), new(16), None, 1, 0.1)
-((name, compiled, log),) = audit._compile(call, 90)
-assert "0d3FB999999999999A" in compiled.asm["ptx"]  # 0.1, of which float32 would end in zeros
-"""
-
-
 def test_kernels_compile_without_a_gpu() -> None:
-    result = process(COMPILE, TRITON_INTERPRET="0")
+    result = program("compile_kernels.py", TRITON_INTERPRET="0")
     assert result.returncode == 0, result.stderr
 
 
-PLANTED = Path(__file__).with_name("folded_select.py")
 TRITON_3_6 = Path(__file__).parents[2] / "build" / "triton-3.6.0"  # where `make audit` puts it
 
 
 @pytest.mark.parametrize("compiler", ["installed", "installed, ptxas 12", "triton 3.6"])
 def test_a_product_that_ptxas_folds_away_fails_the_audit(compiler: str) -> None:
-    run, variables = f"import runpy; runpy.run_path({str(PLANTED)!r}, run_name='__main__')", {}
+    variables, first = {}, None
     if compiler == "installed, ptxas 12":
         variables["TRITON_PTXAS_BLACKWELL_PATH"] = knobs.nvidia.ptxas.path
     elif compiler == "triton 3.6":
         if not TRITON_3_6.exists():
             pytest.skip(f"no {TRITON_3_6}: make audit installs it")
-        run = f"import sys; sys.path.insert(0, {str(TRITON_3_6)!r}); {run}"
-    result = process(run, TRITON_INTERPRET="0", **variables)
+        first = TRITON_3_6
+    result = program("folded_select.py", first=first, TRITON_INTERPRET="0", **variables)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert (
@@ -129,21 +107,11 @@ def test_a_product_that_ptxas_folds_away_fails_the_audit(compiler: str) -> None:
 def test_a_descriptor_that_ptxas_12_8_never_writes_fails_the_audit() -> None:
     if not TRITON_3_6.exists():
         pytest.skip(f"no {TRITON_3_6}: make audit installs it")
-    call = "AUDITED['forward 80 x 96']"
-    run = f"""
-import sys; sys.path.insert(0, {str(TRITON_3_6)!r})
-from functools import partial
-import torch
-from msf_kernels.attention.triton import AUDITED
-from msf_kernels.audit import triton as audit
-new = partial(audit._new, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
-((name, compiled, log),) = audit._compile(partial({call}, new), 90)
-print(audit._row(name, "", 90, compiled, log, 255).fault)
-"""
     old = TRITON_3_6 / "triton" / "backends" / "nvidia" / "bin" / "ptxas"
-    found = process(run, TRITON_INTERPRET="0", TRITON_PTXAS_PATH=str(old))
+    audit = partial(program, "audit_attention.py", first=TRITON_3_6, TRITON_INTERPRET="0")
+    found = audit(TRITON_PTXAS_PATH=str(old))
     assert found.stdout.startswith("reads uniform registers that nothing has written"), found.stderr
-    newer = process(run, TRITON_INTERPRET="0")
+    newer = audit()
     assert newer.stdout == "None\n", newer.stderr
 
 
@@ -227,10 +195,16 @@ def test_the_audit_says_that_it_cannot_interpret(monkeypatch: pytest.MonkeyPatch
         next(audit_triton.rows())
 
 
-def test_the_audit_finds_the_families() -> None:
+def test_the_audit_knows_every_kernel_of_every_family(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = [op for op in msf_kernels.OPERATORS if "triton" in msf_kernels.backends_of(op)]
     modules = {getattr(msf_kernels, op).__module__ for op in kernels}
-    assert {f"msf_kernels.{family}.op" for family in audit_triton.FAMILIES} == modules
+    assert {f"msf_kernels.{family}.op" for family in families()} == modules
+    assert audit_triton.kernels_of("tokens") == {"merge_kernel", "merge_backward_kernel"}
+    assert all(map(audit_triton.kernels_of, families()))
+    monkeypatch.setattr(audit_triton, "_calls", lambda family: [])
+    line = "no audited example of tokens launches merge_backward_kernel, merge_kernel"
+    with pytest.raises(RuntimeError, match=f"^{line}$"):
+        audit_triton.rows_of("tokens", 90)
 
 
 LOG = "0 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\nUsed 40 registers"
@@ -242,7 +216,7 @@ def audited(monkeypatch: pytest.MonkeyPatch, *launches: tuple[str, str]) -> list
     compiled = [("k", SimpleNamespace(hash=hash, **same), log) for hash, log in launches]
     monkeypatch.setattr(audit_triton, "_compile", lambda *_: compiled)
     monkeypatch.setattr(audit_triton, "disassemble", lambda _: "")
-    return audit_triton.rows_of("flow", 90)
+    return audit_triton.rows_of("tokens", 90)
 
 
 def test_only_a_kernel_known_already_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +224,7 @@ def test_only_a_kernel_known_already_is_left_out(monkeypatch: pytest.MonkeyPatch
     assert (first.registers, first.shared, first.spill, first.stack) == (40, 16, 12, 0)
     assert second == first
     for log in ("", "ptxas info: none", LOG + LOG):
-        with pytest.raises(RuntimeError, match=r"^flow\.k \(.*\) on sm_90: cannot read the log of"):
+        with pytest.raises(RuntimeError, match=r"^tokens\.k \(.*\) on sm_90: cannot read the log"):
             audited(monkeypatch, ("a", LOG), ("b", log))
 
 

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 import msf_kernels as msf
-from msf_kernels import dispatch, extension, measurements
+from msf_kernels import dispatch, measurements
+from msf_kernels.cuda_support import extension
 from msf_kernels.dispatch import Implementation
 from numerics import normal
 
@@ -279,7 +280,7 @@ def test_the_extension_declines_a_gpu_it_was_not_built_for(
     capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = SimpleNamespace(build_config=lambda: {"cuda_architectures": BUILT})
-    monkeypatch.setattr(extension, "_module", lambda: build)
+    monkeypatch.setattr(extension, "module", lambda: build)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     extension._gpu_unsupported_reason.cache_clear()
     reason = extension._gpu_unsupported_reason(torch.device("cuda", 0))
@@ -296,7 +297,7 @@ def test_what_is_available_is_what_a_call_takes(
     build = SimpleNamespace(build_config=lambda: {"cuda_architectures": ["90"]})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(extension, "emulation", None)
-    monkeypatch.setattr(extension, "_module", lambda: build)
+    monkeypatch.setattr(extension, "module", lambda: build)
     monkeypatch.setattr(extension, "_machine_unsupported_reason", lambda: None)
     monkeypatch.setattr(
         torch.cuda, "get_device_capability", lambda device: (9, 0) if device == gpu else (8, 0)

@@ -77,7 +77,7 @@ def test_opcheck_of_forward_and_backward(case: Case) -> None:
     name = case.op
     (forward, forward_args), *backward_calls = recorder.calls
     torch.library.opcheck(forward, forward_args)
-    # The gradients of the flow are plain PyTorch.
+    # The gradients of flow_interpolate and guided_euler_step are plain PyTorch.
     own_backward = case.gradient and hasattr(torch.ops.msf, f"{name}_backward")
     assert [op._opname for op, _ in backward_calls] == [f"{name}_backward"] * own_backward
     for backward, backward_args in backward_calls:

@@ -14,7 +14,7 @@ from torch import Tensor
 import msf
 import msf_kernels
 from models import images, tiny_model
-from msf_kernels import extension
+from msf_kernels.cuda_support import extension
 from numerics import DEVICE
 
 from .emulated import emulated

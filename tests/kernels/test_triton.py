@@ -19,15 +19,17 @@ from torch import Tensor
 from emulation.build import environment
 from msf_kernels import triton_support
 from numerics import DEVICE, assert_rounded_once, normal
-from processes import process
+from processes import process, program
 
 triton = pytest.importorskip("triton")
 import triton.language as tl
 
 from msf_kernels.adaln import reference as adaln_reference
 from msf_kernels.adaln import triton as adaln_triton
-from msf_kernels.flow import reference as flow_reference
-from msf_kernels.flow import triton as flow_triton
+from msf_kernels.euler import reference as euler_reference
+from msf_kernels.euler import triton as euler_triton
+from msf_kernels.interpolation import reference as interpolation_reference
+from msf_kernels.interpolation import triton as interpolation_triton
 from msf_kernels.pyramid import reference as pyramid_reference
 from msf_kernels.pyramid import triton as pyramid_triton
 from msf_kernels.triton_support.arithmetic import narrow, widen
@@ -43,16 +45,17 @@ runs = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
 @triton.jit
-def convert_kernel(x, y, n, BLOCK: tl.constexpr):
+def convert_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    value = widen(tl.load(x + i, mask=i < n))
-    tl.store(y + i, narrow(value, y.dtype.element_ty), mask=i < n)
+    value = widen(tl.load(x_ptr + i, mask=i < n))
+    tl.store(y_ptr + i, narrow(value, y_ptr.dtype.element_ty), mask=i < n)
 
 
 def converted(x: Tensor, dtype: torch.dtype) -> Tensor:
     y = torch.empty(len(x), dtype=dtype, device=DEVICE)
     programs = triton.cdiv(len(x), BLOCK)
-    launch(convert_kernel, y.device, programs, x.to(DEVICE), y, len(x), BLOCK, warps=4)
+    tensors = {"x_ptr": x.to(DEVICE), "y_ptr": y}
+    launch(convert_kernel, y.device, programs, **tensors, n=len(x), BLOCK=BLOCK, warps=4)
     return y.cpu()
 
 
@@ -102,7 +105,11 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def assert_equal_to_the_reference(name: str, *args: Any) -> None:
-    modules = (pyramid_triton, pyramid_reference), (flow_triton, flow_reference)
+    modules = (
+        (pyramid_triton, pyramid_reference),
+        (interpolation_triton, interpolation_reference),
+        (euler_triton, euler_reference),
+    )
     kernels, reference = next(pair for pair in modules if hasattr(pair[0], name))
     got, expected = getattr(kernels, name)(*args), getattr(reference, name)(*args)
     for one, right in zip(*((r,) if isinstance(r, Tensor) else r for r in (got, expected))):
@@ -269,45 +276,11 @@ def test_which_devices_triton_declines(monkeypatch: pytest.MonkeyPatch) -> None:
     } == reasons
 
 
-CLEAN = """
-import torch, msf_kernels as msf
-x = torch.randn(2, 3, 10, 14, dtype=torch.bfloat16)
-for form in (torch.contiguous_format, torch.channels_last):
-    x = x.contiguous(memory_format=form)
-    for mode in ("nearest", "bilinear"):
-        base, residual = msf.pyramid_split(x, mode=mode)
-        msf.pyramid_merge(base, residual, mode=mode)
-    tokens = torch.randn(2, 35, 12)
-    msf.guided_euler_step(x.float(), tokens, tokens, 3.0, 0.1, patch=2)
-msf.flow_interpolate(x, x, torch.rand(2))
-msf.merge_tokens(torch.randn(2, 6, 20), torch.randn(2, 24, 5), grid=(2, 3))
-qkv, weight = torch.randn(2, 6, 72, requires_grad=True), torch.randn(12, requires_grad=True)
-rope = msf.rope_2d(2, 3, 12)
-q, k = msf.qk_norm_rope(qkv, num_heads=2, q_weight=weight, k_weight=weight, rope=rope)
-(q + k).sum().backward()
-x, y = torch.randn(2, 2, 37, 161, requires_grad=True).unbind()
-gate, shift, scale = torch.randn(2, 6 * 161).chunk(6, 1)[3:]
-x_out, h = msf.gate_residual_adaln(x, y, gate, shift[:1], scale)
-(x_out + h).sum().backward()
-qkv, weight = x.new_ones(1, 21, 2 * 3 * 36).requires_grad_(), torch.ones(36)
-options = dict(q_weight=weight, k_weight=weight, rope=msf.rope_2d(3, 7, 36))
-msf.attention(qkv, num_heads=2, **options).sum().backward()
-"""
-OUT_OF_BOUNDS = """
-import torch
-from msf_kernels.flow.triton import interpolate_kernel
-from msf_kernels.triton_support.launch import launch
-from msf_kernels.triton_support.rows import Walk
-x = [torch.zeros(64) for _ in range(5)]
-launch(interpolate_kernel, x[0].device, 1, *x, 65, 128, warps=1)
-"""
-
-
 def test_masks_keep_to_the_tensors() -> None:
     # The interpreter copies each element with memcpy, which AddressSanitizer watches.
     variables = environment("asan", preload=True) | {"CUDA_VISIBLE_DEVICES": ""}
     variables |= {"TRITON_INTERPRET": "1", "MSF_BACKEND": "triton"}
-    clean = process(CLEAN, **variables)
+    clean = program("call_every_kernel.py", **variables)
     assert clean.returncode == 0, clean.stderr[-4000:]
-    wrong = process(OUT_OF_BOUNDS, **variables)
+    wrong = program("triton_out_of_bounds.py", **variables)
     assert wrong.returncode != 0 and "heap-buffer-overflow" in wrong.stderr

@@ -1,6 +1,6 @@
-"""flow_interpolate, guided_euler_step and guided_euler_merge as operators.
+"""guided_euler_step and guided_euler_merge as operators.
 
-Their gradients are plain PyTorch: neither training nor sampling asks for them.
+The gradient of the step is plain PyTorch, because sampling does not ask for it.
 """
 
 from __future__ import annotations
@@ -13,36 +13,7 @@ from torch import Tensor
 from .. import checks
 from ..layout import empty
 from ..library import define
-from ..pyramid.op import check_merge, clamp_bounds
 from . import reference
-
-
-def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """A point on the straight path from noise (t = 0) to data (t = 1), and its velocity.
-
-    Rectified flow (Liu et al., 2022, equation 1).
-
-    Args:
-        data, noise: (B, ...) of one dtype, float64, float32, bfloat16 or float16.
-        t: (B,) in [0, 1], of data's dtype or float32; gets no gradient.
-
-    Returns:
-        x_t = (1 - t) * noise + t * data and velocity = data - noise, (B, ...) in data's dtype and
-        memory format.
-
-    Raises:
-        TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
-    """
-    op = "flow_interpolate"
-    checks.tensors(op, data=data, noise=noise, t=t)
-    checks.dtype(op, "noise", noise, data.dtype)
-    checks.dtype(op, "t", t, data.dtype, torch.float32)
-    if data.dim() < 1:
-        raise ValueError(f"{op}: data must be (B, ...), got ()")
-    checks.shape(op, "noise", noise, "data.shape", tuple(data.shape))
-    checks.shape(op, "t", t, "(B,)", (data.shape[0],))
-    checks.constant(op, "t", t)
-    return _flow_interpolate(data, noise, t)
 
 
 def guided_euler_step(
@@ -56,10 +27,10 @@ def guided_euler_step(
     start: Tensor | None = None,
     patch: int | None = None,
 ) -> Tensor:
-    """One Euler step along the guided velocity.
+    """Make one Euler step along the guided velocity.
 
-    x + dt * (v_uncond + guidance_scale * (v_cond - v_uncond)): classifier-free guidance (Ho &
-    Salimans, 2022, equation 6, with their w = guidance_scale - 1).
+    The result is x + dt * (v_uncond + guidance_scale * (v_cond - v_uncond)): classifier-free
+    guidance (Ho & Salimans, 2022, equation 6, with their w = guidance_scale - 1).
 
     Args:
         x: the state, any shape; float32 or float64 keeps small steps exact.
@@ -104,10 +75,10 @@ def guided_euler_merge(
     std: Tensor | None = None,
     clamp: tuple[float, float] | None = None,
 ) -> Tensor:
-    """The last step of a residual's sampling and the merge with its base, in one pass.
+    """Make the last step of a residual's sampling and merge it with its base, in one pass.
 
-    Equal to ``pyramid_merge(base, guided_euler_step(x, ...), ...)``; the arguments are theirs. It
-    has no gradient.
+    The result is that of ``pyramid_merge(base, guided_euler_step(x, ...), ...)``; the arguments are
+    theirs. It has no gradient.
 
     Args:
         x: the standardised residual (B, C, H, W), float64, float32, bfloat16 or float16.
@@ -122,8 +93,8 @@ def guided_euler_merge(
     op = "guided_euler_merge"
     scale, dt = _check_step(op, x, v_cond, v_uncond, guidance_scale, dt, step, patch)
     checks.tensors(op, x=x, base=base)
-    check_merge(op, base, "x", x, mode, mean, std)
-    bounds = clamp_bounds(op, clamp)
+    checks.merge(op, base, "x", x, mode, mean, std)
+    bounds = checks.bounds(op, clamp)
     for name, tensor in {"x": x, "v_cond": v_cond, "v_uncond": v_uncond, "base": base}.items():
         if tensor is not None:
             checks.constant(op, name, tensor)
@@ -142,7 +113,7 @@ def _check_step(
     step: Tensor | None,
     patch: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """guidance_scale and dt as tensors, after checking what both steps share."""
+    """Return guidance_scale and dt as tensors, after checking what both steps share."""
     velocities = {"v_cond": v_cond}
     if v_uncond is not None:
         velocities["v_uncond"] = v_uncond
@@ -166,7 +137,7 @@ def _check_step(
 
 
 def _tokens(op: str, x: Tensor, patch: int) -> tuple[int, ...]:
-    """The shape of x's patches as tokens."""
+    """Return the shape of x's patches as tokens."""
     checks.dimensions(op, "x", x, "(B, C, H, W)")
     checks.whole_numbers(op, "patch", "(p,)", (patch,), 1)
     batch, channels, height, width = x.shape
@@ -176,6 +147,7 @@ def _tokens(op: str, x: Tensor, patch: int) -> tuple[int, ...]:
 
 
 def _check_row(op: str, x: Tensor, step: Tensor) -> None:
+    """Check that step is a 0-dimensional int64 tensor on x's device."""
     if not isinstance(step, Tensor) or step.dtype != torch.int64 or step.dim():
         kind = f"{step.dtype} {tuple(step.shape)}" if isinstance(step, Tensor) else type(step)
         raise TypeError(f"{op}: step must be a 0-dimensional int64 tensor, got {kind}")
@@ -184,7 +156,7 @@ def _check_row(op: str, x: Tensor, step: Tensor) -> None:
 
 
 def _check_range(op: str, step: Tensor, length: int) -> None:
-    """On the CPU; on a GPU the host would have to wait for the value."""
+    """Check step on the CPU; on a GPU the host would have to wait for it."""
     if step.device.type != "cpu" or torch.compiler.is_compiling():
         return
     if not 0 <= int(step) < length:
@@ -192,6 +164,7 @@ def _check_range(op: str, step: Tensor, length: int) -> None:
 
 
 def _scalar(op: str, name: str, value: float | Tensor, x: Tensor, step: Tensor | None) -> Tensor:
+    """Return a number or a table, called ``name``, as a tensor after checking it."""
     if step is not None:
         if not isinstance(value, Tensor) or value.dim() != 1:
             raise ValueError(f"{op}: {name} must be a table (S,) of steps, where step is given")
@@ -200,8 +173,8 @@ def _scalar(op: str, name: str, value: float | Tensor, x: Tensor, step: Tensor |
         if not isinstance(value, (float, int)):
             raise TypeError(f"{op}: {name} must be a float or a tensor, got {type(value).__name__}")
         checks.number(op, name, value)
-        # A product, because torch.compile keeps it symbolic; torch.tensor(value) recompiles at
-        # each new value until it gives up.
+        # torch.compile keeps a product symbolic; with torch.tensor(value) it recompiles at each new
+        # value until it gives up.
         return torch.ones((), dtype=torch.float64, device="cpu") * value
     else:
         checks.tensors(op, x=x, **{name: value})
@@ -210,27 +183,6 @@ def _scalar(op: str, name: str, value: float | Tensor, x: Tensor, step: Tensor |
             raise ValueError(f"{op}: {name} must be a float or a 0-dimensional tensor, got {shape}")
     checks.constant(op, name, value)
     return value
-
-
-def _interpolate_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.save_for_backward(inputs[2])
-
-
-def _interpolate_gradient(
-    ctx: Any, grad_x_t: Tensor | None, grad_velocity: Tensor | None
-) -> dict[str, Tensor]:
-    grads = reference.flow_interpolate_backward(grad_x_t, grad_velocity, *ctx.saved_tensors)
-    return dict(zip(("data", "noise"), grads))
-
-
-_flow_interpolate = define(
-    "flow_interpolate(Tensor data, Tensor noise, Tensor t) -> (Tensor, Tensor)",
-    reference=reference.flow_interpolate,
-    kernels=("cuda", "triton"),
-    fake=lambda data: (empty(data), empty(data)),
-    setup_context=_interpolate_setup,
-    backward=_interpolate_gradient,
-)
 
 
 def _euler_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -257,6 +209,7 @@ _guided_euler_step = define(
     setup_context=_euler_setup,
     backward=_euler_gradient,
 )
+
 
 _guided_euler_merge = define(
     "guided_euler_merge(Tensor x, Tensor v_cond, Tensor? v_uncond, Tensor guidance_scale, "

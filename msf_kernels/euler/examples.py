@@ -1,4 +1,4 @@
-"""Example calls of flow_interpolate and of the sampler's steps."""
+"""Example calls of the sampler's steps."""
 
 from __future__ import annotations
 
@@ -12,15 +12,10 @@ from torch import Tensor
 from ..dtypes import compute_dtype
 from ..examples import Example, New, Shape
 from ..pyramid.examples import statistics
-from .op import flow_interpolate, guided_euler_merge, guided_euler_step
+from .op import guided_euler_merge, guided_euler_step
 
 PATCH = 2
 AUDITED = ((2, 16, 64, 64),)
-
-
-def interpolation(new: New, shape: Shape) -> dict[str, Tensor]:
-    t = new(shape[0], dtype=torch.float32).sigmoid()
-    return {"data": new(*shape), "noise": new(*shape), "t": t}
 
 
 def velocities(new: New, shape: Shape, tokens: bool, guided: bool = True) -> dict[str, Tensor]:
@@ -90,7 +85,6 @@ def _example(
 
 HOST = {"guidance_scale": 3.0, "dt": 0.25}
 EXAMPLES = (
-    _example(flow_interpolate, interpolation, gradients=2),
     _example(guided_euler_step, partial(step, tokens=False), gradients=3),
     _example(guided_euler_step, partial(step, tokens=True), "tokens", 3, patch=PATCH),
     _example(guided_euler_step, heun, "tokens heun", 4, patch=PATCH),

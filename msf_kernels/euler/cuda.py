@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/kernels/flow.cu."""
+"""Calls the CUDA kernels of csrc/kernels/euler.cu."""
 
 from __future__ import annotations
 
@@ -6,19 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..extension import address, dtype, image, launch, wide
+from ..cuda_support.launch import address, dtype, image, launch, wide
 from ..layout import empty, in_layout_of
-
-
-def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    data, noise = in_layout_of(data, data), in_layout_of(noise, data)
-    x_t, velocity = empty(data), empty(data)
-    time = wide(t, data)
-    tensors = map(address, (data, noise, time, x_t, velocity))
-    batch = len(data)
-    size = data.numel() // max(1, batch)
-    launch("flow_interpolate", data, dtype(data), batch, size, *tensors)
-    return x_t, velocity
 
 
 def guided_euler_step(
@@ -36,13 +25,29 @@ def guided_euler_step(
     if patch:
         v_cond, v_uncond = _tokens(v_cond), _tokens(v_uncond)
         euler_step = _euler_step(v_cond, v_uncond, scale, dt, step, patch)
-        images = image(x), euler_step, image(start), image(x_next)
-        launch("guided_euler_step_of_tokens", x, dtype(x), x.shape, *images)
+        launch(
+            "guided_euler_step_of_tokens",
+            x,
+            dtype(x),
+            x.shape,
+            image(x),
+            euler_step,
+            image(start),
+            image(x_next),
+        )
         return x_next
     x, v_cond, v_uncond, start = (in_layout_of(t, x_next) for t in (x, v_cond, v_uncond, start))
     euler_step = _euler_step(v_cond, v_uncond, scale, dt, step, patch)
-    tensors = address(x), euler_step, address(start), address(x_next)
-    launch("guided_euler_step", x, dtype(x), x.numel(), *tensors)
+    launch(
+        "guided_euler_step",
+        x,
+        dtype(x),
+        x.numel(),
+        address(x),
+        euler_step,
+        address(start),
+        address(x_next),
+    )
     return x_next
 
 
@@ -68,23 +73,31 @@ def guided_euler_merge(
         v_cond, v_uncond = _tokens(v_cond), _tokens(v_uncond)
     elif v_uncond is not None and v_uncond.stride() != v_cond.stride():
         v_cond, v_uncond = v_cond.contiguous(), v_uncond.contiguous()
-    euler_step = _euler_step(v_cond, v_uncond, scale, dt, step, patch)
-    images = image(x), euler_step, image(base), image(merged)
-    statistics, bilinear = (address(mean), address(std)), mode == "bilinear"
-    bounds = (low, high)
-    launch("guided_euler_merge", x, dtype(x), base.shape, *images, statistics, bilinear, bounds)
+    launch(
+        "guided_euler_merge",
+        x,
+        dtype(x),
+        base.shape,
+        image(x),
+        _euler_step(v_cond, v_uncond, scale, dt, step, patch),
+        image(base),
+        image(merged),
+        (address(mean), address(std)),
+        mode == "bilinear",
+        (low, high),
+    )
     return merged
 
 
 def _tokens(velocity: Any) -> Any:
-    """Contiguous tokens but for any batch stride, as the halves of a guided batch have."""
+    """Return tokens contiguous but for the batch stride, which halves of a guided batch have."""
     if velocity is None or velocity[:1].is_contiguous():
         return velocity
     return velocity.contiguous()
 
 
 def _on_device(scalar: Tensor, x: Tensor) -> Tensor:
-    """A number on the host stays there, in float64; a table comes in the compute dtype."""
+    """Return a number on the host as it is, in float64, and a table in the compute dtype."""
     if scalar.dim() == 0 and scalar.device.type == "cpu":
         return scalar
     table = wide(scalar, x)
@@ -100,18 +113,27 @@ def _euler_step(
     step: Tensor | None,
     patch: int,
 ) -> tuple[Any, ...]:
-    """The EulerStep of csrc/launchers.hpp."""
-    images = (_strided(v_cond), _strided(v_uncond))
-    return (dtype(v_cond), *images, _scalar(scale), _scalar(dt), address(step), patch)
+    """Return an msf::EulerStep."""
+    return (
+        dtype(v_cond),
+        _strided(v_cond),
+        _strided(v_uncond),
+        _scalar(scale),
+        _scalar(dt),
+        address(step),
+        patch,
+    )
 
 
 def _strided(velocity: Tensor | None) -> tuple[int, ...] | None:
+    """Return a velocity of any shape as an msf::ImageView."""
     if velocity is None:
         return None
     return (velocity.data_ptr(), *(*velocity.stride(), 0, 0, 0, 0)[:4])
 
 
 def _scalar(scalar: Tensor) -> tuple[float, int]:
+    """Return a number or a table as an msf::Scalar."""
     if scalar.dim() == 0 and scalar.device.type == "cpu":
         return float(scalar), 0
     return 0.0, scalar.data_ptr()

@@ -1,6 +1,6 @@
-"""flow_interpolate, and the sampler's steps on a float32 state as the sampler keeps it.
+"""The sampler's steps on a float32 state, as the sampler keeps it.
 
-None has a backward to measure: training and sampling ask for no gradient of theirs.
+They have no backward to measure, because sampling asks for no gradient of theirs.
 """
 
 from __future__ import annotations
@@ -10,14 +10,9 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.nn import functional as F
 
-from msf_kernels.flow.examples import EXAMPLES
+from msf_kernels.euler.examples import EXAMPLES
 
 from ..registry import Benchmark
-
-
-def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    t = t.view(-1, *[1] * (data.dim() - 1))
-    return ((1 - t) * noise + t * data).to(data.dtype), data - noise
 
 
 def step(x: Tensor, v_cond: Tensor, v_uncond: Tensor, scale: Tensor, dt: Tensor) -> Tensor:
@@ -57,12 +52,6 @@ def step_bytes(x: Tensor, *others: Tensor, patch: int = 0) -> int:
 
 def benchmarks() -> Iterator[Benchmark]:
     examples = {example.name: example for example in EXAMPLES}
-    yield Benchmark(
-        example=examples["flow_interpolate"],
-        eager=interpolate,
-        bytes=lambda data, noise, t: 3 * data.nbytes + noise.nbytes + t.nbytes,
-        terms=2,
-    )
     for name, eager, terms in (
         ("guided_euler_step", step, 3),
         ("guided_euler_step tokens", step_tokens, 3),

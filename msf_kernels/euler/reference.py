@@ -1,6 +1,6 @@
-"""Rectified flow (Liu et al., 2022): the straight path and the guided Euler step along it.
+"""References of the guided Euler step along the velocity of a rectified flow (Liu et al., 2022).
 
-Mathematics in float32 (float64 for float64), one rounding at each output.
+Mathematics runs in float32 (float64 for float64), with one rounding at each output.
 """
 
 from __future__ import annotations
@@ -9,29 +9,6 @@ from torch import Tensor
 
 from ..dtypes import widen
 from ..pyramid import reference as pyramid
-
-
-def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """x_t = (1 - t) * noise + t * data and velocity = data - noise; t is (B,)."""
-    t = _per_sample(t, data)
-    wide, wide_noise = widen(data), widen(noise)
-    x_t = (1 - t) * wide_noise + t * wide
-    return x_t.to(data.dtype), (wide - wide_noise).to(data.dtype)
-
-
-def flow_interpolate_backward(
-    grad_x_t: Tensor | None, grad_velocity: Tensor | None, t: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of data and noise from those of x_t and velocity, of which one may be None."""
-    if grad_x_t is None:
-        assert grad_velocity is not None
-        return grad_velocity.clone(), -grad_velocity
-    wide = widen(grad_x_t)
-    t = _per_sample(t, grad_x_t)
-    grad_data, grad_noise = t * wide, (1 - t) * wide
-    if grad_velocity is not None:
-        grad_data, grad_noise = grad_data + grad_velocity, grad_noise - grad_velocity
-    return grad_data.to(grad_x_t.dtype), grad_noise.to(grad_x_t.dtype)
 
 
 def guided_euler_step(
@@ -44,11 +21,11 @@ def guided_euler_step(
     start: Tensor | None,
     patch: int,
 ) -> Tensor:
-    """x + dt * (v_uncond + guidance_scale * (v_cond - v_uncond)), in x's dtype.
+    """Return x + dt * (v_uncond + guidance_scale * (v_cond - v_uncond)), in x's dtype.
 
-    Classifier-free guidance (Ho & Salimans, 2022); x + dt * v_cond where v_uncond is None. With
-    ``step`` the two scalars are tables (S,) and this is their row. With ``start`` the result is
-    half-way between it and the above: the second half of a Heun step. With ``patch`` > 0 the
+    This is classifier-free guidance (Ho & Salimans, 2022); without v_uncond it is x + dt * v_cond.
+    With ``step`` the two scalars are tables (S,) and this is their row. With ``start`` the result
+    is half-way between it and the above: the second half of a Heun step. With ``patch`` > 0 the
     velocities are tokens of patches that wide.
     """
     scale, dt = _row(guidance_scale, step), _row(dt, step)
@@ -72,7 +49,7 @@ def guided_euler_step_backward(
     has_start: bool,
     patch: int,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of x, v_cond and v_uncond; that of start is that of x."""
+    """Return the gradients of x, v_cond and v_uncond; that of start is that of x."""
     scale, dt = _row(guidance_scale, step), _row(dt, step)
     wide = widen(grad) / 2 if has_start else widen(grad)
     grad_x, grad_v = wide.to(grad.dtype), dt * wide
@@ -99,23 +76,18 @@ def guided_euler_merge(
     low: float,
     high: float,
 ) -> Tensor:
-    """pyramid_merge(base, guided_euler_step(x, ...)): the last step of a residual's stage."""
+    """Return pyramid_merge(base, guided_euler_step(x, ...)), the last step of a residual."""
     residual = guided_euler_step(x, v_cond, v_uncond, guidance_scale, dt, step, None, patch)
     return pyramid.pyramid_merge(base, residual, mean, std, mode, low, high)
 
 
-def _per_sample(t: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, ...) in the compute dtype."""
-    return widen(t).view(-1, *[1] * (like.dim() - 1))
-
-
 def _row(table: Tensor, step: Tensor | None) -> Tensor:
-    """Row ``step`` of a table (S,), without telling the host; the scalar itself without step."""
+    """Return row ``step`` of a table (S,) unknown to the host; the scalar itself without step."""
     return table if step is None else table.index_select(0, step.view(1)).view(())
 
 
 def _image(velocity: Tensor, x: Tensor, patch: int) -> Tensor:
-    """The velocity in x's layout and the compute dtype."""
+    """Return the velocity in x's layout and the compute dtype."""
     velocity = widen(velocity)
     if not patch:
         return velocity
@@ -126,6 +98,6 @@ def _image(velocity: Tensor, x: Tensor, patch: int) -> Tensor:
 
 
 def _tokens(image: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> (B, H/p * W/p, p * p * C): the inverse of unpatchifying."""
+    """Return an image (B, C, H, W) as tokens (B, H/p * W/p, p * p * C)."""
     blocks = image.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
     return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)

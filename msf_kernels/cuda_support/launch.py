@@ -1,0 +1,43 @@
+"""Calls the launchers of csrc/launchers.hpp, and makes their arguments of tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dtypes import compute_dtype
+from . import extension
+
+# These are the values of msf::DType.
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def launch(name: str, x: Tensor, *args: Any) -> None:
+    """Call a launcher on the current stream of x's device."""
+    if extension.emulation:
+        getattr(extension.emulation, name)(*args, None)
+        return
+    with torch.cuda.device(x.device):
+        getattr(extension.module(), name)(*args, torch.cuda.current_stream().cuda_stream)
+
+
+def dtype(x: Tensor) -> int:
+    """Return the msf::DType of x."""
+    return DTYPES[x.dtype]
+
+
+def address(x: Tensor | None) -> int:
+    """Return where x lies in memory, 0 for None."""
+    return 0 if x is None else x.data_ptr()
+
+
+def image(x: Tensor | None) -> tuple[int, ...] | None:
+    """Return x (B, C, H, W) as an msf::ImageView."""
+    return None if x is None else (x.data_ptr(), *x.stride())
+
+
+def wide(x: Tensor | None, like: Tensor) -> Tensor | None:
+    """Return x contiguous and in the dtype that the mathematics on ``like`` runs in."""
+    return None if x is None else x.to(compute_dtype(like)).contiguous()
