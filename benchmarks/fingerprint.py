@@ -44,11 +44,12 @@ def _sources(family: str, backend: str, root: Path) -> set[Path]:
     files = {
         file
         for file in (package / family).glob("*.py")
-        if file.stem.startswith(backend) or not file.stem.startswith(("cuda", "triton"))
+        if file.stem.startswith(backend) or not file.stem.startswith(("cuda", "triton", "examples"))
     }
     if backend == "triton":
         files.update((package / "triton_support").glob("*.py"))
     elif backend == "cuda":
+        files.update((package / "cuda_support").glob("*.py"))
         files.update(csrc.glob("*.hpp"), csrc.glob("kernels/*.cuh"))
         files.update(csrc.glob(f"kernels/{family}*.cu"))
     elif backend != "reference":  # another library's attention: ours is the norm and rotation

@@ -21,8 +21,8 @@ def backends_under_test(op: str) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every test of an operator runs on every backend that has kernels for it: those of a case, or
-    of the module's OP."""
+    """Every test of an operator runs on every backend that has kernels for it: the operator of a
+    case, or that of the marker `operator`."""
     if "case" in metafunc.fixturenames:
         from .cases import CASES
 
@@ -32,8 +32,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ids = [f"{case.name}-{name}" for case, name in pairs]
         metafunc.parametrize(("case", "backend_name"), pairs, ids=ids, indirect=["backend_name"])
     else:
-        op = getattr(metafunc.module, "OP", None)
-        names = backends_under_test(op) if op else ["reference"]
+        marker = metafunc.definition.get_closest_marker("operator")
+        names = backends_under_test(*marker.args) if marker else ["reference"]
         metafunc.parametrize("backend_name", names, indirect=True)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from msf_kernels import adaln_modulate, gate_residual, gate_residual_adaln
 from numerics import DEVICE, WALK, assert_rounded_once, exactly, normal
 
-OP = "gate_residual_adaln"
+pytestmark = pytest.mark.operator("gate_residual_adaln")
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
 MODULATIONS = ("gate", "shift", "scale")

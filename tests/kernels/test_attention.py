@@ -8,7 +8,7 @@ from torch import Tensor
 from msf_kernels import attention, rope_2d
 from numerics import DEVICE, WALK, assert_as_good_as, normal
 
-OP = "attention"
+pytestmark = pytest.mark.operator("attention")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -11,7 +11,7 @@ import msf_kernels
 from msf_kernels import guided_euler_merge, guided_euler_step, pyramid_merge
 from numerics import DEVICE, assert_rounded_once, exactly, normal
 
-OP = "guided_euler_step"
+pytestmark = pytest.mark.operator("guided_euler_step")
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 shapes = pytest.mark.parametrize("shape", [(2, 3, 4, 6), (1, 7, 5), (3,)], ids=str)
 

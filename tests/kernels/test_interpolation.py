@@ -7,7 +7,7 @@ import msf_kernels
 from msf_kernels import flow_interpolate
 from numerics import DEVICE, assert_rounded_once, exactly, normal
 
-OP = "flow_interpolate"
+pytestmark = pytest.mark.operator("flow_interpolate")
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 shapes = pytest.mark.parametrize("shape", [(2, 3, 4, 6), (1, 7, 5), (3,)], ids=str)
 dtypes = pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=["fp32", "bf16", "fp16"])

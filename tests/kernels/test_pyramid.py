@@ -9,7 +9,7 @@ import msf_kernels
 from msf_kernels import pyramid_merge, pyramid_split
 from numerics import DEVICE, assert_rounded_once, exactly, normal
 
-OP = "pyramid_split"
+pytestmark = pytest.mark.operator("pyramid_split")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 modes = pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

@@ -11,7 +11,7 @@ from torch import Tensor
 from msf_kernels import BackendUnavailable, qk_norm_rope, rope_2d
 from numerics import DEVICE, assert_rounded_once, normal
 
-OP = "qk_norm_rope"
+pytestmark = pytest.mark.operator("qk_norm_rope")
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
 # Of qkv, and of the weights.

@@ -8,7 +8,7 @@ from torch import Tensor
 from msf_kernels import merge_tokens
 from numerics import assert_rounded_once, normal
 
-OP = "merge_tokens"
+pytestmark = pytest.mark.operator("merge_tokens")
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
 dtypes = pytest.mark.parametrize(
