@@ -46,6 +46,8 @@ def _sources(family: str, backend: str, root: Path) -> set[Path]:
         for file in (package / family).glob("*.py")
         if file.stem.startswith(backend) or not file.stem.startswith(("cuda", "triton", "examples"))
     }
+    if backend in ("triton", "cuda"):
+        files.add(package / "grid.py")
     if backend == "triton":
         files.update((package / "triton_support").glob("*.py"))
     elif backend == "cuda":

@@ -139,7 +139,8 @@ def step_merge_kernel(
 ):
     """Step the pixels above a tile of base pixels and merge them, with extent = (B, C, h, w)."""
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
-    mean, std = load_channel(mean_ptr, tile, extent), load_channel(std_ptr, tile, extent)
+    mean = None if mean_ptr is None else load_channel(mean_ptr, tile, extent)
+    std = None if std_ptr is None else load_channel(std_ptr, tile, extent)
     upper, lower = upsample(base, tile, extent, BILINEAR, PLANAR)
     scale = scalar(guidance_scale, guidance_scale_ptr, step_ptr, upper.dtype)
     time = scalar(dt, dt_ptr, step_ptr, upper.dtype)

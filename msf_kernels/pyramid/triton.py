@@ -36,7 +36,8 @@ def split_kernel(
 ):
     """Split x into base and residual, with extent = (B, C, h, w)."""
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
-    mean, std = load_channel(mean_ptr, tile, extent), load_channel(std_ptr, tile, extent)
+    mean = None if mean_ptr is None else load_channel(mean_ptr, tile, extent)
+    std = None if std_ptr is None else load_channel(std_ptr, tile, extent)
     y = 2 * tile[2]
     top = load_pair(x, tile, extent, y, PLANAR)
     bottom = load_pair(x, tile, extent, y + 1, PLANAR)
@@ -66,7 +67,7 @@ def split_backward_kernel(
         top = tl.join(quarter, quarter)
         bottom = top
     else:
-        std = load_channel(std_ptr, tile, extent)
+        std = None if std_ptr is None else load_channel(std_ptr, tile, extent)
         top = divide_pair(load_pair(grad_residual, tile, extent, y, PLANAR), std)
         bottom = divide_pair(load_pair(grad_residual, tile, extent, y + 1, PLANAR), std)
         pooled = -upsample_adjoint(grad_residual, std, tile, extent, top, bottom, BILINEAR, PLANAR)
@@ -95,7 +96,8 @@ def merge_kernel(
 ):
     """Merge base and residual into x, with extent = (B, C, h, w)."""
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
-    mean, std = load_channel(mean_ptr, tile, extent), load_channel(std_ptr, tile, extent)
+    mean = None if mean_ptr is None else load_channel(mean_ptr, tile, extent)
+    std = None if std_ptr is None else load_channel(std_ptr, tile, extent)
     y = 2 * tile[2]
     upper, lower = upsample(base, tile, extent, BILINEAR, PLANAR)
     top = upper + restore(load_pair(residual, tile, extent, y, PLANAR), mean, std)
@@ -119,7 +121,7 @@ def merge_backward_kernel(
     """Write the gradients of base and residual, with extent = (B, C, h, w)."""
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
     y = 2 * tile[2]
-    std = load_channel(std_ptr, tile, extent)
+    std = None if std_ptr is None else load_channel(std_ptr, tile, extent)
     top = load_pair(grad, tile, extent, y, PLANAR)
     bottom = load_pair(grad, tile, extent, y + 1, PLANAR)
     pooled = upsample_adjoint(grad, None, tile, extent, top, bottom, BILINEAR, PLANAR)

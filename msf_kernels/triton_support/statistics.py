@@ -13,12 +13,9 @@ from .arithmetic import divide, widen
 
 @triton.jit
 def load_channel(statistic_ptr, tile, extent):
-    """Return the number of each pixel's channel, of (C,); None where there are none."""
-    if statistic_ptr is None:
-        return None
-    else:
-        c = tile[1]
-        return widen(tl.load(statistic_ptr + c, mask=c < extent[1], other=1))
+    """Return the number (C,) of each pixel's channel."""
+    c = tile[1]
+    return widen(tl.load(statistic_ptr + c, mask=c < extent[1], other=1))
 
 
 @triton.jit
