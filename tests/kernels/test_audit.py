@@ -195,16 +195,19 @@ def test_the_audit_says_that_it_cannot_interpret(monkeypatch: pytest.MonkeyPatch
         next(audit_triton.rows())
 
 
-def test_the_audit_knows_every_kernel_of_every_family(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_audit_knows_every_kernel_of_every_family() -> None:
     kernels = [op for op in msf_kernels.OPERATORS if "triton" in msf_kernels.backends_of(op)]
     modules = {getattr(msf_kernels, op).__module__ for op in kernels}
     assert {f"msf_kernels.{family}.op" for family in families()} == modules
-    assert audit_triton.kernels_of("tokens") == {"merge_kernel", "merge_backward_kernel"}
-    assert all(map(audit_triton.kernels_of, families()))
-    monkeypatch.setattr(audit_triton, "_calls", lambda family: [])
-    line = "no audited example of tokens launches merge_backward_kernel, merge_kernel"
-    with pytest.raises(RuntimeError, match=f"^{line}$"):
-        audit_triton.rows_of("tokens", 90)
+    kernels_of = audit_triton.kernels_of
+    assert kernels_of("tokens") == {"merge_kernel", "merge_backward_kernel"}
+    assert all(map(kernels_of, families()))
+    every = [f"{family}.{kernel}" for family in families() for kernel in kernels_of(family)]
+    rows = [Row("triton", name, "", "sm_90", 0, 0, 0, 0, 96) for name in every]
+    audit_triton.check_coverage(rows)
+    line = f"no audited example launches {every[0]}"
+    with pytest.raises(RuntimeError, match=f"^{re.escape(line)}$"):
+        audit_triton.check_coverage(rows[1:])
 
 
 LOG = "0 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\nUsed 40 registers"
