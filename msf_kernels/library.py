@@ -1,7 +1,8 @@
 """Registers operators with PyTorch: schema, implementations, fake and gradient, once for all.
 
 A fake and a gradient belong to the operator and not to a backend, so torch.compile and autograd
-see one operator whichever kernel runs. Operators are functional: every output is a new tensor,
+see one operator whichever kernel runs. In forward mode (`torch.func.jvp`) the reference runs, which
+PyTorch differentiates. Operators are functional: every output is a new tensor,
 never an input or a view of one, contiguous or channels-last as the first tensor that came in.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import cuda_support, dispatch, measurements, triton_support
 from .layout import conform
@@ -91,7 +93,15 @@ def define(
 
     torch.library.register_fake(qualified, by_name(name, fake), lib=_library)
     torch.library.register_autograd(qualified, gradients, setup_context=setup, lib=_library)
-    return _operator(name)
+    operator = _operator(name)
+
+    def call(*args: Any) -> Any:
+        # Below autograd, where the operator runs, a tangent of forward mode would be lost.
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
+            return _run_reference(reference, *args)
+        return operator(*args)
+
+    return call
 
 
 def arguments_of(name: str) -> tuple[str, ...]:
@@ -112,6 +122,10 @@ def by_name(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if parameter in arguments
     ]
     return lambda *args: function(**{parameter: args[place] for parameter, place in places})
+
+
+def _has_tangent(x: Any) -> bool:
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
 
 
 def _operator(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Adaptive layer normalisation and the gated residual of adaLN-Zero (Peebles & Xie, 2022).
 
-All mathematics in float32 (float64 for float64), one rounding at each output. Temporaries are
-reused in place, which halves the time on a CPU. B, N, D are batch, tokens, channels; shift, scale
+All mathematics in float32 (float64 for float64), one rounding at each output. Gradients reuse
+temporaries in place, which halves their time on a CPU; what forward mode differentiates does not. B, N, D are batch, tokens, channels; shift, scale
 and gate are (B, D), or (1, D) for all samples alike. `eager` rounds after every operation instead,
 as PyTorch does that runs them one by one.
 """
@@ -25,7 +25,7 @@ def adaln_modulate(
     mean = wide.mean(-1, keepdim=True)
     centred = wide - mean
     rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    normalised = centred.mul_(rstd)
+    normalised = centred * rstd
     if eager:
         y = normalised.to(x.dtype) * (1 + scale[:, None]) + shift[:, None]
     else:

@@ -33,10 +33,10 @@ def attention(
     k = norm_rope(k, k_weight, rope, eps)
     scores = _scores(q, k)
     largest = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(largest).exp_()
+    weights = (scores - largest).exp()
     total = weights.sum(-1, keepdim=True)
-    out = weights.div_(total).to(v.dtype) @ v.contiguous()
-    return out.transpose(1, 2).flatten(2), total.log_().add_(largest).squeeze(-1)
+    out = (weights / total).to(v.dtype) @ v.contiguous()
+    return out.transpose(1, 2).flatten(2), (total.log() + largest).squeeze(-1)
 
 
 def attention_backward(
@@ -76,4 +76,4 @@ def attention_backward(
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
     """Scaled scores (B, H, N, N) in the compute dtype, a new tensor."""
-    return (widen(q) @ widen(k).mT).mul_(q.shape[-1] ** -0.5)
+    return (widen(q) @ widen(k).mT) * q.shape[-1] ** -0.5

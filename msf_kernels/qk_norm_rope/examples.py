@@ -32,7 +32,7 @@ def packed_inputs(new: New, shape: Shape) -> dict[str, Tensor]:
 
 def packed_gradients(**arguments: Any) -> Tensor:
     """Return qkv's gradient from those of q, k and v, as behind the attention of a library."""
-    grad_qkv: Tensor = qk_norm_rope_backward(**arguments, eps=1e-6)[0]
+    grad_qkv: Tensor = qk_norm_rope_backward(*arguments.values(), 1e-6)[0]
     return grad_qkv
 
 

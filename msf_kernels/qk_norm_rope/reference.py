@@ -64,7 +64,7 @@ def norm_rope(x: Tensor, weight: Tensor | None, rope: Tensor | None, eps: float)
     x = x.contiguous()
     wide = widen(x)
     if weight is not None:
-        wide = (wide * _rrms(wide, eps)).mul_(weight)
+        wide = wide * _rrms(wide, eps) * weight
     if rope is not None:
         wide = _rotate(wide, rope[0], rope[1])
     return wide.to(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -67,6 +68,53 @@ def test_gradcheck(case: Case, backend_name: str) -> None:
     # The whole Jacobian takes hundreds of calls; the interpreter runs some ten a second.
     interpreted = backend_name == "triton" and DEVICE == "cpu"
     assert torch.autograd.gradcheck(case.call, case.inputs(), fast_mode=interpreted)
+
+
+def test_tangents_of_forward_mode(case: Case) -> None:
+    """Against finite differences in float64, of every input that has the dtype of the call."""
+    inputs = [tensor.detach() for tensor in case.inputs()]
+    wide = [tensor.dtype == torch.float64 for tensor in inputs]
+    tangents = [normal(*x.shape) if w else torch.zeros_like(x) for x, w in zip(inputs, wide)]
+
+    def moved(by: float) -> tuple[Tensor, ...]:
+        pairs = zip(inputs, tangents, wide)
+        return case.outputs([x + by * tangent if w else x for x, tangent, w in pairs])
+
+    def call(*moving: Tensor) -> tuple[Tensor, ...]:
+        found = iter(moving)
+        return case.outputs([next(found) if w else x for x, w in zip(inputs, wide)])
+
+    moving, along = (
+        tuple(value for value, w in zip(values, wide) if w) for values in (inputs, tangents)
+    )
+    step = 1e-6
+    outputs, got = torch.func.jvp(call, moving, along)
+    torch.testing.assert_close(outputs, moved(0))
+    for tangent, above, below in zip(got, moved(step), moved(-step)):
+        torch.testing.assert_close(tangent, (above - below) / (2 * step), rtol=1e-5, atol=1e-6)
+        assert tangent.any()
+
+
+@GRADIENT
+def test_a_tangent_can_be_trained_beside_its_value(case: Case) -> None:
+    """As a MeanFlow loss does: gradients of the value, with the tangent as a constant."""
+    inputs = case.inputs()
+    first, direction = inputs[0], normal(*inputs[0].shape)
+
+    def loss(call: Callable[..., Any]) -> Tensor:
+        def value(x: Tensor) -> tuple[Tensor, ...]:
+            outputs = call(x, *inputs[1:])
+            return (outputs,) if isinstance(outputs, Tensor) else outputs
+
+        values, tangents = torch.func.jvp(value, (first,), (direction,))
+        return sum((v * t.detach()).sum() for v, t in zip(values, tangents))
+
+    (grad,) = torch.autograd.grad(loss(case.call), first)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda: loss(case.call), fullgraph=True, backend="aot_eager")
+    (again,) = torch.autograd.grad(compiled(), first)
+    torch.testing.assert_close(again, grad)
+    assert grad.any()
 
 
 def test_opcheck_of_forward_and_backward(case: Case) -> None:
