@@ -1,9 +1,10 @@
 """Adaptive layer normalisation and the gated residual of adaLN-Zero (Peebles & Xie, 2022).
 
 All mathematics in float32 (float64 for float64), one rounding at each output. Gradients reuse
-temporaries in place, which halves their time on a CPU; what forward mode differentiates does not. B, N, D are batch, tokens, channels; shift, scale
-and gate are (B, D), or (1, D) for all samples alike. `eager` rounds after every operation instead,
-as PyTorch does that runs them one by one.
+temporaries in place, which halves their time on a CPU; forwards do not, because forward mode
+differentiates them. B, N, D are batch, tokens, channels; shift, scale and gate are (B, D), or
+(1, D) for all samples alike. `eager` rounds after every operation instead, as PyTorch does that
+runs them one by one.
 """
 
 from __future__ import annotations
