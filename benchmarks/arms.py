@@ -72,10 +72,9 @@ def backends(op: str) -> list[Arm]:
 
 
 def _backend_unsupported_reason(op: str, name: str, device: torch.device) -> str | None:
-    reason = msf_kernels.explain_choice(op, device).unsupported_reasons[name]
     if device.type == "cpu" and name in BACKENDS and name != "reference":
-        return reason or "without a GPU it is only emulated"
-    return reason
+        return "without a GPU it is only emulated"
+    return msf_kernels.explain_choice(op, device).unsupported_reasons[name]
 
 
 def needs_gpu(device: torch.device, package: str | None = None) -> str | None:

@@ -22,7 +22,7 @@ from .timing import Work
 from .transformers import EAGER
 
 
-def name_of(backward: bool) -> str:
+def kind_of(backward: bool) -> str:
     return "block and backward" if backward else "block"
 
 
@@ -64,12 +64,12 @@ class BlockPass(ModelCall):
     @property
     def row(self) -> Row:
         shape = tuple(self.inputs[0].shape)
-        name = name_of(self.backward)
+        name = kind_of(self.backward)
         return Row(name, name, shape, "bfloat16", 0, self.flops, images=shape[0])
 
     @property
     def flops(self) -> int:
-        """Of the matrix products; a backward has twice those of its forward."""
+        """Those of the matrix products; a backward has twice those of its forward."""
         batch, tokens, width = self.inputs[0].shape
         weights = sum(p.numel() for p in self.block.parameters() if p.dim() == 2)
         once = self.block.modulation.weight.numel()  # for an image, and not for each of its tokens
@@ -86,7 +86,7 @@ class BlockPass(ModelCall):
         )
         return double.results(EAGER)
 
-    def prepare(self, arm: Arm) -> Work:
+    def make_work(self, arm: Arm) -> Work:
         return Work([partial(self._call, arm.prepare(self.block.forward))], arm.scope)
 
     def _call(self, run: Any) -> tuple[Tensor, ...]:

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR")
     folder = parser.parse_args(argv).folder
     try:
-        reports = history(folder)
+        reports = [run for run in history(folder) if any(row.op in OPERATORS for row in run.rows)]
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if not reports:

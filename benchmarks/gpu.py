@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compute_capability() -> str | None:
-    """Such as "90"; asked in another process, so that this one takes no memory of the GPU."""
+    """Return that of the GPU, such as "90". Another process asks, so that this one takes no memory
+    of it."""
     code = "import torch; print('%d%d' % torch.cuda.get_device_capability())"
     asked = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=False)
     return asked.stdout.strip() or None
@@ -117,7 +118,7 @@ def first_training(dry: bool, run: Path, out: Path) -> list[Step]:
 
 
 def benchmarks(dry: bool, out: Path) -> list[Step]:
-    """Operators and models share what is left, and a few seconds show what has changed."""
+    """Operators and models share what is left; after each run stands what has changed."""
     run, changes = ((PYTHON, "-m", f"benchmarks.{module}") for module in ("run", "changes"))
     if dry:  # with one thread, as two are many times slower on two cores that others use too
         results = str(out / "results")
@@ -125,14 +126,16 @@ def benchmarks(dry: bool, out: Path) -> list[Step]:
         few = ("merge_tokens", "--arms", "eager", "reference")
         return [
             Step("operators", (*one, *run, *few, *little), limit=60),
+            Step("changes of operators", (*changes, results), limit=30),
             Step("models", (*one, *run, "models", *little), limit=60),
-            Step("changes", (*changes, results), limit=30),
+            Step("changes of models", (*changes, results), limit=30),
         ]
     minutes = ("--minutes", "{minutes}")
     return [
         Step("operators", (*run, "operators", *minutes), share=0.5),
+        Step("changes of operators", changes, limit=30),
         Step("models", (*run, "models", *minutes, "--arms", *ARMS), share=0.9),
-        Step("changes", changes, limit=30),
+        Step("changes of models", changes, limit=30),
     ]
 
 

@@ -92,7 +92,7 @@ def _range(low: float | None, high: float | None) -> str | None:
 
 
 def _rate(row: Row, us: float, roofline: Roofline) -> str:
-    """Of a model images a second; of an operator in the unit of what binds."""
+    """Return images a second of a model, and of an operator what binds, in its unit."""
     if row.images:
         return f"{1e6 * row.images / us:.4g} images/s"
     if roofline.matmul_us(row.flops) > roofline.memory_us(row.bytes):

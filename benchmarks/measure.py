@@ -50,37 +50,40 @@ class Session:
 def measure(session: Session, target: Target, names: Sequence[str]) -> list[Row]:
     """Return a row for each arm of these names that the target has, in the target's order."""
     torch.compiler.reset()  # Dynamo gives up after 8 static shapes of one function
+    reserved(session.device)  # gives back what the last target took: models lie in cycles
     arms = [arm for arm in target.arms if arm.name in names]
-    skipped = {arm.name: arm.unsupported_reason(session.device) for arm in arms}
-    subject = target.draw()
-    rows = {
-        arm.name: replace(subject.row, arm=arm.name, fingerprint=target.fingerprint(arm))
-        for arm in arms
-    }
-    try:
-        expected = subject.expected()
-    except Exception as error:  # then nothing can be right
-        return [_failed(row, error) for row in rows.values()]
-    replays: dict[str, Replay] = {}
+    rows, able = {}, []
     for arm in arms:
-        if reason := skipped[arm.name]:
-            row = replace(rows[arm.name], status="skipped", note=reason, fingerprint=None)
-            rows[arm.name] = row
+        row = Row(target.op, target.benchmark, target.shape, target.dtype, 0, 0, arm.name)
+        if reason := arm.unsupported_reason(session.device):
+            rows[arm.name] = replace(row, status="skipped", note=reason)
         else:
-            rows[arm.name], replay = _prepare(session, subject, arm, rows[arm.name], expected)
-            if replay:
-                replays[arm.name] = replay
+            rows[arm.name] = replace(row, fingerprint=target.fingerprint(arm))
+            able.append(arm)
+    if not able:
+        return list(rows.values())
+    try:
+        subject = target.draw()
+        of_subject, expected = subject.row, subject.expected()
+    except Exception as error:  # then nothing can be told right
+        return [row if row.status == "skipped" else _failed(row, error) for row in rows.values()]
+    replays: dict[str, Replay] = {}
+    for arm in able:
+        row = replace(of_subject, arm=arm.name, fingerprint=rows[arm.name].fingerprint)
+        rows[arm.name], replay = _check(session, subject, arm, row, expected)
+        if replay:
+            replays[arm.name] = replay
     if replays:
-        first = next(arm for arm in arms if arm.name in replays)
+        first = next(arm for arm in able if arm.name in replays)
         rows |= _time(session, subject, rows, replays, _again(session, subject, first))
     return _compare(list(rows.values()), {arm.name for arm in arms if not arm.ours})
 
 
-def _prepare(
+def _check(
     session: Session, subject: Subject, arm: Arm, row: Row, expected: Sequence[Expected]
 ) -> tuple[Row, Replay | None]:
     """Check the arm. Return its row and, where it is right, what is timed."""
-    held = _reserved(session.device) if row.images else 0
+    held = reserved(session.device) if row.images else 0
     try:
         verdict = check(subject.results(arm), expected, subject.tolerance(arm))
         row = replace(row, error=verdict.error, bound=verdict.bound)
@@ -92,7 +95,8 @@ def _prepare(
         if subject.whole:
             return row, Replay(work)
         replay = replay_of(work, session.device)
-        return replace(row, host_us=host_us(work, session.device, session.rounds(subject))), replay
+        taken = host_us(work, session.device, session.rounds(subject), row.kernels)
+        return replace(row, host_us=taken), replay
     except msf_kernels.BackendUnavailable as error:  # with these arguments
         return replace(row, status="skipped", note=str(error)), None
     except Exception as error:
@@ -100,7 +104,7 @@ def _prepare(
 
 
 def _again(session: Session, subject: Subject, first: Arm) -> Replay | None:
-    """Capture the first arm once more, on other buffers: the A/A pair. None where it cannot be.
+    """Capture the first arm a second time: the A/A pair. None where it cannot be.
 
     What is timed whole would be the same calls again, and takes too long for that.
     """
@@ -147,7 +151,7 @@ def _failed(row: Row, error: Exception) -> Row:
     return replace(row, status="failed", note=f"{type(error).__name__}: {lines[0]}")
 
 
-def _reserved(device: torch.device) -> int:
+def reserved(device: torch.device) -> int:
     """Bytes of device memory in use, those of CUDA graphs among them."""
     if device.type == "cpu":
         return 0
@@ -161,7 +165,7 @@ def _profile(work: Work, device: torch.device, held: int, steps: int) -> dict[st
     """Kernels a step and memory of a call, `held` bytes having been in use before its arm came."""
     if device.type == "cpu":
         return {}
-    _reserved(device)  # gives back what is free
+    reserved(device)  # gives back what is free
     torch.cuda.reset_peak_memory_stats(device)
     work.run()
     peak = torch.cuda.max_memory_reserved(device) - held

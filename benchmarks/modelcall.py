@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from functools import cached_property
 
 import torch
@@ -26,7 +27,7 @@ class ModelCall:
         """Return what a call should give, in higher precision."""
         raise NotImplementedError
 
-    def prepare(self, arm: Arm) -> Work:
+    def make_work(self, arm: Arm) -> Work:
         """Make the one call of an arm. What it compiles is compiled at its first run."""
         raise NotImplementedError
 
@@ -43,7 +44,7 @@ class ModelCall:
     def work(self, arm: Arm) -> Work:
         """Return the same work each time: compiling it once more would take minutes."""
         if arm.name not in self._works:
-            self._works[arm.name] = self.prepare(arm)
+            self._works[arm.name] = self.make_work(arm)
         return self._works[arm.name]
 
     @cached_property
@@ -56,6 +57,7 @@ class ModelCall:
         # Not on the device: a result of the float64 pass would keep all of a larger block of memory
         # in use, whose rest the arms then fill, and `peak_mib` would say they need nothing.
         exact = [tensor.cpu() for tensor in self.exact()]
+        gc.collect()  # the model in higher precision lies in a cycle with its work
         plain = self.results(EAGER)
         expected = [
             Expected(f"result {i}", right, got.dtype)

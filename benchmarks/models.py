@@ -13,7 +13,7 @@ import msf
 
 from . import fingerprint
 from .arms import Arm
-from .block import BlockPass, name_of
+from .block import BlockPass, kind_of
 from .sampler import Sampling, images_shape
 from .subject import Subject, Target
 from .training import TrainingStep
@@ -71,7 +71,7 @@ def targets(device: torch.device, sizes: Sizes | None = None) -> Iterator[Target
         batch = max(1, sizes.tokens // tokens)
         block = partial(BlockPass.draw, sizes.stage, grid, batch, backward, device)
         # What makes CUDA graphs of its own cannot be captured in another.
-        yield _target(name_of(backward), "", (batch, tokens, width), place, block, graphs=False)
+        yield _target(kind_of(backward), "", (batch, tokens, width), place, block, graphs=False)
     for place, name in enumerate(sizes.trained):
         batch = sizes.training_batch
         step = partial(TrainingStep.draw, name, batch, device)

@@ -21,7 +21,7 @@ from msf_kernels.examples import Shape
 from . import fingerprint
 from .arms import Arm, backends
 from .gate import Expected, Tolerance, poison
-from .registry import Benchmark, Case, draw, find, in_float64, tensors
+from .registry import Benchmark, Drawn, draw, find, in_float64, tensors
 from .results import Row
 from .subject import Target
 from .timing import Call, Work, buffer_sets
@@ -45,13 +45,13 @@ class OperatorCall:
     whole = False
 
     @cached_property
-    def case(self) -> Case:
-        """What is checked."""
+    def case(self) -> Drawn:
+        """The inputs that results are checked on."""
         return self.draw()
 
     @cached_property
-    def cases(self) -> list[Case]:
-        """What is timed."""
+    def cases(self) -> list[Drawn]:
+        """The inputs that are timed."""
         sets = self.sets or buffer_sets(self.row.bytes, self.generator.device)
         return [self.draw() for _ in range(sets)]
 
@@ -59,7 +59,7 @@ class OperatorCall:
     def options(self) -> dict[str, Any]:
         return self.benchmark.example.options(self.shape)
 
-    def draw(self) -> Case:
+    def draw(self) -> Drawn:
         return draw(self.benchmark, self.shape, self.dtype, self.generator)
 
     @cached_property
@@ -69,7 +69,7 @@ class OperatorCall:
             op=benchmark.op,
             benchmark=benchmark.name,
             shape=self.shape,
-            dtype=name_of(self.dtype),
+            dtype=dtype_name(self.dtype),
             bytes=benchmark.bytes(*args, **self.options),
             flops=benchmark.flops(*args, **self.options),
             sizes=benchmark.sizes(self.shape),
@@ -104,7 +104,7 @@ class OperatorCall:
     def work(self, arm: Arm) -> Work:
         """Prepare one forward for each case, or one backward, its forward being done here."""
 
-        def call(case: Case) -> Call:
+        def call(case: Drawn) -> Call:
             function = self.function(arm, case)
             if not self.benchmark.gradients:
                 return partial(function, *case.args)
@@ -113,12 +113,12 @@ class OperatorCall:
         with scope_of(arm):
             return Work([call(case) for case in self.cases], partial(scope_of, arm))
 
-    def function(self, arm: Arm, case: Case) -> Callable[..., Any]:
+    def function(self, arm: Arm, case: Drawn) -> Callable[..., Any]:
         """Return what the arm calls on the inputs; a peer is told the options, ours knows them."""
         prepared = arm.prepare(case.call)
         return prepared if arm.ours else partial(prepared, **self.options)
 
-    def _results(self, arm: Arm, case: Case) -> tuple[Tensor | None, ...]:
+    def _results(self, arm: Arm, case: Drawn) -> tuple[Tensor | None, ...]:
         with scope_of(arm):
             outputs = tensors(self.function(arm, case)(*case.args))
             grads = gradients(outputs, self.benchmark, case) if self.benchmark.gradients else ()
@@ -133,7 +133,7 @@ def scope_of(arm: Arm) -> Iterator[None]:
 
 
 def gradients(
-    outputs: Sequence[Tensor], benchmark: Benchmark, case: Case
+    outputs: Sequence[Tensor], benchmark: Benchmark, case: Drawn
 ) -> tuple[Tensor | None, ...]:
     """Return those of the first arguments; None where an output does not depend on one.
 
@@ -155,7 +155,7 @@ def targets(generator: torch.Generator) -> Iterator[Target]:
                     family=fingerprint.family_of(benchmark.op),
                     benchmark=benchmark.name,
                     shape=shape,
-                    dtype=name_of(dtype),
+                    dtype=dtype_name(dtype),
                     place=place,
                     arms=benchmark.arms,
                     fingerprint=partial(_fingerprint, benchmark.op),
@@ -163,7 +163,7 @@ def targets(generator: torch.Generator) -> Iterator[Target]:
                 )
 
 
-def name_of(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 

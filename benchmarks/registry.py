@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import msf_kernels
 from msf_kernels.examples import Example, Shape
 
 from .arms import Arm, backends, compiled, peer
@@ -43,13 +44,13 @@ class Benchmark:
 
     Args:
         example: the call, of which the name and inputs are.
-        eager: the same in plain PyTorch, as a user writes it who wants 32-bit precision inside.
-            torch.compile of it is the other peer.
+        eager: the same in plain PyTorch, as a user writes it. torch.compile of it is the other
+            peer.
         peers: further ones.
         bytes: the fewest that the call must read and write.
         flops: the operations of its matrix products; the others hide behind bytes.
         gradients: 0 measures the call, n its gradient to the first n inputs.
-        terms: how many numbers the longest sum behind an output adds up.
+        terms: how many numbers the longest sum behind an output adds up one after the other.
         roundings: how many times 16-bit eager rounds on the longest way to an output.
         own_roundings: how many times ours does.
         sizes: shape -> those by which a backend of the operator is chosen, if by any.
@@ -92,7 +93,7 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class Case:
+class Drawn:
     """Random inputs of one call and, for a backward, the gradients of its outputs."""
 
     call: Callable[..., Any]
@@ -102,7 +103,7 @@ class Case:
 
 def draw(
     benchmark: Benchmark, shape: Shape, dtype: torch.dtype, generator: torch.Generator
-) -> Case:
+) -> Drawn:
     """Fresh inputs, and gradients of the outputs where the backward is measured."""
 
     call_dtype = dtype
@@ -112,16 +113,16 @@ def draw(
 
     call, args = benchmark.example.draw(new, shape)
     if not benchmark.gradients:
-        return Case(call, args, ())
-    with torch.no_grad():
+        return Drawn(call, args, ())
+    with torch.no_grad(), msf_kernels.backend("reference"):
         outputs = tensors(call(*args))
     for arg in args[: benchmark.gradients]:
         arg.requires_grad_()
-    return Case(call, args, tuple(normal(out.shape, out.dtype, generator) for out in outputs))
+    return Drawn(call, args, tuple(normal(out.shape, out.dtype, generator) for out in outputs))
 
 
-def in_float64(case: Case, benchmark: Benchmark, shape: Shape) -> Case:
-    """The same numbers as a call in float64 has them, in which a table may stay in float32."""
+def in_float64(case: Drawn, benchmark: Benchmark, shape: Shape) -> Drawn:
+    """The same numbers in the dtypes of a call in float64, which has some tables in float32."""
 
     def new(*sizes: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(sizes, dtype=dtype or torch.float64, device="meta")
@@ -131,7 +132,7 @@ def in_float64(case: Case, benchmark: Benchmark, shape: Shape) -> Case:
         arg.detach().to(like.dtype).requires_grad_(arg.requires_grad)
         for arg, like in zip(case.args, wide)
     )
-    return Case(case.call, tuple(args), tuple(cotangent.double() for cotangent in case.cotangents))
+    return Drawn(case.call, tuple(args), tuple(cotangent.double() for cotangent in case.cotangents))
 
 
 def normal(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

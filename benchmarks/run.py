@@ -43,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("what", nargs="*", metavar="WHAT", help="default: all")
     parser.add_argument("--minutes", type=minutes, default=math.inf, metavar="M", help=MINUTES)
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these; after WHAT")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the result")
     args = parser.parse_args(argv)
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device)
     folder = args.out or (store.folder_of(device) if device.type == "cuda" else None)
     try:
-        targets = find(generator, args.what)
+        targets = select(generator, args.what)
         arms = check_arms(targets, device, args.arms)
         known = store.newest(store.history(store.folder_of(device)))
         if folder:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def find(generator: torch.Generator, what: Sequence[str] = ()) -> list[Target]:
+def select(generator: torch.Generator, what: Sequence[str] = ()) -> list[Target]:
     """Return what these words name, all by default. ValueError for a word that names nothing."""
     groups = operators.targets(generator), models.targets(generator.device)
     known = [(group, target) for group, found in zip(GROUPS, groups) for target in found]
@@ -126,7 +126,7 @@ def run(
 
     for rows in measure_until(
         deadline,
-        by_value(with_arms, known),
+        by_value(with_arms, known, arms),
         partial(measure, session, names=arms),
         least,
     ):

@@ -85,7 +85,7 @@ class Sampling(ModelCall):
         (images,) = super().results(arm)
         return (images[:CHECKED],)
 
-    def prepare(self, arm: Arm) -> Work:
+    def make_work(self, arm: Arm) -> Work:
         runs = [arm.prepare(stage.forward) for stage in self.model.stages]
         return Work([self._call], partial(self._scope, arm, runs))
 

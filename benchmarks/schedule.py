@@ -10,8 +10,11 @@ from .results import Case, Row
 from .subject import Target
 
 
-def by_value(targets: Iterable[Target], known: Iterable[Row]) -> list[Target]:
-    """First what nobody timed on this GPU, or timed with other code than today's; then the rest."""
+def by_value(targets: Iterable[Target], known: Iterable[Row], arms: Sequence[str]) -> list[Target]:
+    """First what nobody timed on this GPU, or timed with other code than today's; then the rest.
+
+    arms: those that will run, whose code counts.
+    """
     timed: dict[Case, dict[str, str | None]] = {}
     for row in known:
         if row.median_us:
@@ -19,7 +22,7 @@ def by_value(targets: Iterable[Target], known: Iterable[Row]) -> list[Target]:
 
     def settled(target: Target) -> bool:
         found = timed.get(target.case, {})
-        ours = (arm for arm in target.arms if arm.ours and arm.name in found)
+        ours = (arm for arm in target.arms if arm.ours and arm.name in {*arms} & {*found})
         return bool(found) and all(found[arm.name] == target.fingerprint(arm) for arm in ours)
 
     return sorted(targets, key=lambda target: (settled(target), *target.value))

@@ -15,10 +15,17 @@ from .timing import Work
 
 # In order of value: what most of a model's time between its matrix products goes to comes first,
 # then what a change of a kernel shows in first, and soonest.
-FAMILIES = (
-    *("adaln", "attention", "qk_norm_rope", "interpolation", "euler", "pyramid", "tokens"),
-    *("block", "block and backward", "training step", "sampling"),
+OPERATORS: tuple[str, ...] = (
+    "adaln",
+    "attention",
+    "qk_norm_rope",
+    "interpolation",
+    "euler",
+    "pyramid",
+    "tokens",
 )
+MODELS = ("block", "block and backward", "training step", "sampling")
+FAMILIES = (*OPERATORS, *MODELS)
 
 
 class Subject(Protocol):

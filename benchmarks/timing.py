@@ -24,7 +24,8 @@ Clock = Callable[[], float]  # seconds
 
 MIN_SETS = 4
 MAX_SETS = 1024  # the smallest latents would need 10,000 sets; graphs of 40 kernels a call get slow
-HOST_CALLS = 20  # few enough that 50 kernels each fit into the queue of 1024 launches
+QUEUE = 1000  # launches, of the 1024 that a GPU's queue holds
+HOST_CALLS = 20  # few enough that 50 kernels each fit into it
 
 
 @dataclass(frozen=True)
@@ -168,17 +169,23 @@ def interleave(replays: Sequence[Replay], rounds: int, stopwatch: Stopwatch) -> 
     return [Timing(*values) for values in zip(p50, p10, p90)]
 
 
-def host_us(work: Work, device: torch.device, rounds: int) -> float | None:
-    """Microseconds that a call keeps the host, the GPU working from its queue; None on a CPU."""
+def host_us(
+    work: Work, device: torch.device, rounds: int, kernels: float | None = None
+) -> float | None:
+    """Microseconds that a call keeps the host, the GPU working from its queue; None on a CPU.
+
+    kernels: of a call, 50 or fewer where nobody counted.
+    """
     if device.type == "cpu":
         return None
+    calls = max(1, min(HOST_CALLS, int(QUEUE / (kernels or 1))))
     samples = []
     with work.scope():
         for _ in range(rounds):
             torch.cuda.synchronize(device)
             start = time.perf_counter()
-            for i in range(HOST_CALLS):
+            for i in range(calls):
                 work.calls[i % len(work.calls)]()
             samples.append(time.perf_counter() - start)  # before the GPU is done
         torch.cuda.synchronize(device)
-    return 1e6 * median(samples) / HOST_CALLS
+    return 1e6 * median(samples) / calls

@@ -51,7 +51,7 @@ class TrainingStep(ModelCall):
 
     @classmethod
     def draw(cls, name: str, batch: int, device: torch.device) -> TrainingStep:
-        """Random weights and images; the state of AdamW is there, so no way allocates it."""
+        """Random weights and images; the state of AdamW is there, so no arm allocates it."""
         model = random_model(name, device)
         config = model.config
         images = torch.randn(batch, config.channels, *config.image_size, device=device)
@@ -81,7 +81,7 @@ class TrainingStep(ModelCall):
                 stack.enter_context(mock.patch.object(stage, "forward", forward))
             return replace(self, trainers=_trainers(self.model, single)).results(EAGER)
 
-    def prepare(self, arm: Arm) -> Work:
+    def make_work(self, arm: Arm) -> Work:
         """Each block runs as prepared, which compiles what the blocks of a stage share once."""
         return Work([self._call], partial(self._scope, arm, arm.prepare(Block.forward)))
 

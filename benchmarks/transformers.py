@@ -65,7 +65,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
 }
 
 
-def compiled(mode: str) -> Callable[[Function], Function]:
+def compiling(mode: str) -> Callable[[Function], Function]:
     """Return what compiles a module's forward in a mode of torch.compile.
 
     The forward of a class, compiled once, serves all its modules: those whose tensors have the same
@@ -107,13 +107,13 @@ def scope(ours: bool, attention: SDPBackend | None) -> Iterator[None]:
 def arm(
     name: str, *, ours: bool = False, attention: SDPBackend | None = None, mode: str | None = None
 ) -> Arm:
-    """Return one way to run a model; `mode` is that of torch.compile, None does not compile."""
+    """Return an arm of models; `mode` is that of torch.compile, None does not compile."""
     as_it_is = Arm(name, ours, scope=partial(scope, ours, attention))
     if mode is None:
         return as_it_is
     return replace(
         as_it_is,
-        prepare=compiled(mode),
+        prepare=compiling(mode),
         makes_graphs=mode == "reduce-overhead",
         unsupported_reason=_compiles_in_seconds,
     )

@@ -35,7 +35,7 @@ def tensors(op: str, **named: Any) -> None:
 
 
 def dtypes(op: str, **named: Tensor) -> None:
-    """Check that all have one dtype, or one 16-bit dtype and float32, as under autocast."""
+    """Check that all have one dtype, or each one 16-bit dtype or float32, as under autocast."""
     others = {tensor.dtype for tensor in named.values()} - {torch.float32}
     mixed = any(tensor.dtype == torch.float32 for tensor in named.values())
     if len(others) > 1 or (mixed and torch.float64 in others):

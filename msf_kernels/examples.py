@@ -25,7 +25,7 @@ class New(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """One way to call an operator, at any sizes.
+    """Makes a call of an operator with one choice of options, for any shape.
 
     Args:
         op: the operator.
@@ -33,12 +33,12 @@ class Example:
         inputs: (new, shape) -> {argument: tensor}, those that get a gradient first. The shape is
             that of the tensor that the call is about, such as tokens (B, N, D) or images
             (B, C, H, W).
-        shape: a small one with the batch in front, to test at.
+        shape: a small one to test at, whose first size, the batch, the tests replace.
         options: shape -> the arguments that are no tensors, on which the equation depends.
         gradients: how many of the inputs get a gradient.
         variant: what tells it from the op's others.
         audited: the shapes at which the audit compiles the kernels of the call and of its gradient.
-            At others they may spill registers.
+            At others nobody knows whether they spill registers.
         audited_forward: those at which it compiles the kernels of the call alone.
     """
 

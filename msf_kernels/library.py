@@ -48,10 +48,10 @@ def define(
             reference's, imported at its first call, with a function of the operator's name that
             takes what the reference takes. Where the module has an `unsupported_reason`, that
             returns None or why the kernels cannot take the arguments.
-        sizes: returns what it depends on which backend is fastest.
-        backward: takes the context and the gradients of the outputs, of which those that are absent
-            are None and at least one is not; returns {argument: its gradient}. An operator without
-            it cannot be differentiated and says so.
+        sizes: returns the sizes on which the fastest backend depends.
+        backward: takes the context and the gradients of the outputs; an absent one is None, but
+            never all. Returns {argument: its gradient}. An operator without it cannot be
+            differentiated and says so.
         setup_context: as in torch.library.register_autograd.
 
     `fake`, `sizes` and `unsupported_reason` have as parameters, by name, only those arguments of

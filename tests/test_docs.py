@@ -10,7 +10,8 @@ SUFFIXES = r"(?:py|md|png|json|toml|txt|cpp|cuh|hpp)"
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page):
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", prose)
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
 

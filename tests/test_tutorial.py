@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "adding-an-operator.md"
@@ -25,10 +26,13 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "*.so", "results")
     for name in ("msf_kernels", "csrc", "python", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, root / name, ignore=ignored)
-    shutil.copy(ROOT / "pyproject.toml", root)
+    for name in ("pyproject.toml", ".clang-format"):
+        shutil.copy(ROOT / name, root)
     for language, name, text in BLOCK.findall(PAGE.read_text()):
         file = root / name
-        file.parent.mkdir(exist_ok=True)
+        if not file.parent.exists():
+            file.parent.mkdir()
+            (file.parent / "__init__.py").touch()
         file.write_text(added(file.read_text(), text) if language == "diff" else text)
     return root
 
@@ -42,7 +46,7 @@ def added(text: str, lines: str) -> str:
             place += 1
             kept.insert(place, line[1:])
         else:
-            place = kept.index(line[1:])
+            place = kept.index(line[1:], place)
     return "\n".join(kept) + "\n"
 
 
@@ -60,6 +64,10 @@ def run(copy: Path, code: str, **variables: str) -> str:
     return ran.stdout
 
 
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="compiles kernels for the host")
+
+
+@no_gpu
 def test_its_tests_pass_on_every_backend(copy: Path) -> None:
     words = ["-q", "-k", "scaled_add", "-p", "no:cacheprovider", "tests/kernels"]
     words += ["--ignore=tests/kernels/test_sanitizers.py"]
@@ -78,6 +86,22 @@ def test_the_audit_compiles_it(copy: Path) -> None:
     assert found.split() == ["scaled_add.scaled_add_kernel"] * 2  # float32 and bfloat16
 
 
+def test_it_is_formatted(copy: Path) -> None:
+    files = {name for _, name, _ in BLOCK.findall(PAGE.read_text())}
+    code = [name for name in files if name.endswith(".py")]
+    commands = [
+        ("ruff", "check", "--no-cache", *code),
+        ("ruff", "format", "--check", "--no-cache", *code),
+        ("clang-format", "--dry-run", "--Werror", *files.difference(code)),
+    ]
+    for command in commands:
+        if shutil.which(command[0]) is None:
+            pytest.skip(f"no {command[0]}")
+        ran = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@no_gpu
 def test_the_benchmark_runs(copy: Path) -> None:
     words = ["scaled_add", "--arms", "eager", "reference"]
     printed = run(copy, f"from benchmarks import run; sys.exit(run.main({words}))")

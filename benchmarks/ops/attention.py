@@ -18,11 +18,11 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from msf_kernels.attention import flash_attn
 from msf_kernels.attention.examples import EXAMPLES
-from msf_kernels.examples import Shape
+from msf_kernels.examples import Example, New, Shape
 
 from ..arms import compiled, needs_gpu, peer
 from ..registry import Benchmark
-from .qk_norm_rope import prepare
+from .qk_norm_rope import norm_and_rotate
 
 # (B, N, H, d): 16384 tokens of a DiT-XL or L at the numbers of tokens of 256 and 512 pixels, base
 # and residual, with and without class tokens; the same with heads 64 wide; then longer images, 4
@@ -35,6 +35,16 @@ SHAPES: tuple[Shape, ...] = (
     (1, 80, 4, 72),
     (1, 64, 6, 64),
 )
+
+
+def inputs(example: Example, new: New, shape: Shape) -> dict[str, Tensor]:
+    """The example's, with weights of qkv's dtype.
+
+    So is then the bound of their gradients, which are sums over numbers rounded to it.
+    """
+    made = example.inputs(new, shape)
+    weights = {name: x.to(made["qkv"].dtype) for name, x in made.items() if "weight" in name}
+    return made | weights
 
 
 Front = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -56,7 +66,7 @@ def attend(
     qkv: Tensor,
     *options: Tensor,
     num_heads: int,
-    front: Front = prepare,
+    front: Front = norm_and_rotate,
     core: Core = F.scaled_dot_product_attention,
 ) -> Tensor:
     heads = split(qkv, options, num_heads, front)
@@ -66,13 +76,13 @@ def attend(
 
 def flash_attn_func(qkv: Tensor, *options: Tensor, num_heads: int) -> Tensor:
     _, module = flash_attn.installed()
-    out = module.flash_attn_func(*split(qkv, options, num_heads, compiled_prepare))
+    out = module.flash_attn_func(*split(qkv, options, num_heads, compiled_front))
     # Generation 3 returned the logsumexp too for a while.
     return (out[0] if isinstance(out, tuple) else out).flatten(2)
 
 
-compiled_prepare = compiled(prepare)
-chosen = partial(attend, front=compiled_prepare)
+compiled_front = compiled(norm_and_rotate)
+chosen = partial(attend, front=compiled_front)
 PEERS = (
     peer("sdpa-flash", chosen, scope=partial(sdpa_kernel, SDPBackend.FLASH_ATTENTION)),
     *(
@@ -118,7 +128,7 @@ def benchmarks() -> Iterator[Benchmark]:
     examples = {example.variant: example for example in EXAMPLES}
     for variant, prepared in (("", False), ("norm-rope", True)):
         forward = Benchmark(
-            example=examples[variant],
+            example=replace(examples[variant], inputs=partial(inputs, examples[variant])),
             eager=attend,
             bytes=moved,
             flops=partial(flops, products=2),

@@ -27,7 +27,7 @@ SHAPES: tuple[Shape, ...] = (
 )
 
 
-def prepare(x: Tensor, weight: Tensor, rope: Tensor) -> Tensor:
+def norm_and_rotate(x: Tensor, weight: Tensor, rope: Tensor) -> Tensor:
     """q or k (B, N, H, d) in float32, rounded once."""
     first, second = F.rms_norm(x.float(), (len(weight),), weight.float(), EPS).chunk(2, -1)
     cos, sin = rope[:, :, None]
@@ -38,7 +38,7 @@ def eager(
     qkv: Tensor, q_weight: Tensor, k_weight: Tensor, rope: Tensor, *, num_heads: int
 ) -> tuple[Tensor, Tensor]:
     q, k, _ = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
-    return prepare(q, q_weight, rope), prepare(k, k_weight, rope)
+    return norm_and_rotate(q, q_weight, rope), norm_and_rotate(k, k_weight, rope)
 
 
 def parameters(*tensors: Tensor) -> int:

@@ -5,9 +5,8 @@
 // the last match counts. msf_kernels/audit/cuda.py reads these lines and fails where a compiled
 // kernel takes more.
 //
-// An SM has 65,536 registers, so 96 registers a thread let 682 threads run on it, 128 let 512 and
-// 224 let 292. Blocks of 256 threads need that at least, so that the loads of one warp are in
-// flight while another waits.
+// An SM has 65,536 registers: at 96 a thread 682 threads fit, at 128 512, at 224 292. At least one
+// block of 256 threads must fit, so that the loads of one warp are in flight while another waits.
 #pragma once
 
 #include "../cuda.hpp"

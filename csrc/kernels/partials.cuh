@@ -10,7 +10,7 @@ template <class C>
 struct PartialSums {
   const C* partials;             // (rows, parts, channels)
   Address sums;                  // (rows, channels), of `dtype`
-  DType dtype = DType::float32;  // float32 or the kernel's T
+  DType dtype = DType::float32;  // float32, or T of sum_partials
   int rows = 0;                  // 0: nothing is asked for
   int64_t parts = 0;
 };
@@ -49,6 +49,7 @@ __global__ void sum_partials_kernel(int channels, PartialSums<Compute<T>> first,
   }
 }
 
+// max_rows is the largest `rows` of the three.
 template <class T, int kGroups>
 void sum_partials(int channels, int max_rows, const PartialSums<Compute<T>> (&sums)[3],
                   Address stream) {

@@ -20,7 +20,8 @@ def inputs(
 ) -> dict[str, Tensor]:
     """Make tokens (B, N, D) of these names, and modulations (B, D), or (1, D) to broadcast."""
     batch, _, channels = shape
-    own, common = (iter(new(samples, 6 * channels).chunk(6, 1)) for samples in (batch, 1))
+    own = iter(new(batch, 6 * channels).chunk(6, 1))
+    common = iter(new(1, 6 * channels).chunk(6, 1) if broadcast else ())
     made = {name: new(*shape) for name in tokens.split()}
     parts = modulations.split()
     return made | {name: next(common if name in broadcast.split() else own) for name in parts}

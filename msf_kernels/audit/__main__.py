@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+from ..examples import families
 from .row import ARCHITECTURES, Row
 
 BACKENDS = ("cuda", "triton")
@@ -23,14 +24,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="msf_kernels.audit", description=__doc__)
     parser.add_argument("--backend", choices=BACKENDS, help="only this one")
     parser.add_argument("--architecture", type=int, choices=ARCHITECTURES, help="only this one")
+    parser.add_argument("--family", choices=families(), help="only its Triton kernels")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     rows: list[Row] = []
     problems: list[str] = []
-    for backend in [args.backend] if args.backend else BACKENDS:
+    chosen = [args.backend] if args.backend else ["triton"] if args.family else BACKENDS
+    for backend in chosen:
         try:
             module = importlib.import_module(f"msf_kernels.audit.{backend}")
-            found = list(module.rows(args.architecture))
+            family = {"family": args.family} if backend == "triton" else {}
+            found = list(module.rows(args.architecture, **family))
         except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
             problems.append(f"{backend}: {error}")
             continue

@@ -77,9 +77,9 @@ class Target:
         return 0
 
 
-def rows(architecture: int | None = None) -> Iterator[Row]:
+def rows(architecture: int | None = None, family: str | None = None) -> Iterator[Row]:
     """One row for each kernel and configuration on this architecture, such as 90, or on each of
-    ARCHITECTURES, found by a process a core.
+    ARCHITECTURES, and of this family or of all; found by a process a core.
 
     Raises:
         RuntimeError: TRITON_INTERPRET=1 is set, under which Triton cannot compile; what ptxas
@@ -88,17 +88,18 @@ def rows(architecture: int | None = None) -> Iterator[Row]:
     if triton_support.interpreted():
         raise RuntimeError("the audit compiles Triton kernels: unset TRITON_INTERPRET")
     targets = [architecture] if architecture else ARCHITECTURES
+    chosen = [family] if family else families()
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        found = [*chain.from_iterable(pool.map(rows_of, *zip(*product(families(), targets))))]
+        found = [*chain.from_iterable(pool.map(rows_of, *zip(*product(chosen, targets))))]
     if architecture is None:  # on some one GPU a family may need fewer kernels
-        check_coverage(found)
+        check_coverage(found, chosen)
     yield from found
 
 
-def check_coverage(rows: Sequence[Row]) -> None:
-    """RuntimeError where a kernel is in no row: then no example launches it."""
+def check_coverage(rows: Sequence[Row], families: Sequence[str]) -> None:
+    """RuntimeError where a kernel of these families is in no row: no example launches it."""
     launched = {row.kernel for row in rows}
-    kernels = {f"{family}.{kernel}" for family in families() for kernel in kernels_of(family)}
+    kernels = {f"{family}.{kernel}" for family in families for kernel in kernels_of(family)}
     if missing := kernels - launched:
         raise RuntimeError(f"no audited example launches {', '.join(sorted(missing))}")
 

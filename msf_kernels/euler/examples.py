@@ -43,9 +43,9 @@ def step(new: New, shape: Shape, tokens: bool) -> dict[str, Tensor]:
     return {"x": state(new, shape), **velocities(new, shape, tokens), **scalars(new)}
 
 
-def heun(new: New, shape: Shape) -> dict[str, Tensor]:
+def heun(new: New, shape: Shape, tokens: bool) -> dict[str, Tensor]:
     """Make a step in the middle of a table, of a state in the dtype of the velocities."""
-    made = {"x": new(*shape), **velocities(new, shape, tokens=True), "start": new(*shape)}
+    made = {"x": new(*shape), **velocities(new, shape, tokens), "start": new(*shape)}
     return made | scalars(new, table=True)
 
 
@@ -55,10 +55,15 @@ def numbers(new: New, shape: Shape, guided: bool) -> dict[str, Tensor]:
 
 
 def merge(
-    new: New, shape: Shape, tokens: bool, standardised: bool, table: bool = False
+    new: New,
+    shape: Shape,
+    tokens: bool,
+    standardised: bool,
+    given: Callable[[New], dict[str, Tensor]] = scalars,
 ) -> dict[str, Tensor]:
+    """Make a last step and the base that it is merged with; `given` makes its scalars."""
     batch, channels, height, width = shape
-    made = {"x": state(new, shape), **velocities(new, shape, tokens), **scalars(new, table)}
+    made = {"x": state(new, shape), **velocities(new, shape, tokens), **given(new)}
     made["base"] = state(new, (batch, channels, height // 2, width // 2))
     return made | statistics(new, channels) if standardised else made
 
@@ -83,12 +88,13 @@ def _example(
     )
 
 
-HOST = {"guidance_scale": 3.0, "dt": 0.25}
+HOST: dict[str, Any] = {"guidance_scale": 3.0, "dt": 0.25}
 EXAMPLES = (
     _example(guided_euler_step, partial(step, tokens=False), gradients=3),
     _example(guided_euler_step, partial(step, tokens=True), "tokens", 3, patch=PATCH),
-    _example(guided_euler_step, heun, "tokens heun", 4, patch=PATCH),
-    _example(guided_euler_step, partial(numbers, guided=True), "floats", 3, (), **HOST),
+    _example(guided_euler_step, partial(heun, tokens=False), "heun", 4),
+    _example(guided_euler_step, partial(heun, tokens=True), "tokens heun", 4, patch=PATCH),
+    _example(guided_euler_step, partial(numbers, guided=True), "floats", 3, **HOST),
     _example(
         guided_euler_step,
         partial(numbers, guided=False),
@@ -105,11 +111,17 @@ EXAMPLES = (
         "without statistics",
     ),
     _example(
+        guided_euler_merge,
+        partial(merge, tokens=False, standardised=True, given=lambda _: {}),
+        "floats",
+        **HOST,
+    ),
+    _example(
         guided_euler_merge, partial(merge, tokens=True, standardised=False), "tokens", patch=PATCH
     ),
     _example(
         guided_euler_merge,
-        partial(merge, tokens=True, standardised=True, table=True),
+        partial(merge, tokens=True, standardised=True, given=partial(scalars, table=True)),
         "tokens bilinear",
         patch=PATCH,
         mode="bilinear",

@@ -29,7 +29,7 @@ from ..triton_support.statistics import load_channel, restore
 
 @triton.jit
 def scalar(number, table_ptr, step_ptr, DTYPE: tl.constexpr):
-    """Return the number, or of a table (S,), where there is one, row ``step``, by default 0."""
+    """Return the number or, where there is a table (S,), its row ``step``, 0 by default."""
     if table_ptr is None:
         return tl.full((), number, DTYPE)
     elif step_ptr is None:

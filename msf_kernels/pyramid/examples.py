@@ -31,6 +31,11 @@ def merge_inputs(new: New, shape: Shape, standardised: bool) -> dict[str, Tensor
     return made | statistics(new, channels) if standardised else made
 
 
+def merge_with_mean(new: New, shape: Shape) -> dict[str, Tensor]:
+    made = merge_inputs(new, shape, standardised=True)
+    return {name: tensor for name, tensor in made.items() if name != "std"}
+
+
 def split_base(**arguments: Any) -> Tensor:
     """Split, and use the base alone, so that no gradient comes from the residual."""
     return pyramid_split(**arguments)[0]
@@ -56,6 +61,14 @@ def examples() -> Iterator[Example]:
                 variant=f"{mode} of the base" if function is split_base else variant,
                 audited=((2, 16, 64, 64),),
             )
+    yield Example(
+        op="pyramid_merge",
+        function=pyramid_merge,
+        inputs=merge_with_mean,
+        shape=(2, 3, 4, 6),
+        gradients=2,
+        variant="nearest with mean",
+    )
 
 
 def _options(mode: str, _: Shape) -> dict[str, Any]:

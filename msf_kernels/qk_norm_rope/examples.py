@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dtypes import compute_dtype
 from ..examples import Example, New, Shape
 from .op import qk_norm_rope, qk_norm_rope_backward
 
@@ -17,7 +18,8 @@ def inputs(new: New, shape: Shape, weights: str, rope: bool) -> dict[str, Tensor
     """Make qkv of heads (B, N, H, d), weights (d,) of these names near 1, and a table of angles."""
     batch, tokens, heads, head_dim = shape
     made = {"qkv": new(batch, tokens, 3 * heads * head_dim)}
-    made |= {name: 1 + 0.1 * new(head_dim) for name in weights.split()}
+    wide = compute_dtype(new(1))  # as parameters are under autocast
+    made |= {name: 1 + 0.1 * new(head_dim, dtype=wide) for name in weights.split()}
     if rope:
         angles = 3 * new(tokens, head_dim // 2, dtype=torch.float32)
         made["rope"] = torch.stack((angles.cos(), angles.sin()))
@@ -45,6 +47,7 @@ PREPARATIONS = {
     "norm-rope": ("q_weight k_weight", True),
     "rope": ("", True),
     "norm": ("q_weight k_weight", False),
+    "q_norm-rope": ("q_weight", True),
     "q_norm": ("q_weight", False),
     "k_norm": ("k_weight", False),
 }

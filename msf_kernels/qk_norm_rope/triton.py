@@ -121,7 +121,7 @@ def qk_norm_rope_backward(
         **tile.arguments(q),
         eps=eps,
         warps=tile.warps,
-        # Six blocks of 128 threads: left to itself, ptxas 13.4 spills in one case for a seventh.
+        # Six blocks of 128 threads fit an SM. Left to itself, ptxas 13.4 spills to fit a seventh.
         maxnreg=80,
     )
     grad_q_weight, grad_k_weight = (

@@ -165,7 +165,7 @@ def forward_kernel(
 @triton.jit
 def norm_rope_backward(
     grad,  # Heads (B, N, H, d), absent: zeros
-    x,  # Heads (B, N, H, d), absent without a weight
+    x,  # Heads (B, N, H, d), absent for v
     out,  # Heads (B, N, H, d): the gradient of x
     weight_ptr,  # (d,) or absent
     partials_ptr,  # (programs, d), absent without a weight

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..dtypes import compute_dtype
 from ..examples import Example, New, Shape
 from .op import merge_tokens
 
@@ -19,7 +20,9 @@ def inputs(new: New, shape: Shape, position: bool) -> dict[str, Tensor]:
         "base": new(batch, tokens // 4, 4 * channels),
         "skip": new(batch, tokens, channels),
     }
-    return made | {"position": new(tokens, channels)} if position else made
+    if position:  # float32 beside 16 bits, as parameters are under autocast
+        made["position"] = new(tokens, channels, dtype=compute_dtype(new(1)))
+    return made
 
 
 def options(shape: Shape) -> dict[str, Any]:

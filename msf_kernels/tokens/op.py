@@ -23,7 +23,7 @@ def merge_tokens(
         base: (B, h * w, 4 * D) float64, float32, bfloat16 or float16: a token's channels hold the
             2x2 tokens that it becomes, as (row, column, D).
         skip: (B, 4 * h * w, D) in base's dtype, tokens of the fine grid row by row.
-        position: (4 * h * w, D) in base's dtype or float32.
+        position: (4 * h * w, D) in base's dtype, or one of both in 16 bits, the other in float32.
         grid: (h, w) of the coarse grid.
 
     Returns:

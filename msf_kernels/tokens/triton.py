@@ -18,7 +18,7 @@ SAMPLES = 4
 
 @dataclass(frozen=True)
 class TokenTile:
-    """A token tile is the shape of the programs' tiles over tokens by channels, and their count."""
+    """A program's tile is ``rows`` tokens by ``columns`` channels; there are ``count`` tiles."""
 
     rows: int
     columns: int

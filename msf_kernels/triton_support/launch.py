@@ -50,7 +50,7 @@ def launch(
 
 @dataclass(frozen=True)
 class Elements:
-    """Elements tell how many neighbours a program has, and how many programs have all."""
+    """A flat tensor is cut into ``count`` blocks of ``block`` elements, a program each."""
 
     block: int
     warps: int

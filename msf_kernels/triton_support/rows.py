@@ -1,4 +1,4 @@
-"""Triton kernels of rows of D channels share how programs walk the rows, and in which pieces.
+"""What Triton kernels on rows of D channels share: which rows a program has, and in which pieces.
 
 A tile's sides are powers of two and the width of a transformer is not: a row is up to 9 pieces of
 one power of two, 384 = 3 * 128, 768 = 3 * 256, 1152 = 9 * 128, 1536 = 3 * 512. So no lane idles at
@@ -39,10 +39,11 @@ class Walk:
 
     @classmethod
     def of(cls, x: Tensor, programs: int, min_rows: int) -> Walk:
-        """Make about ``programs``, one a sample or more, of ``min_rows`` or all its rows each.
+        """Cut each sample of x (B, N, D) into slices of at least ``min_rows`` rows.
 
-        A thread has up to 36 bytes of a row as wide as a transformer's, in accesses of 4 to 16
-        bytes, and a block 128 threads or, where a row is wider, up to 1024. The pieces are those
+        There are about ``programs`` slices in all, and at least one for each sample. A thread holds
+        up to 36 bytes of a row, which it reads 4 to 16 bytes at once; a block has 128 threads or,
+        where a row is too wide for them, up to 1024. The pieces are those
         with the fewest idle lanes, and of those the widest.
         """
         batch, tokens, channels = x.shape

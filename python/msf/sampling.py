@@ -83,6 +83,9 @@ def sample_components(
     seeds = _whole_numbers(seeds)
     size = model.config.image_size if size is None else parse(size, tuple[int, int], "sample: size")
     _check(model, labels, seeds, base, size)
+    if config is not None and not isinstance(config, SamplingConfig):
+        kind = type(config).__name__
+        raise TypeError(f"sample: config must be a SamplingConfig, got a {kind}")
     config = replace(config or SamplingConfig(), **fields)
     stages = config.stages(model.config)
 

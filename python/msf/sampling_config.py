@@ -28,6 +28,7 @@ class StageSampling:
     solver: str
 
     def __post_init__(self) -> None:
+        parse_whole(self.steps, "steps")
         if self.solver not in SOLVERS:
             raise ValueError(f"solver must be one of {SOLVERS}, got {self.solver!r}")
         if self.steps < 1:

@@ -13,7 +13,7 @@ import torch
 from benchmarks.arms import Arm, peer
 from benchmarks.gate import Verdict, check
 from benchmarks.measure import Session
-from benchmarks.operators import OperatorCall, name_of
+from benchmarks.operators import OperatorCall, dtype_name
 from benchmarks.registry import Benchmark
 from benchmarks.roofline import Roofline
 from benchmarks.subject import Subject, Target
@@ -75,5 +75,5 @@ def target_of(subject: Subject, arms: tuple[Arm, ...], seconds: float = 0.0) -> 
 
 
 def operator_target(call: OperatorCall) -> Target:
-    assert call.row.dtype == name_of(call.dtype)
+    assert call.row.dtype == dtype_name(call.dtype)
     return target_of(call, call.benchmark.arms)

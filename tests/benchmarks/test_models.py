@@ -1,4 +1,4 @@
-"""The command as a process; ways that are wrong; and that nothing stays patched."""
+"""The command as a process; arms that are wrong; and that nothing stays patched."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_plain_pytorch_computes_what_ours_do() -> None:
         inputs=tuple(x.detach().double().requires_grad_() for x in subject.inputs),
         cotangents=tuple(x.double() for x in subject.cotangents),
     )
-    plain, ours = (subject.work(way).run()[0] for way in (EAGER, OURS))
+    plain, ours = (subject.results(arm) for arm in (EAGER, OURS))
     assert len(plain) == 2 + 3 + len(list(subject.block.parameters()))
     assert max(map(relative_error, plain, ours)) < 1e-12
 
@@ -202,7 +202,7 @@ def compiled_by(backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
-def test_each_compiled_way_has_the_attention_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_compiled_arm_has_the_attention_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[str] = []
 
     def keep(graph: torch.fx.GraphModule, _: Any) -> Any:

@@ -96,6 +96,7 @@ def check_stand_in(name: str, norm: bool, monkeypatch: pytest.MonkeyPatch) -> No
 norms = pytest.mark.parametrize("norm", [False, True], ids=["", "norm"])
 
 
+@no_gpu
 @norms
 @pytest.mark.parametrize("name", STAND_INS)
 def test_layouts_and_logsumexp(name: str, norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:

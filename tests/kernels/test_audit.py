@@ -204,10 +204,10 @@ def test_the_audit_knows_every_kernel_of_every_family() -> None:
     assert all(map(kernels_of, families()))
     every = [f"{family}.{kernel}" for family in families() for kernel in kernels_of(family)]
     rows = [Row("triton", name, "", "sm_90", 0, 0, 0, 0, 96) for name in every]
-    audit_triton.check_coverage(rows)
+    audit_triton.check_coverage(rows, families())
     line = f"no audited example launches {every[0]}"
     with pytest.raises(RuntimeError, match=f"^{re.escape(line)}$"):
-        audit_triton.check_coverage(rows[1:])
+        audit_triton.check_coverage(rows[1:], families())
 
 
 LOG = "0 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\nUsed 40 registers"

@@ -280,7 +280,7 @@ def test_masks_keep_to_the_tensors() -> None:
     # The interpreter copies each element with memcpy, which AddressSanitizer watches.
     variables = environment("asan", preload=True) | {"CUDA_VISIBLE_DEVICES": ""}
     variables |= {"TRITON_INTERPRET": "1", "MSF_BACKEND": "triton"}
-    clean = program("call_every_kernel.py", **variables)
+    clean = program("call_with_masks.py", **variables)
     assert clean.returncode == 0, clean.stderr[-4000:]
     wrong = program("triton_out_of_bounds.py", **variables)
     assert wrong.returncode != 0 and "heap-buffer-overflow" in wrong.stderr

@@ -1,4 +1,4 @@
-"""Calls every operator, and the gradients of those that have kernels for them."""
+"""Calls kernels of every family at sizes that need masks."""
 
 import torch
 
