@@ -106,6 +106,8 @@ def check_coverage(rows: Sequence[Row], families: Sequence[str]) -> None:
 
 def rows_of(family: str, architecture: int) -> list[Row]:
     """Those of one family and architecture. Triton starts no kernel after this."""
+    # Before any scope of Triton's settings, because the import chooses the assembler for good.
+    importlib.import_module(f"msf_kernels.{family}.triton")
     budget, known, found = BUDGETS.get(family, BUDGET), set(), []
     for configuration, call in _calls(family):
         for kernel, compiled, log in _compile(call, architecture):
