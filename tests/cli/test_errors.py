@@ -248,7 +248,7 @@ def test_missing_package_of_a_data_source(
     command = ["train", "--config", str(workspace / "tiny.json"), "--data", "digits", "--out"]
     assert main([*command, str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err == (
-        "msf train: data 'digits' needs scikit-learn; install it with: pip install 'msf[train]'\n"
+        "msf train: data 'digits' needs scikit-learn; run in the checkout: pip install '.[train]'\n"
     )
 
 
@@ -260,7 +260,7 @@ def test_missing_package_of_training(workspace: Path, tmp_path: Path) -> None:
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 2
     assert process.stderr == (
-        "msf train: needs the package tqdm; install it with: pip install 'msf[train]'\n"
+        "msf train: needs the package tqdm; run in the checkout: pip install '.[train]'\n"
     )
 
 
