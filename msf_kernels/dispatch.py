@@ -34,6 +34,10 @@ def _supported(*_: Any) -> None:
     return None
 
 
+class CompilationFailed(BackendUnavailable):
+    """A kernel was not compiled at its first call. Automatic choice goes on to the next backend."""
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to run an operator.
@@ -133,6 +137,7 @@ class Choice:
 
 
 _registry: dict[str, dict[str, Implementation]] = {}
+_failed: dict[tuple[str, str], str] = {}  # operator and backend, and what the compiler said
 _sizes: dict[str, Callable[..., measurements.Sizes]] = {}
 
 # One value for the whole process, not a ContextVar: autograd runs backward in threads of its own.
@@ -153,7 +158,7 @@ def run(op: str, device: torch.device, *args: Any) -> Any:
     """Run operator `op` on the requested backend, or on the first in automatic order that can."""
     name = Request.parse(_requested).backend_of(op)
     if name == "auto":
-        return _choose(op, device, args).run(*args)
+        return _run_first(op, device, args)
     reason = _unsupported_reason(op, name, device, args)
     if reason:
         raise BackendUnavailable(f"{op}: backend {name} cannot run: {reason}")
@@ -239,12 +244,17 @@ def requested_backend(op: str) -> str:
     return Request.parse(_requested).backend_of(op)
 
 
-def _choose(op: str, device: torch.device, args: Sequence[Any]) -> Implementation:
+def _run_first(op: str, device: torch.device, args: Sequence[Any]) -> Any:
+    """Run on the first backend in automatic order that can, or whose kernels compile."""
     sizes = _sizes[op](*args) if op in _sizes else ()
     for name in automatic_order(op, device, sizes):
         reason = _unsupported_reason(op, name, device, args)
         if reason is None:
-            return _registry[op][name]
+            try:
+                return _registry[op][name].run(*args)
+            except CompilationFailed as error:
+                reason = _failed[op, name] = str(error)
+                log.warning("%s: not on %s from here on: %s", op, name, reason)
         _log_once(f"{op}: not on {name}: {reason}")
     raise BackendUnavailable(f"{op}: no backend can run")
 
@@ -260,6 +270,8 @@ def _unsupported_device_reason(op: str, name: str, device: torch.device) -> str 
     implementation = _registry[op].get(name)
     if implementation is None:
         return f"{op} has no {name} kernel in this version"
+    if (op, name) in _failed:
+        return _failed[op, name]
     return implementation.unsupported_device_reason(device)
 
 

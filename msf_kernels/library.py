@@ -1,9 +1,10 @@
 """Registers operators with PyTorch: schema, implementations, fake and gradient, once for all.
 
 A fake and a gradient belong to the operator and not to a backend, so torch.compile and autograd
-see one operator whichever kernel runs. In forward mode (`torch.func.jvp`) the reference runs, which
-PyTorch differentiates. Operators are functional: every output is a new tensor,
-never an input or a view of one, contiguous or channels-last as the first tensor that came in.
+see one operator whichever kernel runs. In forward mode and inside the transforms of `torch.func`
+(jvp, grad, vmap and others) the reference runs, which PyTorch differentiates and vectorises.
+Operators are functional: every output is a new tensor, never an input or a view of one, contiguous
+or channels-last as the first tensor that came in.
 """
 
 from __future__ import annotations
@@ -96,8 +97,10 @@ def define(
     operator = _operator(name)
 
     def call(*args: Any) -> Any:
-        # Below autograd, where the operator runs, a tangent of forward mode would be lost.
-        if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
+        # Below autograd, where the operator runs, a tangent of forward mode would be lost, and
+        # functorch differentiates and vectorises PyTorch's own operators only.
+        forward_mode = forward_ad._current_level >= 0 and any(map(_has_tangent, args))
+        if forward_mode or torch._C._are_functorch_transforms_active():
             return _run_reference(reference, *args)
         return operator(*args)
 

@@ -333,3 +333,38 @@ def test_folder_with_one_class_has_no_accuracy(tmp_path):
     report = evaluator.evaluate(lambda labels, *_: torch.rand(len(labels), 3, 12, 8) * 2 - 1)
     assert set(report.generated) == {"fd", "kid", "precision", "recall"}
     assert report.generated["fd"].value > 0
+
+
+def test_a_distance_is_never_negative():
+    features = torch.randn(40, 8, dtype=torch.float64)
+    assert 0 <= frechet_distance(features, features) < 1e-5
+    assert frechet_distance(torch.ones(4, 3), torch.ones(4, 3)) == 0
+
+
+@pytest.mark.parametrize("metric", [frechet_distance, kid, in_manifold, precision])
+def test_nan_is_an_error_in_every_metric(metric):
+    features = torch.randn(8, 3)
+    broken = features.clone()
+    broken[2, 1] = torch.nan
+    for pair in ((features, broken), (broken, features)):
+        with pytest.raises(ValueError, match=r"features must be finite, but hold NaN or infinity$"):
+            metric(*pair)
+
+
+def test_the_value_lies_in_its_interval():
+    values = iter([5.0, 9.0, 9.0, 9.1, 9.2])  # subsets that all lie above the value
+    found = figure(lambda _: next(values), 10, subsets(10, 4, seed=0))
+    assert found.low <= found.value == 5.0 <= found.high
+
+
+def test_solid_images_have_no_floor(tmp_path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(120):
+            Image.new("L", (8, 8), 100).save(tmp_path / label / f"{i}.png")
+    evaluator = Evaluator(str(tmp_path), image_size=(8, 8), channels=1, num_classes=2, replicates=2)
+    line = (
+        "^evaluation: the floor is 0: real images that are all alike, or too few, have no distance"
+    )
+    with pytest.raises(ValueError, match=line):
+        evaluator.evaluate(lambda labels, *_: torch.zeros(len(labels), 1, 8, 8), true_bases=False)

@@ -75,3 +75,18 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         path.write_text("half")
         raise OSError("disk full")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x.txt", "old")]
+
+
+def test_nan_is_no_black_image(tmp_path):
+    x = torch.zeros(1, 4, 4)
+    x[0, 1, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"^save_image: x must be finite, but holds NaN"):
+        save_image(tmp_path / "x.png", x)
+    assert not list(tmp_path.iterdir())
+
+
+def test_grid_of_another_size_than_the_configurations():
+    model = tiny_model()
+    components = model.pyramid.split(images(4, size=(16, 24)))
+    grid = component_grid(model, components, zoom=1)
+    assert grid.shape[1] == 2 * (16 + 1) and grid.isfinite().all()

@@ -1,8 +1,10 @@
 import json
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from models import images, tiny_config, tiny_model
 from msf import MSF, StageConfig
@@ -210,3 +212,81 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path, what, message):
     with pytest.raises(ValueError, match=message) as error:
         MSF.from_pretrained(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_call_of_the_model_is_its_loss():
+    model, x, y, calls = tiny_model(), images(2), torch.tensor([0, 1]), []
+    model.register_forward_hook(lambda module, args, output: calls.append(output))
+    losses = model.training_losses(x, y, generator=generator())
+    assert len(calls) == 1  # so DistributedDataParallel and torch.compile see a training step
+    called = model(x, y, generator=generator())
+    assert called.keys() == {"base", "residual", "total"}
+    assert all(torch.equal(called[name], losses[name]) for name in called)
+
+
+def test_a_compiled_model_is_one_graph():
+    torch.compiler.reset()
+    model, x, y, graphs = tiny_model(), images(2), torch.tensor([0, 1]), []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.manual_seed(0)
+    expected = model(x, y)["total"]
+    compiled = torch.compile(model, fullgraph=True, backend=keep)
+    torch.manual_seed(0)
+    torch.testing.assert_close(compiled(x, y)["total"], expected)
+    assert len(graphs) == 1
+
+
+def test_unmeasured_statistics_are_said_once():
+    model = MSF(tiny_config(num_classes=0))
+    with pytest.warns(UserWarning, match=r"pyramid\.measure\(batches\) before training"):
+        model(images(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(images(2))
+        tiny_model(num_classes=0)(images(2))
+
+
+def test_functional_call_and_parametrizations():
+    model, x = tiny_model(num_classes=0), images(2)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def loss(weights):
+        call = torch.func.functional_call
+        return call(model, weights, (x,), {"generator": generator()})["total"]
+
+    assert all(gradient.any() for gradient in torch.func.grad(loss)(weights).values())
+    torch.nn.utils.parametrizations.weight_norm(model.stages[0].time_embedding[0])
+    assert model(x)["total"].isfinite()
+
+
+@pytest.mark.parametrize("positions", ["rope", "sincos"])
+def test_fake_tensors_leave_no_table_behind(positions):
+    model, x = tiny_model(num_classes=0, positions=positions), images(2, size=(24, 8))
+    for _ in range(2):
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with mode:
+            assert isinstance(model(mode.from_tensor(x))["total"], FakeTensor)
+        assert model(x)["total"].isfinite()
+
+
+def test_reset_parameters_after_to_empty():
+    model, (empty,) = tiny_model(), [MSF(tiny_config()).to("meta").to_empty(device="cpu")]
+    for each in (model, empty):
+        torch.manual_seed(5)
+        each.reset_parameters()
+    assert all(map(torch.equal, empty.state_dict().values(), model.state_dict().values()))
+    assert (empty.stages[0].blocks[0].attention.q_weight == 1).all()
+    assert not empty.pyramid.is_measured
+
+
+def test_compiled_and_wrapped_stages_save_plain_names(tmp_path):
+    model, plain = tiny_model(), tiny_model()
+    model.stages[0] = torch.compile(model.stages[0], backend="eager")
+    model.stages[1] = torch.nn.DataParallel(model.stages[1])
+    model.save_pretrained(tmp_path)
+    loaded = MSF.from_pretrained(tmp_path)
+    assert all(map(torch.equal, loaded.state_dict().values(), plain.state_dict().values()))

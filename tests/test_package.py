@@ -71,7 +71,7 @@ def test_imports_run_one_way(package: str) -> None:
 def test_extension_describes_its_build() -> None:
     config = build_config()
     assert config["extension"], config
-    assert config["version"] == version("msf")
+    assert config["version"] == version("msf-diffusion")
     assert re.fullmatch(r"\w+ [\d.]+", config["cxx_compiler"])
     assert config["cuda"] == bool(config["cuda_compiler"]) == bool(config["cuda_architectures"])
     assert all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in config["cuda_architectures"])

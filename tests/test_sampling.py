@@ -147,7 +147,7 @@ def test_without_classes_and_with_no_images():
         ({"solver": None}, "solver must be one of .* got None"),
         ({"prior_noise": "x"}, "prior_noise must be a number, got 'x'"),
         ({"prior_noise": float("nan")}, "prior_noise must be finite, got nan"),
-        ({"size": 16}, "size must be a list, got 16"),
+        ({"size": 16}, "size must be a list or tuple, got 16"),
         ({"size": (16.0, 24.0)}, r"size\[0\] must be a whole number, got 16.0"),
         ({"size": (2**40, 8)}, r"image sides must be at most 65536, got \(1099511627776, 8\)"),
         ({"steps": True}, "steps must be a whole number, got True"),
@@ -250,3 +250,16 @@ def test_projection_needs_nearest_upsampling():
 def test_what_needs_a_residual_says_so(options):
     with pytest.raises(ValueError, match="need a residual, this model has none"):
         sample(tiny_model(0), LABELS, seeds=range(4), **options)
+
+
+@pytest.mark.parametrize(("dropout", "never"), [(0.0, "no class"), (1.0, "any class")])
+def test_guidance_needs_classes_and_their_absence_trained(dropout, never):
+    model = tiny_model(label_dropout=dropout)
+    line = (
+        f"sample: guidance_scale must be 1 for a model with label_dropout {dropout:g}: "
+        f"it was never trained with {never}"
+    )
+    with pytest.raises(ValueError) as caught:
+        sample(model, torch.tensor([0]), seeds=[0], guidance_scale=2.0)
+    assert str(caught.value) == line
+    sample(model, torch.tensor([0]), seeds=[0])

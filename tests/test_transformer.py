@@ -1,10 +1,14 @@
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from models import images, tiny_model
 from msf import StageConfig
 from msf.transformer import StageTransformer, patchify, sinusoid, unpatchify
+from msf_kernels import rope_2d
 
 
 def test_unpatchify_inverts_patchify():
@@ -116,3 +120,20 @@ def test_compiles_as_one_graph_with_its_position_table(positions):
     args = (images(2), torch.rand(2), torch.tensor([0, 1]), images(2, seed=1), torch.rand(2))
     compiled = torch.compile(stage, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), stage(*args))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_block_can_be_checkpointed(reentrant):
+    stage = tiny_model().stages[0]
+    block, rope = stage.blocks[0], rope_2d(4, 4, stage.stage.head_dim)
+    x, h, c = torch.randn(2, 16, 32), torch.randn(2, 16, 32), torch.randn(2, 32)
+
+    def gradients(call):
+        inputs = [tensor.clone().requires_grad_() for tensor in (x, h, c)]
+        sum(out.square().sum() for out in call(*inputs, rope)).backward()
+        found = [tensor.grad for tensor in (*inputs, *block.parameters())]
+        block.zero_grad()
+        return found
+
+    again = gradients(partial(checkpoint, block, use_reentrant=reentrant))
+    assert all(map(torch.equal, again, gradients(block)))

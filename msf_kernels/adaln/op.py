@@ -110,7 +110,7 @@ def _check(
     checks.number(op, "eps", eps)
     checks.choice(op, "rounding", rounding, ROUNDINGS)
     if rounding == "eager":
-        for name, tensor in (tokens | modulation).items():
+        for name, tensor in {**tokens, **modulation}.items():
             checks.dtype(f'{op}: with rounding="eager"', name, tensor, x.dtype)
 
 

@@ -6,6 +6,7 @@ import functools
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
 
 def rope_2d(
@@ -39,7 +40,8 @@ def rope_2d(
     if height <= 0 or width <= 0:
         raise ValueError(f"rope_2d: height and width must be positive, got {height} x {width}")
     device = torch.device(device or "cpu")
-    if torch.compiler.is_compiling():
+    # Neither a table of a graph nor one without values may be kept.
+    if torch.compiler.is_compiling() or detect_fake_mode() is not None:
         return _build(height, width, head_dim, theta, device)
     return _table(height, width, head_dim, theta, device)
 

@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
 
+from ..dispatch import CompilationFailed
 from . import interpreted, ptxas
+
+COMPILER_ERRORS = (CompilationError, OutOfResources, PTXASError)
 
 
 def _compiles_for_hopper() -> bool:
@@ -40,12 +46,22 @@ def launch(
         warps: of a program.
         fused: whether a product and a sum may round once where the reference rounds twice.
         arguments: those of the kernel, and options of Triton's compiler such as `maxnreg`.
+
+    Raises:
+        CompilationFailed: Triton or its assembler cannot compile the kernel for this GPU, or the
+            GPU does not have what it takes.
     """
     if not programs:
         return
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
-        kernel[(programs,)](**arguments, num_warps=warps, enable_fp_fusion=fused)
+        try:
+            kernel[(programs,)](**arguments, num_warps=warps, enable_fp_fusion=fused)
+        except COMPILER_ERRORS as error:
+            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise CompilationFailed(
+                f"Triton {triton.__version__} cannot compile {kernel.__name__} here: {line}"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ def save_image(path: str | os.PathLike[str], x: Tensor) -> None:
         raise ValueError(
             f"save_image: x must be (1 or 3, H, W), got {tuple(x.shape)}; decode latents first"
         )
+    if not x.isfinite().all():
+        raise ValueError("save_image: x must be finite, but holds NaN or infinity")
     pixels = to_uint8(x).permute(1, 2, 0).squeeze(-1).cpu().numpy()
     with atomic_write(path) as temporary:
         Image.fromarray(pixels).save(temporary)
@@ -39,7 +41,7 @@ def tile(x: Tensor, columns: int | None = None, *, zoom: int = 1) -> Tensor:
     x = F.interpolate(x.float(), scale_factor=zoom, mode="nearest")
     x = F.pad(x, (0, zoom, 0, zoom), value=1.0)
     missing = -len(x) % columns
-    x = torch.cat([x, torch.ones(missing, *x.shape[1:])])
+    x = torch.cat([x, x.new_ones(missing, *x.shape[1:])])
     rows = x.unflatten(0, (-1, columns))
     return rows.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
 
@@ -51,12 +53,13 @@ def component_grid(model: MSF, components: Sequence[Tensor], *, zoom: int | None
     Components are in data units, as ``sample_components`` gives them. Residuals are
     shown around grey, two standard deviations wide.
     """
-    pyramid, size = model.pyramid, model.config.image_size
+    pyramid, merged = model.pyramid, model.pyramid.merge(components)
+    size = (merged.shape[2], merged.shape[3])
     blocks = [components[0]]
     for i, residual in enumerate(components[1:], start=1):
         blocks.append(residual / (2 * pyramid.std[i, :, None, None]))
     if len(components) > 1:
-        blocks.append(pyramid.merge(components))
+        blocks.append(merged)
     zoom = zoom or max(1, 32 // max(size))
     tiles = []
     for block in blocks:

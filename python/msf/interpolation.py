@@ -20,4 +20,5 @@ def logit_normal_times(
 
     1 puts most work in the middle; 1.8 is nearly uniform, the logistic having a deviation of 1.81.
     """
-    return (std * torch.randn(batch, generator=generator, device=device)).sigmoid()
+    normal = torch.randn(batch, generator=generator, device=device, dtype=torch.float32)
+    return (std * normal).sigmoid()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.nn import functional as F
 
 from msf_kernels import flow_interpolate
@@ -20,6 +23,7 @@ from .pyramid import Pyramid
 from .transformer import StageTransformer
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 class MSF(nn.Module):
@@ -33,7 +37,7 @@ class MSF(nn.Module):
         super().__init__()
         if not isinstance(config, MSFConfig):
             raise TypeError(f"MSF: config must be an MSFConfig, got a {type(config).__name__}")
-        self.config = config
+        self.config, self._warned = config, False
         self.pyramid = Pyramid(config.levels, config.channels, config.upsample)
         self.stages = nn.ModuleList(
             StageTransformer(
@@ -56,7 +60,7 @@ class MSF(nn.Module):
             if not stage.is_trained
         )
 
-    def training_losses(
+    def forward(
         self,
         x: Tensor,
         y: Tensor | None = None,
@@ -74,6 +78,9 @@ class MSF(nn.Module):
             x: (B, C, H, W) images or latents, float32.
             y: (B,) int64 labels in [0, num_classes), None without classes.
             generator: draws all random numbers, on x's device.
+
+        Wrappers such as DistributedDataParallel and ``torch.compile`` see a training step because
+        it is the call of the model.
         """
         names = self.config.stage_names
         if stage is not None and stage not in names:
@@ -83,6 +90,7 @@ class MSF(nn.Module):
             raise ValueError(f"training_losses: x must be float32 (B, C, H, W), got {kind}")
         if not x.numel():
             raise ValueError("training_losses: x must hold images, got an empty batch")
+        self._warn_of_unmeasured_statistics()
         data = self.pyramid.stage_data(x)
         self.config.check_size(tuple(x.shape[2:]))
         self.check_labels(y, len(x))
@@ -93,6 +101,23 @@ class MSF(nn.Module):
         }
         return {**losses, "total": torch.stack(list(losses.values())).sum()}
 
+    def training_losses(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return what a call of the model does: see ``forward``."""
+        losses: dict[str, Tensor] = self(*args, **kwargs)
+        return losses
+
+    def _warn_of_unmeasured_statistics(self) -> None:
+        """Warn once, before the first loss; later the statistics' values would cost a wait."""
+        if self._warned or not has_values(self.pyramid.mean):
+            return
+        self._warned = True
+        if not self.pyramid.is_measured:
+            warnings.warn(
+                "MSF: pyramid.mean and pyramid.std are still 0 and 1; set them with "
+                "pyramid.measure(batches) before training",
+                stacklevel=4,
+            )
+
     def _stage_loss(
         self,
         index: int,
@@ -102,17 +127,22 @@ class MSF(nn.Module):
         generator: torch.Generator | None,
     ) -> Tensor:
         batch, device = len(data), data.device
-        noise = torch.randn(data.shape, generator=generator, device=device)
+        random: dict[str, Any] = {
+            "generator": generator,
+            "device": device,
+            "dtype": torch.float32,
+        }
+        noise = torch.randn(data.shape, **random)
         t = logit_normal_times(batch, self.config.time_std, generator=generator, device=device)
         x_t, target = flow_interpolate(data, noise, t)
         if y is not None:
-            drop = torch.rand(batch, generator=generator, device=device) < self.config.label_dropout
+            drop = torch.rand(batch, **random) < self.config.label_dropout
             y = torch.where(drop, self.config.num_classes, y)
         prior = prior_noise = None
         if below is not None:
-            uniform = torch.rand(batch, generator=generator, device=device)
+            uniform = torch.rand(batch, **random)
             prior_noise = uniform * self.config.max_prior_noise
-            noise = torch.randn(below.shape, generator=generator, device=device)
+            noise = torch.randn(below.shape, **random)
             prior = self.prior(below, prior_noise, noise)
         velocity = self.stages[index](x_t, t, y, prior, prior_noise)
         return F.mse_loss(velocity.float(), target)
@@ -145,7 +175,7 @@ class MSF(nn.Module):
         highest = classes if null else classes - 1
         # On a GPU every training step would wait here for the one before; there the embedding
         # itself asserts the range.
-        if y.device.type != "cpu":
+        if y.device.type != "cpu" or not has_values(y):
             return
         if batch and not (int(y.min()) >= 0 and int(y.max()) <= highest):
             raise ValueError(
@@ -158,9 +188,24 @@ class MSF(nn.Module):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         with atomic_write(directory / WEIGHTS_FILE) as path:
-            save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path)
+            save_file(self._plain_state(), path)
         with atomic_write(directory / CONFIG_FILE) as path:
             path.write_text(self.config.to_json())
+
+    def _plain_state(self) -> dict[str, Tensor]:
+        """The state under the names of the parameters, though a compiled or wrapped stage has
+        others."""
+        state = {}
+        for name, tensor in self.state_dict().items():
+            parts = (part for part in name.split(".") if part not in WRAPPERS)
+            state[".".join(parts)] = tensor.contiguous()
+        return state
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters, and the statistics as before ``pyramid.measure``."""
+        self.pyramid.reset_parameters()
+        for stage in self.stages:
+            stage.reset_parameters()  # type: ignore[operator]
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> MSF:
@@ -193,6 +238,11 @@ class MSF(nn.Module):
         if not (model.pyramid.std > 0).all():
             raise ValueError(f"{file}: pyramid.std must be positive")
         return model.eval()
+
+
+def has_values(x: Tensor) -> bool:
+    """Return whether numbers of x can be looked at: not in a graph, nor without memory."""
+    return not (torch.compiler.is_compiling() or x.is_meta or detect_fake_mode() is not None)
 
 
 def read_config(directory: str | os.PathLike[str]) -> MSFConfig:

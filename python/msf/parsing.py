@@ -69,11 +69,12 @@ def parse(value: Any, hint: Any, where: str) -> Any:
 def _parse_tuple(value: Any, kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
     items = items_of(value)
     if items is None or isinstance(value, dict):
-        raise ValueError(f"{where} must be a list, got {reprlib.repr(value)}")
+        raise ValueError(f"{where} must be a list or tuple, got {reprlib.repr(value)}")
     if kinds[-1] is ...:
         kinds = kinds[:1] * len(items)
     if len(items) != len(kinds):
-        raise ValueError(f"{where} must be a list of {len(kinds)}, got {reprlib.repr(value)}")
+        count, got = len(kinds), reprlib.repr(value)
+        raise ValueError(f"{where} must be a list or tuple of {count}, got {got}")
     return tuple(parse(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(items, kinds)))
 
 

@@ -26,6 +26,10 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return bfloat16 autocast, or a disabled one: ``precision`` is as in ``TrainingConfig``."""
+    """Return bfloat16 autocast, or a disabled one: ``precision`` is as in ``TrainingConfig``.
+
+    It keeps no casts of weights: inside another autocast they would outlive the weights' next step,
+    and a step casts each weight once anyway.
+    """
     enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)

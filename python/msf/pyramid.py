@@ -29,8 +29,18 @@ class Pyramid(nn.Module):
     def __init__(self, levels: int, channels: int, mode: str = "nearest") -> None:
         super().__init__()
         self.levels, self.mode = levels, mode
-        self.register_buffer("mean", torch.zeros(levels + 1, channels))
-        self.register_buffer("std", torch.ones(levels + 1, channels))
+        self.register_buffer("mean", torch.zeros(levels + 1, channels, dtype=torch.float32))
+        self.register_buffer("std", torch.ones(levels + 1, channels, dtype=torch.float32))
+
+    def reset_parameters(self) -> None:
+        """Set the statistics that change nothing."""
+        nn.init.zeros_(self.mean)
+        nn.init.ones_(self.std)
+
+    @property
+    def is_measured(self) -> bool:
+        """False as long as the statistics are those that change nothing."""
+        return bool(self.mean.any()) or bool((self.std != 1).any())
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Split x (B, C, H, W) into [f_0 .. f_N], f_i (B, C, H / 2^{N-i}, W / 2^{N-i})."""

@@ -110,7 +110,7 @@ def sample_components(
 
 def image_noise(seeds: Sequence[int], shape: tuple[int, ...], *purpose: int) -> Tensor:
     """Draw normals (B, *shape) on the CPU; a row depends on its seed and ``purpose`` alone."""
-    noise = torch.empty(len(seeds), *shape)
+    noise = torch.empty(len(seeds), *shape, dtype=torch.float32)
     for row, seed in zip(noise, seeds):
         row.normal_(generator=generator(seed, *purpose))
     return noise
@@ -129,7 +129,7 @@ def _velocity(
     given: tuple[Tensor, ...] = ()
     if below is not None:
         noise = image_noise(seeds, tuple(below.shape[1:]), index, 1).to(below.device)
-        deviation = torch.full((len(seeds),), prior_noise, device=below.device)
+        deviation = torch.full((len(seeds),), prior_noise, dtype=torch.float32, device=below.device)
         given = model.prior(below, deviation, noise), deviation
 
     def tokens(*inputs: Tensor | None) -> Tensor:

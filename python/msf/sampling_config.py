@@ -94,7 +94,14 @@ class SamplingConfig:
         return stages
 
     def _problems(self, model: MSFConfig, stages: Sequence[StageSampling]) -> Iterator[str]:
-        if not model.num_classes and any(stage.guidance_scale != 1 for stage in stages):
+        guided = any(stage.guidance_scale != 1 for stage in stages)
+        if guided and model.num_classes and model.label_dropout in (0, 1):
+            never = "no class" if model.label_dropout == 0 else "any class"
+            yield (
+                f"guidance_scale must be 1 for a model with label_dropout {model.label_dropout:g}: "
+                f"it was never trained with {never}"
+            )
+        if guided and not model.num_classes:
             yield "guidance_scale must be 1 for a model without classes"
         if not 0 <= self.prior_noise <= model.max_prior_noise:
             yield (

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.nn import functional as F
 
 from msf_kernels import adaln_modulate, attention, gate_residual_adaln, rope_2d
@@ -34,8 +35,8 @@ def unpatchify(x: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
 def sinusoid(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Map positions (n,) to (n, dim) cosines and sines at geometric frequencies (arXiv 1706.03762,
     3.5)."""
-    exponents = torch.arange(dim // 2, device=positions.device) / (dim // 2)
-    angles = positions.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
+    steps = torch.arange(dim // 2, dtype=torch.float32, device=positions.device)
+    angles = positions.float()[:, None] * torch.exp(-math.log(max_period) * (steps / (dim // 2)))
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -45,7 +46,9 @@ def sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor
 
     The result is cached, do not write to it; torch.compile makes it in its graph.
     """
-    build = _sincos_2d if torch.compiler.is_compiling() else _cached_sincos_2d
+    # Neither a table of a graph nor one without values may be kept.
+    unreal = torch.compiler.is_compiling() or detect_fake_mode() is not None
+    build = _sincos_2d if unreal else _cached_sincos_2d
     return build(height, width, dim, device)
 
 
@@ -55,7 +58,10 @@ def _sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tenso
     return torch.cat(table, dim=-1).flatten(0, 1)
 
 
-_cached_sincos_2d = lru_cache(maxsize=64)(_sincos_2d)
+@lru_cache(maxsize=64)
+def _cached_sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # the cached table may meet autograd later
+        return _sincos_2d(height, width, dim, device)
 
 
 class ScalarEmbedding(nn.Sequential):
@@ -68,7 +74,9 @@ class ScalarEmbedding(nn.Sequential):
     def forward(self, value: Tensor) -> Tensor:
         # The frequencies were made for the step numbers of a 1000-step diffusion.
         embedded = sinusoid(1000 * value, FREQUENCIES)
-        return super().forward(embedded.to(self.get_parameter("0.weight").dtype))
+        first = self[0]
+        assert isinstance(first, nn.Linear)
+        return super().forward(embedded.to(first.weight.dtype))
 
 
 class Attention(nn.Module):
@@ -165,6 +173,10 @@ class StageTransformer(nn.Module):
                     nn.init.zeros_(module.weight)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, Attention):
+                for weight in (module.q_weight, module.k_weight):
+                    if weight is not None:
+                        nn.init.ones_(weight)
 
     @property
     def is_trained(self) -> bool:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from models import tiny_model
 from msf import MSF
 from msf.cli import main
 from msf.cli.errors import explain
@@ -248,7 +249,7 @@ def test_missing_package_of_a_data_source(
     command = ["train", "--config", str(workspace / "tiny.json"), "--data", "digits", "--out"]
     assert main([*command, str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err == (
-        "msf train: data 'digits' needs scikit-learn; install it with: pip install 'msf[train]'\n"
+        "msf train: data 'digits' needs scikit-learn; run in the checkout: pip install '.[train]'\n"
     )
 
 
@@ -260,7 +261,7 @@ def test_missing_package_of_training(workspace: Path, tmp_path: Path) -> None:
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 2
     assert process.stderr == (
-        "msf train: needs the package tqdm; install it with: pip install 'msf[train]'\n"
+        "msf train: needs the package tqdm; run in the checkout: pip install '.[train]'\n"
     )
 
 
@@ -299,3 +300,16 @@ def test_workers_without_room_in_shared_memory_do_not_hang(tmp_path: Path) -> No
     assert process.returncode == 2, process.stderr
     # Not always the last line: a worker that is ended as it starts may say so behind it.
     assert "msf train: data: no shared memory for a batch (" in process.stderr
+
+
+def test_a_model_that_makes_nan_writes_nothing(tmp_path: Path, capsys: Any) -> None:
+    model = tiny_model(channels=1)
+    with torch.no_grad():  # finite weights whose product is not
+        model.stages[0].output.weight.fill_(3e38)
+    model.save_pretrained(tmp_path / "run")
+    out = tmp_path / "x.safetensors"
+    assert main(["sample", str(tmp_path / "run"), "--count", "2", "--out", str(out)]) == 2
+    assert capsys.readouterr().err == (
+        "msf sample: the model makes NaN or infinity; try --precision fp32\n"
+    )
+    assert not out.exists()

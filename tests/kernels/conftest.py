@@ -28,7 +28,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
         needs_gradient = metafunc.definition.get_closest_marker("gradient")
         cases = [case for case in CASES if case.gradient or not needs_gradient]
-        pairs = [(case, name) for case in cases for name in backends_under_test(case.op)]
+        alone = metafunc.definition.get_closest_marker("reference")
+        pairs = [
+            (case, name)
+            for case in cases
+            for name in (["reference"] if alone else backends_under_test(case.op))
+        ]
         ids = [f"{case.name}-{name}" for case, name in pairs]
         metafunc.parametrize(("case", "backend_name"), pairs, ids=ids, indirect=["backend_name"])
     else:

@@ -97,6 +97,29 @@ def test_the_automatic_order_and_its_log(
     assert caplog.messages == [f"{GATE}: not on cuda: D is odd"]
 
 
+def test_a_kernel_that_does_not_compile_is_left_and_said_once(
+    kernels: dict[str, Implementation], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    calls = []
+
+    def run(*args: Any) -> None:
+        calls.append(args)
+        raise dispatch.CompilationFailed("Triton 9 cannot compile gate_kernel here: no luck")
+
+    monkeypatch.setattr(dispatch, "automatic_order", lambda *_: ("triton", "reference"))
+    monkeypatch.setattr(dispatch, "_failed", {})
+    kernels["triton"] = Implementation(run)
+    with msf.backend("auto"):
+        got = [msf.gate_residual(*ARGS) for _ in range(2)]
+    assert len(calls) == 1 and torch.equal(*got)
+    line = "gate_residual: not on triton from here on: Triton 9 cannot compile gate_kernel here"
+    warnings = [entry.message for entry in caplog.records if entry.levelname == "WARNING"]
+    assert warnings == [f"{line}: no luck"]
+    assert msf.available_backends(GATE) == ("reference",)
+    with msf.backend("triton"), pytest.raises(msf.BackendUnavailable, match="gate_kernel here: no"):
+        msf.gate_residual(*ARGS)
+
+
 def test_backward_in_another_thread_follows_the_request(kernels: dict[str, Implementation]) -> None:
     kernels["triton"] = answering(7.0)
     seen: list[torch.Tensor] = []

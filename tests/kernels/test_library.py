@@ -25,6 +25,7 @@ DTYPES = pytest.mark.parametrize(
     ids=["fp64", "fp32", "bf16", "fp16"],
 )
 GRADIENT = pytest.mark.gradient
+REFERENCE = pytest.mark.reference
 
 
 def gradients(
@@ -70,6 +71,7 @@ def test_gradcheck(case: Case, backend_name: str) -> None:
     assert torch.autograd.gradcheck(case.call, case.inputs(), fast_mode=interpreted)
 
 
+@REFERENCE
 def test_tangents_of_forward_mode(case: Case) -> None:
     """Against finite differences in float64, of every input that has the dtype of the call."""
     inputs = [tensor.detach() for tensor in case.inputs()]
@@ -95,6 +97,7 @@ def test_tangents_of_forward_mode(case: Case) -> None:
         assert tangent.any()
 
 
+@REFERENCE
 @GRADIENT
 def test_a_tangent_can_be_trained_beside_its_value(case: Case) -> None:
     """As a MeanFlow loss does: gradients of the value, with the tangent as a constant."""
@@ -115,6 +118,28 @@ def test_a_tangent_can_be_trained_beside_its_value(case: Case) -> None:
     (again,) = torch.autograd.grad(compiled(), first)
     torch.testing.assert_close(again, grad)
     assert grad.any()
+
+
+@REFERENCE
+@GRADIENT
+def test_transforms_of_torch_func(case: Case) -> None:
+    """Gradient, Hessian and vmap, of the sum of all outputs' squares."""
+    inputs = case.inputs()
+    moving, fixed = leaves(inputs), inputs[len(leaves(inputs)) :]
+
+    def loss(*moving: Tensor) -> Tensor:
+        return sum(out.square().sum() for out in case.outputs([*moving, *fixed]))
+
+    expected = torch.autograd.grad(loss(*moving), moving)
+    plain = [tensor.detach() for tensor in moving]
+    got = torch.func.grad(loss, argnums=tuple(range(len(plain))))(*plain)
+    torch.testing.assert_close(got, expected)
+    first, *others = plain
+    hessian = torch.func.hessian(lambda x: loss(x, *others))(first).reshape(first.numel(), -1)
+    torch.testing.assert_close(hessian, hessian.T)
+    pair = torch.stack([first, 2 * first])
+    vectorised = torch.func.vmap(lambda x: loss(x, *others))(pair)
+    torch.testing.assert_close(vectorised, torch.stack([loss(x, *others) for x in pair]))
 
 
 def test_opcheck_of_forward_and_backward(case: Case) -> None:

@@ -23,9 +23,11 @@ from processes import process, program
 
 triton = pytest.importorskip("triton")
 import triton.language as tl
+from triton.runtime.errors import PTXASError
 
 from msf_kernels.adaln import reference as adaln_reference
 from msf_kernels.adaln import triton as adaln_triton
+from msf_kernels.dispatch import CompilationFailed
 from msf_kernels.euler import reference as euler_reference
 from msf_kernels.euler import triton as euler_triton
 from msf_kernels.interpolation import reference as interpolation_reference
@@ -223,6 +225,22 @@ def test_more_rows_than_a_kernel_can_count() -> None:
     line = "Triton kernels take fewer than 2^31 rows of pixels, got 2147483648"
     with pytest.raises(OverflowError, match=re.escape(line)):
         ImageTile.of([x], 2)
+
+
+def test_an_error_of_the_compiler_is_one_line() -> None:
+    class Kernel:
+        __name__ = "gate_kernel"
+
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            def run(**arguments: Any) -> None:
+                raise PTXASError("no such instruction\nin line 3")
+
+            return run
+
+    line = f"Triton {triton.__version__} cannot compile gate_kernel here: PTXAS error: no such inst"
+    with pytest.raises(CompilationFailed) as caught:
+        launch(Kernel(), torch.device("cpu"), 1, warps=4)
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
 
 
 def test_importing_the_operators_imports_no_kernels() -> None:

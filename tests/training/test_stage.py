@@ -78,7 +78,7 @@ def test_every_epoch_sees_every_image_once_in_another_order():
         ({"precision": "fp16"}, "precision must be one of"),
         ({"seed": -1}, "seed must not be negative, got -1$"),
         ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
-        ({"betas": (0.9,)}, r"betas must be a list of 2, got \(0.9,\)$"),
+        ({"betas": (0.9,)}, r"betas must be a list or tuple of 2, got \(0.9,\)$"),
         ({"batch_size": 1.5}, "batch_size must be a whole number, got 1.5$"),
         ({"log_every": 1.5}, "log_every must be a whole number, got 1.5$"),
         ({"seed": 1.5}, "seed must be a whole number, got 1.5$"),

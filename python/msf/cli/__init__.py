@@ -56,7 +56,7 @@ def _parser() -> Parser:
 
 def _version() -> str:
     try:
-        return version("msf")
+        return version("msf-diffusion")
     except PackageNotFoundError:
         return "(not installed)"
 

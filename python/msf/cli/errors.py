@@ -35,7 +35,10 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", 2
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"needs the package {error.name}; install it with: pip install 'msf[train]'", 2
+        return (
+            f"needs the package {error.name}; run in the checkout: pip install '.[train]'",
+            2,
+        )
     if isinstance(error, (ValueError, ImportError)) or type(error).__name__ == "BackendUnavailable":
         return line, 2
     if _is_out_of_memory(error):

@@ -46,4 +46,4 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
 
 def missing(package: str, purpose: str) -> ImportError:
-    return ImportError(f"{purpose} needs {package}; install it with: pip install 'msf[train]'")
+    return ImportError(f"{purpose} needs {package}; run in the checkout: pip install '.[train]'")

@@ -115,9 +115,7 @@ class Evaluator:
         figures = self._figures(generated, classes)
         if not conditional:
             figures.pop("accuracy", None)
-        ratio = self._figure(
-            lambda i: self._distance(generated, i) / self._distance(self._real, i), DISTANCE
-        )
+        ratio = self._figure(lambda i: self._ratio(generated, i), DISTANCE)
         bases = None
         if true_bases:
             on_true, _ = self._extract(lambda at: images(at, self._test.images(self._chosen[at])))
@@ -171,6 +169,15 @@ class Evaluator:
 
     def _distance(self, features: Tensor, i: Tensor) -> float:
         return frechet_distance(features[i], self._reference[i])
+
+    def _ratio(self, features: Tensor, i: Tensor) -> float:
+        floor = self._distance(self._real, i)
+        if not floor:
+            raise ValueError(
+                "evaluation: the floor is 0: real images that are all alike, or too few, have no "
+                "distance to compare with"
+            )
+        return self._distance(features, i) / floor
 
     def _crossed(self, features: Tensor, i: Tensor) -> float:
         """Return the mean distance of each half of the pairs ``i`` from the reference's other

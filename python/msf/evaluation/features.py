@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data import ImageData
+from ..modes import own_modes
 
 WIDTH, FEATURE_DIM = 16, 64
 STEPS, BATCH_SIZE, LEARNING_RATE = 150, 64, 3e-3
@@ -50,6 +51,7 @@ def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> list[n
     return [convolution, nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 
+@own_modes()
 def train_feature_network(data: ImageData, *, seed: int = 0, steps: int = STEPS) -> FeatureNetwork:
     """Train a classifier of ``data``; the same seed gives the same network, in evaluation mode.
 
@@ -82,6 +84,7 @@ def _fit(network: FeatureNetwork, data: ImageData, steps: int) -> None:
         schedule.step()
 
 
+@own_modes()
 @torch.no_grad()
 def extract(network: FeatureNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
     """Map images (B, C, H, W), clamped to [-1, 1], to features (B, 64) float64 and classes (B,)

@@ -69,4 +69,5 @@ def figure(
     deviations = (replicates - replicates.mean()) * (m / (n - m)) ** 0.5
     low, high = torch.quantile(deviations, torch.tensor([0.025, 0.975], dtype=torch.float64))
     minimum, maximum = bounds
-    return Figure(value, max(value + float(low), minimum), min(value + float(high), maximum))
+    low, high = value + min(float(low), 0.0), value + max(float(high), 0.0)
+    return Figure(value, max(low, minimum), min(high, maximum))

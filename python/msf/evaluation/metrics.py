@@ -21,7 +21,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     # Rounding leaves eigenvalues of about -1e-16 where a set has fewer than D + 1 images.
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     mean = (a.mean(0) - b.mean(0)).square().sum()
-    return float(mean + cov_a.trace() + cov_b.trace() - 2 * cross)
+    # Rounding leaves about -1e-6 of equal sets.
+    return max(0.0, float(mean + cov_a.trace() + cov_b.trace() - 2 * cross))
 
 
 def kid(a: Tensor, b: Tensor) -> float:
@@ -68,4 +69,7 @@ def _checked(name: str, a: Tensor, b: Tensor, minimum: int) -> tuple[Tensor, Ten
         )
     if min(len(a), len(b)) < minimum:
         raise ValueError(f"{name}: needs {minimum} images in each set, got {len(a)} and {len(b)}")
+    for features in (a, b):
+        if not features.isfinite().all():
+            raise ValueError(f"{name}: features must be finite, but hold NaN or infinity")
     return a.double(), b.double()

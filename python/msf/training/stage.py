@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..files import atomic_write
 from ..model import MSF
+from ..modes import own_modes
 from ..precision import autocast
 from ..seeds import generator
 from .config import TrainingConfig
@@ -49,6 +50,7 @@ class StageTrainer:
             rate *= 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
         return rate
 
+    @own_modes()
     def step(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """Take one step on images (B, C, H, W) and return the loss (detached, on the device)."""
         key = (self.config.seed, self.index, self.step_number)

@@ -14,6 +14,7 @@ from ..config import MSFConfig
 from ..data import ImageData, load_data
 from ..images import component_grid
 from ..model import MSF
+from ..modes import own_modes
 from ..sampling import sample_components
 from ..seeds import generator
 from .batches import batches
@@ -28,6 +29,7 @@ PREVIEW_IMAGES = 25
 PREVIEW_STEPS = 50
 
 
+@own_modes()
 def train(
     config: MSFConfig,
     training: TrainingConfig,

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         problems.append(f"MSF_BACKEND={requested} cannot run {', '.join(failing)}; use auto")
     return {
         "versions": {
-            "msf": _version("msf"),
+            "msf": _version("msf-diffusion"),
             "python": platform.python_version(),
             "torch": _version("torch"),
             "triton": _version("triton"),

@@ -1,0 +1,172 @@
+"""Kill training and sampling at random moments, and see that nothing is lost.
+
+    python -m benchmarks.soak --kills 50
+
+A tiny model trains on the digits, is killed (SIGTERM, SIGKILL, or SIGINT twice within 50 ms) and
+resumed, again and again until it ends; then the next one. After each kill the folder must hold a
+model that loads, or none yet, and no half-written file; at the end the files must be bit for bit
+those of a training that nobody disturbed. Then sampling is killed: its file must be absent or
+whole. Ends with status 1 where something was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from msf import MSF
+from msf.files import atomic_write
+
+from . import machine
+from .parser import Parser
+
+STAGE = {"width": 16, "depth": 1, "heads": 2, "patch": 2}
+SETTINGS = {
+    "model": {
+        "image_size": [8, 8],
+        "channels": 1,
+        "num_classes": 10,
+        "stages": [STAGE, STAGE],
+        "steps": [2, 1],
+    },
+    "training": {"steps": [300, 200], "batch_size": 16, "sample_every": 20, "log_every": 10},
+}
+SIGNALS: dict[str, tuple[signal.Signals, ...]] = {
+    "SIGTERM": (signal.SIGTERM,),
+    "SIGKILL": (signal.SIGKILL,),
+    "SIGINT twice": (signal.SIGINT, signal.SIGINT),
+}
+PAUSE = 0.05  # seconds between two signals
+
+
+@dataclass
+class Soak:
+    """What happened so far.
+
+    Args:
+        chance: chooses the moments and the signals.
+        kills: processes that a signal ended, by what was killed and the signal.
+        losses: one line for each thing that was lost.
+    """
+
+    chance: random.Random
+    kills: Counter[str] = field(default_factory=Counter)
+    losses: list[str] = field(default_factory=list)
+    trainings: int = 0
+
+    def killed(self, what: str, command: Sequence[str], seconds: float) -> bool:
+        """Run the command and kill it within so many seconds, unless it ends before."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "msf.cli", *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        name = self.chance.choice(list(SIGNALS))
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(self.chance.uniform(0, seconds))
+        ended = process.poll() is not None
+        for number in () if ended else SIGNALS[name]:
+            process.send_signal(number)
+            time.sleep(PAUSE)
+        _, errors = process.communicate()
+        if "Traceback" in errors:
+            self.losses.append(f"{what}, {name}: {errors.strip().splitlines()[-1]}")
+        if ended and process.returncode:
+            self.losses.append(f"{what} ended by itself with status {process.returncode}: {errors}")
+        if not ended:
+            self.kills[f"{what}, {name}"] += 1
+        return not ended
+
+    def check(self, what: str, look: Callable[[], Any]) -> None:
+        try:
+            look()
+        except Exception as error:
+            self.losses.append(f"{what}: {type(error).__name__}: {error}")
+
+
+def train(folder: Path, config: Path) -> list[str]:
+    source = ["--config", str(config), "--data", "digits", "--precision", "fp32"]
+    return ["train", *source, "--out", str(folder), "--resume"]
+
+
+def look_at(folder: Path) -> None:
+    """Load all that training has left. An error says what cannot be read."""
+    if (folder / "model.safetensors").exists():
+        MSF.from_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            opened.keys()
+
+
+def same(a: Path, b: Path) -> None:
+    """AssertionError where two trainings did not end in the same bits."""
+    for file in sorted(a.glob("*.safetensors")):
+        mine, other = load_file(file), load_file(b / file.name)
+        assert mine.keys() == other.keys(), f"{file.name} holds other tensors"
+        for name, tensor in mine.items():
+            assert torch.equal(tensor, other[name]), f"{file.name}: {name} differs"
+
+
+def soak(kills: int, seed: int, folder: Path) -> Soak:
+    found, config = Soak(random.Random(seed)), folder / "config.json"
+    config.write_text(json.dumps(SETTINGS))
+    start = time.monotonic()
+    undisturbed = folder / "undisturbed"
+    subprocess.run([sys.executable, "-m", "msf.cli", *train(undisturbed, config)], check=True)
+    seconds = time.monotonic() - start
+    while found.kills.total() < kills // 2:
+        found.trainings += 1
+        out = folder / f"run-{found.trainings}"
+        while found.killed("train", train(out, config), seconds):
+            found.check("train", partial(look_at, out))
+            print(f"{found.kills.total()} kills, {len(found.losses)} losses", flush=True)
+        found.check("train", partial(same, undisturbed, out))
+    images = folder / "images.safetensors"
+    sample = ["sample", str(undisturbed), "--count", "2000", "--out", str(images), "--overwrite"]
+    while found.kills.total() < kills:
+        if found.killed("sample", sample, seconds) and images.exists():
+            found.check("sample", lambda: load_file(images))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="benchmarks.soak", description=__doc__)
+    parser.add_argument("--kills", type=int, default=50, metavar="N", help="half in training (50)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the moments (0)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON of what happened")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        found = soak(args.kills, args.seed, Path(folder))
+    document = {
+        "machine": machine.describe(torch.device("cpu")),
+        "seed": args.seed,
+        "kills": dict(sorted(found.kills.items())),
+        "trainings": found.trainings,
+        "losses": found.losses,
+    }
+    print(json.dumps(document, indent=1))
+    if args.out:
+        with atomic_write(args.out) as temporary:
+            temporary.write_text(json.dumps(document, indent=1) + "\n")
+    return bool(found.losses)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""What a caller has set for PyTorch stays outside of what must not depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """Run with gradients, float32 as the default dtype and no autocast, whatever the caller has.
+
+    Also forgets the weights that an autocast around us has cast already, as they may have changed.
+    """
+    dtype = torch.get_default_dtype()
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    torch.clear_autocast_cache()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in devices:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield
