@@ -13,7 +13,6 @@ from torch import Tensor
 
 import msf
 from msf.transformer import Block
-from msf_kernels import rope_2d
 
 from .arms import Arm
 from .modelcall import ModelCall
@@ -33,13 +32,13 @@ class BlockPass(ModelCall):
     Args:
         inputs: x and h (B, N, D), and the condition c (B, D).
         cotangents: of both outputs.
-        rope: as made by `rope_2d`.
+        grid: of the tokens.
     """
 
     block: Block
     inputs: tuple[Tensor, ...]
     cotangents: tuple[Tensor, ...]
-    rope: Tensor
+    grid: tuple[int, int]
     backward: bool
     whole = False
 
@@ -58,8 +57,7 @@ class BlockPass(ModelCall):
         drawn = torch.randn(4, batch, grid[0] * grid[1], stage.width, **where).unbind()
         condition = torch.randn(batch, stage.width, **where)
         inputs = tuple(tensor.requires_grad_() for tensor in (*drawn[:2], condition))
-        rope = rope_2d(*grid, stage.head_dim, device=device)
-        return cls(block, inputs, drawn[2:], rope, backward)
+        return cls(block, inputs, drawn[2:], grid, backward)
 
     @property
     def row(self) -> Row:
@@ -91,7 +89,7 @@ class BlockPass(ModelCall):
 
     def _call(self, run: Any) -> tuple[Tensor, ...]:
         with nullcontext() if self.backward else torch.no_grad():
-            outputs = run(*self.inputs, self.rope)
+            outputs = run(*self.inputs, self.grid)
         if not self.backward:
             return outputs
         wanted = (*self.inputs, *self.block.parameters())

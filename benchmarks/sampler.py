@@ -33,6 +33,7 @@ def random_model(name: str, device: torch.device) -> msf.MSF:
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    model.pyramid.std.fill_(0.5)  # as if measured
     return model
 
 

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from models import images, tiny_config, tiny_model
 from msf import MSF, StageConfig
+from processes import program
 
 
 def generator(seed=0):
@@ -290,3 +291,13 @@ def test_compiled_and_wrapped_stages_save_plain_names(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = MSF.from_pretrained(tmp_path)
     assert all(map(torch.equal, loaded.state_dict().values(), plain.state_dict().values()))
+
+
+def test_blocks_sharded_in_bfloat16_train():
+    """FSDP2 casts what a block is called with; its rotation stays in float32."""
+    ran = program("shard_blocks.py")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    losses = [float(line) for line in ran.stdout.split()]
+    whole = tiny_model()(images(8), torch.arange(8) % 3, generator=generator())["total"]
+    assert losses[0] == pytest.approx(whole.item(), rel=0.02)  # bfloat16 has 8 bits
+    assert len(set(losses)) == 3

@@ -81,17 +81,22 @@ class ScalarEmbedding(nn.Sequential):
 
 class Attention(nn.Module):
     """Multi-head self-attention; QK-norm (ViT-22B, arXiv 2302.05442) and 2-D RoPE are part of the
-    operator."""
+    operator.
+
+    RoPE is for tokens of a ``grid`` (height, width); None for no RoPE. A grid and no table, because
+    wrappers such as FSDP cast the tensors that they pass on, and a table must stay in float32.
+    """
 
     def __init__(self, stage: StageConfig, qk_norm: bool) -> None:
         super().__init__()
-        self.heads = stage.heads
+        self.heads, self.head_dim = stage.heads, stage.head_dim
         self.qkv = nn.Linear(stage.width, 3 * stage.width)
         self.proj = nn.Linear(stage.width, stage.width)
         self.q_weight = nn.Parameter(torch.ones(stage.head_dim)) if qk_norm else None
         self.k_weight = nn.Parameter(torch.ones(stage.head_dim)) if qk_norm else None
 
-    def forward(self, x: Tensor, rope: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        rope = None if grid is None else rope_2d(*grid, self.head_dim, device=x.device)
         out = attention(
             self.qkv(x),
             num_heads=self.heads,
@@ -122,13 +127,13 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, h: Tensor, c: Tensor, rope: Tensor | None
+        self, x: Tensor, h: Tensor, c: Tensor, grid: tuple[int, int] | None
     ) -> tuple[Tensor, Tensor]:
         """Take and return the residual stream x (B, N, D) and h, x normalised and modulated; the
-        condition c is (B, D)."""
+        condition c is (B, D), ``grid`` as in ``Attention``."""
         modulations = self.modulation(c).chunk(6, dim=1)
         attention_gate, mlp_shift, mlp_scale, mlp_gate, next_shift, next_scale = modulations
-        x, h = gate_residual_adaln(x, self.attention(h, rope), attention_gate, mlp_shift, mlp_scale)
+        x, h = gate_residual_adaln(x, self.attention(h, grid), attention_gate, mlp_shift, mlp_scale)
         return gate_residual_adaln(x, self.mlp(h), mlp_gate, next_shift, next_scale)
 
 
@@ -212,15 +217,12 @@ class StageTransformer(nn.Module):
         # The state stays in float32 whatever the model was cast to.
         patches = patchify(x, self.stage.patch).to(self.patch_embedding.weight.dtype)
         x = self.patch_embedding(patches)
-        rope = None
-        if self.positions == "rope":
-            rope = rope_2d(*grid, self.stage.head_dim, device=x.device)
-        else:
+        if self.positions == "sincos":
             x = x + sincos_2d(*grid, self.stage.width, x.device).to(x.dtype)
 
         h = adaln_modulate(x, *self.modulation(c).chunk(2, dim=1))
         for block in self.blocks:
-            x, h = block(x, h, c, rope)
+            x, h = block(x, h, c, grid if self.positions == "rope" else None)
         tokens = self.output(h)
         return tokens if as_tokens else unpatchify(tokens, self.stage.patch, size)
 
