@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .dataset import SPLITS, ImageData
+from .dataset import SPLITS, ImageData, UnreadableImage
 from .digits import Digits
 from .folder import ImageFolder
 from .textures import Textures
 
-__all__ = ["SPLITS", "Digits", "ImageData", "ImageFolder", "Textures", "load_data"]
+__all__ = [
+    "SPLITS",
+    "Digits",
+    "ImageData",
+    "ImageFolder",
+    "Textures",
+    "UnreadableImage",
+    "load_data",
+]
 
 
 def load_data(

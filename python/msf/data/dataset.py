@@ -11,6 +11,14 @@ from torch.utils.data import Dataset
 SPLITS = ("train", "features", "test")
 
 
+class UnreadableImage(ValueError):
+    """An image that cannot be read: ``problem`` names it and says why, ``index`` is its place."""
+
+    def __init__(self, problem: str, index: int = -1) -> None:
+        super().__init__(f"data: cannot read {problem}; replace or remove it")
+        self.problem, self.index = problem, index
+
+
 class ImageData(Dataset[tuple[Tensor, int]], ABC):
     """Images (C, H, W), float32 in [-1, 1], with a class each.
 
@@ -19,6 +27,12 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
 
     class_names: tuple[str, ...]
     labels: Tensor
+    empty_files: tuple[str, ...] = ()  # of all splits; they are in none
+
+    @property
+    def total(self) -> int:
+        """Return how many images the source has, in all its splits where they are known."""
+        return len(self)
 
     @property
     def num_classes(self) -> int:
@@ -26,7 +40,8 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
 
     @abstractmethod
     def images(self, indices: Tensor) -> Tensor:
-        """Return images (B, C, H, W) at ``indices`` (B,) int64."""
+        """Return images (B, C, H, W) at ``indices`` (B,) int64. Raise UnreadableImage for the first
+        that is none."""
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return (images (B, C, H, W) float32, labels (B,) int64) at ``indices`` (B,) int64."""

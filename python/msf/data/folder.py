@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .dataset import ImageData, from_uint8, missing
+from .dataset import ImageData, UnreadableImage, from_uint8, missing
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 MODES = {1: "L", 3: "RGB"}
@@ -20,6 +20,7 @@ class ImageFolder(ImageData):
     An image goes to a split by the hash of ``<class>/<image>``: 80 % train, 10 % features, 10 %
     test, whatever other files there are. It is resized, up or down, until it just covers (height,
     width), and centre-cropped. Transparency is dropped; the camera's orientation tag is followed.
+    Empty files are in no split.
     """
 
     def __init__(self, root: Path, split: str, image_size: tuple[int, int], channels: int) -> None:
@@ -38,11 +39,16 @@ class ImageFolder(ImageData):
         self.class_names = tuple(folder.name for folder in folders)
         self.paths: list[Path] = []
         labels: list[int] = []
+        empty: list[str] = []
+        self._total = 0
         for label, folder in enumerate(folders):
             paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
             if not paths:
                 raise ValueError(f"data: {folder} holds no image ({', '.join(sorted(SUFFIXES))})")
-            chosen = [path for path in paths if split_of(path) == split]
+            self._total += len(paths)
+            # Copies that broke off leave such files. They would be met late, or in no training.
+            empty += [str(path) for path in paths if not path.stat().st_size]
+            chosen = [p for p in paths if split_of(p) == split and str(p) not in empty]
             self.paths += chosen
             labels += [label] * len(chosen)
         if not self.paths:
@@ -51,21 +57,28 @@ class ImageFolder(ImageData):
                 "the split is 80/10/10, so give about 100 or more"
             )
         self.labels = torch.tensor(labels)
+        self.empty_files = tuple(empty)
+
+    @property
+    def total(self) -> int:
+        return self._total
 
     def images(self, indices: Tensor) -> Tensor:
-        return torch.stack([self._decode(self.paths[i]) for i in indices.tolist()])
+        return torch.stack([self._decode(i) for i in indices.tolist()])
 
-    def _decode(self, path: Path) -> Tensor:
+    def _decode(self, index: int) -> Tensor:
         import numpy as np
         from PIL import Image, ImageOps
 
+        path = self.paths[index]
         try:
             with Image.open(path) as file:
                 if file.mode.startswith(("I", "F")):
                     raise ValueError(f"only 8-bit images, not mode {file.mode}")
                 image = ImageOps.exif_transpose(file).convert(self._mode)
         except Exception as error:  # Pillow's decoders raise whatever the broken file leads them to
-            raise ValueError(f"data: cannot read {path}: {error}; replace or remove it") from None
+            reason = str(error).replace(f" {str(path)!r}", "")
+            raise UnreadableImage(f"{path}: {reason}", index) from None
         pixels = np.array(ImageOps.fit(image, self._size, Image.Resampling.BICUBIC))
         return from_uint8(torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).movedim(-1, 0))
 

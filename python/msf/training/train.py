@@ -21,6 +21,7 @@ from .config import RunConfig, TrainingConfig
 from .folder import RunFolder
 from .interrupts import Interrupted, StopSignal
 from .recorder import Recorder, plot_losses
+from .skipped import ReadableBatches, Skipped
 from .stage import StageTrainer
 
 STATISTICS_IMAGES = 16_384
@@ -45,7 +46,8 @@ def train(
 
     source: as in ``load_data``. resume: continue the run that ``out`` holds, if any; the result is
     bit for bit that of an uninterrupted run on the same machine. Raises ``Interrupted`` when
-    stopped by Ctrl-C, ValueError for settings that do not fit together.
+    stopped by Ctrl-C, ValueError for settings that do not fit together or when more than one in a
+    hundred images cannot be read; fewer are skipped, and named at the end.
     """
     names = config.stage_names
     for name in stages or ():
@@ -63,11 +65,12 @@ def train(
         num_classes=config.num_classes,
     )
     folder = RunFolder(Path(out), config, RunConfig(source, training), resume=resume)
+    skipped = Skipped(data.total, data.empty_files)
     torch.manual_seed(training.seed)
     model = MSF(config)
     saved = folder.saved_model()
     if saved is None:
-        model.pyramid.measure(_statistics_batches(data, training.seed))
+        model.pyramid.measure(_statistics_batches(data, training.seed, skipped))
     else:  # images added since must not change the statistics
         model.pyramid.load_state_dict(saved.pyramid.state_dict())
     model.to(device)
@@ -80,16 +83,19 @@ def train(
             averaged.stages[trainer.index] = trainer.ema
         with StopSignal() as stop:
             for trainer in trainers:
-                _train_stage(trainer, data, folder, averaged, stop, progress)
+                _train_stage(trainer, data, folder, averaged, stop, skipped, progress)
+    skipped.report()
     plot_losses(folder.metrics(), folder.path / "loss.png")
     # The saved one, because another process may have trained the other stages meanwhile.
     return (folder.saved_model() or averaged).to(device).requires_grad_(False)
 
 
-def _statistics_batches(data: ImageData, seed: int) -> Iterator[Tensor]:
-    key = generator(seed)
+def _statistics_batches(data: ImageData, seed: int, skipped: Skipped) -> Iterator[Tensor]:
+    key, readable = generator(seed), ReadableBatches(data)
     for indices in torch.randperm(len(data), generator=key)[:STATISTICS_IMAGES].split(512):
-        yield data.batch(indices)[0]
+        images, _, problems = readable[indices]
+        skipped.add(problems)
+        yield images
 
 
 def _train_stage(
@@ -98,13 +104,22 @@ def _train_stage(
     folder: RunFolder,
     averaged: MSF,
     stop: StopSignal,
+    skipped: Skipped,
     progress: bool,
 ) -> None:
     config, first, last = trainer.config, trainer.step_number, trainer.total_steps
     has_labels = trainer.model.config.num_classes > 0
-    pin = trainer.device.type == "cuda"
+    loaded = batches(
+        data,
+        config.batch_size,
+        first,
+        last,
+        config.seed,
+        skipped=skipped,
+        pin=trainer.device.type == "cuda",
+    )
     with Recorder(trainer, folder, progress) as recorder:
-        for images, labels in batches(data, config.batch_size, first, last, config.seed, pin=pin):
+        for images, labels in loaded:
             images = images.to(trainer.device, non_blocking=True)
             labels = labels.to(trainer.device, non_blocking=True)
             loss = trainer.step(images, labels if has_labels else None)
@@ -127,7 +142,8 @@ def _train_stage(
 def preview(model: MSF, index: int, data: ImageData) -> Tensor:
     """Return a grid (C, h, w) of samples of the stages up to ``index``, above true bases where the
     base is untrained."""
-    images, labels = data.batch(torch.arange(PREVIEW_IMAGES) * len(data) // PREVIEW_IMAGES)
+    indices = torch.arange(PREVIEW_IMAGES) * len(data) // PREVIEW_IMAGES
+    images, labels, _ = ReadableBatches(data)[indices]
     true_base = model.pyramid.split(images.to(model.pyramid.mean.device))[0]
     _, components = sample_components(
         model,
