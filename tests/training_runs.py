@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from msf import MSFConfig, StageConfig, TrainingConfig
@@ -50,3 +51,8 @@ def interrupt_at(step, monkeypatch):
         return original(self, *args)
 
     monkeypatch.setattr(StageTrainer, "step", counted)
+
+
+def saved_step(folder, stage):
+    with safe_open(folder / f"state-{stage}.safetensors", "pt") as file:
+        return int(file.metadata()["step"])

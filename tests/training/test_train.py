@@ -108,7 +108,7 @@ class Latents(ImageData):
 
 def test_latents_are_trained_without_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr("msf.training.train.load_data", lambda *_, **__: Latents())
-    monkeypatch.setattr("msf.training.train.preview", lambda *_: pytest.fail("sampled a picture"))
+    monkeypatch.setattr("msf.training.loop.preview", lambda *_: pytest.fail("sampled a picture"))
     config = dataclasses.replace(MODEL, channels=4)
     train(config, TRAINING, "latents", tmp_path, stages=["base"], progress=False)
     assert not list(tmp_path.glob("samples-*"))

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..data import ImageData, ImageFolder
 from ..seeds import generator
-from .interrupts import leave_sigterm_to_the_parent
+from .interrupts import leave_signals_to_the_parent
 from .skipped import ReadableBatches, Skipped
 
 
@@ -63,7 +63,7 @@ def batches(
         sampler=steps,
         num_workers=workers,
         collate_fn=_shared if workers else None,
-        worker_init_fn=leave_sigterm_to_the_parent,
+        worker_init_fn=leave_signals_to_the_parent,
         pin_memory=pin,
     )
     for images, labels, problems in loader:

@@ -25,13 +25,15 @@ class Skipped:
 
     def __init__(self, total: int, empty: Iterable[str] = ()) -> None:
         self.total = total
-        self._problems: dict[object, str] = {name: f"{name}: an empty file" for name in empty}
+        self._problems: dict[str | int, str] = {name: f"{name}: an empty file" for name in empty}
         self._check()
 
     def add(self, problems: dict[int, str]) -> None:
         """Count images by their indices, each once. ValueError where they are too many."""
-        if problems.keys() - self._problems.keys():
-            self._problems.update(problems)
+        known = len(self._problems)
+        for index, problem in problems.items():
+            self._problems[index] = problem
+        if len(self._problems) > known:
             self._check()
 
     def _check(self) -> None:

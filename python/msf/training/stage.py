@@ -16,6 +16,11 @@ from ..model import MSF
 from ..precision import autocast
 from ..seeds import generator
 from .config import TrainingConfig
+from .interrupts import uncut
+
+
+class NotFinite(ValueError):
+    """The loss or the weights hold NaN or infinity; such weights are not saved."""
 
 
 class StageTrainer:
@@ -37,6 +42,7 @@ class StageTrainer:
             fused=True,
         )
         self.step_number = 0
+        self.is_torn = False  # whether a step failed with some of its changes made
 
     @property
     def total_steps(self) -> int:
@@ -60,10 +66,13 @@ class StageTrainer:
             )
         losses["total"].backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        self.optimizer.step()
+        with uncut():
+            self.is_torn = True
+            self.optimizer.step()
+            self.step_number += 1
+            self._average()
+            self.is_torn = False
         self.optimizer.zero_grad()
-        self.step_number += 1
-        self._average()
         return losses["total"].detach()
 
     @torch.no_grad()
@@ -74,11 +83,11 @@ class StageTrainer:
         torch._foreach_lerp_(averages, self.parameters, 1 - decay)
 
     def check_finite(self) -> None:
-        """Raise a ValueError when the averaged weights, which never forget one, hold NaN or
+        """Raise NotFinite when the averaged weights, which never forget one, hold NaN or
         infinity."""
         norms = torch._foreach_norm(list(self.ema.parameters()))
         if not torch.stack(norms).isfinite().all():
-            raise ValueError(
+            raise NotFinite(
                 f"{self.name}: the weights are not finite after step {self.step_number}; "
                 "they were not saved, try a lower learning rate"
             )

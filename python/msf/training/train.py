@@ -12,21 +12,17 @@ from torch import Tensor
 
 from ..config import MSFConfig
 from ..data import ImageData, load_data
-from ..images import component_grid
 from ..model import MSF
-from ..sampling import sample_components
 from ..seeds import generator
-from .batches import batches
 from .config import RunConfig, TrainingConfig
 from .folder import RunFolder
-from .interrupts import Interrupted, StopSignal
-from .recorder import Recorder, plot_losses
+from .interrupts import StopSignal
+from .loop import StageLoop
+from .recorder import plot_losses
 from .skipped import ReadableBatches, Skipped
 from .stage import StageTrainer
 
 STATISTICS_IMAGES = 16_384
-PREVIEW_IMAGES = 25
-PREVIEW_STEPS = 50
 
 
 def train(
@@ -45,9 +41,10 @@ def train(
     others into ``out`` at the same time.
 
     source: as in ``load_data``. resume: continue the run that ``out`` holds, if any; the result is
-    bit for bit that of an uninterrupted run on the same machine. Raises ``Interrupted`` when
-    stopped by Ctrl-C, ValueError for settings that do not fit together or when more than one in a
-    hundred images cannot be read; fewer are skipped, and named at the end.
+    bit for bit that of an uninterrupted run on the same machine. Any error after the first step
+    leaves the steps before it saved. So does Ctrl-C, which raises ``Interrupted``. ValueError for
+    settings that do not fit together or when more than one in a hundred images cannot be read;
+    fewer are skipped, and named at the end.
     """
     names = config.stage_names
     for name in stages or ():
@@ -83,7 +80,7 @@ def train(
             averaged.stages[trainer.index] = trainer.ema
         with StopSignal() as stop:
             for trainer in trainers:
-                _train_stage(trainer, data, folder, averaged, stop, skipped, progress)
+                StageLoop(trainer, data, folder, averaged, stop, skipped).run(progress)
     skipped.report()
     plot_losses(folder.metrics(), folder.path / "loss.png")
     # The saved one, because another process may have trained the other stages meanwhile.
@@ -96,60 +93,3 @@ def _statistics_batches(data: ImageData, seed: int, skipped: Skipped) -> Iterato
         images, _, problems = readable[indices]
         skipped.add(problems)
         yield images
-
-
-def _train_stage(
-    trainer: StageTrainer,
-    data: ImageData,
-    folder: RunFolder,
-    averaged: MSF,
-    stop: StopSignal,
-    skipped: Skipped,
-    progress: bool,
-) -> None:
-    config, first, last = trainer.config, trainer.step_number, trainer.total_steps
-    has_labels = trainer.model.config.num_classes > 0
-    loaded = batches(
-        data,
-        config.batch_size,
-        first,
-        last,
-        config.seed,
-        skipped=skipped,
-        pin=trainer.device.type == "cuda",
-    )
-    with Recorder(trainer, folder, progress) as recorder:
-        for images, labels in loaded:
-            images = images.to(trainer.device, non_blocking=True)
-            labels = labels.to(trainer.device, non_blocking=True)
-            loss = trainer.step(images, labels if has_labels else None)
-            recorder.add(loss, len(images))
-            step = trainer.step_number
-            if stop.received or step == last or step % config.sample_every == 0:
-                recorder.flush()
-                folder.save(trainer, averaged)
-                if averaged.config.channels in (1, 3):  # latents are no picture
-                    recorder.picture(preview(averaged, trainer.index, data))
-                recorder.start_window()  # the time of a checkpoint is not that of training
-            if stop.received:
-                raise Interrupted(
-                    f"stopped at step {step} of {last} of {trainer.name}; "
-                    f"saved in {folder.path}, continue with --resume"
-                )
-
-
-@torch.no_grad()
-def preview(model: MSF, index: int, data: ImageData) -> Tensor:
-    """Return a grid (C, h, w) of samples of the stages up to ``index``, above true bases where the
-    base is untrained."""
-    indices = torch.arange(PREVIEW_IMAGES) * len(data) // PREVIEW_IMAGES
-    images, labels, _ = ReadableBatches(data)[indices]
-    true_base = model.pyramid.split(images.to(model.pyramid.mean.device))[0]
-    _, components = sample_components(
-        model,
-        labels if model.config.num_classes else None,
-        seeds=range(PREVIEW_IMAGES),
-        steps=tuple(min(steps, PREVIEW_STEPS) for steps in model.config.steps),
-        base=true_base if "base" in model.untrained_stages else None,
-    )
-    return component_grid(model, components[: index + 1])

@@ -2,7 +2,8 @@
 
 --out gets the model (config.json, model.safetensors), what is needed to continue (training.json,
 state-*.safetensors), metrics.jsonl, tensorboard/, sample grids and loss.png. Ctrl-C saves and
-stops.
+stops, an error after the first step saves too, and --resume continues. Images that cannot be read
+are skipped, but more than one in a hundred are an error.
 
 --config names a JSON file {"model": {...}, "training": {...}} with the fields of MSFConfig and
 TrainingConfig, for instance
