@@ -155,7 +155,9 @@ def test_inspect_a_model(workspace: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [stage["std"] for stage in found["stages"]] == model.pyramid.std.tolist()
     assert found["training"]["data"] == "digits"
     assert main(["inspect", str(workspace / "run")]) == 0
-    assert "residual  8x8" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "residual  8x8" in out
+    assert re.search(r"^class names +0 0, 1 1, .*, 9 9$", out, re.MULTILINE)
 
 
 def test_sample_process_writes_a_grid(workspace: Path, tmp_path: Path) -> None:

@@ -2,23 +2,12 @@
 
 import pytest
 import torch
-from PIL import Image
 
 from msf.data import SPLITS, load_data
 from msf.training.batches import batches
 from msf.training.skipped import ReadableBatches, Skipped
 from msf.training.train import train
 from training_runs import MODEL, TRAINING, digest, interrupt_at
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Ten classes of 25 images, every one of another grey."""
-    for index in range(250):
-        folder = tmp_path / "photos" / str(index // 25)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (8, 8), index).save(folder / f"{index}.png")
-    return tmp_path / "photos"
 
 
 def load(photos, split="train"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -27,12 +29,13 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
 
     class_names: tuple[str, ...]
     labels: Tensor
+    files: Mapping[str, int] = MappingProxyType({})  # sizes by relative name, of all splits
     empty_files: tuple[str, ...] = ()  # of all splits; they are in none
 
     @property
     def total(self) -> int:
-        """Return how many images the source has, in all its splits where they are known."""
-        return len(self)
+        """Return how many images the source has, in all its splits where it is of files."""
+        return len(self.files) or len(self)
 
     @property
     def num_classes(self) -> int:

@@ -39,16 +39,15 @@ class ImageFolder(ImageData):
         self.class_names = tuple(folder.name for folder in folders)
         self.paths: list[Path] = []
         labels: list[int] = []
-        empty: list[str] = []
-        self._total = 0
+        self.files = {}
         for label, folder in enumerate(folders):
             paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
             if not paths:
                 raise ValueError(f"data: {folder} holds no image ({', '.join(sorted(SUFFIXES))})")
-            self._total += len(paths)
-            # Copies that broke off leave such files. They would be met late, or in no training.
-            empty += [str(path) for path in paths if not path.stat().st_size]
-            chosen = [p for p in paths if split_of(p) == split and str(p) not in empty]
+            sizes = {path: path.stat().st_size for path in paths}
+            self.files |= {f"{folder.name}/{path.name}": size for path, size in sizes.items()}
+            # Copies that broke off leave empty files. They would be met late, or in no training.
+            chosen = [path for path in paths if sizes[path] and split_of(path) == split]
             self.paths += chosen
             labels += [label] * len(chosen)
         if not self.paths:
@@ -57,11 +56,7 @@ class ImageFolder(ImageData):
                 "the split is 80/10/10, so give about 100 or more"
             )
         self.labels = torch.tensor(labels)
-        self.empty_files = tuple(empty)
-
-    @property
-    def total(self) -> int:
-        return self._total
+        self.empty_files = tuple(str(root / name) for name, size in self.files.items() if not size)
 
     def images(self, indices: Tensor) -> Tensor:
         return torch.stack([self._decode(i) for i in indices.tolist()])

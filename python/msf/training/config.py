@@ -73,10 +73,16 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What ``training.json`` says of a run: ``data`` is its source, as in ``load_data``."""
+    """What ``training.json`` says of a run: ``data`` is its source, as in ``load_data``.
+
+    ``class_names`` are those of the data, in the order of their numbers, and ``fingerprint`` is a
+    hash of its files' names and sizes. Runs of earlier versions do not know them.
+    """
 
     data: str
     training: TrainingConfig
+    class_names: tuple[str, ...] = ()
+    fingerprint: str = ""
 
 
 def read_run(directory: Path) -> RunConfig | None:

@@ -1,7 +1,8 @@
 """The folder of a training run.
 
 config.json, model.safetensors   the model with averaged weights: what ``MSF.from_pretrained`` reads
-training.json                    data source and ``TrainingConfig``
+training.json                    data source, its classes and fingerprint, and ``TrainingConfig``
+files.json                       names and sizes of the data's files, where it has any
 state-<stage>.safetensors        all that training changes, to continue from
 metrics.jsonl, tensorboard/      losses and rates
 samples-<stage>-<step>.png, loss.png
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..files import atomic_write
 from ..model import CONFIG_FILE, MSF, read_config
 from ..parsing import parse_dataclass, parse_object
 from .config import RUN_FILE, RunConfig, read_run
+from .identity import changed_classes, changed_files, read_files, write_files
 from .locks import claim, locked
 from .stage import StageTrainer
 
@@ -43,12 +45,23 @@ class RunFolder:
     """A RunFolder opens ``path`` for the training ``run`` of ``config``.
 
     ValueError when the folder holds something already and ``resume`` is not set, or when what it
-    holds is no run, or one of another configuration. A run that ended before its first checkpoint
-    is no obstacle.
+    holds is no run, one of another configuration, or one of other data than ``files`` and
+    ``run.class_names``, unless ``data_changed``. New images are no other data. A run that ended
+    before its first checkpoint is no obstacle.
     """
 
-    def __init__(self, path: Path, config: MSFConfig, run: RunConfig, *, resume: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: MSFConfig,
+        run: RunConfig,
+        *,
+        resume: bool,
+        files: Mapping[str, int] | None = None,
+        data_changed: bool = False,
+    ) -> None:
         self.path, self.config, self.run, self.resume = path, config, run, resume
+        self.files, self.data_changed = files or {}, data_changed
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path}: is a file; --out must be a folder")
         if path.exists():
@@ -66,6 +79,7 @@ class RunFolder:
                 if self._is_abandoned():
                     (self.path / "metrics.jsonl").unlink(missing_ok=True)
                     shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+                write_files(self.path, self.files)
                 with atomic_write(self.path / RUN_FILE) as temporary:
                     temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
                 for stage in stages:
@@ -112,6 +126,19 @@ class RunFolder:
                 f"{self.path}: the run in this folder differs in {', '.join(differing)}; "
                 "resume with the same settings or choose another --out"
             )
+        if not self.data_changed and (change := self._changed_data(run)):
+            raise ValueError(
+                f"{self.path}: not the data this run was trained on: {change}; restore it, or "
+                "continue with what is there now with --data-changed"
+            )
+
+    def _changed_data(self, run: RunConfig) -> str | None:
+        """Return what the data of ``run`` has no longer; None where it has all."""
+        if run.class_names and (change := changed_classes(run.class_names, self.run.class_names)):
+            return change
+        if run.fingerprint in ("", self.run.fingerprint):
+            return None
+        return changed_files(read_files(self.path), self.files)
 
     def state_file(self, stage: str) -> Path:
         return self.path / f"state-{stage}.safetensors"

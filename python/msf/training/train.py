@@ -16,6 +16,7 @@ from ..model import MSF
 from ..seeds import generator
 from .config import RunConfig, TrainingConfig
 from .folder import RunFolder
+from .identity import fingerprint
 from .interrupts import StopSignal
 from .loop import StageLoop
 from .recorder import plot_losses
@@ -33,6 +34,7 @@ def train(
     *,
     stages: Sequence[str] | None = None,
     resume: bool = False,
+    data_changed: bool = False,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> MSF:
@@ -40,7 +42,8 @@ def train(
     return the model that is there at the end. Stages train independently: other processes may train
     others into ``out`` at the same time.
 
-    source: as in ``load_data``. resume: continue the run that ``out`` holds, if any; the result is
+    source: as in ``load_data``. data_changed: continue though classes or files of the data are not
+    what they were. resume: continue the run that ``out`` holds, if any; the result is
     bit for bit that of an uninterrupted run on the same machine. Any error after the first step
     leaves the steps before it saved. So does Ctrl-C, which raises ``Interrupted``. ValueError for
     settings that do not fit together or when more than one in a hundred images cannot be read;
@@ -61,7 +64,14 @@ def train(
         channels=config.channels,
         num_classes=config.num_classes,
     )
-    folder = RunFolder(Path(out), config, RunConfig(source, training), resume=resume)
+    folder = RunFolder(
+        Path(out),
+        config,
+        RunConfig(source, training, data.class_names, fingerprint(data.files)),
+        resume=resume,
+        files=data.files,
+        data_changed=data_changed,
+    )
     skipped = Skipped(data.total, data.empty_files)
     torch.manual_seed(training.seed)
     model = MSF(config)

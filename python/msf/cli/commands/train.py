@@ -46,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="continue the run that --out holds, if any"
     )
     parser.add_argument(
+        "--data-changed",
+        action="store_true",
+        help="with --resume: continue though classes or images are not those the run began with",
+    )
+    parser.add_argument(
         "--steps", nargs="+", type=int, metavar="N", help="one for all stages or one a stage"
     )
     parser.add_argument("--batch-size", type=int, metavar="N")
@@ -74,6 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             args.out,
             stages=[args.stage] if args.stage else None,
             resume=args.resume,
+            data_changed=args.data_changed,
             device=device,
         )
     except Interrupted as error:
