@@ -141,11 +141,13 @@ def test_bad_requests_are_one_clear_line_and_leave_nothing(tmp_path, options, me
 def test_existing_folder_is_not_overwritten(whole, tmp_path):
     with pytest.raises(ValueError, match="exists and is not empty; continue its run with --resume"):
         run(whole)
-    other = dataclasses.replace(TRAINING, learning_rate=1.0)
-    with pytest.raises(ValueError, match=r"folder differs in training.learning_rate; resume with"):
+    other = dataclasses.replace(TRAINING, seed=1)
+    with pytest.raises(
+        ValueError, match=r"folder differs in training.seed; resume with seed 0 \(not 1\),"
+    ):
         train(MODEL, other, "digits", whole, resume=True, progress=False)
     wider = dataclasses.replace(MODEL, label_dropout=0.2)
-    with pytest.raises(ValueError, match=r"folder differs in model.label_dropout; resume with"):
+    with pytest.raises(ValueError, match=r"in model.label_dropout; resume with label_d.* 0.1"):
         train(wider, TRAINING, "digits", whole, resume=True, progress=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
@@ -199,8 +201,8 @@ def test_nobody_trains_into_a_run_that_another_process_is_training(tmp_path, mon
     run(tmp_path, stages=["base"])
     assert refusals == [
         "another process is training base here; wait for its end or choose another --out",
-        "the run in this folder differs in training.learning_rate; "
-        "resume with the same settings or choose another --out",
+        "another process is training here; wait for its end to resume with "
+        "learning_rate 1.0 (was 0.01)",
         "exists and is not empty; continue its run with --resume or choose another --out",
     ]
     assert steps(tmp_path) == [("base", n) for n in (2, 3, 5, 6, 8)]

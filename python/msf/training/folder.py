@@ -45,9 +45,10 @@ class RunFolder:
     """A RunFolder opens ``path`` for the training ``run`` of ``config``.
 
     ValueError when the folder holds something already and ``resume`` is not set, or when what it
-    holds is no run, one of another configuration, or one of other data than ``files`` and
-    ``run.class_names``, unless ``data_changed``. New images are no other data. A run that ended
-    before its first checkpoint is no obstacle.
+    holds is no run, one of another model or seed, or one of other data than ``files`` and
+    ``run.class_names``, unless ``data_changed``. New images are no other data, and the rest of
+    ``run`` may change while no other process trains here. A run that ended before its first
+    checkpoint is no obstacle.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class RunFolder:
     ) -> None:
         self.path, self.config, self.run, self.resume = path, config, run, resume
         self.files, self.data_changed = files or {}, data_changed
+        self.changes: list[str] = []  # what this training does otherwise than the run did
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path}: is a file; --out must be a folder")
         if path.exists():
@@ -79,9 +81,6 @@ class RunFolder:
                 if self._is_abandoned():
                     (self.path / "metrics.jsonl").unlink(missing_ok=True)
                     shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-                write_files(self.path, self.files)
-                with atomic_write(self.path / RUN_FILE) as temporary:
-                    temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
                 for stage in stages:
                     # The logs are all that a stage has from the start and never replaces.
                     logs = self.path / "tensorboard" / stage
@@ -91,6 +90,9 @@ class RunFolder:
                             f"{self.path}: another process is training {stage} here; "
                             "wait for its end or choose another --out"
                         )
+                write_files(self.path, self.files)
+                with atomic_write(self.path / RUN_FILE) as temporary:
+                    temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
             yield
 
     def _check(self) -> None:
@@ -108,9 +110,13 @@ class RunFolder:
         """Return whether the run here has saved nothing, and no process is about to."""
         if read_run(self.path) is None or any(self.path.glob("[!.]*.safetensors")):
             return False
+        return not self._is_busy()
+
+    def _is_busy(self) -> bool:
+        """Return whether some process is training a stage here."""
         with ExitStack() as claims:
             logs = list(self.path.glob("tensorboard/*"))
-            return all([claims.enter_context(claim(folder)) for folder in logs])
+            return not all([claims.enter_context(claim(folder)) for folder in logs])
 
     def _check_same(self, config: MSFConfig) -> None:
         run = read_run(self.path)
@@ -121,23 +127,42 @@ class RunFolder:
         saved = (self.path / CONFIG_FILE).exists()
         theirs = _settings(read_config(self.path) if saved else config, run)
         ours = _settings(config, self.run)
-        if differing := [name for name in ours if ours[name] != theirs[name]]:
+        differing = [name for name in ours if ours[name] != theirs[name]]
+        fixed = [name for name in differing if name == "training.seed" or name.startswith("model.")]
+        if fixed:
+            values = ", ".join(
+                f"{name.split('.')[1]} {_plain(theirs[name])} (not {_plain(ours[name])})"
+                for name in fixed
+            )
             raise ValueError(
-                f"{self.path}: the run in this folder differs in {', '.join(differing)}; "
-                "resume with the same settings or choose another --out"
+                f"{self.path}: the run in this folder differs in {', '.join(fixed)}; "
+                f"resume with {values}, or choose another --out"
             )
         if not self.data_changed and (change := self._changed_data(run)):
             raise ValueError(
                 f"{self.path}: not the data this run was trained on: {change}; restore it, or "
                 "continue with what is there now with --data-changed"
             )
+        self.changes = [
+            f"{name.removeprefix('training.')} {_plain(ours[name])} (was {_plain(theirs[name])})"
+            for name in differing
+        ]
+        if self.changes and self._is_busy():
+            raise ValueError(
+                f"{self.path}: another process is training here; wait for its end to resume with "
+                + ", ".join(self.changes)
+            )
 
     def _changed_data(self, run: RunConfig) -> str | None:
         """Return what the data of ``run`` has no longer; None where it has all."""
-        if run.class_names and (change := changed_classes(run.class_names, self.run.class_names)):
+        if not run.class_names:  # of an earlier version
+            return None if run.data == self.run.data else f"it was {run.data}, is {self.run.data}"
+        if change := changed_classes(run.class_names, self.run.class_names):
             return change
-        if run.fingerprint in ("", self.run.fingerprint):
+        if run.fingerprint == self.run.fingerprint:
             return None
+        if not run.fingerprint:
+            return f"it was {run.data}, and had no files"
         return changed_files(read_files(self.path), self.files)
 
     def state_file(self, stage: str) -> Path:
@@ -194,10 +219,15 @@ class RunFolder:
 
 
 def _settings(config: MSFConfig, run: RunConfig) -> dict[str, Any]:
-    """Return all that both parts of a resumed run must have in common, as JSON gives it back."""
+    """Return the settings of a run by name, as JSON gives them back."""
     settings = {
         **{f"model.{name}": value for name, value in asdict(config).items()},
         **{f"training.{name}": value for name, value in asdict(run.training).items()},
         "data": run.data,
     }
     return json.loads(json.dumps(settings))
+
+
+def _plain(value: Any) -> str:
+    """Write a number, or those of a list as on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -113,8 +113,13 @@ class StageTrainer:
                 step = int(file.metadata()["step"])
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a readable training state ({error})") from None
+        hint = (
+            "; a stage cannot have fewer steps than it has taken" if step > self.total_steps else ""
+        )
         if not 1 <= step <= self.total_steps:
-            raise ValueError(f"{path}: its step must be from 1 to {self.total_steps}, got {step}")
+            raise ValueError(
+                f"{path}: its step must be from 1 to {self.total_steps}, got {step}" + hint
+            )
         self._restore(tensors, path)
         self.step_number = step
 

@@ -20,7 +20,7 @@ from .identity import fingerprint
 from .interrupts import StopSignal
 from .loop import StageLoop
 from .recorder import plot_losses
-from .skipped import ReadableBatches, Skipped
+from .skipped import ReadableBatches, Skipped, say
 from .stage import StageTrainer
 
 STATISTICS_IMAGES = 16_384
@@ -43,8 +43,9 @@ def train(
     others into ``out`` at the same time.
 
     source: as in ``load_data``. data_changed: continue though classes or files of the data are not
-    what they were. resume: continue the run that ``out`` holds, if any; the result is
-    bit for bit that of an uninterrupted run on the same machine. Any error after the first step
+    what they were. resume: continue the run that ``out`` holds, if any. All of ``training`` but the
+    seed may have changed, and the path of the data; else the result is bit for bit that of an
+    uninterrupted run on the same machine. Any error after the first step
     leaves the steps before it saved. So does Ctrl-C, which raises ``Interrupted``. ValueError for
     settings that do not fit together or when more than one in a hundred images cannot be read;
     fewer are skipped, and named at the end.
@@ -88,6 +89,8 @@ def train(
         for trainer in trainers:
             folder.load(trainer)
             averaged.stages[trainer.index] = trainer.ema
+        if folder.changes:
+            say(f"{folder.path}: resuming with {', '.join(folder.changes)}")
         with StopSignal() as stop:
             for trainer in trainers:
                 StageLoop(trainer, data, folder, averaged, stop, skipped).run(progress)

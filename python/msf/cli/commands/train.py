@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stage", metavar="NAME", help="train this stage only, e.g. base or residual"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue the run that --out holds, if any"
+        "--resume",
+        action="store_true",
+        help="continue the run that --out holds, if any; model and seed must stay, other settings "
+        "and the place of the data may change",
     )
     parser.add_argument(
         "--data-changed",
