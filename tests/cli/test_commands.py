@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,16 @@ def test_inspect_a_model(workspace: Path, capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert "residual  8x8" in out
     assert re.search(r"^class names +0 0, 1 1, .*, 9 9$", out, re.MULTILINE)
+
+
+def test_a_missing_model_beside_states_is_told_how_to_mend(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(workspace / "run", run)
+    (run / "model.safetensors").unlink()
+    assert main(["sample", str(run), "--out", str(tmp_path / "x.png")]) == 2
+    assert "model.safetensors is missing; msf train --resume rebuilds it" in capsys.readouterr().err
 
 
 def test_sample_process_writes_a_grid(workspace: Path, tmp_path: Path) -> None:

@@ -16,29 +16,19 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..config import MSFConfig
 from ..files import atomic_write
-from ..model import CONFIG_FILE, MSF, read_config
-from ..parsing import parse_dataclass, parse_object
+from ..model import CONFIG_FILE, MSF, WEIGHTS_FILE, read_config
+from . import metrics
 from .config import RUN_FILE, RunConfig, read_run
 from .identity import changed_classes, changed_files, read_files, write_files
 from .locks import claim, locked
-from .stage import StageTrainer
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """A line of metrics.jsonl."""
-
-    stage: str
-    step: int
-    loss: float
-    learning_rate: float
-    images_per_second: float
+from .skipped import say
+from .stage import StageTrainer, load_average
 
 
 class RunFolder:
@@ -90,6 +80,7 @@ class RunFolder:
                             f"{self.path}: another process is training {stage} here; "
                             "wait for its end or choose another --out"
                         )
+                self._repair()
                 write_files(self.path, self.files)
                 with atomic_write(self.path / RUN_FILE) as temporary:
                     temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
@@ -169,16 +160,41 @@ class RunFolder:
         return self.path / f"state-{stage}.safetensors"
 
     def saved_model(self) -> MSF | None:
-        """Return the model as last saved, None where nothing is yet."""
-        if not (self.path / CONFIG_FILE).exists():
-            return None
-        return MSF.from_pretrained(self.path)
+        """Return the model as last saved, None where nothing is yet. Where the model is missing
+        beside states, it is rebuilt from them."""
+        if not (lost := self._lost()):
+            has_config = (self.path / CONFIG_FILE).exists()
+            return MSF.from_pretrained(self.path) if has_config else None
+        missing = [name for name in self.config.stage_names if not self.state_file(name).exists()]
+        if missing:
+            states = ", ".join(self.state_file(name).name for name in missing)
+            raise ValueError(
+                f"{self.path}: {lost} is missing, and {states}, without which it cannot be "
+                "rebuilt; restore one of them or choose another --out"
+            )
+        model = MSF(self.config)
+        for index, name in enumerate(self.config.stage_names):
+            load_average(self.state_file(name), model, index)
+        return model.eval()
+
+    def _lost(self) -> str:
+        """Return what is missing of the model beside states, which are saved after it."""
+        if not any(self.state_file(name).exists() for name in self.config.stage_names):
+            return ""
+        files = (CONFIG_FILE, WEIGHTS_FILE)
+        return " and ".join(name for name in files if not (self.path / name).exists())
+
+    def _repair(self) -> None:
+        if (lost := self._lost()) and (model := self.saved_model()):
+            model.save_pretrained(self.path)
+            say(f"{self.path}: rebuilt {lost} from the states of all stages")
 
     def load(self, trainer: StageTrainer) -> None:
         """Continue ``trainer`` from the folder, if its stage was trained here before."""
         if self.state_file(trainer.name).exists():
             trainer.load(self.state_file(trainer.name))
-        self._forget_metrics(trainer.name, after=trainer.step_number)
+        with locked(self.path):
+            metrics.forget(self.path / "metrics.jsonl", trainer.name, after=trainer.step_number)
 
     def save(self, trainer: StageTrainer, averaged: MSF) -> None:
         """Keep ``trainer``'s state, and its stage in the model, whose other stages stay as they
@@ -193,29 +209,12 @@ class RunFolder:
             trainer.save(self.state_file(trainer.name))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return every complete line of metrics.jsonl."""
-        file = self.path / "metrics.jsonl"
-        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-        rows = []
-        for number, line in enumerate(lines, 1):
-            if line.endswith(b"\n"):
-                where = f"{file}: line {number}"
-                rows.append(vars(parse_dataclass(Metrics, parse_object(line, where), where)))
-        return rows
+        """Return every whole line of metrics.jsonl."""
+        return metrics.read(self.path / "metrics.jsonl")[0]
 
     def log(self, **row: Any) -> None:
         with locked(self.path), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
-
-    def _forget_metrics(self, stage: str, after: int) -> None:
-        """Drop what a killed run logged of ``stage`` beyond its state, and a line cut short."""
-        file = self.path / "metrics.jsonl"
-        if not file.exists():
-            return
-        with locked(self.path):
-            kept = [row for row in self.metrics() if row["stage"] != stage or row["step"] <= after]
-            with atomic_write(file) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
 def _settings(config: MSFConfig, run: RunConfig) -> dict[str, Any]:

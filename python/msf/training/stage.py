@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..files import atomic_write
 from ..model import MSF
@@ -96,6 +96,8 @@ class StageTrainer:
         """Return everything a step changes, as one flat dictionary of tensors."""
         tensors = {f"weights.{k}": v for k, v in self.stage.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        # With these the states of all stages are enough to rebuild the model.
+        tensors |= {f"pyramid.{k}": v for k, v in self.model.pyramid.state_dict().items()}
         for name, parameter in self.stage.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
@@ -107,12 +109,7 @@ class StageTrainer:
 
     def load(self, path: Path) -> None:
         """Continue from what ``save`` wrote; ValueError when that is corrupt or does not fit."""
-        try:
-            with safe_open(path, "pt", device=str(self.device)) as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                step = int(file.metadata()["step"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a readable training state ({error})") from None
+        tensors, step = _read(path, self.device)
         hint = (
             "; a stage cannot have fewer steps than it has taken" if step > self.total_steps else ""
         )
@@ -124,15 +121,8 @@ class StageTrainer:
         self.step_number = step
 
     def _restore(self, tensors: dict[str, Tensor], path: Path) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        try:
-            self.stage.load_state_dict(part("weights."))
-            self.ema.load_state_dict(part("ema."))
-        except RuntimeError as error:
-            detail = str(error).splitlines()[1].strip()
-            raise ValueError(f"{path}: made by another configuration: {detail}") from None
+        _load_part(self.stage, "weights.", tensors, path)
+        _load_part(self.ema, "ema.", tensors, path)
         for name, parameter in self.stage.named_parameters():
             shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             for key, shape in shapes.items():
@@ -143,3 +133,30 @@ class StageTrainer:
                         f"{path}: optimizer.{key}.{name} must have shape {list(shape)}, got {found}"
                     )
                 self.optimizer.state[parameter][key] = value
+
+
+def load_average(path: Path, model: MSF, index: int) -> None:
+    """Load averaged weights and statistics of the state at ``path`` into ``model`` and its stage
+    ``index``. ValueError when it is corrupt or does not fit."""
+    tensors, _ = _read(path, torch.device("cpu"))
+    _load_part(model.stages[index], "ema.", tensors, path)
+    _load_part(model.pyramid, "pyramid.", tensors, path)
+
+
+def _read(path: Path, device: torch.device) -> tuple[dict[str, Tensor], int]:
+    """Return the tensors of a state and its step."""
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, int(file.metadata()["step"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable training state ({error})") from None
+
+
+def _load_part(module: nn.Module, prefix: str, tensors: dict[str, Tensor], path: Path) -> None:
+    part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    try:
+        module.load_state_dict(part)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[1].strip()
+        raise ValueError(f"{path}: made by another configuration: {detail}") from None
