@@ -29,8 +29,16 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
 
     class_names: tuple[str, ...]
     labels: Tensor
+    has_classes = True  # whether ``class_names`` are more than one name for all
     files: Mapping[str, int] = MappingProxyType({})  # sizes by relative name, of all splits
     empty_files: tuple[str, ...] = ()  # of all splits; they are in none
+
+    def summary(self) -> str:
+        """Return how many images there are, in how many classes."""
+        images = f"{self.total:,} images in {self.num_classes:,} classes"
+        if not self.has_classes:
+            images = f"{self.total:,} images without classes"
+        return images + (f", {len(self):,} of them in this split" if self.files else "")
 
     @property
     def total(self) -> int:

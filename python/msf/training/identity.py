@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..files import atomic_write
+from ..files import atomic_write, printable
 from ..parsing import parse_object
 
 FILES_FILE = "files.json"
@@ -23,11 +23,6 @@ def fingerprint(files: Mapping[str, int]) -> str:
     for name in sorted(files):
         digest.update(os.fsencode(name) + f"\0{files[name]}\0".encode())
     return digest.hexdigest()
-
-
-def printable(name: str) -> str:
-    """Return a file's name with marks in place of what is no UTF-8."""
-    return os.fsencode(name).decode(errors="replace")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config import MSFConfig
 from ..data import ImageData, load_data
+from ..files import printable
 from ..model import MSF
 from ..seeds import generator
 from .config import RunConfig, TrainingConfig
@@ -89,6 +90,8 @@ def train(
         for trainer in trainers:
             folder.load(trainer)
             averaged.stages[trainer.index] = trainer.ema
+        if progress:
+            say(f"data: {printable(source)}: {data.summary()}")
         if folder.changes:
             say(f"{folder.path}: resuming with {', '.join(folder.changes)}")
         with StopSignal() as stop:

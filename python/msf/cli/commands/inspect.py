@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...files import printable
 from ...training.config import read_run
-from ...training.identity import printable
 from .. import tables
 
 

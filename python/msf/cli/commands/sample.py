@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...files import printable
 from ...training.config import read_run
-from ...training.identity import printable
 from .. import models, outputs, sampling, tables
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 --out gets the model (config.json, model.safetensors), what is needed to continue (training.json,
 state-*.safetensors), metrics.jsonl, tensorboard/, sample grids and loss.png. Ctrl-C saves and
 stops, an error after the first step saves too, and --resume continues. Images that cannot be read
-are skipped, but more than one in a hundred are an error.
+are skipped, but more than one in a hundred are an error. What is transparent shows white.
 
 --config names a JSON file {"model": {...}, "training": {...}} with the fields of MSFConfig and
 TrainingConfig, for instance
@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="SOURCE",
-        help="digits, textures, or a folder of images with one subfolder a class",
+        help="digits, textures, or a folder of images with one subfolder a class, or with images only "
+        "for a model without classes",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
