@@ -234,6 +234,15 @@ def test_evaluate_process_compares_settings(workspace: Path, tmp_path: Path) -> 
     assert first["bases"]["true"] == second["bases"]["true"]
 
 
+def test_train_takes_its_options(tmp_path: Path) -> None:
+    train = ["train", "--config", str(write_config(tmp_path / "c.json")), "--data", "digits"]
+    options = ["--batch-size=4", "--learning-rate=0.5", "--sample-every=3", "--checkpoint-every=2"]
+    assert main([*train, "--out", str(tmp_path / "run"), *options, "--steps", "4"]) == 0
+    training = json.loads((tmp_path / "run" / "training.json").read_text())["training"]
+    assert training["batch_size"] == 4 and training["learning_rate"] == 0.5
+    assert training["sample_every"] == 3 and training["checkpoint_every"] == 2
+
+
 def test_ctrl_c_saves_and_resume_finishes_bit_for_bit(tmp_path: Path) -> None:
     config = write_config(
         tmp_path / "c.json", training={"steps": [120, 4], "log_every": 4, "sample_every": 50}

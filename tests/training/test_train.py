@@ -98,6 +98,32 @@ def test_progress_ends_at_its_total_with_less_data_than_a_batch(tmp_path, capsys
     assert capsys.readouterr().err.splitlines()[-1].startswith("base: 100%")
 
 
+def test_checkpoints_and_sample_grids_have_intervals_of_their_own(tmp_path, monkeypatch):
+    kept = []
+    original = StageTrainer.save
+
+    def save(self, path):
+        kept.append(self.step_number)
+        original(self, path)
+
+    monkeypatch.setattr(StageTrainer, "save", save)
+    training = dataclasses.replace(TRAINING, sample_every=4, checkpoint_every=3)
+    train(MODEL, training, "digits", tmp_path, stages=["base"], progress=False)
+    assert kept == [3, 6, 8]
+    grids = sorted(path.name for path in tmp_path.glob("samples-*"))
+    assert grids == ["samples-base-000004.png", "samples-base-000008.png"]
+
+
+def test_doubtful_settings_are_told(tmp_path, capsys):
+    training = dataclasses.replace(TRAINING, batch_size=2000, warmup=100)
+    train(MODEL, training, "digits", tmp_path, stages=["base"], progress=False)
+    assert capsys.readouterr().err.splitlines() == [
+        "batch_size 2000: there are only 1,077 images, all of them are in each batch",
+        "base, residual: training ends within the warm-up of 100 steps, "
+        "below the full learning rate",
+    ]
+
+
 class Latents(ImageData):
     class_names = tuple("0123456789")
     labels = torch.arange(20) % 10
@@ -126,6 +152,10 @@ def test_latents_are_trained_without_pictures(tmp_path, monkeypatch):
         (
             {"training": dataclasses.replace(TRAINING, steps=(8,))},
             "training steps must be 2 numbers",
+        ),
+        (
+            {"training": dataclasses.replace(TRAINING, batch_size=10_771)},
+            "batch_size must be at most 10 times the 1,077 images for training, got 10771",
         ),
         ({"source": "/nonexistent"}, "neither 'digits', 'textures' nor an existing folder"),
     ],

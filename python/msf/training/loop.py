@@ -62,11 +62,15 @@ class StageLoop:
             loss = trainer.step(images, labels if has_labels else None)
             recorder.add(loss, len(images))
             step = trainer.step_number
-            if self.stop.received or step == trainer.total_steps or step % config.sample_every == 0:
+            ends = self.stop.received or step == trainer.total_steps
+            samples = ends or step % config.sample_every == 0
+            if keeps := ends or step % (config.checkpoint_every or config.sample_every) == 0:
                 self._keep(recorder)
-                if self.averaged.config.channels in (1, 3):  # latents are no picture
-                    recorder.picture(preview(self.averaged, trainer.index, self.data))
-                recorder.start_window()  # the time of a checkpoint is not that of training
+            if samples and self.averaged.config.channels in (1, 3):  # latents are no picture
+                recorder.flush()
+                recorder.picture(preview(self.averaged, trainer.index, self.data))
+            if keeps or samples:
+                recorder.start_window()  # the time of either is not that of training
             if self.stop.received:
                 raise self._interrupted()
 

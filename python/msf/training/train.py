@@ -25,6 +25,7 @@ from .skipped import ReadableBatches, Skipped, say
 from .stage import StageTrainer
 
 STATISTICS_IMAGES = 16_384
+MAX_EPOCHS_A_BATCH = 10  # a batch that is larger is a slip
 
 
 def train(
@@ -66,6 +67,7 @@ def train(
         channels=config.channels,
         num_classes=config.num_classes,
     )
+    notes = _doubtful(training, names, len(data))
     folder = RunFolder(
         Path(out),
         config,
@@ -90,6 +92,8 @@ def train(
         for trainer in trainers:
             folder.load(trainer)
             averaged.stages[trainer.index] = trainer.ema
+        for note in notes:
+            say(note)
         if progress:
             say(f"data: {printable(source)}: {data.summary()}")
         if folder.changes:
@@ -109,3 +113,26 @@ def _statistics_batches(data: ImageData, seed: int, skipped: Skipped) -> Iterato
         images, _, problems = readable[indices]
         skipped.add(problems)
         yield images
+
+
+def _doubtful(training: TrainingConfig, names: Sequence[str], images: int) -> list[str]:
+    """Return what the user should know of the settings. ValueError where they make no sense with so
+    many images."""
+    if training.batch_size > MAX_EPOCHS_A_BATCH * images:
+        raise ValueError(
+            f"batch_size must be at most {MAX_EPOCHS_A_BATCH} times the {images:,} images for "
+            f"training, got {training.batch_size}"
+        )
+    notes = []
+    if training.batch_size > images:
+        notes.append(
+            f"batch_size {training.batch_size}: there are only {images:,} images, all of them are "
+            "in each batch"
+        )
+    short = [name for name, steps in zip(names, training.steps) if steps < training.warmup]
+    if short:
+        notes.append(
+            f"{', '.join(short)}: training ends within the warm-up of {training.warmup} steps, "
+            "below the full learning rate"
+        )
+    return notes

@@ -29,6 +29,15 @@ from .. import models, settings, tables
 from ..errors import Failure
 from ..sampling import number
 
+CHANGES = (
+    "batch_size",
+    "learning_rate",
+    "sample_every",
+    "checkpoint_every",
+    "precision",
+    "seed",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     settings.add_arguments(parser, required=True)
@@ -36,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="SOURCE",
-        help="digits, textures, or a folder of images with one subfolder a class, or with images only "
-        "for a model without classes",
+        help="digits, textures, or a folder of images with one subfolder a class, or with images "
+        "only for a model without classes",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
@@ -59,6 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument("--learning-rate", type=number, metavar="RATE")
+    parser.add_argument(
+        "--sample-every", type=int, metavar="N", help="steps from one sample grid to the next"
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="N",
+        help="steps from one checkpoint to the next (default: as sample grids)",
+    )
     parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument("--seed", type=int, metavar="S")
     parser.add_argument(
@@ -103,11 +121,7 @@ def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
     config, training = settings.read(args)
     if training is None:
         raise ValueError(f'{args.config}: key "training" is missing')
-    changes = {
-        name: getattr(args, name)
-        for name in ("batch_size", "learning_rate", "precision", "seed")
-        if getattr(args, name) is not None
-    }
+    changes = {name: getattr(args, name) for name in CHANGES if getattr(args, name) is not None}
     if args.steps:
         changes["steps"] = tuple(settings.one_a_stage(args.steps, config))
     if args.num_classes is not None:
