@@ -3,7 +3,8 @@
 A .png file gets one grid: base, residuals and the merged image side by side. A folder gets one PNG
 an image, named by its index. A .safetensors file gets the tensor "images" (B, C, H, W), the only
 form for latents. A grid holds at most 10,000 images, a folder 1,000,000, and either file what takes
-4 GiB as float32. Up to rounding, an image does not depend on --batch-size or --count.
+4 GiB as float32. Ctrl-C leaves the images that are done in a folder, and no file. Up to rounding,
+an image does not depend on --batch-size or --count.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def _write_grid(path: Path, model: MSF, batches: Batches) -> None:
 def _write_folder(path: Path, model: MSF, batches: Batches) -> None:
     from ...images import save_image
 
-    with outputs.atomic_folder(path) as folder:
+    with outputs.atomic_folder(path, keeps="images") as folder:
         index = 0
         for images, _ in batches:
             for image in images:
