@@ -124,8 +124,8 @@ def train_name(tmp_path, suffix=".png"):
     """A file name that the hash sends to the train split."""
     from msf.data.folder import split_of
 
-    names = (tmp_path / "a" / f"{i}{suffix}" for i in range(100))
-    return next(name for name in names if split_of(name) == "train")
+    names = (f"a/{i}{suffix}" for i in range(100))
+    return tmp_path / next(name for name in names if split_of(name) == "train")
 
 
 @pytest.mark.parametrize("scale", [1, 3, 0.5])

@@ -1,10 +1,14 @@
 """Tiny training runs and what they leave behind."""
 
 import json
+import os
+import signal
 
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from msf import MSFConfig, StageConfig, TrainingConfig
+from msf.training.stage import StageTrainer
 from msf.training.train import train
 
 STAGE = StageConfig(width=16, depth=1, heads=2, patch=2)
@@ -34,3 +38,21 @@ def digest(folder):
 def steps(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(row["stage"], row["step"]) for row in rows]
+
+
+def interrupt_at(step, monkeypatch):
+    """Send this process a Ctrl-C during the given step, counted over both stages."""
+    original, calls = StageTrainer.step, []
+
+    def counted(self, *args):
+        calls.append(None)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args)
+
+    monkeypatch.setattr(StageTrainer, "step", counted)
+
+
+def saved_step(folder, stage):
+    with safe_open(folder / f"state-{stage}.safetensors", "pt") as file:
+        return int(file.metadata()["step"])

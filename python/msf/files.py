@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def printable(name: str | os.PathLike[str]) -> str:
+    """Return a file's name with marks in place of what is no UTF-8."""
+    return os.fsencode(name).decode(errors="replace")
+
+
 @contextmanager
 def reported_as(path: Path, temporary: Path) -> Iterator[None]:
     """Let the system's errors name ``path``, which the user knows, where they name

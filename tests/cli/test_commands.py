@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,7 +156,19 @@ def test_inspect_a_model(workspace: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [stage["std"] for stage in found["stages"]] == model.pyramid.std.tolist()
     assert found["training"]["data"] == "digits"
     assert main(["inspect", str(workspace / "run")]) == 0
-    assert "residual  8x8" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "residual  8x8" in out
+    assert re.search(r"^class names +0 0, 1 1, .*, 9 9$", out, re.MULTILINE)
+
+
+def test_a_missing_model_beside_states_is_told_how_to_mend(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(workspace / "run", run)
+    (run / "model.safetensors").unlink()
+    assert main(["sample", str(run), "--out", str(tmp_path / "x.png")]) == 2
+    assert "model.safetensors is missing; msf train --resume rebuilds it" in capsys.readouterr().err
 
 
 def test_sample_process_writes_a_grid(workspace: Path, tmp_path: Path) -> None:
@@ -219,6 +232,15 @@ def test_evaluate_process_compares_settings(workspace: Path, tmp_path: Path) -> 
     assert first["generated"]["fd"] != second["generated"]["fd"]
     # With the base given, two and one base steps are the same.
     assert first["bases"]["true"] == second["bases"]["true"]
+
+
+def test_train_takes_its_options(tmp_path: Path) -> None:
+    train = ["train", "--config", str(write_config(tmp_path / "c.json")), "--data", "digits"]
+    options = ["--batch-size=4", "--learning-rate=0.5", "--sample-every=3", "--checkpoint-every=2"]
+    assert main([*train, "--out", str(tmp_path / "run"), *options, "--steps", "4"]) == 0
+    training = json.loads((tmp_path / "run" / "training.json").read_text())["training"]
+    assert training["batch_size"] == 4 and training["learning_rate"] == 0.5
+    assert training["sample_every"] == 3 and training["checkpoint_every"] == 2
 
 
 def test_ctrl_c_saves_and_resume_finishes_bit_for_bit(tmp_path: Path) -> None:

@@ -1,6 +1,4 @@
-import os
 import shutil
-import signal
 
 import pytest
 import torch
@@ -12,20 +10,7 @@ from msf import MSF
 from msf.training.interrupts import Interrupted
 from msf.training.stage import StageTrainer
 from msf.training.train import train
-from training_runs import MODEL, TRAINING, digest, run, steps
-
-
-def interrupt_at(step, monkeypatch):
-    """Send this process a Ctrl-C during the given step, counted over both stages."""
-    original, calls = StageTrainer.step, []
-
-    def counted(self, *args):
-        calls.append(None)
-        if len(calls) == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, *args)
-
-    monkeypatch.setattr(StageTrainer, "step", counted)
+from training_runs import MODEL, TRAINING, digest, interrupt_at, run, steps
 
 
 @pytest.mark.parametrize("step", [4, 11])

@@ -71,6 +71,8 @@ def test_every_epoch_sees_every_image_once_in_another_order():
         ({"steps": ()}, r"steps must be positive numbers, got \(\)$"),
         ({"steps": (4, 0)}, r"steps must be positive numbers, got \(4, 0\)$"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0$"),
+        ({"checkpoint_every": -1}, "checkpoint_every must not be negative, got -1$"),
+        ({"warmup": 9}, "warmup must not be beyond the last step, 8, got 9$"),
         ({"sample_every": 0}, "sample_every must be at least 1, got 0$"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0$"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0$"),

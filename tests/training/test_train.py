@@ -98,6 +98,32 @@ def test_progress_ends_at_its_total_with_less_data_than_a_batch(tmp_path, capsys
     assert capsys.readouterr().err.splitlines()[-1].startswith("base: 100%")
 
 
+def test_checkpoints_and_sample_grids_have_intervals_of_their_own(tmp_path, monkeypatch):
+    kept = []
+    original = StageTrainer.save
+
+    def save(self, path):
+        kept.append(self.step_number)
+        original(self, path)
+
+    monkeypatch.setattr(StageTrainer, "save", save)
+    training = dataclasses.replace(TRAINING, sample_every=4, checkpoint_every=3)
+    train(MODEL, training, "digits", tmp_path, stages=["base"], progress=False)
+    assert kept == [3, 6, 8]
+    grids = sorted(path.name for path in tmp_path.glob("samples-*"))
+    assert grids == ["samples-base-000004.png", "samples-base-000008.png"]
+
+
+def test_doubtful_settings_are_told(tmp_path, capsys):
+    training = dataclasses.replace(TRAINING, batch_size=2000, warmup=100)
+    train(MODEL, training, "digits", tmp_path, stages=["base"], progress=False)
+    assert capsys.readouterr().err.splitlines() == [
+        "batch_size 2000: there are only 1,077 images, all of them are in each batch",
+        "base, residual: training ends within the warm-up of 100 steps, "
+        "below the full learning rate",
+    ]
+
+
 class Latents(ImageData):
     class_names = tuple("0123456789")
     labels = torch.arange(20) % 10
@@ -108,7 +134,7 @@ class Latents(ImageData):
 
 def test_latents_are_trained_without_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr("msf.training.train.load_data", lambda *_, **__: Latents())
-    monkeypatch.setattr("msf.training.train.preview", lambda *_: pytest.fail("sampled a picture"))
+    monkeypatch.setattr("msf.training.loop.preview", lambda *_: pytest.fail("sampled a picture"))
     config = dataclasses.replace(MODEL, channels=4)
     train(config, TRAINING, "latents", tmp_path, stages=["base"], progress=False)
     assert not list(tmp_path.glob("samples-*"))
@@ -127,6 +153,10 @@ def test_latents_are_trained_without_pictures(tmp_path, monkeypatch):
             {"training": dataclasses.replace(TRAINING, steps=(8,))},
             "training steps must be 2 numbers",
         ),
+        (
+            {"training": dataclasses.replace(TRAINING, batch_size=10_771)},
+            "batch_size must be at most 10 times the 1,077 images for training, got 10771",
+        ),
         ({"source": "/nonexistent"}, "neither 'digits', 'textures' nor an existing folder"),
     ],
 )
@@ -141,11 +171,13 @@ def test_bad_requests_are_one_clear_line_and_leave_nothing(tmp_path, options, me
 def test_existing_folder_is_not_overwritten(whole, tmp_path):
     with pytest.raises(ValueError, match="exists and is not empty; continue its run with --resume"):
         run(whole)
-    other = dataclasses.replace(TRAINING, learning_rate=1.0)
-    with pytest.raises(ValueError, match=r"folder differs in training.learning_rate; resume with"):
+    other = dataclasses.replace(TRAINING, seed=1)
+    with pytest.raises(
+        ValueError, match=r"folder differs in training.seed; resume with seed 0 \(not 1\),"
+    ):
         train(MODEL, other, "digits", whole, resume=True, progress=False)
     wider = dataclasses.replace(MODEL, label_dropout=0.2)
-    with pytest.raises(ValueError, match=r"folder differs in model.label_dropout; resume with"):
+    with pytest.raises(ValueError, match=r"in model.label_dropout; resume with label_d.* 0.1"):
         train(wider, TRAINING, "digits", whole, resume=True, progress=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
@@ -199,8 +231,8 @@ def test_nobody_trains_into_a_run_that_another_process_is_training(tmp_path, mon
     run(tmp_path, stages=["base"])
     assert refusals == [
         "another process is training base here; wait for its end or choose another --out",
-        "the run in this folder differs in training.learning_rate; "
-        "resume with the same settings or choose another --out",
+        "another process is training here; wait for its end to resume with "
+        "learning_rate 1.0 (was 0.01)",
         "exists and is not empty; continue its run with --resume or choose another --out",
     ]
     assert steps(tmp_path) == [("base", n) for n in (2, 3, 5, 6, 8)]

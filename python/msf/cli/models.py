@@ -56,8 +56,13 @@ def unsupported_reason(device: str) -> str | None:
 
 def load(directory: Path, device: torch.device) -> MSF:
     """Load the model in ``directory``. ValueError when it is missing, corrupt or half trained."""
-    from ..model import MSF
+    from ..model import MSF, WEIGHTS_FILE
 
+    if any(directory.glob("state-*.safetensors")) and not (directory / WEIGHTS_FILE).exists():
+        raise ValueError(
+            f"{directory}: {WEIGHTS_FILE} is missing; msf train --resume rebuilds it from the "
+            "states of all stages"
+        )
     model = MSF.from_pretrained(directory)
     if untrained := model.untrained_stages:
         raise ValueError(

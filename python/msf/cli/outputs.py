@@ -6,12 +6,14 @@ import argparse
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..files import atomic_write, reported_as
+from .errors import Failure
 
 
 def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
@@ -54,16 +56,45 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; on success it becomes ``path``, else it goes."""
+def atomic_folder(path: Path, *, keeps: str = "") -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; on success it becomes ``path``, else it goes.
+
+    With ``keeps``, what its files are, it becomes ``path`` on Ctrl-C too, if it has some, and a
+    Failure says how many.
+    """
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with reported_as(path, temporary):
         try:
             temporary.mkdir(parents=True)
-            yield temporary
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
+            try:
+                yield temporary
+            except KeyboardInterrupt:
+                if not keeps:
+                    raise
+                raise _kept(temporary, path, keeps) from None
+            _put(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Move a folder to where another may be, which goes."""
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(temporary, path)
+
+
+def _kept(temporary: Path, path: Path, kind: str) -> BaseException:
+    """Move what is done to ``path``, however often Ctrl-C is pressed, and return what to raise."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for cut in temporary.glob(".*"):
+            cut.unlink()
+        count = sum(1 for _ in temporary.iterdir())
+        if not count:
+            return KeyboardInterrupt()
+        _put(temporary, path)
+        return Failure(f"interrupted; kept the {count:,} {kind} that are done in {path}", 130)
+    finally:
+        signal.signal(signal.SIGINT, previous)

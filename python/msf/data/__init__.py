@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .dataset import SPLITS, ImageData
+from .dataset import SPLITS, ImageData, UnreadableImage
 from .digits import Digits
 from .folder import ImageFolder
 from .textures import Textures
 
-__all__ = ["SPLITS", "Digits", "ImageData", "ImageFolder", "Textures", "load_data"]
+__all__ = [
+    "SPLITS",
+    "Digits",
+    "ImageData",
+    "ImageFolder",
+    "Textures",
+    "UnreadableImage",
+    "load_data",
+]
 
 
 def load_data(
     source: str, *, split: str, image_size: tuple[int, int], channels: int, num_classes: int = 0
 ) -> ImageData:
-    """Load one split of ``"digits"``, ``"textures"`` or a folder with one subfolder a class.
+    """Load one split of ``"digits"``, ``"textures"`` or a folder with one subfolder a class, or
+    with images only.
 
     ``split`` is "train" (for the generator), "features" (for the evaluation's feature network) or
     "test" (the evaluation's reference). The three share no image and, for textures, no pixel; they
@@ -31,7 +40,7 @@ def load_data(
         raise ValueError(
             f"data: image_size must be (height, width), both positive, got {image_size}"
         )
-    data = _open(source, split, image_size, channels)
+    data = _open(source, split, image_size, channels, num_classes)
     if num_classes not in (0, data.num_classes):
         raise ValueError(
             f"data: {source} has {data.num_classes} classes, the model {num_classes}; choose other "
@@ -40,11 +49,13 @@ def load_data(
     return data
 
 
-def _open(source: str, split: str, image_size: tuple[int, int], channels: int) -> ImageData:
+def _open(
+    source: str, split: str, image_size: tuple[int, int], channels: int, num_classes: int
+) -> ImageData:
     if source == "digits":
         return Digits(split, image_size, channels)
     if source == "textures":
         return Textures(split, image_size, channels)
     if not Path(source).is_dir():
         raise ValueError(f"data: {source!r} is neither 'digits', 'textures' nor an existing folder")
-    return ImageFolder(Path(source), split, image_size, channels)
+    return ImageFolder(Path(source), split, image_size, channels, num_classes)

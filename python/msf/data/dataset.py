@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 SPLITS = ("train", "features", "test")
+
+
+class UnreadableImage(ValueError):
+    """An image that cannot be read: ``problem`` names it and says why, ``index`` is its place."""
+
+    def __init__(self, problem: str, index: int = -1) -> None:
+        super().__init__(f"data: cannot read {problem}; replace or remove it")
+        self.problem, self.index = problem, index
 
 
 class ImageData(Dataset[tuple[Tensor, int]], ABC):
@@ -19,6 +29,21 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
 
     class_names: tuple[str, ...]
     labels: Tensor
+    has_classes = True  # whether ``class_names`` are more than one name for all
+    files: Mapping[str, int] = MappingProxyType({})  # sizes by relative name, of all splits
+    empty_files: tuple[str, ...] = ()  # of all splits; they are in none
+
+    def summary(self) -> str:
+        """Return how many images there are, in how many classes."""
+        images = f"{self.total:,} images in {self.num_classes:,} classes"
+        if not self.has_classes:
+            images = f"{self.total:,} images without classes"
+        return images + (f", {len(self):,} of them in this split" if self.files else "")
+
+    @property
+    def total(self) -> int:
+        """Return how many images the source has, in all its splits where it is of files."""
+        return len(self.files) or len(self)
 
     @property
     def num_classes(self) -> int:
@@ -26,7 +51,8 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
 
     @abstractmethod
     def images(self, indices: Tensor) -> Tensor:
-        """Return images (B, C, H, W) at ``indices`` (B,) int64."""
+        """Return images (B, C, H, W) at ``indices`` (B,) int64. Raise UnreadableImage for the first
+        that is none."""
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return (images (B, C, H, W) float32, labels (B,) int64) at ``indices`` (B,) int64."""

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .dataset import ImageData, from_uint8, missing
+from ..files import printable
+from .dataset import ImageData, UnreadableImage, missing
+from .decode import decode
+from .listing import list_images
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 MODES = {1: "L", 3: "RGB"}
 
 
 class ImageFolder(ImageData):
-    """``root/<class>/<image>``; classes are the subfolders in alphabetical order.
+    """``root/<class>/<image>``; classes are the subfolders in alphabetical order, with whatever
+    lies in folders inside them. Without subfolders ``root``'s own images are all of one class,
+    which is for models without classes.
 
     An image goes to a split by the hash of ``<class>/<image>``: 80 % train, 10 % features, 10 %
     test, whatever other files there are. It is resized, up or down, until it just covers (height,
-    width), and centre-cropped. Transparency is dropped; the camera's orientation tag is followed.
+    width), and centre-cropped. What is transparent shows white; the camera's orientation tag is
+    followed. Empty files are in no split.
     """
 
-    def __init__(self, root: Path, split: str, image_size: tuple[int, int], channels: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        image_size: tuple[int, int],
+        channels: int,
+        num_classes: int = 0,
+    ) -> None:
         if channels not in MODES:
             raise ValueError(f"data: images have 1 (grey) or 3 (RGB) channels, got {channels}")
         try:
@@ -30,47 +43,43 @@ class ImageFolder(ImageData):
         except ImportError:
             raise missing("Pillow", f"data {str(root)!r}") from None
         self._size, self._mode = (image_size[1], image_size[0]), MODES[channels]
-        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        if not folders:
+        folders, self.files = list_images(root)
+        if num_classes and not folders:
             raise ValueError(
-                f"data: {root} has no subfolders; make one a class, with images inside"
+                f"data: {printable(root)} has no subfolders, the model {num_classes} classes; make "
+                "one a class, with images inside, or train with num_classes set to 0"
             )
-        self.class_names = tuple(folder.name for folder in folders)
-        self.paths: list[Path] = []
-        labels: list[int] = []
-        for label, folder in enumerate(folders):
-            paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not paths:
-                raise ValueError(f"data: {folder} holds no image ({', '.join(sorted(SUFFIXES))})")
-            chosen = [path for path in paths if split_of(path) == split]
-            self.paths += chosen
-            labels += [label] * len(chosen)
-        if not self.paths:
+        self.has_classes = bool(folders)
+        self.class_names = tuple(folders or ["all"])
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        # Copies that broke off leave empty files. They would be met late, or in no training.
+        chosen = [name for name, size in self.files.items() if size and split_of(name) == split]
+        if not chosen:
             raise ValueError(
-                f"data: {root} has too few images: none falls into the {split} split; "
+                f"data: {printable(root)} has too few images: none falls into the {split} split; "
                 "the split is 80/10/10, so give about 100 or more"
             )
-        self.labels = torch.tensor(labels)
+        self.paths = [root / name for name in chosen]
+        self.labels = torch.tensor(
+            [numbers[name.split("/")[0]] if folders else 0 for name in chosen]
+        )
+        self.empty_files = tuple(
+            printable(root / name) for name, size in self.files.items() if not size
+        )
 
     def images(self, indices: Tensor) -> Tensor:
-        return torch.stack([self._decode(self.paths[i]) for i in indices.tolist()])
+        return torch.stack([self._decode(i) for i in indices.tolist()])
 
-    def _decode(self, path: Path) -> Tensor:
-        import numpy as np
-        from PIL import Image, ImageOps
-
+    def _decode(self, index: int) -> Tensor:
+        path = self.paths[index]
         try:
-            with Image.open(path) as file:
-                if file.mode.startswith(("I", "F")):
-                    raise ValueError(f"only 8-bit images, not mode {file.mode}")
-                image = ImageOps.exif_transpose(file).convert(self._mode)
+            return decode(path, self._mode, self._size)
         except Exception as error:  # Pillow's decoders raise whatever the broken file leads them to
-            raise ValueError(f"data: cannot read {path}: {error}; replace or remove it") from None
-        pixels = np.array(ImageOps.fit(image, self._size, Image.Resampling.BICUBIC))
-        return from_uint8(torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).movedim(-1, 0))
+            reason = str(error).replace(f" {str(path)!r}", "")
+            raise UnreadableImage(f"{printable(path)}: {reason}", index) from None
 
 
-def split_of(path: Path) -> str:
+def split_of(name: str) -> str:
     """Return the split of ``<class>/<image>``, by hash."""
-    tenth = hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).digest()[0] * 10 // 256
+    tenth = hashlib.sha256(os.fsencode(name)).digest()[0] * 10 // 256
     return {8: "features", 9: "test"}.get(tenth, "train")

@@ -4,15 +4,17 @@ seen."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from ..data import ImageData, ImageFolder
 from ..seeds import generator
-from .interrupts import leave_sigterm_to_the_parent
+from .interrupts import leave_signals_to_the_parent
+from .skipped import ReadableBatches, Skipped
 
 
 class _Steps(Sampler[Tensor]):
@@ -40,43 +42,42 @@ class _Steps(Sampler[Tensor]):
         return self.length - self.length % self.batch_size
 
 
-class _Batches(Dataset):
-    """The images and labels of ``data``, indexed by a whole batch at once."""
-
-    def __init__(self, data: ImageData) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self.data.batch(indices)
-
-
 def batches(
-    data: ImageData, batch_size: int, first: int, last: int, seed: int, *, pin: bool = False
-) -> DataLoader:
-    """Load batches (images, labels) of steps ``first`` to ``last`` - 1; worker processes decode
-    files. With ``pin`` they are in page-locked memory, from where copies to a GPU need not be
-    waited for."""
+    data: ImageData,
+    batch_size: int,
+    first: int,
+    last: int,
+    seed: int,
+    *,
+    skipped: Skipped | None = None,
+    pin: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches (images, labels) of steps ``first`` to ``last`` - 1; worker processes decode
+    files. ``skipped`` counts those that cannot be read. With ``pin`` batches are in page-locked
+    memory, from where copies to a GPU need not be waited for."""
     workers = 0 if not isinstance(data, ImageFolder) else min(8, os.cpu_count() or 1)
     steps = _Steps(len(data), batch_size, first, last, seed)
-    return DataLoader(
-        _Batches(data),
+    loader = DataLoader(
+        ReadableBatches(data),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
         collate_fn=_shared if workers else None,
-        worker_init_fn=leave_sigterm_to_the_parent,
+        worker_init_fn=leave_signals_to_the_parent,
         pin_memory=pin,
     )
+    for images, labels, problems in loader:
+        if skipped is not None:
+            skipped.add(problems)
+        yield images, labels
 
 
-def _shared(batch: Iterable[Tensor]) -> list[Tensor]:
+def _shared(batch: Any) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Return ``batch`` in shared memory. The queue's thread would move it there too, but drops an
     error, and the parent would wait for ever."""
     try:
-        return [tensor.share_memory_() for tensor in batch]
+        images, labels, problems = batch
+        return images.share_memory_(), labels.share_memory_(), problems
     except RuntimeError as error:
         raise ValueError(
             f"data: no shared memory for a batch ({error}); raise the limit (ulimit -f, /dev/shm) "

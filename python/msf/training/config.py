@@ -8,6 +8,7 @@ from pathlib import Path
 from ..parsing import check_fields, parse_dataclass, parse_object
 
 RUN_FILE = "training.json"
+WARMUP = 100
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -18,15 +19,16 @@ class TrainingConfig:
 
     ``steps`` is one number a stage, base first. ``precision`` "auto" is bfloat16 autocast where the
     device computes in it (a GPU; a CPU with AMX or AVX512-BF16), float32 elsewhere.
-    ``sample_every`` is how often (in steps) sample grids and checkpoints are written, besides at
-    the end.
+    ``sample_every`` is how often (in steps) sample grids are written and ``checkpoint_every`` how
+    often checkpoints are, 0 being as often; both are at the end too. ``warmup`` must not be longer
+    than training, but for its default, which short runs may leave unfinished.
     """
 
     steps: tuple[int, ...]
     batch_size: int = 256
     learning_rate: float = 1e-4
     schedule: str = "constant"
-    warmup: int = 100
+    warmup: int = WARMUP
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
@@ -34,6 +36,7 @@ class TrainingConfig:
     precision: str = "auto"
     log_every: int = 50
     sample_every: int = 1000
+    checkpoint_every: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -50,13 +53,18 @@ class TrainingConfig:
                 raise ValueError(
                     f"TrainingConfig: {name} must be positive, got {getattr(self, name)}"
                 )
-        for name in ("seed", "warmup", "weight_decay"):
+        for name in ("seed", "warmup", "weight_decay", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"TrainingConfig: {name} must not be negative, got {getattr(self, name)}"
                 )
         if self.seed >= 2**64:
             raise ValueError(f"TrainingConfig: seed must be below 2**64, got {self.seed}")
+        if self.warmup != WARMUP and self.warmup > max(self.steps):
+            raise ValueError(
+                f"TrainingConfig: warmup must not be beyond the last step, {max(self.steps)}, "
+                f"got {self.warmup}"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"TrainingConfig: ema_decay must be in [0, 1), got {self.ema_decay}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -73,10 +81,16 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What ``training.json`` says of a run: ``data`` is its source, as in ``load_data``."""
+    """What ``training.json`` says of a run: ``data`` is its source, as in ``load_data``.
+
+    ``class_names`` are those of the data, in the order of their numbers, and ``fingerprint`` is a
+    hash of its files' names and sizes. Runs of earlier versions do not know them.
+    """
 
     data: str
     training: TrainingConfig
+    class_names: tuple[str, ...] = ()
+    fingerprint: str = ""
 
 
 def read_run(directory: Path) -> RunConfig | None:

@@ -1,7 +1,8 @@
 """The folder of a training run.
 
 config.json, model.safetensors   the model with averaged weights: what ``MSF.from_pretrained`` reads
-training.json                    data source and ``TrainingConfig``
+training.json                    data source, its classes and fingerprint, and ``TrainingConfig``
+files.json                       names and sizes of the data's files, where it has any
 state-<stage>.safetensors        all that training changes, to continue from
 metrics.jsonl, tensorboard/      losses and rates
 samples-<stage>-<step>.png, loss.png
@@ -13,42 +14,46 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..config import MSFConfig
 from ..files import atomic_write
-from ..model import CONFIG_FILE, MSF, read_config
-from ..parsing import parse_dataclass, parse_object
+from ..model import CONFIG_FILE, MSF, WEIGHTS_FILE, read_config
+from . import metrics
 from .config import RUN_FILE, RunConfig, read_run
+from .identity import changed_classes, changed_files, read_files, write_files
 from .locks import claim, locked
-from .stage import StageTrainer
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """A line of metrics.jsonl."""
-
-    stage: str
-    step: int
-    loss: float
-    learning_rate: float
-    images_per_second: float
+from .skipped import say
+from .stage import StageTrainer, load_average
 
 
 class RunFolder:
     """A RunFolder opens ``path`` for the training ``run`` of ``config``.
 
     ValueError when the folder holds something already and ``resume`` is not set, or when what it
-    holds is no run, or one of another configuration. A run that ended before its first checkpoint
-    is no obstacle.
+    holds is no run, one of another model or seed, or one of other data than ``files`` and
+    ``run.class_names``, unless ``data_changed``. New images are no other data, and the rest of
+    ``run`` may change while no other process trains here. A run that ended before its first
+    checkpoint is no obstacle.
     """
 
-    def __init__(self, path: Path, config: MSFConfig, run: RunConfig, *, resume: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: MSFConfig,
+        run: RunConfig,
+        *,
+        resume: bool,
+        files: Mapping[str, int] | None = None,
+        data_changed: bool = False,
+    ) -> None:
         self.path, self.config, self.run, self.resume = path, config, run, resume
+        self.files, self.data_changed = files or {}, data_changed
+        self.changes: list[str] = []  # what this training does otherwise than the run did
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path}: is a file; --out must be a folder")
         if path.exists():
@@ -66,8 +71,6 @@ class RunFolder:
                 if self._is_abandoned():
                     (self.path / "metrics.jsonl").unlink(missing_ok=True)
                     shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-                with atomic_write(self.path / RUN_FILE) as temporary:
-                    temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
                 for stage in stages:
                     # The logs are all that a stage has from the start and never replaces.
                     logs = self.path / "tensorboard" / stage
@@ -77,6 +80,10 @@ class RunFolder:
                             f"{self.path}: another process is training {stage} here; "
                             "wait for its end or choose another --out"
                         )
+                self._repair()
+                write_files(self.path, self.files)
+                with atomic_write(self.path / RUN_FILE) as temporary:
+                    temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
             yield
 
     def _check(self) -> None:
@@ -94,9 +101,13 @@ class RunFolder:
         """Return whether the run here has saved nothing, and no process is about to."""
         if read_run(self.path) is None or any(self.path.glob("[!.]*.safetensors")):
             return False
+        return not self._is_busy()
+
+    def _is_busy(self) -> bool:
+        """Return whether some process is training a stage here."""
         with ExitStack() as claims:
             logs = list(self.path.glob("tensorboard/*"))
-            return all([claims.enter_context(claim(folder)) for folder in logs])
+            return not all([claims.enter_context(claim(folder)) for folder in logs])
 
     def _check_same(self, config: MSFConfig) -> None:
         run = read_run(self.path)
@@ -107,26 +118,83 @@ class RunFolder:
         saved = (self.path / CONFIG_FILE).exists()
         theirs = _settings(read_config(self.path) if saved else config, run)
         ours = _settings(config, self.run)
-        if differing := [name for name in ours if ours[name] != theirs[name]]:
-            raise ValueError(
-                f"{self.path}: the run in this folder differs in {', '.join(differing)}; "
-                "resume with the same settings or choose another --out"
+        differing = [name for name in ours if ours[name] != theirs[name]]
+        fixed = [name for name in differing if name == "training.seed" or name.startswith("model.")]
+        if fixed:
+            values = ", ".join(
+                f"{name.split('.')[1]} {_plain(theirs[name])} (not {_plain(ours[name])})"
+                for name in fixed
             )
+            raise ValueError(
+                f"{self.path}: the run in this folder differs in {', '.join(fixed)}; "
+                f"resume with {values}, or choose another --out"
+            )
+        if not self.data_changed and (change := self._changed_data(run)):
+            raise ValueError(
+                f"{self.path}: not the data this run was trained on: {change}; restore it, or "
+                "continue with what is there now with --data-changed"
+            )
+        self.changes = [
+            f"{name.removeprefix('training.')} {_plain(ours[name])} (was {_plain(theirs[name])})"
+            for name in differing
+        ]
+        if self.changes and self._is_busy():
+            raise ValueError(
+                f"{self.path}: another process is training here; wait for its end to resume with "
+                + ", ".join(self.changes)
+            )
+
+    def _changed_data(self, run: RunConfig) -> str | None:
+        """Return what the data of ``run`` has no longer; None where it has all."""
+        if not run.class_names:  # of an earlier version
+            return None if run.data == self.run.data else f"it was {run.data}, is {self.run.data}"
+        if change := changed_classes(run.class_names, self.run.class_names):
+            return change
+        if run.fingerprint == self.run.fingerprint:
+            return None
+        if not run.fingerprint:
+            return f"it was {run.data}, and had no files"
+        return changed_files(read_files(self.path), self.files)
 
     def state_file(self, stage: str) -> Path:
         return self.path / f"state-{stage}.safetensors"
 
     def saved_model(self) -> MSF | None:
-        """Return the model as last saved, None where nothing is yet."""
-        if not (self.path / CONFIG_FILE).exists():
-            return None
-        return MSF.from_pretrained(self.path)
+        """Return the model as last saved, None where nothing is yet. Where the model is missing
+        beside states, it is rebuilt from them."""
+        if not (lost := self._lost()):
+            has_config = (self.path / CONFIG_FILE).exists()
+            return MSF.from_pretrained(self.path) if has_config else None
+        missing = [name for name in self.config.stage_names if not self.state_file(name).exists()]
+        if missing:
+            states = ", ".join(self.state_file(name).name for name in missing)
+            raise ValueError(
+                f"{self.path}: {lost} is missing, and {states}, without which it cannot be "
+                "rebuilt; restore one of them or choose another --out"
+            )
+        model = MSF(self.config)
+        for index, name in enumerate(self.config.stage_names):
+            load_average(self.state_file(name), model, index)
+        return model.eval()
+
+    def _lost(self) -> str:
+        """Return what is missing of the model beside states, which are saved after it."""
+        if not any(self.state_file(name).exists() for name in self.config.stage_names):
+            return ""
+        files = (CONFIG_FILE, WEIGHTS_FILE)
+        return " and ".join(name for name in files if not (self.path / name).exists())
+
+    def _repair(self) -> None:
+        if (lost := self._lost()) and (model := self.saved_model()):
+            model.save_pretrained(self.path)
+            say(f"{self.path}: rebuilt {lost} from the states of all stages")
 
     def load(self, trainer: StageTrainer) -> None:
         """Continue ``trainer`` from the folder, if its stage was trained here before."""
         if self.state_file(trainer.name).exists():
             trainer.load(self.state_file(trainer.name))
-        self._forget_metrics(trainer.name, after=trainer.step_number)
+        with locked(self.path):
+            metrics.forget(self.path / "metrics.jsonl", trainer.name, after=trainer.step_number)
 
     def save(self, trainer: StageTrainer, averaged: MSF) -> None:
         """Keep ``trainer``'s state, and its stage in the model, whose other stages stay as they
@@ -141,36 +209,24 @@ class RunFolder:
             trainer.save(self.state_file(trainer.name))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return every complete line of metrics.jsonl."""
-        file = self.path / "metrics.jsonl"
-        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-        rows = []
-        for number, line in enumerate(lines, 1):
-            if line.endswith(b"\n"):
-                where = f"{file}: line {number}"
-                rows.append(vars(parse_dataclass(Metrics, parse_object(line, where), where)))
-        return rows
+        """Return every whole line of metrics.jsonl."""
+        return metrics.read(self.path / "metrics.jsonl")[0]
 
     def log(self, **row: Any) -> None:
         with locked(self.path), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def _forget_metrics(self, stage: str, after: int) -> None:
-        """Drop what a killed run logged of ``stage`` beyond its state, and a line cut short."""
-        file = self.path / "metrics.jsonl"
-        if not file.exists():
-            return
-        with locked(self.path):
-            kept = [row for row in self.metrics() if row["stage"] != stage or row["step"] <= after]
-            with atomic_write(file) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-
 
 def _settings(config: MSFConfig, run: RunConfig) -> dict[str, Any]:
-    """Return all that both parts of a resumed run must have in common, as JSON gives it back."""
+    """Return the settings of a run by name, as JSON gives them back."""
     settings = {
         **{f"model.{name}": value for name, value in asdict(config).items()},
         **{f"training.{name}": value for name, value in asdict(run.training).items()},
         "data": run.data,
     }
     return json.loads(json.dumps(settings))
+
+
+def _plain(value: Any) -> str:
+    """Write a number, or those of a list as on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

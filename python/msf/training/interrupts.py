@@ -1,10 +1,12 @@
-"""Ctrl-C and SIGTERM: the step under way is finished and kept; workers leave it to the parent."""
+"""Ctrl-C and SIGTERM: the step under way is finished and kept; workers leave both to the parent."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import parent_process
 from types import FrameType
 from typing import Any
@@ -14,15 +16,30 @@ class Interrupted(Exception):
     """Training was asked to stop, and did after saving everything."""
 
 
+_uncut = 0
+
+
+@contextmanager
+def uncut() -> Iterator[None]:
+    """Let no signal that a StopSignal handles end the body before its end."""
+    global _uncut
+    _uncut += 1
+    try:
+        yield
+    finally:
+        _uncut -= 1
+
+
 class StopSignal:
-    """A StopSignal turns the first Ctrl-C or SIGTERM into the flag ``received``; a second one acts
-    as if there were no StopSignal.
+    """A StopSignal turns the first Ctrl-C or SIGTERM into the flag ``received``. A second one
+    raises a KeyboardInterrupt, for a step that takes too long. All others do nothing, and so do
+    those in an ``uncut`` body: the flag is looked at soon.
 
     Outside the main thread, where Python takes no signals, it does nothing.
     """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = self._raised = False
 
     def __enter__(self) -> StopSignal:
         self._previous: dict[int, Any] = {}
@@ -36,15 +53,20 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        self.received = True
-        signal.signal(number, self._previous[number])
+        if not self.received:
+            self.received = True
+        elif not _uncut and not self._raised:
+            self._raised = True
+            raise KeyboardInterrupt
 
 
-def leave_sigterm_to_the_parent(_: int) -> None:
-    """Start a worker of a DataLoader such that only its parent's SIGTERM ends it.
+def leave_signals_to_the_parent(_: int) -> None:
+    """Start a worker of a DataLoader such that Ctrl-C does not end it, and SIGTERM only when it is
+    its parent's.
 
-    Sent to all of a job's processes, SIGTERM lets the parent save, for which it needs its workers.
+    Sent to all of a job's processes, they let the parent save, for which it needs its workers.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_await_sigterm_of_the_parent, daemon=True).start()
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..files import atomic_write
 from ..images import save_image, to_uint8
 from .folder import RunFolder
-from .stage import StageTrainer
+from .stage import NotFinite, StageTrainer
 
 
 class Recorder:
@@ -62,13 +62,13 @@ class Recorder:
             self.flush()
 
     def flush(self) -> None:
-        """Record the steps since the last time. ValueError when the loss is not finite."""
+        """Record the steps since the last time. Raise NotFinite when the loss is."""
         if not self.steps:
             return
         trainer, loss = self.trainer, float(self.loss) / self.steps
         step = trainer.step_number
         if not math.isfinite(loss):
-            raise ValueError(
+            raise NotFinite(
                 f"{trainer.name}: the loss became {loss} before step {step}; "
                 "these weights were not saved, try a lower learning rate"
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..files import atomic_write
 from ..model import MSF
@@ -17,6 +17,11 @@ from ..modes import own_modes
 from ..precision import autocast
 from ..seeds import generator
 from .config import TrainingConfig
+from .interrupts import uncut
+
+
+class NotFinite(ValueError):
+    """The loss or the weights hold NaN or infinity; such weights are not saved."""
 
 
 class StageTrainer:
@@ -38,6 +43,7 @@ class StageTrainer:
             fused=True,
         )
         self.step_number = 0
+        self.is_torn = False  # whether a step failed with some of its changes made
 
     @property
     def total_steps(self) -> int:
@@ -62,10 +68,13 @@ class StageTrainer:
             )
         losses["total"].backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        self.optimizer.step()
+        with uncut():
+            self.is_torn = True
+            self.optimizer.step()
+            self.step_number += 1
+            self._average()
+            self.is_torn = False
         self.optimizer.zero_grad()
-        self.step_number += 1
-        self._average()
         return losses["total"].detach()
 
     @torch.no_grad()
@@ -76,11 +85,11 @@ class StageTrainer:
         torch._foreach_lerp_(averages, self.parameters, 1 - decay)
 
     def check_finite(self) -> None:
-        """Raise a ValueError when the averaged weights, which never forget one, hold NaN or
+        """Raise NotFinite when the averaged weights, which never forget one, hold NaN or
         infinity."""
         norms = torch._foreach_norm(list(self.ema.parameters()))
         if not torch.stack(norms).isfinite().all():
-            raise ValueError(
+            raise NotFinite(
                 f"{self.name}: the weights are not finite after step {self.step_number}; "
                 "they were not saved, try a lower learning rate"
             )
@@ -89,6 +98,8 @@ class StageTrainer:
         """Return everything a step changes, as one flat dictionary of tensors."""
         tensors = {f"weights.{k}": v for k, v in self.stage.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        # With these the states of all stages are enough to rebuild the model.
+        tensors |= {f"pyramid.{k}": v for k, v in self.model.pyramid.state_dict().items()}
         for name, parameter in self.stage.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
@@ -100,27 +111,20 @@ class StageTrainer:
 
     def load(self, path: Path) -> None:
         """Continue from what ``save`` wrote; ValueError when that is corrupt or does not fit."""
-        try:
-            with safe_open(path, "pt", device=str(self.device)) as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                step = int(file.metadata()["step"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a readable training state ({error})") from None
+        tensors, step = _read(path, self.device)
+        hint = (
+            "; a stage cannot have fewer steps than it has taken" if step > self.total_steps else ""
+        )
         if not 1 <= step <= self.total_steps:
-            raise ValueError(f"{path}: its step must be from 1 to {self.total_steps}, got {step}")
+            raise ValueError(
+                f"{path}: its step must be from 1 to {self.total_steps}, got {step}" + hint
+            )
         self._restore(tensors, path)
         self.step_number = step
 
     def _restore(self, tensors: dict[str, Tensor], path: Path) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        try:
-            self.stage.load_state_dict(part("weights."))
-            self.ema.load_state_dict(part("ema."))
-        except RuntimeError as error:
-            detail = str(error).splitlines()[1].strip()
-            raise ValueError(f"{path}: made by another configuration: {detail}") from None
+        _load_part(self.stage, "weights.", tensors, path)
+        _load_part(self.ema, "ema.", tensors, path)
         for name, parameter in self.stage.named_parameters():
             shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             for key, shape in shapes.items():
@@ -131,3 +135,30 @@ class StageTrainer:
                         f"{path}: optimizer.{key}.{name} must have shape {list(shape)}, got {found}"
                     )
                 self.optimizer.state[parameter][key] = value
+
+
+def load_average(path: Path, model: MSF, index: int) -> None:
+    """Load averaged weights and statistics of the state at ``path`` into ``model`` and its stage
+    ``index``. ValueError when it is corrupt or does not fit."""
+    tensors, _ = _read(path, torch.device("cpu"))
+    _load_part(model.stages[index], "ema.", tensors, path)
+    _load_part(model.pyramid, "pyramid.", tensors, path)
+
+
+def _read(path: Path, device: torch.device) -> tuple[dict[str, Tensor], int]:
+    """Return the tensors of a state and its step."""
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, int(file.metadata()["step"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable training state ({error})") from None
+
+
+def _load_part(module: nn.Module, prefix: str, tensors: dict[str, Tensor], path: Path) -> None:
+    part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    try:
+        module.load_state_dict(part)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[1].strip()
+        raise ValueError(f"{path}: made by another configuration: {detail}") from None

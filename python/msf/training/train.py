@@ -12,21 +12,21 @@ from torch import Tensor
 
 from ..config import MSFConfig
 from ..data import ImageData, load_data
-from ..images import component_grid
+from ..files import printable
 from ..model import MSF
 from ..modes import own_modes
-from ..sampling import sample_components
 from ..seeds import generator
-from .batches import batches
 from .config import RunConfig, TrainingConfig
 from .folder import RunFolder
-from .interrupts import Interrupted, StopSignal
-from .recorder import Recorder, plot_losses
+from .identity import fingerprint
+from .interrupts import StopSignal
+from .loop import StageLoop
+from .recorder import plot_losses
+from .skipped import ReadableBatches, Skipped, say
 from .stage import StageTrainer
 
 STATISTICS_IMAGES = 16_384
-PREVIEW_IMAGES = 25
-PREVIEW_STEPS = 50
+MAX_EPOCHS_A_BATCH = 10  # a batch that is larger is a slip
 
 
 @own_modes()
@@ -38,6 +38,7 @@ def train(
     *,
     stages: Sequence[str] | None = None,
     resume: bool = False,
+    data_changed: bool = False,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> MSF:
@@ -45,9 +46,13 @@ def train(
     return the model that is there at the end. Stages train independently: other processes may train
     others into ``out`` at the same time.
 
-    source: as in ``load_data``. resume: continue the run that ``out`` holds, if any; the result is
-    bit for bit that of an uninterrupted run on the same machine. Raises ``Interrupted`` when
-    stopped by Ctrl-C, ValueError for settings that do not fit together.
+    source: as in ``load_data``. data_changed: continue though classes or files of the data are not
+    what they were. resume: continue the run that ``out`` holds, if any. All of ``training`` but the
+    seed may have changed, and the path of the data; else the result is bit for bit that of an
+    uninterrupted run on the same machine. Any error after the first step
+    leaves the steps before it saved. So does Ctrl-C, which raises ``Interrupted``. ValueError for
+    settings that do not fit together or when more than one in a hundred images cannot be read;
+    fewer are skipped, and named at the end.
     """
     names = config.stage_names
     for name in stages or ():
@@ -64,12 +69,21 @@ def train(
         channels=config.channels,
         num_classes=config.num_classes,
     )
-    folder = RunFolder(Path(out), config, RunConfig(source, training), resume=resume)
+    notes = _doubtful(training, names, len(data))
+    folder = RunFolder(
+        Path(out),
+        config,
+        RunConfig(source, training, data.class_names, fingerprint(data.files)),
+        resume=resume,
+        files=data.files,
+        data_changed=data_changed,
+    )
+    skipped = Skipped(data.total, data.empty_files)
     torch.manual_seed(training.seed)
     model = MSF(config)
     saved = folder.saved_model()
     if saved is None:
-        model.pyramid.measure(_statistics_batches(data, training.seed))
+        model.pyramid.measure(_statistics_batches(data, training.seed, skipped))
     else:  # images added since must not change the statistics
         model.pyramid.load_state_dict(saved.pyramid.state_dict())
     model.to(device)
@@ -80,62 +94,47 @@ def train(
         for trainer in trainers:
             folder.load(trainer)
             averaged.stages[trainer.index] = trainer.ema
+        for note in notes:
+            say(note)
+        if progress:
+            say(f"data: {printable(source)}: {data.summary()}")
+        if folder.changes:
+            say(f"{folder.path}: resuming with {', '.join(folder.changes)}")
         with StopSignal() as stop:
             for trainer in trainers:
-                _train_stage(trainer, data, folder, averaged, stop, progress)
+                StageLoop(trainer, data, folder, averaged, stop, skipped).run(progress)
+    skipped.report()
     plot_losses(folder.metrics(), folder.path / "loss.png")
     # The saved one, because another process may have trained the other stages meanwhile.
     return (folder.saved_model() or averaged).to(device).requires_grad_(False)
 
 
-def _statistics_batches(data: ImageData, seed: int) -> Iterator[Tensor]:
-    key = generator(seed)
+def _statistics_batches(data: ImageData, seed: int, skipped: Skipped) -> Iterator[Tensor]:
+    key, readable = generator(seed), ReadableBatches(data)
     for indices in torch.randperm(len(data), generator=key)[:STATISTICS_IMAGES].split(512):
-        yield data.batch(indices)[0]
+        images, _, problems = readable[indices]
+        skipped.add(problems)
+        yield images
 
 
-def _train_stage(
-    trainer: StageTrainer,
-    data: ImageData,
-    folder: RunFolder,
-    averaged: MSF,
-    stop: StopSignal,
-    progress: bool,
-) -> None:
-    config, first, last = trainer.config, trainer.step_number, trainer.total_steps
-    has_labels = trainer.model.config.num_classes > 0
-    pin = trainer.device.type == "cuda"
-    with Recorder(trainer, folder, progress) as recorder:
-        for images, labels in batches(data, config.batch_size, first, last, config.seed, pin=pin):
-            images = images.to(trainer.device, non_blocking=True)
-            labels = labels.to(trainer.device, non_blocking=True)
-            loss = trainer.step(images, labels if has_labels else None)
-            recorder.add(loss, len(images))
-            step = trainer.step_number
-            if stop.received or step == last or step % config.sample_every == 0:
-                recorder.flush()
-                folder.save(trainer, averaged)
-                if averaged.config.channels in (1, 3):  # latents are no picture
-                    recorder.picture(preview(averaged, trainer.index, data))
-                recorder.start_window()  # the time of a checkpoint is not that of training
-            if stop.received:
-                raise Interrupted(
-                    f"stopped at step {step} of {last} of {trainer.name}; "
-                    f"saved in {folder.path}, continue with --resume"
-                )
-
-
-@torch.no_grad()
-def preview(model: MSF, index: int, data: ImageData) -> Tensor:
-    """Return a grid (C, h, w) of samples of the stages up to ``index``, above true bases where the
-    base is untrained."""
-    images, labels = data.batch(torch.arange(PREVIEW_IMAGES) * len(data) // PREVIEW_IMAGES)
-    true_base = model.pyramid.split(images.to(model.pyramid.mean.device))[0]
-    _, components = sample_components(
-        model,
-        labels if model.config.num_classes else None,
-        seeds=range(PREVIEW_IMAGES),
-        steps=tuple(min(steps, PREVIEW_STEPS) for steps in model.config.steps),
-        base=true_base if "base" in model.untrained_stages else None,
-    )
-    return component_grid(model, components[: index + 1])
+def _doubtful(training: TrainingConfig, names: Sequence[str], images: int) -> list[str]:
+    """Return what the user should know of the settings. ValueError where they make no sense with so
+    many images."""
+    if training.batch_size > MAX_EPOCHS_A_BATCH * images:
+        raise ValueError(
+            f"batch_size must be at most {MAX_EPOCHS_A_BATCH} times the {images:,} images for "
+            f"training, got {training.batch_size}"
+        )
+    notes = []
+    if training.batch_size > images:
+        notes.append(
+            f"batch_size {training.batch_size}: there are only {images:,} images, all of them are "
+            "in each batch"
+        )
+    short = [name for name, steps in zip(names, training.steps) if steps < training.warmup]
+    if short:
+        notes.append(
+            f"{', '.join(short)}: training ends within the warm-up of {training.warmup} steps, "
+            "below the full learning rate"
+        )
+    return notes

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...files import printable
 from ...training.config import read_run
 from .. import tables
 
@@ -58,9 +60,16 @@ def text(document: dict[str, Any]) -> str:
         ("positions", config["positions"] + (", QK-norm" if config["qk_norm"] else "")),
     ]
     if training:
+        if training["class_names"]:
+            facts.append(("class names", _classes(training["class_names"])))
         settings = ", ".join(f"{key} {value}" for key, value in training["training"].items())
         facts += [("data", training["data"]), ("training", settings)]
     return tables.pairs(facts) + "\n\n" + _stage_table(document["stages"])
+
+
+def _classes(names: Sequence[str]) -> str:
+    """Return names and numbers, as ``msf sample --labels`` takes both."""
+    return ", ".join(f"{number} {printable(name)}" for number, name in enumerate(names))
 
 
 def _stage_table(stages: list[dict[str, Any]]) -> str:

@@ -3,17 +3,20 @@
 A .png file gets one grid: base, residuals and the merged image side by side. A folder gets one PNG
 an image, named by its index. A .safetensors file gets the tensor "images" (B, C, H, W), the only
 form for latents. A grid holds at most 10,000 images, a folder 1,000,000, and either file what takes
-4 GiB as float32. Up to rounding, an image does not depend on --batch-size or --count.
+4 GiB as float32. Ctrl-C leaves the images that are done in a folder, and no file. Up to rounding,
+an image does not depend on --batch-size or --count.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...files import printable
+from ...training.config import read_run
 from .. import models, outputs, sampling, tables
 
 if TYPE_CHECKING:
@@ -33,11 +36,16 @@ OTHER_FILES = (*PICTURES, ".npy", ".npz", ".pt")
 MAX_BYTES = 4 * 2**30  # a grid's or a tensor's images are in memory, twice at the end
 
 
-def class_numbers(text: str) -> list[int]:
+def class_number(label: str, names: Sequence[str]) -> int:
+    """Return the number of a class by its number or, if it is none, by its name."""
     try:
-        return [int(item) for item in text.split(",")]
+        return int(label)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be numbers like 3 or 0,1,2, got {text!r}") from None
+        pass
+    if label in names:
+        return names.index(label)
+    known = f"; names are those of msf inspect, e.g. {printable(names[0])}" if names else ""
+    raise ValueError(f"--labels must be numbers like 3 or 0,1,2, got {label!r}{known}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         "--label",
-        type=class_numbers,
+        type=lambda text: text.split(","),
         metavar="K,...",
-        help="classes, in turn (default: all of them); the number of classes means none",
+        help="classes by number or name, in turn (default: all of them); "
+        "the number of classes means none",
     )
     parser.add_argument(
         "--count", type=int, metavar="N", help=f"images (default: one a label, or {COUNT})"
@@ -114,10 +123,13 @@ def _labels(args: argparse.Namespace, model: MSF, count: int) -> Tensor | None:
         if args.labels:
             raise ValueError(f"{args.model} was trained without classes; leave --labels out")
         return None
-    for label in args.labels or ():
+    run = read_run(args.model)
+    names = run.class_names if run else ()
+    numbers = [class_number(label, names) for label in args.labels or ()]
+    for label in numbers:
         if not 0 <= label <= classes:
             raise ValueError(f"--labels must be 0 to {classes} (for none), got {label}")
-    labels = torch.tensor(args.labels or range(classes))
+    labels = torch.tensor(numbers or range(classes))
     return labels[torch.arange(count) % len(labels)]
 
 
@@ -151,7 +163,7 @@ def _write_grid(path: Path, model: MSF, batches: Batches) -> None:
 def _write_folder(path: Path, model: MSF, batches: Batches) -> None:
     from ...images import save_image
 
-    with outputs.atomic_folder(path) as folder:
+    with outputs.atomic_folder(path, keeps="images") as folder:
         index = 0
         for images, _ in batches:
             for image in images:

@@ -2,7 +2,8 @@
 
 --out gets the model (config.json, model.safetensors), what is needed to continue (training.json,
 state-*.safetensors), metrics.jsonl, tensorboard/, sample grids and loss.png. Ctrl-C saves and
-stops.
+stops, an error after the first step saves too, and --resume continues. Images that cannot be read
+are skipped, but more than one in a hundred are an error. What is transparent shows white.
 
 --config names a JSON file {"model": {...}, "training": {...}} with the fields of MSFConfig and
 TrainingConfig, for instance
@@ -28,6 +29,15 @@ from .. import models, settings, tables
 from ..errors import Failure
 from ..sampling import number
 
+CHANGES = (
+    "batch_size",
+    "learning_rate",
+    "sample_every",
+    "checkpoint_every",
+    "precision",
+    "seed",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     settings.add_arguments(parser, required=True)
@@ -35,20 +45,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="SOURCE",
-        help="digits, textures, or a folder of images with one subfolder a class",
+        help="digits, textures, or a folder of images with one subfolder a class, or with images "
+        "only for a model without classes",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--stage", metavar="NAME", help="train this stage only, e.g. base or residual"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue the run that --out holds, if any"
+        "--resume",
+        action="store_true",
+        help="continue the run that --out holds, if any; model and seed must stay, other settings "
+        "and the place of the data may change",
+    )
+    parser.add_argument(
+        "--data-changed",
+        action="store_true",
+        help="with --resume: continue though classes or images are not those the run began with",
     )
     parser.add_argument(
         "--steps", nargs="+", type=int, metavar="N", help="one for all stages or one a stage"
     )
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument("--learning-rate", type=number, metavar="RATE")
+    parser.add_argument(
+        "--sample-every", type=int, metavar="N", help="steps from one sample grid to the next"
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="N",
+        help="steps from one checkpoint to the next (default: as sample grids)",
+    )
     parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument("--seed", type=int, metavar="S")
     parser.add_argument(
@@ -73,6 +101,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             args.out,
             stages=[args.stage] if args.stage else None,
             resume=args.resume,
+            data_changed=args.data_changed,
             device=device,
         )
     except Interrupted as error:
@@ -92,11 +121,7 @@ def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
     config, training = settings.read(args)
     if training is None:
         raise ValueError(f'{args.config}: key "training" is missing')
-    changes = {
-        name: getattr(args, name)
-        for name in ("batch_size", "learning_rate", "precision", "seed")
-        if getattr(args, name) is not None
-    }
+    changes = {name: getattr(args, name) for name in CHANGES if getattr(args, name) is not None}
     if args.steps:
         changes["steps"] = tuple(settings.one_a_stage(args.steps, config))
     if args.num_classes is not None:

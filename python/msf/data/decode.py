@@ -1,0 +1,55 @@
+"""An image file as pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .dataset import from_uint8
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BACKGROUND = "white"  # what shows through where an image is transparent
+
+
+def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
+    """Return the image in ``path``, of several frames the first, as (C, H, W) in [-1, 1].
+
+    ``mode`` is Pillow's, "L" or "RGB"; ``size`` is (width, height). Raises whatever a file that is
+    broken leads Pillow to, ValueError where it has more than 8 bits.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as file:
+        if file.mode.startswith(("I", "F")):
+            raise ValueError(f"only 8-bit images, not mode {file.mode}")
+        image = _opaque(_upright(file)).convert(mode)
+    pixels = np.array(ImageOps.fit(image, size, Image.Resampling.BICUBIC))
+    return from_uint8(torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).movedim(-1, 0))
+
+
+def _upright(image: Image) -> Image:
+    """Return the image as its orientation tag says, if that can be read."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # where the pixels are what is damaged, converting them says so
+        return image
+
+
+def _opaque(image: Image) -> Image:
+    """Return the image on the background, where it is transparent at all."""
+    from PIL import Image
+
+    if not image.mode.lower().endswith("a") and "transparency" not in image.info:
+        return image
+    if image.mode == "La":  # which converts to nothing else
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)

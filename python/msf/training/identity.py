@@ -1,0 +1,86 @@
+"""Which data a run was trained on, and what has changed in it since."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..files import atomic_write, printable
+from ..parsing import parse_object
+
+FILES_FILE = "files.json"
+NAMED = 10
+
+
+def fingerprint(files: Mapping[str, int]) -> str:
+    """Return a hash of names and sizes, whatever their order; "" for data without files."""
+    if not files:
+        return ""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(os.fsencode(name) + f"\0{files[name]}\0".encode())
+    return digest.hexdigest()
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names and how many more there are."""
+    more = len(names) - NAMED
+    first = ", ".join(map(printable, names[:NAMED]))
+    return f"{first} and {more:,} more" if more > 0 else first
+
+
+def write_files(directory: Path, files: Mapping[str, int]) -> None:
+    """Keep the names and sizes, where there are any."""
+    if not files:
+        return
+    with atomic_write(directory / FILES_FILE) as temporary:
+        temporary.write_text(json.dumps(dict(files), indent=0) + "\n")
+
+
+def read_files(directory: Path) -> dict[str, int]:
+    """Return the names and sizes that ``write_files`` kept, none where it did not. ValueError (one
+    line) when they are corrupt."""
+    file = directory / FILES_FILE
+    if not file.exists():
+        return {}
+    files = parse_object(file.read_bytes(), file)
+    for name, size in files.items():
+        if type(size) is not int:
+            raise ValueError(f"{file}: the size of {name!r} must be a whole number, got {size!r}")
+    return files
+
+
+def changed_classes(before: Sequence[str], now: Sequence[str]) -> str | None:
+    """Return how the classes, in order, have changed; None where they have not."""
+    if list(before) == list(now):
+        return None
+    gone, new = (
+        [name for name in one if name not in set(other)]
+        for one, other in ((before, now), (now, before))
+    )
+    if not gone and not new:
+        return f"the classes {listed(before)} are now in the order {listed(now)}"
+    parts = [
+        f"classes {word}: {listed(names)}"
+        for word, names in (("gone", gone), ("new", new))
+        if names
+    ]
+    return ", ".join(parts)
+
+
+def changed_files(before: Mapping[str, int], now: Mapping[str, int]) -> str | None:
+    """Return which files are gone or have another size; None where there are at most new ones.
+    Without files of ``before`` all that is known is that they differ."""
+    if not before:
+        return f"names or sizes of its files ({FILES_FILE}, which lists them, is missing)"
+    gone = [name for name in before if name not in now]
+    other = [name for name in before if name in now and before[name] != now[name]]
+    parts = [
+        f"{len(names):,} of {len(before):,} images {word} ({printable(names[0])} first)"
+        for word, names in (("are gone", gone), ("have another size", other))
+        if names
+    ]
+    return ", ".join(parts) or None

@@ -1,0 +1,133 @@
+"""The loop over one stage's steps: checkpoints, sample grids, and what is kept when it ends
+early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..data import ImageData
+from ..images import component_grid
+from ..model import MSF
+from ..sampling import sample_components
+from .batches import batches
+from .folder import RunFolder
+from .interrupts import Interrupted, StopSignal, uncut
+from .recorder import Recorder
+from .skipped import ReadableBatches, Skipped, say
+from .stage import NotFinite, StageTrainer
+
+PREVIEW_IMAGES = 25
+PREVIEW_STEPS = 50
+
+
+class StageLoop:
+    """A StageLoop trains ``trainer`` to its last step and keeps it in ``folder``. Its averaged
+    weights are part of the model ``averaged``."""
+
+    def __init__(
+        self,
+        trainer: StageTrainer,
+        data: ImageData,
+        folder: RunFolder,
+        averaged: MSF,
+        stop: StopSignal,
+        skipped: Skipped,
+    ) -> None:
+        self.trainer, self.data, self.folder, self.averaged = trainer, data, folder, averaged
+        self.stop, self.skipped = stop, skipped
+        self._kept = trainer.step_number  # the last step that was saved, or could not be
+
+    def run(self, progress: bool) -> None:
+        """Raise Interrupted when stopped. Whatever else ends the loop, its last whole step is saved
+        before that is raised."""
+        with Recorder(self.trainer, self.folder, progress) as recorder:
+            try:
+                self._steps(recorder)
+            except KeyboardInterrupt:
+                self._keep_after(None, recorder)
+                raise self._interrupted() from None
+            except Exception as error:
+                self._keep_after(error, recorder)
+                raise
+
+    def _steps(self, recorder: Recorder) -> None:
+        trainer, config = self.trainer, self.trainer.config
+        has_labels = trainer.model.config.num_classes > 0
+        for images, labels in self._batches():
+            images = images.to(trainer.device, non_blocking=True)
+            labels = labels.to(trainer.device, non_blocking=True)
+            loss = trainer.step(images, labels if has_labels else None)
+            recorder.add(loss, len(images))
+            step = trainer.step_number
+            ends = self.stop.received or step == trainer.total_steps
+            samples = ends or step % config.sample_every == 0
+            if keeps := ends or step % (config.checkpoint_every or config.sample_every) == 0:
+                self._keep(recorder)
+            if samples and self.averaged.config.channels in (1, 3):  # latents are no picture
+                recorder.flush()
+                recorder.picture(preview(self.averaged, trainer.index, self.data))
+            if keeps or samples:
+                recorder.start_window()  # the time of either is not that of training
+            if self.stop.received:
+                raise self._interrupted()
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(
+            self.data,
+            self.trainer.config.batch_size,
+            self.trainer.step_number,
+            self.trainer.total_steps,
+            self.trainer.config.seed,
+            skipped=self.skipped,
+            pin=self.trainer.device.type == "cuda",
+        )
+
+    def _keep(self, recorder: Recorder) -> None:
+        self._kept = self.trainer.step_number
+        with uncut():
+            recorder.flush()
+            self.folder.save(self.trainer, self.averaged)
+
+    def _keep_after(self, error: Exception | None, recorder: Recorder) -> None:
+        """Save the steps since the last checkpoint, unless a step was cut or they are what is
+        wrong. What else is wrong then must not hide ``error``."""
+        trainer = self.trainer
+        if trainer.is_torn or isinstance(error, NotFinite) or trainer.step_number == self._kept:
+            return
+        try:
+            self._keep(recorder)
+        except Exception as another:
+            say(f"{trainer.name}: could not save step {trainer.step_number}: {another}")
+        else:
+            if error:
+                say(
+                    f"{trainer.name}: an error, but step {trainer.step_number} is saved in "
+                    f"{self.folder.path}; continue with --resume"
+                )
+
+    def _interrupted(self) -> Interrupted:
+        step = self.trainer.step_number
+        where = f"stopped at step {step} of {self.trainer.total_steps} of {self.trainer.name}; "
+        if not step:
+            return Interrupted(where + "nothing to save yet, continue with --resume")
+        return Interrupted(where + f"saved in {self.folder.path}, continue with --resume")
+
+
+@torch.no_grad()
+def preview(model: MSF, index: int, data: ImageData) -> Tensor:
+    """Return a grid (C, h, w) of samples of the stages up to ``index``, above true bases where the
+    base is untrained."""
+    indices = torch.arange(PREVIEW_IMAGES) * len(data) // PREVIEW_IMAGES
+    images, labels, _ = ReadableBatches(data)[indices]
+    true_base = model.pyramid.split(images.to(model.pyramid.mean.device))[0]
+    _, components = sample_components(
+        model,
+        labels if model.config.num_classes else None,
+        seeds=range(PREVIEW_IMAGES),
+        steps=tuple(min(steps, PREVIEW_STEPS) for steps in model.config.steps),
+        base=true_base if "base" in model.untrained_stages else None,
+    )
+    return component_grid(model, components[: index + 1])

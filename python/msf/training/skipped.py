@@ -1,0 +1,103 @@
+"""Images that cannot be read: others take their place, and they are counted and named."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..data import ImageData, UnreadableImage
+
+LIMIT = 100  # training goes on with at most one unreadable image in so many
+NAMED = 3
+
+
+def say(line: str) -> None:
+    """Tell the user one line, on stderr; it may follow a progress bar's, which ends none."""
+    print(line, file=sys.stderr)
+
+
+class Skipped:
+    """A Skipped counts the unreadable ones of ``total`` images; ``empty`` are known to be so."""
+
+    def __init__(self, total: int, empty: Iterable[str] = ()) -> None:
+        self.total = total
+        self._problems: dict[str | int, str] = {name: f"{name}: an empty file" for name in empty}
+        self._check()
+
+    def add(self, problems: dict[int, str]) -> None:
+        """Count images by their indices, each once. ValueError where they are too many."""
+        known = len(self._problems)
+        for index, problem in problems.items():
+            self._problems[index] = problem
+        if len(self._problems) > known:
+            self._check()
+
+    def _check(self) -> None:
+        if len(self._problems) * LIMIT > self.total:
+            raise ValueError(
+                f"data: cannot read {self._count()}, more than one in a hundred: "
+                f"{self._names()}; replace or remove them"
+            )
+
+    def report(self) -> None:
+        """Say which were skipped, if any."""
+        if self._problems:
+            say(
+                f"data: skipped {self._count()}, as they cannot be read: {self._names()}; "
+                "replace or remove them"
+            )
+
+    def _count(self) -> str:
+        return f"{len(self._problems):,} of {self.total:,} images"
+
+    def _names(self) -> str:
+        first = list(self._problems.values())[:NAMED]
+        more = len(self._problems) - len(first)
+        return ", ".join(first) + (f" and {more:,} more" if more else "")
+
+
+class ReadableBatches(Dataset):
+    """The batches of ``data`` by their indices: (images, labels, what is wrong with the unreadable
+    ones by index).
+
+    The next readable image of the same batch takes an unreadable one's place, so what a batch holds
+    is still a function of its indices, and a resumed run sees what it would have seen.
+    """
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+        self._problems: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor, dict[int, str]]:
+        while True:
+            chosen = self._replaced(indices)
+            try:
+                images, labels = self.data.batch(chosen)
+            except UnreadableImage as error:
+                self._problems[error.index] = error.problem
+                if all(index in self._problems for index in indices.tolist()):
+                    raise ValueError(str(error)) from None
+            else:
+                met = {i: self._problems[i] for i in indices.tolist() if i in self._problems}
+                return images, labels, met
+
+    def _replaced(self, indices: Tensor) -> Tensor:
+        if not self._problems:
+            return indices
+        chosen = indices.tolist()
+        readable = [index not in self._problems for index in chosen]
+        if all(readable) or not any(readable):
+            return indices
+        for position in range(len(chosen)):
+            following = position
+            while not readable[following]:
+                following = (following + 1) % len(chosen)
+            chosen[position] = int(indices[following])
+        return torch.tensor(chosen)

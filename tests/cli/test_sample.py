@@ -1,0 +1,125 @@
+"""What `msf sample` takes and shows."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from msf import sampling
+from msf.cli import main, outputs
+from msf.cli.commands.sample import class_number
+
+
+def test_labels_are_numbers_or_names(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(workspace / "run", run)
+    values = json.loads((run / "training.json").read_text())
+    values["class_names"] = ["ant", "bee", "cat", *"3456789"]
+    (run / "training.json").write_text(json.dumps(values))
+    command = ["sample", str(run), "--json", "--out", str(tmp_path / "x.png"), "--overwrite"]
+    assert main([*command, "--labels", "cat,1,10,ant"]) == 0
+    assert json.loads(capsys.readouterr().out)["labels"] == [2, 1, 10, 0]
+    assert main([*command, "--labels", "dog"]) == 2
+    assert capsys.readouterr().err == (
+        "msf sample: --labels must be numbers like 3 or 0,1,2, got 'dog'; "
+        "names are those of msf inspect, e.g. ant\n"
+    )
+    assert main(["inspect", str(run)]) == 0
+    assert "0 ant, 1 bee, 2 cat, 3 3" in capsys.readouterr().out
+    (run / "training.json").unlink()
+    assert main([*command, "--labels", "cat"]) == 2
+    assert "got 'cat'\n" in capsys.readouterr().err
+
+
+def test_a_number_is_the_number_of_a_class_and_no_name() -> None:
+    assert class_number("1", ["0", "10", "1"]) == 1
+
+
+def interrupt_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send Ctrl-C when so many batches are done, and again while they are kept."""
+    original, put, calls = sampling.sample_components, outputs._put, []
+
+    def sample(*args: Any, **options: Any) -> Any:
+        calls.append(None)
+        if len(calls) > batches:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args, **options)
+
+    def put_slowly(*args: Path) -> None:
+        signal.raise_signal(signal.SIGINT)
+        put(*args)
+
+    monkeypatch.setattr(sampling, "sample_components", sample)
+    monkeypatch.setattr(outputs, "_put", put_slowly)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_ctrl_c_keeps_the_images_that_are_done(
+    workspace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    exists: bool,
+) -> None:
+    out = tmp_path / "images"
+    if exists:
+        out.mkdir()
+        (out / "old.png").write_bytes(b"")
+    interrupt_after(2, monkeypatch)
+    command = ["sample", str(workspace / "run"), "--out", str(out), "--batch-size=4"]
+    assert main([*command, "--count=20000", "--overwrite"]) == 130
+    assert capsys.readouterr().err == (
+        f"msf sample: interrupted; kept the 8 images that are done in {out}\n"
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["images"]
+    assert sorted(file.name for file in out.iterdir()) == [f"00000{i}.png" for i in range(8)]
+    assert all(Image.open(file).size == (8, 8) for file in out.iterdir())
+
+
+@pytest.mark.parametrize(("name", "batches"), [("images", 0), ("x.png", 2), ("x.safetensors", 2)])
+def test_ctrl_c_leaves_nothing_else(
+    workspace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    batches: int,
+) -> None:
+    interrupt_after(batches, monkeypatch)
+    command = ["sample", str(workspace / "run"), "--out", str(tmp_path / name), "--batch-size=4"]
+    assert main([*command, "--count=2000"]) == 130
+    assert capsys.readouterr().err == "msf sample: interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_shows_progress(workspace: Path, tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    size = struct.pack("HHHH", 24, 80, 0, 0)  # it has none at first, and tqdm fills the width
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
+    command = [sys.executable, "-m", "msf.cli", "sample", str(workspace / "run"), "--count=12"]
+    process = subprocess.run(
+        [*command, "--batch-size=4", "--out", str(tmp_path / "images")],
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    shown = os.read(controller, 100_000).decode()
+    os.close(controller)
+    assert process.returncode == 0
+    assert "0/3 " in shown and "3/3 " in shown and "100%" in shown
+    assert len(list((tmp_path / "images").iterdir())) == 12

@@ -1,0 +1,76 @@
+"""What a resumed run may do otherwise."""
+
+from dataclasses import replace
+
+import pytest
+
+from msf.training.config import read_run
+from msf.training.train import train
+from training_runs import MODEL, TRAINING, digest, run, saved_step, steps
+
+
+def resume(out, source="digits", model=MODEL, **changes):
+    training = replace(TRAINING, **changes)
+    return train(model, training, source, out, resume=True, progress=False)
+
+
+def test_more_steps_than_before_equal_as_many_at_once(whole, tmp_path, capsys):
+    train(MODEL, replace(TRAINING, steps=(3, 6)), "digits", tmp_path / "run", progress=False)
+    resume(tmp_path / "run")
+    assert capsys.readouterr().err == f"{tmp_path / 'run'}: resuming with steps 8 6 (was 3 6)\n"
+    assert digest(tmp_path / "run") == digest(whole)
+    assert read_run(tmp_path / "run").training == TRAINING
+
+
+def test_fewer_steps_are_not_fewer_than_were_taken(tmp_path):
+    run(tmp_path, stages=["base"])
+    with pytest.raises(ValueError, match=r"from 1 to 7, got 8; a stage cannot have fewer steps"):
+        resume(tmp_path, steps=(7, 6))
+    resume(tmp_path, steps=(8, 2))
+    assert saved_step(tmp_path, "residual") == 2
+
+
+def test_batch_size_learning_rate_and_intervals_may_change(tmp_path, capsys):
+    run(tmp_path, stages=["base"])
+    resume(tmp_path, batch_size=4, learning_rate=0.5, sample_every=2, log_every=1)
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: resuming with batch_size 4 (was 16), learning_rate 0.5 (was 0.01), "
+        "log_every 1 (was 2), sample_every 2 (was 3)\n"
+    )
+    assert steps(tmp_path)[-6:] == [("residual", step) for step in range(1, 7)]
+    assert (tmp_path / "samples-residual-000004.png").exists()
+
+
+def test_the_data_may_have_moved(photos, tmp_path, capsys):
+    train(MODEL, TRAINING, str(photos), tmp_path / "whole", progress=False)
+    arguments = (MODEL, TRAINING, str(photos), tmp_path / "run")
+    train(*arguments, stages=["base"], progress=False)
+    moved = photos.rename(tmp_path / "moved")
+    capsys.readouterr()
+    resume(tmp_path / "run", str(moved))
+    assert capsys.readouterr().err == (
+        f"{tmp_path / 'run'}: resuming with data {moved} (was {photos})\n"
+    )
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+    assert read_run(tmp_path / "run").data == str(moved)
+
+
+def test_other_data_is_refused(whole, photos, tmp_path):
+    before = digest(whole)
+    with pytest.raises(ValueError, match="trained on: it was digits, and had no files; restore"):
+        resume(whole, str(photos))
+    train(MODEL, TRAINING, str(photos), tmp_path / "run", stages=["base"], progress=False)
+    with pytest.raises(ValueError, match="250 of 250 images are gone"):
+        resume(tmp_path / "run")
+    assert digest(whole) == before
+
+
+def test_model_and_seed_stay(whole):
+    before = digest(whole)
+    with pytest.raises(ValueError) as error:
+        resume(whole, model=replace(MODEL, steps=(3, 1)), seed=5, learning_rate=1.0)
+    assert str(error.value) == (
+        f"{whole}: the run in this folder differs in model.steps, training.seed; "
+        "resume with steps 2 1 (not 3 1), seed 0 (not 5), or choose another --out"
+    )
+    assert digest(whole) == before and read_run(whole).training == TRAINING

@@ -1,0 +1,126 @@
+"""Whatever ends the training loop, its last whole step is kept."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from msf import MSF
+from msf.training import loop
+from msf.training.interrupts import Interrupted, StopSignal, uncut
+from msf.training.stage import StageTrainer
+from training_runs import digest, run, saved_step
+
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def at(monkeypatch, place, name, step, action):
+    """Do ``action`` before ``name`` of ``place`` when the base has taken ``step`` steps."""
+    original = getattr(place, name)
+    trainers = []
+    remember = StageTrainer.__init__
+
+    def init(self, *args):
+        trainers.append(self)
+        remember(self, *args)
+
+    def wrapped(*args, **options):
+        if trainers[0].step_number == step:
+            action()
+        return original(*args, **options)
+
+    monkeypatch.setattr(StageTrainer, "__init__", init)
+    monkeypatch.setattr(place, name, wrapped)
+
+
+def failing(error):
+    def fail():
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("out of memory"), KeyError("bug"), ValueError("data: too bad")]
+)
+def test_an_error_leaves_the_steps_before_it(whole, tmp_path, monkeypatch, error, capsys):
+    with monkeypatch.context() as patch:
+        at(patch, MSF, "training_losses", 5, failing(error))
+        with pytest.raises(type(error)) as raised:
+            run(tmp_path / "run")
+    assert raised.value is error
+    assert saved_step(tmp_path / "run", "base") == 5  # checkpoints come at 3 and 6
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("base: an error, but step 5 is saved in ") and line.endswith(
+        "continue with --resume"
+    )
+    run(tmp_path / "run", resume=True)
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+def test_an_error_inside_the_optimizer_keeps_the_last_checkpoint(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        at(patch, torch, "_foreach_lerp_", 5, failing(KeyError("bug")))  # of the fifth step
+        with pytest.raises(KeyError):
+            run(tmp_path / "run")
+    assert saved_step(tmp_path / "run", "base") == 3
+    run(tmp_path / "run", resume=True)
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+def test_an_error_in_the_first_step_saves_nothing(tmp_path, monkeypatch):
+    at(monkeypatch, MSF, "training_losses", 0, failing(KeyError("bug")))
+    with pytest.raises(KeyError):
+        run(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_an_error_while_saving_does_not_hide_the_first(tmp_path, monkeypatch, capsys):
+    at(monkeypatch, MSF, "training_losses", 2, failing(KeyError("bug")))
+    monkeypatch.setattr(StageTrainer, "save", lambda *_: failing(OSError(28, "disk full"))())
+    with pytest.raises(KeyError):
+        run(tmp_path)
+    assert "base: could not save step 2: [Errno 28] disk full\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["step", "optimizer", "average", "save", "picture"])
+def test_a_second_ctrl_c_tears_nothing(whole, tmp_path, monkeypatch, place):
+    """The first one comes in the fifth step, the second and third wherever."""
+    owner, name, done, saved = {
+        "step": (MSF, "training_losses", 4, 4),
+        "optimizer": (torch.optim.AdamW, "step", 4, 5),
+        "average": (torch, "_foreach_lerp_", 5, 5),
+        "save": (StageTrainer, "save", 5, 5),
+        "picture": (loop, "component_grid", 5, 5),
+    }[place]
+    with monkeypatch.context() as patch:
+        at(patch, MSF, "training_losses", 4, ctrl_c)
+        at(patch, owner, name, done, lambda: [ctrl_c(), ctrl_c()])
+        with pytest.raises(Interrupted, match=f"stopped at step {saved} of 8 of base; saved in"):
+            run(tmp_path / "run")
+    assert saved_step(tmp_path / "run", "base") == saved
+    assert not [file for file in (tmp_path / "run").iterdir() if "tmp" in file.name]
+    run(tmp_path / "run", resume=True)
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+def test_two_ctrl_c_before_the_first_step_is_done(tmp_path, monkeypatch):
+    at(monkeypatch, MSF, "training_losses", 0, lambda: [ctrl_c(), ctrl_c()])
+    with pytest.raises(Interrupted, match="stopped at step 0 of 8 of base; nothing to save yet"):
+        run(tmp_path)
+
+
+def test_signals_are_a_flag_then_an_interrupt_then_nothing():
+    with StopSignal() as stop:
+        with uncut():
+            ctrl_c()
+            ctrl_c()
+        assert stop.received
+        with pytest.raises(KeyboardInterrupt):
+            ctrl_c()
+        ctrl_c()
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c()

@@ -1,0 +1,91 @@
+"""Images that cannot be read."""
+
+import pytest
+import torch
+
+from msf.data import SPLITS, load_data
+from msf.training.batches import batches
+from msf.training.skipped import ReadableBatches, Skipped
+from msf.training.train import train
+from training_runs import MODEL, TRAINING, digest, interrupt_at
+
+
+def load(photos, split="train"):
+    return load_data(str(photos), split=split, image_size=(8, 8), channels=1)
+
+
+def grey(images):
+    return ((images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+
+def test_the_next_readable_image_of_the_batch_takes_the_place(photos):
+    data = load(photos)
+    indices = torch.tensor([3, 0, 5, 2])
+    expected = grey(data.images(indices))
+    for index in (0, 5, 2):
+        data.paths[index].write_bytes(b"no image")
+    expected[1:] = [expected[0]] * 3  # after the last comes the first
+    for _ in range(2):
+        readable = ReadableBatches(data)
+        images, labels, problems = readable[indices]
+        assert grey(images) == expected
+        assert labels.tolist() == [int(data.labels[3])] * 4
+        assert sorted(problems) == [0, 2, 5]
+        assert problems[5].startswith(f"{data.paths[5]}: cannot identify image file")
+    images, _, problems = readable[torch.tensor([1, 2, 4])]
+    assert grey(images) == grey(data.images(torch.tensor([1, 4, 4]))) and set(problems) == {2}
+    with pytest.raises(ValueError, match=r"data: cannot read .*; replace or remove it$"):
+        readable[torch.tensor([0, 5])]
+
+
+def test_a_batch_holds_the_same_after_a_resume(photos):
+    data = load(photos)
+    data.paths[7].write_bytes(b"no image")
+    skipped = Skipped(data.total)
+    whole = [grey(images) for images, _ in batches(data, 16, 0, 24, 0, skipped=skipped)]
+    assert [grey(images) for images, _ in batches(data, 16, 5, 24, 0)] == whole[5:]
+    assert skipped._names().startswith(str(data.paths[7])) and len(skipped._problems) == 1
+
+
+def test_training_skips_and_names_them_and_resumes_bit_for_bit(
+    photos, tmp_path, monkeypatch, capsys
+):
+    broken = load(photos).paths[11]
+    broken.write_bytes(broken.read_bytes()[:40])
+    arguments = (MODEL, TRAINING, str(photos))
+    train(*arguments, tmp_path / "whole", progress=False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"data: skipped 1 of 250 images, as they cannot be read: {broken}: ")
+    with monkeypatch.context() as patch:
+        interrupt_at(4, patch)
+        with pytest.raises(Exception, match="continue with --resume"):
+            train(*arguments, tmp_path / "run", progress=False)
+    train(*arguments, tmp_path / "run", resume=True, progress=False)
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+
+
+def test_more_than_one_in_a_hundred_is_an_error(photos, tmp_path):
+    for path in load(photos).paths[:3]:
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="cannot read 3 of 250 images, more than one in a hun"):
+        train(MODEL, TRAINING, str(photos), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_empty_file_is_reported_whatever_its_split(photos, tmp_path, split, capsys):
+    empty = load(photos, split).paths[0]
+    empty.write_bytes(b"")
+    assert empty not in load(photos, split).paths
+    train(MODEL, TRAINING, str(photos), tmp_path / "run", stages=["base"], progress=False)
+    assert f"skipped 1 of 250 images, as they cannot be read: {empty}: an empty file" in (
+        capsys.readouterr().err
+    )
+
+
+def test_the_first_are_named_and_the_rest_counted():
+    skipped = Skipped(1000, ["a", "b"])
+    skipped.add({1: "c: broken", 2: "d: broken"})
+    skipped.add({1: "c: broken"})
+    assert skipped._names() == "a: an empty file, b: an empty file, c: broken and 1 more"
+    assert skipped._count() == "4 of 1,000 images"
