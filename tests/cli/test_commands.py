@@ -147,6 +147,12 @@ def test_factorize_process(workspace: Path, tmp_path: Path) -> None:
     assert Image.open(out / "base.png").size == (5, 3)
 
 
+def test_factorize_shows_white_behind_what_is_transparent(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "x.png")
+    assert main(["factorize", str(tmp_path / "x.png"), "--out", str(tmp_path / "parts")]) == 0
+    assert (np.array(Image.open(tmp_path / "parts" / "merged.png")) == 255).all()
+
+
 def test_inspect_a_model(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(workspace / "run"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

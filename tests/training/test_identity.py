@@ -51,9 +51,12 @@ def test_resume_refuses_changed_data_unless_told(photos, trained, change):
     resume(photos, trained)  # what was accepted is what the run knows
 
 
-def test_resume_takes_new_images(photos, trained):
+def test_resume_takes_new_images_and_says_so(photos, trained, capsys):
     Image.new("L", (8, 8)).save(photos / "7" / "new.png")
     resume(photos, trained)
+    assert capsys.readouterr().err == (
+        f"{trained}: resuming with other files, 251 images (were 250)\n"
+    )
     assert "7/new.png" in read_files(trained)
 
 

@@ -1,4 +1,6 @@
 import multiprocessing
+import os
+import signal
 import subprocess
 
 from PIL import Image
@@ -24,3 +26,15 @@ def test_sigterm_ends_the_workers_when_it_is_the_parents(tmp_path):
         worker.terminate()
         worker.join(10)
     assert not multiprocessing.active_children()
+
+
+def test_ctrl_c_does_not_end_the_workers(photos):
+    data = load_data(str(photos), split="train", image_size=(8, 8), channels=1)
+    steps = iter(batches(data, 2, 0, 90, seed=0))
+    for _ in range(8):
+        next(steps)
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        for _ in range(2):
+            os.kill(worker.pid, signal.SIGINT)
+    assert workers and len(list(steps)) == 82

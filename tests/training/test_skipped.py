@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from msf.data import SPLITS, load_data
+from msf.seeds import generator
 from msf.training.batches import batches
 from msf.training.skipped import ReadableBatches, Skipped
 from msf.training.train import train
-from training_runs import MODEL, TRAINING, digest, interrupt_at
+from training_runs import MODEL, TRAINING, digest, interrupt_at, saved_step
 
 
 def load(photos, split="train"):
@@ -89,3 +90,15 @@ def test_the_first_are_named_and_the_rest_counted():
     skipped.add({1: "c: broken"})
     assert skipped._names() == "a: an empty file, b: an empty file, c: broken and 1 more"
     assert skipped._count() == "4 of 1,000 images"
+
+
+def test_too_many_met_in_training_leave_the_steps_before_them(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("msf.training.train.STATISTICS_IMAGES", 16)
+    data = load(photos)
+    seen = torch.randperm(len(data), generator=generator(TRAINING.seed, 0))
+    for index in seen[50:53].tolist():  # in the fourth batch, of 48 to 64
+        assert index not in torch.randperm(len(data), generator=generator(TRAINING.seed))[:16]
+        data.paths[index].write_bytes(b"no image")
+    with pytest.raises(ValueError, match="cannot read 3 of 250 images, more than one in"):
+        train(MODEL, TRAINING, str(photos), tmp_path / "run", progress=False)
+    assert saved_step(tmp_path / "run", "base") == 3

@@ -28,12 +28,12 @@ def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
     with Image.open(path) as file:
         if file.mode.startswith(("I", "F")):
             raise ValueError(f"only 8-bit images, not mode {file.mode}")
-        image = _opaque(_upright(file)).convert(mode)
+        image = opaque(upright(file)).convert(mode)
     pixels = np.array(ImageOps.fit(image, size, Image.Resampling.BICUBIC))
     return from_uint8(torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).movedim(-1, 0))
 
 
-def _upright(image: Image) -> Image:
+def upright(image: Image) -> Image:
     """Return the image as its orientation tag says, if that can be read."""
     from PIL import ImageOps
 
@@ -43,7 +43,7 @@ def _upright(image: Image) -> Image:
         return image
 
 
-def _opaque(image: Image) -> Image:
+def opaque(image: Image) -> Image:
     """Return the image on the background, where it is transparent at all."""
     from PIL import Image
 

@@ -143,6 +143,9 @@ class RunFolder:
                 f"{self.path}: another process is training here; wait for its end to resume with "
                 + ", ".join(self.changes)
             )
+        if run.fingerprint not in ("", self.run.fingerprint):
+            before = len(read_files(self.path))
+            self.changes.append(f"other files, {len(self.files):,} images (were {before:,})")
 
     def _changed_data(self, run: RunConfig) -> str | None:
         """Return what the data of ``run`` has no longer; None where it has all."""

@@ -19,7 +19,7 @@ from ..seeds import generator
 from .config import RunConfig, TrainingConfig
 from .folder import RunFolder
 from .identity import fingerprint
-from .interrupts import StopSignal
+from .interrupts import Interrupted, StopSignal
 from .loop import StageLoop
 from .recorder import plot_losses
 from .skipped import ReadableBatches, Skipped, say
@@ -100,9 +100,13 @@ def train(
             say(f"data: {printable(source)}: {data.summary()}")
         if folder.changes:
             say(f"{folder.path}: resuming with {', '.join(folder.changes)}")
-        with StopSignal() as stop:
-            for trainer in trainers:
-                StageLoop(trainer, data, folder, averaged, stop, skipped).run(progress)
+        try:
+            with StopSignal() as stop:
+                for trainer in trainers:
+                    StageLoop(trainer, data, folder, averaged, stop, skipped).run(progress)
+        except Interrupted:
+            skipped.report()
+            raise
     skipped.report()
     plot_losses(folder.metrics(), folder.path / "loss.png")
     # The saved one, because another process may have trained the other stages meanwhile.
