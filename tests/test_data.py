@@ -221,5 +221,5 @@ def test_bad_folders_get_one_line(tmp_path):
 )
 def test_missing_packages_are_named(source, module, package, monkeypatch, folder):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=f"needs {package}; install it with: pip install"):
+    with pytest.raises(ImportError, match=f"needs {package}; run in the checkout: pip install"):
         load(folder if source == "folder" else source, channels=1)

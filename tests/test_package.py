@@ -109,5 +109,5 @@ def test_torch_is_no_build_requirement_and_pinned_once() -> None:
 
 
 def test_core_dependencies_are_three() -> None:
-    core = [line for line in requires("msf") or [] if "extra ==" not in line]
+    core = [line for line in requires("msf-diffusion") or [] if "extra ==" not in line]
     assert {re.split(r"[^\w-]", line)[0] for line in core} == {"torch", "numpy", "safetensors"}

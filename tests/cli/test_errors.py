@@ -273,7 +273,7 @@ def test_missing_package_of_training(workspace: Path, tmp_path: Path) -> None:
         (ValueError("Caught ValueError in worker 0.\nTraceback:\nValueError: a: b"), "a: b", 2),
         (FileNotFoundError(2, "No such file", "x"), "x: No such file", 2),
         (OSError(36, "File name too long", "x"), "x: File name too long", 2),
-        (ModuleNotFoundError("no", name="tqdm"), "needs the package tqdm; install it with", 2),
+        (ModuleNotFoundError("no", name="tqdm"), "needs the package tqdm; run in the checkout", 2),
         (OSError(28, "No space left on device"), "cannot write: No space left on device;", 1),
         (RuntimeError("I/O error: x (os error 28)"), "cannot write: No space left on device;", 1),
         (MemoryError(), "out of memory", 1),
