@@ -1,4 +1,4 @@
-"""The implementations that are compared: ours, and what a user could call instead."""
+"""The arms: our implementations, and what a user could call instead."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def _supported(_: torch.device) -> str | None:
 
 @dataclass(frozen=True)
 class Arm:
-    """One implementation.
+    """An arm is one implementation that is compared.
 
     Args:
-        name: what tells it from the others that it is compared with.
-        ours: whether it runs our operators. The others are peers.
-        prepare: makes of our function, a public operator or a module's forward, what is called in
-            its place.
-        scope: holds while that runs, and while it is compiled.
-        makes_graphs: whether it captures CUDA graphs, which cannot be captured in another one.
+        name: tells it from the arms that it is compared with.
+        ours: whether it runs our operators. Other arms are peers.
+        prepare: takes our function, a public operator or a module's forward, and returns what is
+            called in its place.
+        scope: makes a context to run and to compile that in.
+        makes_graphs: whether it captures CUDA graphs, which cannot be captured inside another one.
         unsupported_reason: returns why the arm cannot run on a device, None where it can.
     """
 
@@ -58,7 +58,7 @@ def peer(
 
 
 def backends(op: str) -> list[Arm]:
-    """Return our arms of an operator: a kernel or the reference, then other libraries' kernels."""
+    """Return our arms of an operator: the reference, our kernels, then other libraries' kernels."""
     names = [*reversed(BACKENDS), *msf_kernels.backends_of(op)]
     return [
         Arm(
@@ -78,7 +78,7 @@ def _backend_unsupported_reason(op: str, name: str, device: torch.device) -> str
 
 
 def needs_gpu(device: torch.device, package: str | None = None) -> str | None:
-    """Return why a peer that runs on GPUs only, and with this package, cannot run here."""
+    """Return why a peer that needs a GPU, and perhaps a package, cannot run; None where it can."""
     if device.type != "cuda":
         return "it needs a GPU"
     try:
@@ -90,9 +90,9 @@ def needs_gpu(device: torch.device, package: str | None = None) -> str | None:
 
 
 def compiled(function: Function, **options: Any) -> Function:
-    """Compile it with torch.compile at the first call, as importing the compiler takes seconds.
+    """Return the function as torch.compile makes it, at its first call: the import takes seconds.
 
-    Shapes are static, as one shape after the other would make the second compilation dynamic.
+    Shapes are declared static, because a second shape would else be compiled as a dynamic one.
     """
     compile = partial(torch.compile, function, dynamic=False, fullgraph=True)
     make = cache(partial(compile, options=options or None))

@@ -1,4 +1,4 @@
-"""One block of a transformer on a batch of images, forward or forward and backward."""
+"""A transformer block on a batch of images: its forward, or its forward and backward."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ def kind_of(backward: bool) -> str:
 
 @dataclass(frozen=True)
 class BlockPass(ModelCall):
-    """A call gives the outputs and, with `backward`, the gradients of all inputs and parameters.
+    """A BlockPass is one forward of a block and, with `backward`, its backward.
+
+    A call returns the outputs and, with `backward`, the gradients of all inputs and parameters.
 
     Args:
         inputs: x and h (B, N, D), and the condition c (B, D).
-        cotangents: of both outputs.
-        grid: of the tokens.
+        cotangents: the gradients of both outputs.
+        grid: height and width of the grid of tokens.
     """
 
     block: Block
@@ -51,7 +53,7 @@ class BlockPass(ModelCall):
         backward: bool,
         device: torch.device,
     ) -> BlockPass:
-        """Random weights and numbers in bfloat16; no gate hides a gradient."""
+        """Draw random weights and inputs in bfloat16, so that no zero gate hides a gradient."""
         where: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
         block = Block(stage, qk_norm=True).to(**where)
         drawn = torch.randn(4, batch, grid[0] * grid[1], stage.width, **where).unbind()
@@ -67,15 +69,15 @@ class BlockPass(ModelCall):
 
     @property
     def flops(self) -> int:
-        """Those of the matrix products; a backward has twice those of its forward."""
+        """Return the FLOPs of the matrix products; a backward has twice those of its forward."""
         batch, tokens, width = self.inputs[0].shape
         weights = sum(p.numel() for p in self.block.parameters() if p.dim() == 2)
-        once = self.block.modulation.weight.numel()  # for an image, and not for each of its tokens
+        once = self.block.modulation.weight.numel()  # runs once an image, not once a token
         macs = batch * (once + tokens * (weights - once + 2 * tokens * width))
         return 2 * macs * (3 if self.backward else 1)
 
     def exact(self) -> tuple[Tensor, ...]:
-        """The results in float64."""
+        """Return the results in float64."""
         double = replace(
             self,
             block=copy.deepcopy(self.block).double(),

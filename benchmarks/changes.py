@@ -1,10 +1,10 @@
-"""What the newest results of a GPU are beside those before them, as a markdown table.
+"""Compare the newest results of a GPU with its earlier ones, in a markdown table.
 
-    python -m benchmarks.changes                           of this machine's GPU
+    python -m benchmarks.changes                           this machine's GPU
     python -m benchmarks.changes benchmarks/results/h200
 
-Each row of the newest run is compared with the newest timed one that is older. Below the table
-stands what got slower by more than the noise.
+Each row of the newest run is compared with the newest earlier row that has a time. Below the table
+stand the rows that got slower by more than the noise, or are no longer right.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from .parser import Parser
 from .results import Report, Row
 from .store import folder_of, history, newest
 
-# Percent that one arm may differ between two runs, which no A/A pair within a run shows. Assumed:
-# no GPU has made the same run twice yet.
+# An arm's times may differ by this many percent between two runs, which the A/A pairs within one
+# run cannot show. It is an assumption: no GPU has made the same run twice yet.
 LEAST_NOISE = 2.0
 
 
 @dataclass(frozen=True)
 class Change:
-    """A row that was timed before, and is now timed or wrong."""
+    """A Change is a row that was timed before, and now is timed again, incorrect or failed."""
 
     before: Row
     now: Row
 
     @property
     def ratio(self) -> float | None:
-        """The time now over that before."""
+        """Return the time now over the time before; None unless both were timed."""
         before, now = self.before.median_us, self.now.median_us
         return now / before if now and before else None
 
     @property
     def worse(self) -> str | None:
-        """How: by more than both runs' noise, or not right any more."""
+        """Return how the row got worse: slower than noise explains, or not right. Else None."""
         noise = max(LEAST_NOISE, sum(row.noise or 0.0 for row in (self.before, self.now)))
         if self.ratio is None:
             return self.now.status
@@ -54,7 +54,7 @@ class Change:
 
 
 def changes(reports: Sequence[Report]) -> Iterator[Change]:
-    """Yield each row of the last run beside its newest earlier time."""
+    """Yield each row of the last report beside the newest earlier row that has a time."""
     *older, last = reports
     before = {(row.case, row.arm): row for row in newest(_timed(report) for report in older)}
     for row in last.rows:

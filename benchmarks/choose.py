@@ -1,11 +1,11 @@
-"""From all results of a GPU, the order in which backends are chosen on it.
+"""Derive the order in which backends are chosen on a GPU from all of its results.
 
     python -m benchmarks.choose benchmarks/results/h200
 
-writes msf_kernels/measured/h200.json, named after the folder. Of each row the newest holds. The
-backends of an operator, and those of its backward, are ordered by the geometric mean of their times
-over the shapes and dtypes that all of them took, at each of the sizes where the choice depends on
-these. One that was wrong or failed in any is left out.
+writes msf_kernels/measured/h200.json, named after the folder. The newest row of a case and an arm
+counts. The backends of an operator, and those of its backward, are ordered by the geometric mean of
+their times over the shapes and dtypes that all of them ran. Where the choice depends on sizes, each
+of them has its own order. A backend that was wrong or failed in any case is left out.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .parser import Parser
 from .results import Row
 from .store import history, newest
 
-Costs = dict[tuple[Any, ...], float]  # of a benchmark, shape and dtype: the logarithm of its time
+Costs = dict[tuple[Any, ...], float]  # {(benchmark, shape, dtype): logarithm of the time}
 
 
 def orders(rows: Iterable[Row]) -> dict[str, Any]:
-    """What `msf_kernels.measurements` reads: operators with their backends, fastest first."""
+    """Return what `msf_kernels.measurements` reads: each operator's backends, fastest first."""
     costs: dict[tuple[str, Sizes], dict[str, Costs]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if row.op in OPERATORS and row.arm in backends_of(row.op) and row.status != "skipped":
@@ -49,7 +49,7 @@ def orders(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def _fastest_first(arms: dict[str, Costs]) -> list[str]:
-    """By the sum of the costs of what all took, of those that were always correct."""
+    """Sort the arms that were always correct by their total cost over the cases that all ran."""
     correct = {arm: costs for arm, costs in arms.items() if all(map(math.isfinite, costs.values()))}
     common = set.intersection(*(set(costs) for costs in correct.values())) if correct else set()
     totals = {arm: sum(costs[case] for case in common) for arm, costs in correct.items()}
@@ -57,8 +57,9 @@ def _fastest_first(arms: dict[str, Costs]) -> list[str]:
 
 
 def best(rows: Iterable[Row], orders: dict[str, Any]) -> dict[str, str]:
-    """In words, how fast the backend that an operator takes was in the first forward in bfloat16,
-    with which a run begins because it tells most.
+    """Say in words how fast the chosen backend of each operator was.
+
+    The time is that of the first forward in bfloat16. A run begins with it, as it tells most.
     """
     found: dict[str, Row] = {}
     for row in rows:
@@ -70,7 +71,7 @@ def best(rows: Iterable[Row], orders: dict[str, Any]) -> dict[str, str]:
 
 
 def _first(order: list[Any], sizes: Sizes) -> str | None:
-    """The backend that comes first at these sizes."""
+    """Return the backend that comes first at these sizes, None where none was measured."""
     if isinstance(order[0], str):
         return order[0]
     return next((entry["order"][0] for entry in order if tuple(entry["sizes"]) == sizes), None)

@@ -1,7 +1,7 @@
-"""cuDNN's adaLN, of the package nvidia-cudnn-frontend, as a peer.
+"""A peer: cuDNN's adaLN, from the package nvidia-cudnn-frontend.
 
-Written after the samples of NVIDIA/cudnn-frontend. Its heuristics list several plans for a graph,
-and `build()` takes the first that compiles, without timing any; here all are built and timed.
+The code follows the samples of NVIDIA/cudnn-frontend. cuDNN's heuristics list several plans for a
+graph, and `build()` takes the first that compiles, untimed. Here all are built and timed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from .timing import Replay, Stopwatch, Work, interleave, stopwatch_of
 
 EPS = 1e-6
-CALLS, ROUNDS = 10, 5  # to tell plans apart that differ by a tenth; the benchmark times the best
+CALLS, ROUNDS = 10, 5  # enough to tell plans a tenth apart; the benchmark times the best
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LN(x) * (1 + scale) + shift."""
+    """Return LN(x) * (1 + scale) + shift."""
     return AdaLN.apply(x, 1 + scale[:, None], shift[:, None].contiguous())
 
 
@@ -46,7 +46,7 @@ class AdaLN(torch.autograd.Function):
 def executor(
     shape: torch.Size, dtype: torch.dtype, device: torch.device, backward: bool
 ) -> Callable[..., None]:
-    """Executes the fastest plan on tensors: the operation's inputs in order, then its outputs."""
+    """Return a call of the fastest plan. It takes the inputs in order, then the outputs."""
     import cudnn
 
     handle = cudnn.create_handle()
@@ -85,7 +85,10 @@ Plan = Callable[[Mapping[Any, Tensor]], None]
 
 
 def plans(graph: Any, pack: Mapping[Any, Tensor], handle: Any, device: torch.device) -> list[Plan]:
-    """Those that can be built and run on the tensors of this pack, each with a workspace."""
+    """Return the plans that can be built and run on this pack, each with a workspace.
+
+    Raise RuntimeError if there is none.
+    """
     import cudnn
 
     found: list[Plan] = []

@@ -1,6 +1,6 @@
-"""A short hash of the code behind a row of ours, which tells without git whether it has changed.
+"""A short hash of the code behind one of our rows. It tells without git whether that has changed.
 
-It covers what a backend has for a family, the reference and the operator, and what kernels of the
+It covers a family's operator, its reference, its code for the backend, and what all kernels of the
 backend share. It does not cover what all operators share (dispatch, layout, checks).
 """
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def family_of(op: str) -> str:
-    """The folder of an operator in msf_kernels: "adaln" of "gate_residual"."""
+    """Return the folder of an operator in msf_kernels: "adaln" for "gate_residual"."""
     return getattr(msf_kernels, op).__module__.split(".")[1]
 
 
@@ -54,7 +54,7 @@ def _sources(family: str, backend: str, root: Path) -> set[Path]:
         files.update((package / "cuda_support").glob("*.py"))
         files.update(csrc.glob("*.hpp"), csrc.glob("kernels/*.cuh"))
         files.update(csrc.glob(f"kernels/{family}*.cu"))
-    elif backend != "reference":  # another library's attention: ours is the norm and rotation
+    elif backend != "reference":  # another library's attention, after our norm and rotation
         for kernels in ("triton", "cuda"):
             files |= _sources("qk_norm_rope", kernels, root)
     return files

@@ -1,4 +1,4 @@
-"""Correct before timed: every arm's results, peers' too, against the right ones."""
+"""The check that every arm, also a peer, must pass before it is timed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A residual of a base already rounded, as pyramid_split's, errs by 1.1 roundings, and no arm rounds
-# more often than the roundings that it is allowed.
+# Errors may exceed what the counted roundings explain by this factor: the residual of a base that
+# is already rounded, as in pyramid_split, errs by 1.1 roundings. No arm rounds more often than its
+# tolerance counts.
 SLACK = 1.25
 WALK = 4  # a sum of n rounded terms errs by about sqrt(n) eps; 4 is for unlucky draws
 
 
 @dataclass(frozen=True)
 class Expected:
-    """One right result, and the dtype that an arm must return it in."""
+    """An Expected is one right result, and the dtype that an arm must return it in."""
 
     name: str
     exact: Tensor
@@ -27,13 +28,13 @@ class Expected:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an arm may be off.
+    """A Tolerance says how far an arm may be off.
 
     Args:
-        roundings: how often results are rounded to their dtype on the way, which is what their
-            relative L2 error may come from, and no element's from more.
+        roundings: how often results are rounded to their dtype on the way. This bounds their
+            relative L2 error and the error of each element.
         terms: how many numbers the longest sum in float32 adds up.
-        error: the relative L2 error itself, where roundings cannot be counted.
+        error: the relative L2 error that is allowed, where roundings cannot be counted.
     """
 
     roundings: int = 0
@@ -43,9 +44,9 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The relative L2 error of the worst result beside its bound; `wrong` says what is, if any.
+    """A Verdict has the relative L2 error of the worst result, and its bound.
 
-    Without an error the result cannot be compared at all.
+    `wrong` says what is wrong, if anything. `error` is None where results cannot be compared.
     """
 
     error: float | None
@@ -56,10 +57,10 @@ class Verdict:
 def check(
     got: Sequence[Tensor | None], expected: Sequence[Expected], tolerance: Tolerance
 ) -> Verdict:
-    """Compare all that an arm returned with what is expected, SLACK times the tolerance allowed.
+    """Check all that an arm returned against what is expected, within SLACK times the tolerance.
 
-    No single element may be off by more than the last bits of the largest: a row left out shows
-    among a million.
+    No element may be off by more than the last bits of the largest one, so that a single missing
+    row shows among a million.
     """
     if len(got) != len(expected):
         return Verdict(None, None, f"{len(got)} results, not {len(expected)}")
@@ -69,16 +70,16 @@ def check(
 
 @contextmanager
 def poison(expected: Sequence[Expected]) -> Iterator[None]:
-    """Memory that an arm allocates for its results holds NaN, and no older results."""
+    """Fill the memory that an arm allocates for its results with NaN, over any older results."""
     if expected[0].exact.device.type == "cpu":
-        torch.use_deterministic_algorithms(True, warn_only=True)  # fills what is not initialised
+        torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(False)
         return
-    # The same would choose other algorithms on a GPU than those that are timed. There the caching
-    # allocator hands out the freed blocks of the same sizes; an arm may take one for itself first.
+    # On a GPU that would choose other algorithms than those that are timed. There the caching
+    # allocator hands out freed blocks of the same sizes. An arm may take one for a temporary first.
     torch.cuda.empty_cache()
     blocks = [
         torch.full_like(right.exact, math.nan, dtype=right.dtype) for right in 2 * list(expected)
@@ -120,5 +121,5 @@ def _too_much(name: str, error: float, bound: float) -> str | None:
 
 
 def _share(verdict: Verdict) -> float:
-    """How much of its bound an error takes."""
+    """Return how much of its bound the error takes."""
     return math.inf if not verdict.bound else (verdict.error or 0.0) / verdict.bound

@@ -1,9 +1,9 @@
-"""All that a machine with a GPU can tell of this checkout, in eight minutes.
+"""Build, test and benchmark this checkout on a machine with a GPU, in eight minutes.
 
-Builds the extension for the GPU that is there, runs the test suite, trains and samples a small
-model, and benchmarks with the time that is left. Every step has a log in --out, where the results
-of the benchmarks are copied too. A failed step does not keep the later ones from running, unless it
-is the build. Needs no network.
+The extension is built for the GPU that is there, the test suite runs, a small model is trained and
+sampled, and the time that is left goes to benchmarks. Every step writes a log to --out, and the
+results of the benchmarks are copied there. If a step fails, the later ones still run, unless it is
+the build. No network is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BUILD = (
     *(PYTHON, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"),
     *("--force-reinstall", "-e", "."),
 )
-ARMS = ("eager", "compile-flash", "compile-cudnn", "ours")  # more would compile all the time
+ARMS = ("eager", "compile-flash", "compile-cudnn", "ours")  # more would take too long to compile
 TRAINING = ("sklearn", "tensorboard", "tqdm", "matplotlib", "PIL")  # packages of the train extra
 
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for file in [*out.glob("*.log"), *out.glob("summary.md"), *out.glob("results/**/*.json")]:
-            file.unlink()  # an older run's
+            file.unlink()  # from an older run
     except OSError as error:
         parser.error(f"--out must be a folder that can be written to: {error}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, with a summary
@@ -73,15 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compute_capability() -> str | None:
-    """Return that of the GPU, such as "90". Another process asks, so that this one takes no memory
-    of it."""
+    """Return the compute capability of the GPU, such as "90"; None without a GPU.
+
+    Another process asks for it, so that this one takes no memory of the GPU.
+    """
     code = "import torch; print('%d%d' % torch.cuda.get_device_capability())"
     asked = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=False)
     return asked.stdout.strip() or None
 
 
 def installation(capability: str | None) -> list[Step]:
-    """The build for this one GPU, what it made of it, and the registers of its kernels."""
+    """Return the steps that build for this one GPU, describe the build and audit its kernels."""
     settings = ("env", "MSF_CUDA=ON", "MSF_WERROR=ON", f"MSF_CUDA_ARCHS={capability}")
     build = (*settings, *BUILD) if capability else (*BUILD, "--dry-run")
     return [
@@ -92,7 +94,7 @@ def installation(capability: str | None) -> list[Step]:
 
 
 def tests(dry: bool) -> Step:
-    """The suite, on all cores but two where pytest-xdist is installed."""
+    """Return the step of the test suite, on all cores but two where pytest-xdist is installed."""
     workers = max(1, len(os.sched_getaffinity(0)) - 2)
     has_xdist = importlib.util.find_spec("xdist") is not None
     parallel = ("-n", str(workers), "--dist", "loadgroup") if has_xdist else ()
@@ -102,7 +104,7 @@ def tests(dry: bool) -> Step:
 
 
 def first_training(dry: bool, run: Path, out: Path) -> list[Step]:
-    """What a user does first: the digits, interrupted and resumed, sampled and evaluated."""
+    """Return a user's first steps: train the digits, interrupt, resume, sample and evaluate."""
     steps, count = (("100", "10"), "20") if dry else (("600", "150"), "100")
     source = ("--preset", "digits", "--data", "digits")
     train = (*MSF, "train", *source, "--out", str(run), "--steps", *steps)
@@ -118,7 +120,7 @@ def first_training(dry: bool, run: Path, out: Path) -> list[Step]:
 
 
 def benchmarks(dry: bool, out: Path) -> list[Step]:
-    """Operators and models share what is left; after each run stands what has changed."""
+    """Return the steps that benchmark operators and models in the time left, and show changes."""
     run, changes = ((PYTHON, "-m", f"benchmarks.{module}") for module in ("run", "changes"))
     if dry:  # with one thread, as two are many times slower on two cores that others use too
         results = str(out / "results")
@@ -140,14 +142,14 @@ def benchmarks(dry: bool, out: Path) -> list[Step]:
 
 
 def copy_results(out: Path, since: float) -> None:
-    """Copy the results that were written since then."""
+    """Copy the results that were written since this time."""
     for file in RESULTS.rglob("*.json"):
         if file.stat().st_mtime >= since:
             write(out / "results" / file.relative_to(RESULTS), file.read_bytes())
 
 
 def write(path: Path, content: bytes) -> None:
-    """Whole or not at all; `msf.files`, which does the same, may not be installed yet."""
+    """Write a file whole or not at all. `msf.files` does the same but may not be installed yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content)

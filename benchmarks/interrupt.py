@@ -1,4 +1,4 @@
-"""Press Ctrl-C on a command as soon as a file appears; status 0 if the command ended with 130."""
+"""Run a command, interrupt it as soon as a file appears, and exit with 0 if it ended with 130."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""The machine that a result was measured on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Device, driver and versions; None for what is not there."""
+    """Return the device, the driver and the versions; None for what is not there."""
     machine: dict[str, Any] = {
         "device": device_name(device),
         "driver": None,
@@ -43,7 +43,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _ptxas() -> str | None:
-    """The version of Triton's assembler, and of its other one for newer GPUs."""
+    """Return the version of Triton's assembler, and of its other one for newer GPUs."""
     try:
         from triton import knobs
     except ImportError:

@@ -12,7 +12,7 @@ SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 def heading(report: Report) -> str:
-    """The device, the versions and the rates that percentages are of."""
+    """Return one line: the device, the versions, and the rates that percentages refer to."""
     facts = ", ".join(
         f"{name} {report.machine[name]}"
         for name in ("driver", "cuda", "torch", "triton", "commit")
@@ -27,7 +27,7 @@ def heading(report: Report) -> str:
 
 
 def markdown(rows: Iterable[Row], roofline: Roofline) -> str:
-    """A table for each benchmark; the arms that were skipped are named below it."""
+    """Return a table for each benchmark; the arms that were skipped are named below it."""
     lines = []
     for name, members in by_benchmark(rows).items():
         ran = [row for row in members if row.status != "skipped"]
@@ -38,7 +38,7 @@ def markdown(rows: Iterable[Row], roofline: Roofline) -> str:
 
 
 def by_benchmark(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Together what belongs together, small shapes first: a run measures in another order."""
+    """Group the rows by benchmark, small shapes first; a run measures in another order."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (math.prod(row.shape), row.shape, row.dtype)):
         groups.setdefault(row.benchmark, []).append(row)
@@ -50,14 +50,14 @@ def line(cells: Iterable[str]) -> str:
 
 
 def duration(us: float) -> str:
-    """Microseconds in the unit that suits them."""
+    """Return microseconds in the unit that suits them."""
     if us < 1e3:
         return f"{us:.4g} µs"
     return f"{us / 1e3:.4g} ms" if us < 1e6 else f"{us / 1e6:.4g} s"
 
 
 def _table(rows: Sequence[Row], roofline: Roofline) -> list[str]:
-    """Lines, without the columns in which nothing stands."""
+    """Return the lines of a table, without empty columns."""
     columns: dict[str, Callable[[Row], str | None]] = {
         "shape": lambda row: "x".join(map(str, row.shape)),
         "dtype": lambda row: SHORT.get(row.dtype, row.dtype),
@@ -92,7 +92,7 @@ def _range(low: float | None, high: float | None) -> str | None:
 
 
 def _rate(row: Row, us: float, roofline: Roofline) -> str:
-    """Return images a second of a model, and of an operator what binds, in its unit."""
+    """Return images/s of a model, and TFLOP/s or GB/s of an operator, whichever limits it."""
     if row.images:
         return f"{1e6 * row.images / us:.4g} images/s"
     if roofline.matmul_us(row.flops) > roofline.memory_us(row.bytes):

@@ -1,4 +1,4 @@
-"""One case: check the arms, time those that are right."""
+"""The measurement of one target: its arms are checked, and those that are right are timed."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from .timing import (
 
 @dataclass(frozen=True)
 class Session:
-    """What all measurements of a run share."""
+    """A Session is what all measurements of a run share."""
 
     device: torch.device
     roofline: Roofline
 
     def rounds(self, subject: Subject) -> int:
-        """Return how often each arm is timed. What is timed whole takes seconds and varies less."""
+        """Return how often each arm is timed. A whole call takes seconds and varies less."""
         if self.device.type == "cpu":
             return 5
         return 10 if subject.whole else 15
@@ -48,9 +48,9 @@ class Session:
 
 
 def measure(session: Session, target: Target, names: Sequence[str]) -> list[Row]:
-    """Return a row for each arm of these names that the target has, in the target's order."""
+    """Return a row for each of the target's arms that is named, in the target's order."""
     torch.compiler.reset()  # Dynamo gives up after 8 static shapes of one function
-    reserved(session.device)  # gives back what the last target took: models lie in cycles
+    reserved(session.device)  # frees the last target's memory: models lie in cycles
     arms = [arm for arm in target.arms if arm.name in names]
     rows, able = {}, []
     for arm in arms:
@@ -65,7 +65,7 @@ def measure(session: Session, target: Target, names: Sequence[str]) -> list[Row]
     try:
         subject = target.draw()
         of_subject, expected = subject.row, subject.expected()
-    except Exception as error:  # then nothing can be told right
+    except Exception as error:  # without the right results no arm can be checked
         return [row if row.status == "skipped" else _failed(row, error) for row in rows.values()]
     replays: dict[str, Replay] = {}
     for arm in able:
@@ -82,7 +82,7 @@ def measure(session: Session, target: Target, names: Sequence[str]) -> list[Row]
 def _check(
     session: Session, subject: Subject, arm: Arm, row: Row, expected: Sequence[Expected]
 ) -> tuple[Row, Replay | None]:
-    """Check the arm. Return its row and, where it is right, what is timed."""
+    """Check the arm. Return its row and, where it is right, the replay to time."""
     held = reserved(session.device) if row.images else 0
     try:
         verdict = check(subject.results(arm), expected, subject.tolerance(arm))
@@ -97,20 +97,20 @@ def _check(
         replay = replay_of(work, session.device)
         taken = host_us(work, session.device, session.rounds(subject), row.kernels)
         return replace(row, host_us=taken), replay
-    except msf_kernels.BackendUnavailable as error:  # with these arguments
+    except msf_kernels.BackendUnavailable as error:  # it declines these arguments
         return replace(row, status="skipped", note=str(error)), None
     except Exception as error:
         return _failed(row, error), None
 
 
 def _again(session: Session, subject: Subject, first: Arm) -> Replay | None:
-    """Capture the first arm a second time: the A/A pair. None where it cannot be.
+    """Capture the first arm a second time, for the A/A pair; None where that fails.
 
-    What is timed whole would be the same calls again, and takes too long for that.
+    A whole subject has none: it would make the same calls again, and they take too long.
     """
     try:
         return None if subject.whole else replay_of(subject.work(first), session.device)
-    except Exception:  # such as too little memory, which leaves the noise unknown
+    except Exception:  # for instance too little memory; the noise stays unknown
         return None
 
 
@@ -121,7 +121,7 @@ def _time(
     replays: dict[str, Replay],
     again: Replay | None,
 ) -> dict[str, Row]:
-    """Return the rows of what is timed. `again`, the first arm once more, shows the noise."""
+    """Time the replays and return their rows. `again`, the first arm once more, shows the noise."""
     every = [*replays.values(), *([again] if again else [])]
     timings = interleave(every, session.rounds(subject), session.stopwatch(subject))
     noise = 100 * abs(timings[-1].median_us / timings[0].median_us - 1) if again else None
@@ -137,7 +137,7 @@ def _time(
 
 
 def _compare(rows: Sequence[Row], peers: set[str]) -> list[Row]:
-    """Return the rows with how they stand to the best peer."""
+    """Return the rows with their speed relative to the best peer's."""
     times = [row.median_us for row in rows if row.arm in peers and row.median_us]
     best = min(times, default=None)
     return [
@@ -152,7 +152,7 @@ def _failed(row: Row, error: Exception) -> Row:
 
 
 def reserved(device: torch.device) -> int:
-    """Bytes of device memory in use, those of CUDA graphs among them."""
+    """Return the bytes of device memory in use, those of CUDA graphs among them."""
     if device.type == "cpu":
         return 0
     gc.collect()  # graphs of autograd and compiled functions lie in cycles
@@ -162,10 +162,13 @@ def reserved(device: torch.device) -> int:
 
 
 def _profile(work: Work, device: torch.device, held: int, steps: int) -> dict[str, Any]:
-    """Kernels a step and memory of a call, `held` bytes having been in use before its arm came."""
+    """Return the kernels a step and the memory of a call.
+
+    `held` bytes were in use before the arm's first call.
+    """
     if device.type == "cpu":
         return {}
-    reserved(device)  # gives back what is free
+    reserved(device)  # releases what is free
     torch.cuda.reset_peak_memory_stats(device)
     work.run()
     peak = torch.cuda.max_memory_reserved(device) - held

@@ -1,4 +1,4 @@
-"""What blocks, training steps and sampling have in common as what arms are compared on."""
+"""The base class of the subjects that call a model: blocks, training steps and sampling."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .transformers import EAGER
 
 
 class ModelCall:
-    """One call of a model with drawn weights and inputs.
+    """A ModelCall is one call of a model with drawn weights and inputs.
 
-    No arm rounds more often than plain PyTorch without compilation does, so none may err more than
-    that does in the same precision.
+    No arm rounds more often than plain PyTorch without compilation. So none may err more than that
+    does in the same precision.
     """
 
     whole = True
@@ -28,7 +28,7 @@ class ModelCall:
         raise NotImplementedError
 
     def make_work(self, arm: Arm) -> Work:
-        """Make the one call of an arm. What it compiles is compiled at its first run."""
+        """Return an arm's one call as Work. What it compiles is compiled at its first run."""
         raise NotImplementedError
 
     def expected(self) -> list[Expected]:
@@ -42,7 +42,7 @@ class ModelCall:
         return results
 
     def work(self, arm: Arm) -> Work:
-        """Return the same work each time: compiling it once more would take minutes."""
+        """Return the arm's work, the same each time: compiling it again would take minutes."""
         if arm.name not in self._works:
             self._works[arm.name] = self.make_work(arm)
         return self._works[arm.name]
@@ -53,9 +53,9 @@ class ModelCall:
 
     @cached_property
     def _expected_and_error(self) -> tuple[list[Expected], float]:
-        """The right results, and the error of the worst of plain PyTorch's."""
-        # Not on the device: a result of the float64 pass would keep all of a larger block of memory
-        # in use, whose rest the arms then fill, and `peak_mib` would say they need nothing.
+        """Return the right results, and the largest error among those of plain PyTorch."""
+        # These leave the device: a result of the float64 pass would keep a larger block of memory
+        # in use. Arms would fill the rest of it, and `peak_mib` would say that they need nothing.
         exact = [tensor.cpu() for tensor in self.exact()]
         gc.collect()  # the model in higher precision lies in a cycle with its work
         plain = self.results(EAGER)

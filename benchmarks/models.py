@@ -1,4 +1,4 @@
-"""Blocks, training steps and sampling as what is compared, and at which sizes."""
+"""The targets of models, which are blocks, training steps and sampling, and their sizes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from .subject import Subject, Target
 from .training import TrainingStep
 from .transformers import ARMS
 
-# An arm took at least so many seconds on one H200, most of which is compiling.
+# The least seconds that an arm took on one H200, most of them to compile.
 SECONDS = {"block": 5.0, "block and backward": 4.0, "training step": 9.0, "sampling": 26.0}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A stage's block on grids of tokens, samplers (preset, steps) at batches, presets trained.
+    """A Sizes says at which sizes models are measured. The first of each tuple counts most.
 
-    The first of each counts most.
-
-    Args:
-        tokens: of a block's whole batch.
+    A block of `stage` runs on each of the `grids`, with about `tokens` tokens in a batch. Each of
+    the `samplers` (preset, steps of each stage) runs at each of the `batches`. A step of each
+    `trained` preset runs on `training_batch` images.
     """
 
     stage: msf.StageConfig
@@ -63,19 +62,19 @@ CPU = Sizes(
 
 
 def targets(device: torch.device, sizes: Sizes | None = None) -> Iterator[Target]:
-    """Yield what is measured of models; `sizes` are those that suit the device by default."""
+    """Yield the targets of models, by default at the sizes that suit the device."""
     sizes = sizes or (CPU if device.type == "cpu" else GPU)
     width = sizes.stage.width
     for backward, (place, grid) in product((False, True), enumerate(sizes.grids)):
         tokens = grid[0] * grid[1]
         batch = max(1, sizes.tokens // tokens)
         block = partial(BlockPass.draw, sizes.stage, grid, batch, backward, device)
-        # What makes CUDA graphs of its own cannot be captured in another.
+        # An arm that makes CUDA graphs cannot be captured in another one.
         yield _target(kind_of(backward), "", (batch, tokens, width), place, block, graphs=False)
     for place, name in enumerate(sizes.trained):
         batch = sizes.training_batch
         step = partial(TrainingStep.draw, name, batch, device)
-        # The memory of a CUDA graph for each block does not fit.
+        # A CUDA graph for each block needs more memory than there is.
         yield _target("training step", name, images_shape(name, batch), place, step, graphs=False)
     for place, ((name, steps), batch) in enumerate(product(sizes.samplers, sizes.batches)):
         images = partial(Sampling.draw, name, steps, batch, device)

@@ -1,7 +1,7 @@
-"""An operator's benchmark at one shape and dtype, as what arms are compared on.
+"""The targets of operators: each is a benchmark at one shape and dtype.
 
-Right is the operator on its reference backend, given the same numbers in float64: the equations of
-`msf_kernels/<family>/reference.py`, forward and backward.
+The right results are those of the operator's reference backend, given the same numbers in float64:
+the equations of `msf_kernels/<family>/reference.py`, forward and backward.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .timing import Call, Work, buffer_sets
 
 @dataclass(frozen=True)
 class OperatorCall:
-    """A forward, or a backward whose forward is not timed.
+    """An OperatorCall is a forward, or a backward whose forward is not timed.
 
     Args:
-        generator: draws the numbers, on its device.
-        sets: how many calls are prepared, each on numbers of its own; by default more than fit into
+        generator: draws the inputs, on its device.
+        sets: how many calls are prepared, each on inputs of its own; by default more than fit into
             the caches.
     """
 
@@ -46,12 +46,12 @@ class OperatorCall:
 
     @cached_property
     def case(self) -> Drawn:
-        """The inputs that results are checked on."""
+        """Return the inputs that results are checked on."""
         return self.draw()
 
     @cached_property
     def cases(self) -> list[Drawn]:
-        """The inputs that are timed."""
+        """Return the inputs that calls are timed on."""
         sets = self.sets or buffer_sets(self.row.bytes, self.generator.device)
         return [self.draw() for _ in range(sets)]
 
@@ -80,7 +80,10 @@ class OperatorCall:
 
     @cached_property
     def _expected(self) -> list[Expected]:
-        """Outputs are of the dtype of the first argument, gradients of that of their own."""
+        """Return the right results.
+
+        Outputs have the dtype of the first argument, gradients that of their own argument.
+        """
         args, count = self.case.args, self.benchmark.gradients
         (reference,) = (arm for arm in backends(self.benchmark.op) if arm.name == "reference")
         wide = in_float64(self.case, self.benchmark, self.shape)
@@ -102,7 +105,7 @@ class OperatorCall:
             return self._results(arm, self.case)
 
     def work(self, arm: Arm) -> Work:
-        """Prepare one forward for each case, or one backward, its forward being done here."""
+        """Prepare a forward for each case, or a backward, whose forward runs here."""
 
         def call(case: Drawn) -> Call:
             function = self.function(arm, case)
@@ -114,7 +117,7 @@ class OperatorCall:
             return Work([call(case) for case in self.cases], partial(scope_of, arm))
 
     def function(self, arm: Arm, case: Drawn) -> Callable[..., Any]:
-        """Return what the arm calls on the inputs; a peer is told the options, ours knows them."""
+        """Return what the arm calls on the inputs. Our calls already hold the options."""
         prepared = arm.prepare(case.call)
         return prepared if arm.ours else partial(prepared, **self.options)
 
@@ -135,9 +138,9 @@ def scope_of(arm: Arm) -> Iterator[None]:
 def gradients(
     outputs: Sequence[Tensor], benchmark: Benchmark, case: Drawn
 ) -> tuple[Tensor | None, ...]:
-    """Return those of the first arguments; None where an output does not depend on one.
+    """Return the gradients of the first arguments; None for one that no output depends on.
 
-    The graph stays, so that the backward can be called again without its forward.
+    The graph is kept, so that the backward can be called again without its forward.
     """
     inputs = case.args[: benchmark.gradients]
     return torch.autograd.grad(
@@ -146,7 +149,7 @@ def gradients(
 
 
 def targets(generator: torch.Generator) -> Iterator[Target]:
-    """Yield every operator's benchmarks at the shapes and dtypes that suit the device."""
+    """Yield the targets of every operator, at the shapes that suit the device."""
     for benchmark in find():
         for place, shape in enumerate(benchmark.shapes_for(generator.device)):
             for dtype in benchmark.dtypes:

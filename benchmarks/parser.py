@@ -1,4 +1,4 @@
-"""Command lines whose errors are one line."""
+"""A parser of command lines whose errors are one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def minutes(text: str) -> float:
-    """How long a command may take."""
+    """Parse how many minutes a command may take. Raise ArgumentTypeError unless above 0."""
     try:
         value = float(text)
     except ValueError:

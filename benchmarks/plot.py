@@ -1,4 +1,4 @@
-"""Percent of what the device reaches, by shape and arm, as a PNG."""
+"""A plot of each row's percentage of what the device reaches, as a PNG."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .results import Report, Row
 
 WIDTH, PANEL_HEIGHT = 10.0, 2.4  # inches
 BARS = 0.8  # of the distance between two groups
-LEGEND = 5  # arms a line
+LEGEND = 5  # arms in a line
 
 
 def plot(report: Report, path: Path) -> None:
-    """One panel a benchmark, one group of bars a shape and dtype, one bar an arm."""
+    """Plot a panel a benchmark, with a group of bars a shape and dtype, and a bar an arm."""
     panels = list(by_benchmark(report.rows).values())
     figure = Figure((WIDTH, 0.8 + PANEL_HEIGHT * len(panels)), layout="constrained")
     arms = dict.fromkeys(row.arm for row in report.rows if row.percent is not None)

@@ -1,11 +1,11 @@
-"""What Nsight Compute counts in one call of an operator, a line for each of its kernels.
+"""Count with Nsight Compute what each kernel of one call of an operator does.
 
     python -m benchmarks.profile attention
     python -m benchmarks.profile "adaln_modulate backward" --arm triton --shape 64 256 1152
 
-The call is that of the benchmark of this name, or of the operator's first one, in bfloat16 and at
-its largest shape by default. ncu flushes the caches before the kernel and leaves the clocks alone.
-No ncu has run this yet: its options and its CSV are taken from NVIDIA's manual.
+The call is that of the benchmark of this name, or of the operator's first benchmark, in bfloat16
+and by default at its largest shape. ncu flushes the caches before each kernel and leaves the clocks
+alone. ncu has not run this yet: its options and its CSV format are taken from NVIDIA's manual.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ HEADINGS = ("kernel", "µs", "DRAM MB", "of the fewest", "L2 MB", "occupancy %",
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch.
+    """A Kernel is one launch of a kernel.
 
     Args:
-        metrics: in seconds, bytes and percent, by ncu's names; only what ncu could count.
+        metrics: what ncu could count, by its names, in seconds, bytes and percent.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Kernel:
 
     @property
     def top_stall(self) -> tuple[str, float] | None:
-        """What warps wait for longest, and its share of their time, that of issuing included."""
+        """Return what warps wait for longest, and its share of their time, issuing included."""
         start, end = STALL
         times = {
             name.removeprefix(start).removesuffix(end): value
@@ -111,12 +111,15 @@ def _metrics(launch: dict[str, str], units: dict[str, str]) -> dict[str, float]:
 
 
 def named(name: str) -> Benchmark:
-    """The benchmark of this name, or the first of this operator; ValueError for neither."""
+    """Return the benchmark of this name, or this operator's first. Raise ValueError for neither."""
     return next((known for known in find() if known.name == name), None) or find(name)[0]
 
 
 def shape_of(benchmark: Benchmark, sizes: Sequence[int] | None) -> Shape:
-    """These sizes, or the largest shape of the benchmark; ValueError where they do not fit it."""
+    """Return these sizes, or else the benchmark's largest shape.
+
+    Raise ValueError unless they fit the benchmark.
+    """
     largest = max(benchmark.shapes, key=math.prod)
     if sizes and (len(sizes) != len(largest) or min(sizes) < 1):
         example = " ".join(map(str, largest))
@@ -125,7 +128,7 @@ def shape_of(benchmark: Benchmark, sizes: Sequence[int] | None) -> Shape:
 
 
 def call(name: str, arm_name: str, shape: Shape) -> None:
-    """What ncu looks at: one call, after another that compiles and loads what there is."""
+    """Make the call that ncu profiles, after another that compiles and loads the kernels."""
     benchmark = named(name)
     (arm,) = (arm for arm in benchmark.arms if arm.name == arm_name)
     prepared = call_of(benchmark, shape).work(arm)
@@ -143,7 +146,7 @@ def call_of(benchmark: Benchmark, shape: Shape) -> OperatorCall:
 
 
 def check_arm(benchmark: Benchmark, name: str) -> None:
-    """ValueError unless the benchmark has an arm of this name that can run on this GPU."""
+    """Raise ValueError unless the benchmark has an arm of this name that can run on this GPU."""
     arms = {arm.name: arm for arm in benchmark.arms}
     if name not in arms:
         raise ValueError(f"{benchmark.op} has no arm {name!r}: known are {', '.join(arms)}")
@@ -152,7 +155,7 @@ def check_arm(benchmark: Benchmark, name: str) -> None:
 
 
 def counted(command: Sequence[str]) -> list[Kernel]:
-    """What ncu counts in a command; ValueError in one line where it counts nothing."""
+    """Return what ncu counts in a command. Raise ValueError in one line if it counts nothing."""
     ncu = shutil.which("ncu")
     if ncu is None:
         raise ValueError("needs ncu, of NVIDIA's Nsight Compute, and finds none in PATH")

@@ -1,4 +1,4 @@
-"""Train small models from nothing and measure their samples: what `benchmarks/results/cpu/` keeps.
+"""Train small models from scratch and measure their samples, for `benchmarks/results/cpu/`.
 
     python -m benchmarks.quality digits      minutes on two cores
     python -m benchmarks.quality textures    half an hour: MSF and the N = 0 baseline
@@ -45,8 +45,8 @@ class Model:
     seeds: int = 1  # evaluations, each with a feature network and images of its own
 
 
-# Guidance of the digits' base by 1, 1.1 and 1.25: distance over floor 1.22, 1.18 and 1.21, means of
-# six evaluations, which hardly tell them apart.
+# With a guidance scale of 1, 1.1 and 1.25 for the digits' base, the distance over the floor was
+# 1.22, 1.18 and 1.21. These means of six evaluations hardly differ.
 STUDIES = {
     "digits": (Model("digits", "digits", ((16, 4), (16, 16)), "heun", (1.1, 1.0), seeds=6),),
     "textures": (
@@ -63,7 +63,7 @@ def msf(*arguments: str) -> subprocess.Popen[bytes]:
 
 
 def answer(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """What the command says when it is done; CalledProcessError where it fails."""
+    """Wait for the command and return its JSON. Raise CalledProcessError if it fails."""
     output, _ = process.communicate()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, process.args)
@@ -71,7 +71,7 @@ def answer(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 
 def training_gmacs(name: str) -> float:
-    """Multiply-accumulates of training, forward and backward (2 forwards), over all stages."""
+    """Return the GMACs of training all stages. A backward costs as much as 2 forwards."""
     chosen = preset(name)
     forwards = zip(stage_costs(chosen.model), chosen.training.steps)
     return sum(3 * cost.macs * steps * chosen.training.batch_size for cost, steps in forwards) / 1e9
@@ -104,13 +104,16 @@ def measure(model: Model, runs: Path) -> dict[str, Any]:
 
 
 def mean_fd_ratio(evaluations: list[dict[str, Any]], steps: tuple[int, ...]) -> float:
-    """Frechet distance over that of real images, the mean of what was sampled with these steps."""
+    """Return the mean ratio of Frechet distances, generated to real, with these steps."""
     chosen = (found["report"] for found in evaluations if tuple(found["steps"]) == steps)
     return fmean(report["fd_ratio"]["value"] for report in chosen)
 
 
 def resampled_fd_ratio(model: Model) -> float:
-    """That of training images drawn with replacement: of a generator that knows them by heart."""
+    """Return the mean ratio of training images drawn with replacement.
+
+    It is what a generator that knows the training images by heart would reach.
+    """
     torch.set_num_threads(1)  # as for the commands: more are slower where cores are shared
     config = preset(model.preset).model
     options: dict[str, Any] = {

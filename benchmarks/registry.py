@@ -1,7 +1,7 @@
-"""What is benchmarked: an operator's call, the plain PyTorch it replaces, and what it must move.
+"""Benchmarks of operators: a call, the plain PyTorch that it replaces, and what it must move.
 
-A module of `benchmarks.ops` lists the benchmarks of one family in `BENCHMARKS`; being there is
-all that registers it.
+A module of `benchmarks.ops` lists the benchmarks of one family in `BENCHMARKS`. No other
+registration is needed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from msf_kernels.examples import Example, Shape
 
 from .arms import Arm, backends, compiled, peer
 
-# One tensor so large that every operator moves 300 MB or more in bfloat16, 5 times the L2 of an
-# H200, which shows the kernel best; then latents of 256 and 512 pixel models at batches of training
-# and sampling, largest first.
+# The first is so large that every operator moves 300 MB or more in bfloat16, 5 times the L2 of an
+# H200, which shows the kernel best. Then come latents of models of 256 and 512 pixels, at batches
+# of training and sampling, largest first.
 LATENTS: tuple[Shape, ...] = (
     (64, 4, 512, 512),
     (256, 4, 64, 64),
@@ -38,24 +38,24 @@ CPU_ELEMENTS = 64 * 4 * 32 * 32  # larger shapes are left to GPUs
 
 @dataclass(frozen=True)
 class Benchmark:
-    """An example call of an operator beside what a user could call instead.
+    """A Benchmark is an example call of an operator, beside what a user could call instead.
 
     `eager`, peers, `bytes` and `flops` take the inputs of the example, and its options by keyword.
 
     Args:
-        example: the call, of which the name and inputs are.
-        eager: the same in plain PyTorch, as a user writes it. torch.compile of it is the other
-            peer.
-        peers: further ones.
+        example: the call, its name and its inputs.
+        eager: the same in plain PyTorch, as a user writes it. It is a peer, and so is torch.compile
+            of it.
         bytes: the fewest that the call must read and write.
         flops: the operations of its matrix products; the others hide behind bytes.
-        gradients: 0 measures the call, n its gradient to the first n inputs.
+        gradients: 0 measures the call, n its gradient with respect to the first n inputs.
         terms: how many numbers the longest sum behind an output adds up one after the other.
         roundings: how many times 16-bit eager rounds on the longest way to an output.
-        own_roundings: how many times ours does.
-        sizes: shape -> those by which a backend of the operator is chosen, if by any.
-        dtypes: in which it is measured.
-        shapes: in order of value, as not all may be measured.
+        own_roundings: how many times our arms round there.
+        sizes: shape -> the sizes on which the choice of a backend depends, if it does.
+        peers: further peers.
+        dtypes: the dtypes in which it is measured.
+        shapes: the shapes in order of value, as not all may be measured.
     """
 
     example: Example
@@ -77,24 +77,24 @@ class Benchmark:
 
     @property
     def name(self) -> str:
-        """Such as "pyramid_merge bilinear backward"."""
+        """Return the name, such as "pyramid_merge bilinear backward"."""
         return f"{self.example.name} backward" if self.gradients else self.example.name
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """Return all that are compared: the peers first, then ours."""
+        """Return all arms that are compared: the peers first, then ours."""
         eager, compile = peer("eager", self.eager), peer("compile", compiled(self.eager))
         return eager, compile, *self.peers, *backends(self.op)
 
     def shapes_for(self, device: torch.device) -> tuple[Shape, ...]:
-        """On a CPU without the large ones."""
+        """Return the shapes to measure, on a CPU without the large ones."""
         most = CPU_ELEMENTS if device.type == "cpu" else math.inf
         return tuple(shape for shape in self.shapes if math.prod(shape) <= most)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Random inputs of one call and, for a backward, the gradients of its outputs."""
+    """A Drawn has random inputs of one call and, for a backward, gradients of its outputs."""
 
     call: Callable[..., Any]
     args: tuple[Tensor, ...]
@@ -104,7 +104,7 @@ class Drawn:
 def draw(
     benchmark: Benchmark, shape: Shape, dtype: torch.dtype, generator: torch.Generator
 ) -> Drawn:
-    """Fresh inputs, and gradients of the outputs where the backward is measured."""
+    """Draw inputs, and gradients of the outputs where the backward is measured."""
 
     call_dtype = dtype
 
@@ -122,7 +122,7 @@ def draw(
 
 
 def in_float64(case: Drawn, benchmark: Benchmark, shape: Shape) -> Drawn:
-    """The same numbers in the dtypes of a call in float64, which has some tables in float32."""
+    """Return the same numbers in a float64 call's dtypes, in which some tables are float32."""
 
     def new(*sizes: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(sizes, dtype=dtype or torch.float64, device="meta")
@@ -136,17 +136,17 @@ def in_float64(case: Drawn, benchmark: Benchmark, shape: Shape) -> Drawn:
 
 
 def normal(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers on the generator's device."""
+    """Draw standard normal numbers on the generator's device."""
     return torch.randn(shape, generator=generator, device=generator.device).to(dtype)
 
 
 def tensors(result: Any) -> tuple[Tensor, ...]:
-    """One output or several, always as a tuple."""
+    """Return one output or several, always as a tuple."""
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 def find(op: str | None = None) -> list[Benchmark]:
-    """The benchmarks of an operator, all by default. ValueError for one that has none."""
+    """Return the benchmarks of an operator, all by default. Raise ValueError if it has none."""
     from . import ops
 
     modules = sorted(module.name for module in pkgutil.iter_modules(ops.__path__))

@@ -1,4 +1,4 @@
-"""One run: what it was made on, and a row for each arm of each case."""
+"""The report of one run: its machine, and a row for each arm of each case."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Any
 
 from .roofline import Roofline
 
-MAX_PERCENT = 102.0  # of a ceiling, which is a measurement itself; more is no noise
+MAX_PERCENT = 102.0  # of a ceiling, which is measured too; noise does not explain more
 
 Case = tuple[str, tuple[int, ...], str]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm of an operator or a model, at one shape and dtype.
+    """A Row is the result of one arm of an operator or a model, at one shape and dtype.
 
     Args:
         op: an operator, or "block", "block and backward", "training step", "sampling".
-        benchmark: what tells it from the op's others, such as a variant, direction or model.
-        shape: of the tensor that the call is about.
-        bytes, flops: what a call must move and what its matrix products compute; no bytes are
-            counted of models.
-        status: "ok", "incorrect", "failed" or "skipped", and `note` says why not ok. Only what is
-            ok has times.
-        error, bound: relative L2, of the worst output or gradient.
-        median_us, p10_us, p90_us: of one call.
-        host_us: how long one call keeps the host; None on a CPU, and where the times hold it.
-        percent: of this run's copy rate, or of its matrix product rate where that binds.
-        peer_ratio: the best correct peer's median over this one's: more than 1 is faster.
-        noise: how far apart, in percent, two timings of one same arm were in these rounds.
-        sizes: those by which a backend of the operator is chosen, if by any.
-        fingerprint: of the code that was measured, where it is ours.
-        images, steps: of one call of a model; 0 images of an operator.
-        kernels: that a step of a model runs; None on a CPU.
+        benchmark: the op's name, to which it may add a variant, a direction or a model.
+        shape: the shape of the tensor that the call is about.
+        bytes, flops: what a call must move and what its matrix products compute; 0 bytes for
+            models.
+        status: "ok", "incorrect", "failed" or "skipped"; `note` says why a row is not ok. Only rows
+            that are ok have times.
+        error, bound: the relative L2 error of the worst output or gradient, and its bound.
+        median_us, p10_us, p90_us: the time of one call.
+        host_us: how long one call keeps the host; None on a CPU, and where the times include it.
+        percent: the share of this run's copy rate, or of its matrix product rate where that binds.
+        peer_ratio: the best correct peer's median over this one's; above 1 this arm is faster.
+        noise: by how many percent two timings of the same arm differed in these rounds.
+        sizes: the sizes on which the choice of a backend depends, if it does.
+        fingerprint: the hash of the code that was measured, where it is ours.
+        images, steps: what one call of a model makes and takes; 0 images for an operator.
+        kernels: how many kernels a step of a model runs; None on a CPU.
         peak_mib: memory that a model's call needs beside weights and inputs; None on a CPU.
     """
 
@@ -65,7 +65,7 @@ class Row:
 
     @property
     def case(self) -> Case:
-        """What is measured together, and compared: all but the arm."""
+        """Return the case, whose arms are measured together and compared."""
         return self.benchmark, self.shape, self.dtype
 
     @property
@@ -75,7 +75,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """A run: when (ISO 8601, UTC), on what, with which seed, the device's rates in it, the rows."""
+    """A Report is one run: date (ISO 8601, UTC), machine, seed, the device's rates, and rows."""
 
     date: str
     machine: dict[str, Any]
@@ -88,15 +88,16 @@ class Report:
         return "capability" in self.machine
 
     def objection(self) -> str | None:
-        """One line where a row passed the ceiling, which is then wrong, and so is every percentage.
+        """Return one line if a row passed the ceiling, None if none did.
 
-        On a CPU none is claimed: its small tensors stay in the caches.
+        The ceiling is then wrong, and so is every percentage. A CPU gets no objection, because its
+        small tensors stay in the caches.
         """
         return wrong_ceiling(self.rows) if self.on_gpu else None
 
 
 def wrong_ceiling(rows: Sequence[Row]) -> str | None:
-    """One line that names the row that is farthest above its ceiling, if any is."""
+    """Return one line that names the row farthest above its ceiling, None if none is above."""
     percent, label = max(((row.percent or 0.0, row.label) for row in rows), default=(0.0, ""))
     if percent <= MAX_PERCENT:
         return None

@@ -1,4 +1,4 @@
-"""What this device reaches in this run: the rates that percentages are of."""
+"""The rates that this device reaches in this run, to which percentages refer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from .timing import Call, Work, interleave, replay_of, stopwatch_of
 
 ROUNDS = 50
-# A product of 8192 takes an H200 1.4 ms: 16 of them, and start-up and the cold cache are under 1 %.
+# A product of 8192 takes an H200 1.4 ms. Of 16 of them, start-up and cold cache are less than 1 %.
 PRODUCTS = 16
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Rates of a large copy, bytes read and written, and of a large bfloat16 matrix product.
+    """A Roofline has the rates of a large copy and of a large bfloat16 matrix product.
 
-    `how` says how they were found.
+    A copy's bytes are those read and written. `how` says how the rates were found.
     """
 
     copy_gb_s: float
@@ -32,12 +32,12 @@ class Roofline:
         return flops / self.matmul_tflop_s / 1e6
 
     def percent(self, bytes: int, flops: int, us: float) -> float:
-        """The time that memory or matrix products need at least, of the time taken."""
+        """Return the least time that memory or matrix products need, in percent of the time."""
         return 100 * max(self.memory_us(bytes), self.matmul_us(flops)) / us
 
 
 def measure_roofline(device: torch.device) -> Roofline:
-    """A kernel over 1 GiB and products of 8192 x 8192 matrices; small ones on a CPU."""
+    """Time a kernel over 1 GiB and products of 8192 x 8192 matrices; small ones on a CPU."""
     size, n = (2**30, 8192) if device.type == "cuda" else (2**24, 256)
     copy_us = _best(_copies(size, device), device)
     matmul_us = _best(_products(n, device), device)
@@ -49,9 +49,10 @@ def measure_roofline(device: torch.device) -> Roofline:
 
 
 def _copies(size: int, device: torch.device) -> list[Call]:
-    # A kernel and no copy_: that becomes a memcpy node in a CUDA graph, which another engine runs.
-    # One H200 moved 2,766 GB/s by it, and 4,250 GB/s by a pointwise kernel. Each thread reads and
-    # writes 16 bytes at a time. Random like all our inputs: on zeros the rates can be higher.
+    # This is a kernel and not copy_, which in a CUDA graph becomes a memcpy node that another
+    # engine runs. One H200 moved 2,766 GB/s by that, and 4,250 GB/s by a pointwise kernel, of which
+    # each thread reads and writes 16 bytes at a time. The numbers are random like all our inputs:
+    # on zeros the rates can be higher.
     source = torch.randn(size // 4, device=device)
     targets = [torch.empty_like(source) for _ in range(2)]
     return [partial(torch.neg, source, out=target) for target in targets]
@@ -64,7 +65,7 @@ def _products(n: int, device: torch.device) -> list[Call]:
 
 
 def _best(calls: list[Call], device: torch.device) -> float:
-    """Microseconds a call of the best tenth of the rounds.
+    """Return the microseconds of a call in the best tenth of the rounds.
 
     A ceiling is what the device can do: clocks rise from idle at first, and fall as it gets hot.
     """

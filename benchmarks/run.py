@@ -68,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def select(generator: torch.Generator, what: Sequence[str] = ()) -> list[Target]:
-    """Return what these words name, all by default. ValueError for a word that names nothing."""
+    """Return the targets that the words name, all by default.
+
+    Raise ValueError for a word that names nothing.
+    """
     groups = operators.targets(generator), models.targets(generator.device)
     known = [(group, target) for group, found in zip(GROUPS, groups) for target in found]
     names = list(dict.fromkeys((*GROUPS, *(target.op for _, target in known))))
@@ -81,7 +84,10 @@ def select(generator: torch.Generator, what: Sequence[str] = ()) -> list[Target]
 def check_arms(
     targets: Sequence[Target], device: torch.device, names: Sequence[str] | None
 ) -> list[str]:
-    """Return the names of the arms to run, all by default. ValueError where none of them can."""
+    """Return the names of the arms to run, all by default.
+
+    Raise ValueError for an unknown name, and where none of the arms can run.
+    """
     known = dict.fromkeys(arm.name for target in targets for arm in target.arms)
     for name in names or ():
         if name not in known:
@@ -109,8 +115,8 @@ def run(
     """Print the table of each measurement and yield the report so far.
 
     Args:
-        known: rows of this GPU, by which the order is chosen.
-        deadline: of time.monotonic().
+        known: earlier rows of this GPU, on which the order depends.
+        deadline: when to end, by time.monotonic().
     """
     device = generator.device
     on_gpu = device.type == "cuda"

@@ -27,7 +27,7 @@ CHECKED = 4  # images of a batch: float32 is slow, and an image does not depend 
 
 
 def random_model(name: str, device: torch.device) -> msf.MSF:
-    """A preset with random weights, also where training starts from zeros, which hide all."""
+    """Build a preset's model with random weights, even those that start as zeros and hide all."""
     with device:
         model = msf.MSF(msf.preset(name).model)
     for parameter in model.parameters():
@@ -38,14 +38,17 @@ def random_model(name: str, device: torch.device) -> msf.MSF:
 
 
 def images_shape(name: str, batch: int) -> tuple[int, ...]:
-    """(B, C, H, W) of a preset's images."""
+    """Return the shape (B, C, H, W) of a preset's images."""
     config = msf.preset(name).model
     return batch, config.channels, *config.image_size
 
 
 @dataclass(frozen=True)
 class Sampling(ModelCall):
-    """A call gives the images of the seeds 0 .. batch - 1; `steps` is one number a stage."""
+    """A Sampling is one call that makes the images of the seeds 0 .. batch - 1.
+
+    `steps` has one number for each stage.
+    """
 
     name: str
     model: msf.MSF
@@ -54,7 +57,7 @@ class Sampling(ModelCall):
 
     @classmethod
     def draw(cls, name: str, steps: tuple[int, ...], batch: int, device: torch.device) -> Sampling:
-        """Random weights in bfloat16."""
+        """Draw random weights in bfloat16."""
         model = random_model(name, device)
         for stage in model.stages:
             stage.bfloat16()  # autocast would cast every weight anew in a compiled step
@@ -63,7 +66,7 @@ class Sampling(ModelCall):
     @property
     def row(self) -> Row:
         macs = sum(cost.macs_per_image for cost in stage_costs(self.model.config, self.steps))
-        # A multiplication and an addition each, with and without the label.
+        # A MAC is a multiplication and an addition, made with and without the label.
         flops, steps = 2 * 2 * self.batch * macs, sum(self.steps)
         return Row(
             "sampling",
@@ -77,7 +80,7 @@ class Sampling(ModelCall):
         )
 
     def exact(self) -> tuple[Tensor, ...]:
-        """The first images in float32."""
+        """Return the first images in float32."""
         model = copy.deepcopy(self.model).float()
         few = replace(self, model=model, batch=min(self.batch, CHECKED))
         return few.results(EAGER)
@@ -92,7 +95,7 @@ class Sampling(ModelCall):
 
     @contextmanager
     def _scope(self, arm: Arm, runs: list[Callable[..., Any]]) -> Iterator[None]:
-        """Each stage runs as prepared."""
+        """Make each stage run as the arm prepared it."""
         with arm.scope(), ExitStack() as stack:
             for stage, run in zip(self.model.stages, runs):
                 stack.enter_context(mock.patch.object(stage, "forward", run))

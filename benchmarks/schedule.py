@@ -1,4 +1,4 @@
-"""What is measured first where there may not be time for all."""
+"""The order of measurements, and which of them fit before a deadline."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .subject import Target
 
 
 def by_value(targets: Iterable[Target], known: Iterable[Row], arms: Sequence[str]) -> list[Target]:
-    """First what nobody timed on this GPU, or timed with other code than today's; then the rest.
+    """Put first the targets that were never timed on this GPU, or with other code than today's.
 
-    arms: those that will run, whose code counts.
+    `arms` are those that will run; only their code counts.
     """
     timed: dict[Case, dict[str, str | None]] = {}
     for row in known:
@@ -35,11 +35,11 @@ def measure_until(
     least: Callable[[Target], float] = lambda _: 0.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[list[Row]]:
-    """The rows of each target that should be done at the deadline, in seconds of the clock.
+    """Yield the rows of each target that should be done by the deadline, in seconds of the clock.
 
-    A target is expected to take as long as the longest of its benchmark took so far, or, the first
-    of a benchmark, as the longest of all and at `least` so many seconds. Those left out are named
-    at the end.
+    A target is expected to take as long as the longest of its benchmark took so far. The first of a
+    benchmark is expected to take as long as the longest of all, and at `least` so many seconds.
+    Targets left out are named at the end.
     """
     longest: dict[str, float] = {}
     left_out = []

@@ -1,12 +1,12 @@
-"""Kill training and sampling at random moments, and see that nothing is lost.
+"""Kill training and sampling at random moments, and check that nothing is lost.
 
     python -m benchmarks.soak --kills 50
 
 A tiny model trains on the digits, is killed (SIGTERM, SIGKILL, or SIGINT twice within 50 ms) and
-resumed, again and again until it ends; then the next one. After each kill the folder must hold a
-model that loads, or none yet, and no half-written file; at the end the files must be bit for bit
-those of a training that nobody disturbed. Then sampling is killed: its file must be absent or
-whole. Ends with status 1 where something was lost.
+resumed, again and again until it ends; then the next one starts. After each kill the folder must
+hold a model that loads, or none yet, and no half-written file; at the end the files must be bit for
+bit those of a training that nobody disturbed. Then sampling is killed: its file must be absent or
+whole. The exit status is 1 if something was lost.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ PAUSE = 0.05  # seconds between two signals
 
 @dataclass
 class Soak:
-    """What happened so far.
+    """A Soak counts what happened so far.
 
     Args:
         chance: chooses the moments and the signals.
-        kills: processes that a signal ended, by what was killed and the signal.
+        kills: how many processes a signal ended, by command and signal.
         losses: one line for each thing that was lost.
     """
 
@@ -71,7 +71,7 @@ class Soak:
     trainings: int = 0
 
     def killed(self, what: str, command: Sequence[str], seconds: float) -> bool:
-        """Run the command and kill it within so many seconds, unless it ends before."""
+        """Run the command, kill it within so many seconds, and return False if it ended before."""
         process = subprocess.Popen(
             [sys.executable, "-m", "msf.cli", *command],
             stdout=subprocess.DEVNULL,
@@ -116,7 +116,7 @@ def look_at(folder: Path) -> None:
 
 
 def same(a: Path, b: Path) -> None:
-    """AssertionError where two trainings did not end in the same bits."""
+    """Raise AssertionError unless two trainings ended in the same bits."""
     for file in sorted(a.glob("*.safetensors")):
         mine, other = load_file(file), load_file(b / file.name)
         assert mine.keys() == other.keys(), f"{file.name} holds other tensors"

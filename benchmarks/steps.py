@@ -1,4 +1,4 @@
-"""Commands that share a deadline: one after the other, each with a limit and a log of its own.
+"""Commands that run one after the other until a deadline, each with its own limit and log.
 
 Nothing but the standard library is needed here, because the first command may be what installs
 everything else.
@@ -30,15 +30,15 @@ MARGIN = 0.85
 
 @dataclass(frozen=True)
 class Step:
-    """One command.
+    """A Step is one command.
 
     Args:
-        name: of the step, and of its log.
-        command: "{minutes}" in it becomes what the step has.
-        limit: seconds that the step may take.
-        share: of the time that is left, what the step may take.
+        name: the name of the step and of its log.
+        command: the command, in which "{minutes}" becomes the time that the step has.
+        limit: how many seconds the step may take.
+        share: the part of the remaining time that the step may take.
         needs: Python packages without which the step is skipped.
-        vital: whether the steps after it make no sense where it fails.
+        vital: whether the steps after it do not run if it fails.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step: "ok", "skipped: why", or what went wrong."""
+    """An Outcome is what became of a step: "ok", "skipped: why", or what went wrong."""
 
     step: str
     status: str
@@ -65,9 +65,9 @@ class Outcome:
 def run_all(
     steps: Sequence[Step], seconds: float, out: Path, after: Callable[[], None] = lambda: None
 ) -> list[Outcome]:
-    """Run the steps, with their logs in `out`; `after` follows each.
+    """Run the steps, with their logs in `out`, and call `after` after each.
 
-    None starts after so many seconds, and each is told to stop by then, for which it has GRACE.
+    No step starts after so many seconds. Each is told to stop by then, for which it has GRACE.
     After Ctrl-C the step that ran is "interrupted", and those after it do not run.
     """
     deadline = time.monotonic() + seconds
@@ -126,7 +126,7 @@ def run(step: Step, seconds: float, log: Path) -> Outcome:
 
 
 def _copy(source: IO[bytes], log: Path) -> None:
-    """Copy to the terminal and the log, as it comes."""
+    """Copy the source to the terminal and the log, as it comes."""
     with source, log.open("wb") as file:
         while block := os.read(source.fileno(), 1 << 16):
             for sink in (file, sys.stdout.buffer):
@@ -146,7 +146,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def summary(title: str, outcomes: Sequence[Outcome]) -> str:
-    """Markdown."""
+    """Return the outcomes as a markdown table."""
     rows = [f"| {o.step} | {o.status} | {o.seconds:.0f} |" for o in outcomes]
     total = f"| all | | {sum(o.seconds for o in outcomes):.0f} |"
     return "\n".join([f"### {title}", "", "| step | status | s |", "|---|---|---|", *rows, total])

@@ -1,7 +1,7 @@
-"""Results as files: one run is one file, which no later run writes over.
+"""The files of results: one for each run, which no later run overwrites.
 
-They are `results/<gpu>/<UTC date>-<time>.json`. What is known of a GPU is in all its files: of each
-row the newest holds.
+They are `results/<gpu>/<UTC date>-<time>.json`. All files of a GPU count: of each case and arm, the
+newest row is valid.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def now() -> str:
 
 
 def save(report: Report, folder: Path) -> Path:
-    """Write the file of this run; one that is still going on writes it anew."""
+    """Write the file of this run, over that of its earlier reports, and return the path."""
     path = folder / name_of(report)
     document = {**asdict(report), "objection": report.objection()}
     with atomic_write(path) as temporary:
@@ -43,9 +43,9 @@ def save(report: Report, folder: Path) -> Path:
 
 
 def keep(reports: Iterable[Report], folder: Path | None) -> str | None:
-    """Write a run, which comes as the report so far after each measurement, to the folder if any.
+    """Save a run to the folder, if any; `reports` has the report so far after each measurement.
 
-    A crash keeps what was measured before it. Returns the objection to the whole run, if there is
+    A crash keeps what was measured before it. Return the objection to the whole run, if there is
     one.
     """
     objection = None
@@ -61,7 +61,7 @@ def name_of(report: Report) -> str:
 
 
 def load(path: Path) -> Report:
-    """OSError, or ValueError in one line, where the file holds no report."""
+    """Return the report in a file. Raise OSError, or ValueError in one line, if it holds none."""
     document = parse_object(path.read_bytes(), path)
     try:
         known = {field.name: document[field.name] for field in fields(Report)}
@@ -74,9 +74,9 @@ def load(path: Path) -> Report:
 
 
 def history(folder: Path) -> list[Report]:
-    """All runs in a GPU's folder, the oldest first.
+    """Return all runs in a GPU's folder, the oldest first.
 
-    ValueError in one line where a file holds no report, or the folder those of several devices.
+    Raise ValueError in one line if a file holds no report, or the folder those of several devices.
     """
     reports = sorted(map(load, sorted(folder.glob("[0-9]*.json"))), key=_time)
     devices = sorted({str(report.machine.get("device")) for report in reports})
@@ -86,7 +86,7 @@ def history(folder: Path) -> list[Report]:
 
 
 def newest(reports: Iterable[Report]) -> list[Row]:
-    """Of each case and arm the row of the last report that has it."""
+    """Return for each case and arm the row of the last report that has one."""
     found = {(row.case, row.arm): row for report in reports for row in report.rows}
     return list(found.values())
 

@@ -1,4 +1,4 @@
-"""What is compared, whatever it is: an operator's call, a block, a training step, sampling."""
+"""What arms are compared on: an operator's call, a block, a training step or sampling."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .gate import Expected, Tolerance
 from .results import Case, Row
 from .timing import Work
 
-# In order of value: what most of a model's time between its matrix products goes to comes first,
-# then what a change of a kernel shows in first, and soonest.
+# In order of value. Of the operators, those come first that take most of a model's time between its
+# matrix products; of the models, those that show a change of a kernel first and soonest.
 OPERATORS: tuple[str, ...] = (
     "adaln",
     "attention",
@@ -29,12 +29,12 @@ FAMILIES = (*OPERATORS, *MODELS)
 
 
 class Subject(Protocol):
-    """One call on drawn numbers that every arm makes.
+    """A Subject is one call on drawn numbers that every arm makes.
 
     Attributes:
-        row: what its rows say of it, whatever the arm.
+        row: what the rows of all its arms have in common.
         whole: whether it is timed as a user waits for it, with what the host takes to launch it.
-            The others are timed in a CUDA graph, without launch gaps and with cold caches.
+            Other subjects are timed in a CUDA graph, without launch gaps and with cold caches.
     """
 
     whole: bool
@@ -55,23 +55,23 @@ class Subject(Protocol):
         ...
 
     def work(self, arm: Arm) -> Work:
-        """Prepare what is timed."""
+        """Return the work that is timed."""
         ...
 
 
 @dataclass(frozen=True)
 class Target:
-    """A subject that can be drawn when its turn comes: all together need more memory than there is.
+    """A Target draws its subject when its turn comes: all subjects together do not fit in memory.
 
     Args:
         op: an operator, or "block", "block and backward", "training step", "sampling".
-        family: of the operator, or the op again.
+        family: the operator's family, or the op again.
         benchmark, shape, dtype: the case of its rows.
-        place: of the shape among those of its benchmark, of which the first counts most.
-        arms: all that can be compared on it.
+        place: the shape's place among those of its benchmark, of which the first counts most.
+        arms: all arms that can be compared on it.
         fingerprint: arm -> the hash of our code behind it, None for a peer.
         draw: makes the subject.
-        seconds: the least time that an arm takes on a GPU, until one of this benchmark was timed.
+        seconds: the least that an arm takes on a GPU, assumed until this benchmark was timed.
     """
 
     op: str
@@ -91,8 +91,8 @@ class Target:
 
     @property
     def value(self) -> tuple[bool, int, int]:
-        """A sort key: of two that both need a measurement the smaller comes first.
+        """Return a sort key: of two targets that need a measurement, the smaller comes first.
 
-        bfloat16, in which models run, then each benchmark's first shape before the second of any.
+        First comes bfloat16, in which models run, and the first shapes before the second ones.
         """
         return self.dtype != "bfloat16", self.place, FAMILIES.index(self.family)

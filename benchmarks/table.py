@@ -1,4 +1,4 @@
-"""A result of `benchmarks.run` as markdown tables, and as a plot beside the file."""
+"""Print a result of `benchmarks.run` as markdown tables, and plot it beside the file."""
 
 from __future__ import annotations
 

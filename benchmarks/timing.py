@@ -1,4 +1,4 @@
-"""Microseconds a call: CUDA graphs of many calls on a GPU, a plain loop on a CPU.
+"""The time of a call, measured by CUDA graphs of many calls on a GPU, by a plain loop on a CPU.
 
 A replay makes one call on each of many sets of buffers. On a GPU the L2 cache is overwritten
 before it, and the sets together exceed 4 times that cache, so that every call finds its inputs in
@@ -25,12 +25,12 @@ Clock = Callable[[], float]  # seconds
 MIN_SETS = 4
 MAX_SETS = 1024  # the smallest latents would need 10,000 sets; graphs of 40 kernels a call get slow
 QUEUE = 1000  # launches, of the 1024 that a GPU's queue holds
-HOST_CALLS = 20  # few enough that 50 kernels each fit into it
+HOST_CALLS = 20  # few enough that 50 kernels each fit into the queue
 
 
 @dataclass(frozen=True)
 class Work:
-    """The calls of one replay; `scope` holds while they are made."""
+    """A Work has the calls of one replay, and the scope that they are made in."""
 
     calls: Sequence[Call]
     scope: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -43,7 +43,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Replay:
-    """Does the work once more. A graph reads memory that the work holds, so they live together."""
+    """A Replay does the work once more. It keeps the work, whose memory the graph reads."""
 
     work: Work
     graph: torch.cuda.CUDAGraph | None = None
@@ -57,7 +57,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds a call, over the rounds."""
+    """A Timing is the microseconds of a call, over the rounds."""
 
     median_us: float
     p10_us: float
@@ -65,12 +65,12 @@ class Timing:
 
 
 def side_stream(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a new stream the current one; nothing on a CPU."""
+    """Return a context in which a new stream is the current one; on a CPU it does nothing."""
     return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
 
 
 def buffer_sets(bytes_a_call: int, device: torch.device) -> int:
-    """How many calls, each on buffers of its own, move more than 4 times the L2 cache."""
+    """Return how many calls, each on its own buffers, move more than 4 times the L2 cache."""
     if device.type == "cpu":
         return MIN_SETS
     l2 = torch.cuda.get_device_properties(device).L2_cache_size
@@ -96,7 +96,7 @@ class Stopwatch(Protocol):
     def stop(self) -> None: ...
 
     def laps(self) -> list[float]:
-        """The seconds from each start to its stop, since the last call."""
+        """Return the seconds from each start to its stop, since the last call."""
 
 
 class HostStopwatch:
@@ -116,7 +116,7 @@ class HostStopwatch:
 
 
 class CudaStopwatch:
-    """Starts with an L2 cache that holds nothing of use."""
+    """A CudaStopwatch overwrites the L2 cache before it starts."""
 
     def __init__(self, device: torch.device) -> None:
         l2 = torch.cuda.get_device_properties(device).L2_cache_size
@@ -144,7 +144,7 @@ def stopwatch_of(device: torch.device) -> Stopwatch:
 
 
 def wall_stopwatch(device: torch.device) -> Stopwatch:
-    """Seconds as a user waits for them, with what the host takes to launch the work."""
+    """Return a stopwatch of the time that a user waits, with what the host takes to launch."""
 
     def clock() -> float:
         if device.type == "cuda":
@@ -155,7 +155,7 @@ def wall_stopwatch(device: torch.device) -> Stopwatch:
 
 
 def interleave(replays: Sequence[Replay], rounds: int, stopwatch: Stopwatch) -> list[Timing]:
-    """Time the replays A, B, C, A, B, C ..., so that a drift of the clocks meets all alike."""
+    """Time the replays A, B, C, A, B, C ..., so that a drift of the clocks affects all alike."""
     laps = []
     for _ in range(rounds):
         replays[-1]()  # keeps the GPU busy while the host queues the round
@@ -172,9 +172,9 @@ def interleave(replays: Sequence[Replay], rounds: int, stopwatch: Stopwatch) -> 
 def host_us(
     work: Work, device: torch.device, rounds: int, kernels: float | None = None
 ) -> float | None:
-    """Microseconds that a call keeps the host, the GPU working from its queue; None on a CPU.
+    """Return the microseconds that a call keeps the host while the GPU works; None on a CPU.
 
-    kernels: of a call, 50 or fewer where nobody counted.
+    `kernels` is how many a call launches. Where nobody counted, 50 or fewer are assumed.
     """
     if device.type == "cpu":
         return None

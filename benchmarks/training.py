@@ -35,11 +35,13 @@ SETTINGS = msf.TrainingConfig(steps=(1,), precision="bf16", clip=1e9, learning_r
 
 @dataclass(frozen=True)
 class TrainingStep(ModelCall):
-    """A call takes a step of each stage, one after the other, on the same images, and gives the
-    losses and all gradients. Each stage draws its noise from the same seed in every call.
+    """A TrainingStep takes a step of each stage, one after the other, on the same images.
+
+    A call returns the losses and all gradients. Each stage draws its noise from the same seed in
+    every call.
 
     Args:
-        trainers: one a stage; they hold the optimizer's state and the averaged weights.
+        trainers: one for each stage; they hold the optimizer's state and the averaged weights.
         images: (B, C, H, W) in float32.
         labels: (B,).
     """
@@ -51,7 +53,7 @@ class TrainingStep(ModelCall):
 
     @classmethod
     def draw(cls, name: str, batch: int, device: torch.device) -> TrainingStep:
-        """Random weights and images; the state of AdamW is there, so no arm allocates it."""
+        """Draw random weights and images. Allocate AdamW's state here, so that no arm does."""
         model = random_model(name, device)
         config = model.config
         images = torch.randn(batch, config.channels, *config.image_size, device=device)
@@ -67,13 +69,13 @@ class TrainingStep(ModelCall):
     @property
     def row(self) -> Row:
         batch, costs = len(self.images), stage_costs(self.model.config)
-        # A multiplication and an addition each; a backward has twice those of its forward.
+        # A MAC is a multiplication and an addition; a backward has twice those of its forward.
         flops = 2 * 3 * batch * sum(cost.macs for cost in costs)
         name, shape = f"training step {self.name}", tuple(self.images.shape)
         return Row("training step", name, shape, "bfloat16", 0, flops, images=batch)
 
     def exact(self) -> tuple[Tensor, ...]:
-        """The losses and gradients in float32, the activations of some images at a time."""
+        """Return losses and gradients in float32, with activations of a few images at a time."""
         single = replace(SETTINGS, precision="fp32")
         with ExitStack() as stack:
             for stage in self.model.stages:
@@ -82,7 +84,7 @@ class TrainingStep(ModelCall):
             return replace(self, trainers=_trainers(self.model, single)).results(EAGER)
 
     def make_work(self, arm: Arm) -> Work:
-        """Each block runs as prepared, which compiles what the blocks of a stage share once."""
+        """Make each block run as prepared. The blocks of a stage share one compilation."""
         return Work([self._call], partial(self._scope, arm, arm.prepare(Block.forward)))
 
     @contextmanager
@@ -110,7 +112,7 @@ def _trainers(model: msf.MSF, settings: msf.TrainingConfig) -> tuple[StageTraine
 
 @contextmanager
 def _gradients(trainer: StageTrainer, results: list[Tensor]) -> Iterator[None]:
-    """Keep the gradients that the optimizer is given, which are dropped after its step."""
+    """Add the gradients that the optimizer is given to the results; its step drops them."""
 
     def keep(*_: Any) -> None:
         gradients = (parameter.grad for parameter in trainer.parameters)
@@ -124,7 +126,7 @@ def _gradients(trainer: StageTrainer, results: list[Tensor]) -> Iterator[None]:
 
 
 def _in_chunks(forward: Callable[..., Tensor], x: Tensor, *inputs: Tensor | None) -> Tensor:
-    """The forward of a stage, some images after the others; the backward repeats it for each."""
+    """Run a stage's forward on a few images at a time; the backward repeats it for each."""
     parts = x.split(CHUNK)
     others = [repeat(None) if other is None else other.split(CHUNK) for other in inputs]
     chunks = zip(parts, *others)

@@ -1,6 +1,6 @@
 """The arms of a transformer of `msf`: our operators, or the same weights in plain PyTorch.
 
-A plain one is the model's own code with its fused operators replaced by what a user writes, so that
+A plain arm is the model's own code with its fused operators replaced by what a user writes, so that
 torch.compile sees nothing of ours.
 """
 
@@ -66,9 +66,9 @@ PLAIN: dict[str, Callable[..., Any]] = {
 
 
 def compiling(mode: str) -> Callable[[Function], Function]:
-    """Return what compiles a module's forward in a mode of torch.compile.
+    """Return a function that compiles a module's forward in a mode of torch.compile.
 
-    The forward of a class, compiled once, serves all its modules: those whose tensors have the same
+    The forward of a class is compiled once for all its modules: those whose tensors have the same
     shapes share one graph.
     """
 
@@ -86,11 +86,11 @@ def compiling(mode: str) -> Callable[[Function], Function]:
 
 @contextmanager
 def scope(ours: bool, attention: SDPBackend | None) -> Iterator[None]:
-    """Holds while a module runs, and while it is compiled.
+    """Choose the operators that a module runs with, while it runs and while it is compiled.
 
     Args:
-        ours: with the operators of msf_kernels, each on the backend that it chooses itself.
-        attention: that of PyTorch; None leaves the choice to it.
+        ours: whether they are those of msf_kernels, each on the backend that it chooses itself.
+        attention: the attention that PyTorch uses; None leaves the choice to PyTorch.
     """
     with ExitStack() as stack:
         if not ours:
@@ -99,7 +99,7 @@ def scope(ours: bool, attention: SDPBackend | None) -> Iterator[None]:
             stack.enter_context(msf_kernels.backend("reference"))
         if attention is not None:
             stack.enter_context(sdpa_kernel(attention))
-        # Its key leaves out which attention was chosen, as Dynamo does.
+        # The key of this cache leaves out which attention was chosen, as Dynamo does.
         stack.enter_context(torch._functorch.config.patch(enable_autograd_cache=False))
         yield
 
@@ -107,7 +107,7 @@ def scope(ours: bool, attention: SDPBackend | None) -> Iterator[None]:
 def arm(
     name: str, *, ours: bool = False, attention: SDPBackend | None = None, mode: str | None = None
 ) -> Arm:
-    """Return an arm of models; `mode` is that of torch.compile, None does not compile."""
+    """Return an arm of models. `mode` is torch.compile's; None does not compile."""
     as_it_is = Arm(name, ours, scope=partial(scope, ours, attention))
     if mode is None:
         return as_it_is

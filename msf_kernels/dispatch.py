@@ -1,4 +1,4 @@
-"""Decides which implementation of an operator runs, and tells why.
+"""The choice of the implementation that runs an operator, and the reasons for it.
 
 Every operator has a `reference`; `cuda` and `triton` kernels register themselves beside it, and so
 does, for some operators, what other libraries offer. The choice is made at each call, below the
@@ -40,7 +40,7 @@ class CompilationFailed(BackendUnavailable):
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to run an operator.
+    """An Implementation is one way to run an operator.
 
     Args:
         run: takes the operator's arguments by position.
@@ -113,19 +113,19 @@ class Choice:
 
     @property
     def available(self) -> tuple[str, ...]:
-        """The backends that take tensors of the device, in the order in which they are tried."""
+        """Return the backends that take the device's tensors, in the order they are tried in."""
         return tuple(name for name, reason in self.unsupported_reasons.items() if reason is None)
 
     @property
     def backend(self) -> str | None:
-        """The backend that calls take, None where the requested one cannot run."""
+        """Return the backend that calls take, None where the requested one cannot run."""
         if self.requested == "auto":
             return self.available[0]
         return self.requested if self.requested in self.available else None
 
     @property
     def other_reasons(self) -> dict[str, str]:
-        """For each of the other backends, why calls do not take it."""
+        """Return for each of the other backends why calls do not take it."""
         if self.requested != "auto":
             reason = f"{self.requested} was asked for"
         elif self.device.type == "cpu":

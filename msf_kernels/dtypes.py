@@ -1,4 +1,4 @@
-"""Names the dtypes of the operators and the dtype that their mathematics runs in."""
+"""The dtypes of the operators, and the dtype that their mathematics runs in."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Example calls of the operators: the audit compiles them, tests check them, benchmarks time them.
 
-Those of a family are `EXAMPLES` in its `examples.py`.
+A family has its own in `EXAMPLES` of its `examples.py`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Shape = tuple[int, ...]
 
 
 class New(Protocol):
-    """Makes a tensor of normal numbers, in the dtype of the call unless one is named."""
+    """New makes a tensor of normal numbers, in the dtype of the call unless one is named."""
 
     def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Example:
-    """Makes a call of an operator with one choice of options, for any shape.
+    """An Example makes a call of an operator with one choice of options, for any shape.
 
     Args:
         op: the operator.
@@ -36,10 +36,10 @@ class Example:
         shape: a small one to test at, whose first size, the batch, the tests replace.
         options: shape -> the arguments that are no tensors, on which the equation depends.
         gradients: how many of the inputs get a gradient.
-        variant: what tells it from the op's others.
+        variant: a name that tells it from the op's other examples.
         audited: the shapes at which the audit compiles the kernels of the call and of its gradient.
             At others nobody knows whether they spill registers.
-        audited_forward: those at which it compiles the kernels of the call alone.
+        audited_forward: the shapes at which it compiles the kernels of the call alone.
     """
 
     op: str

@@ -1,4 +1,4 @@
-"""Registers operators with PyTorch: schema, implementations, fake and gradient, once for all.
+"""The registration of operators with PyTorch: schema, implementations, fake and gradient.
 
 A fake and a gradient belong to the operator and not to a backend, so torch.compile and autograd
 see one operator whichever kernel runs. In forward mode and inside the transforms of `torch.func`

@@ -1,1 +1,1 @@
-"""The benchmarks, one module a family of operators."""
+"""The benchmarks of operators, one module for each family."""

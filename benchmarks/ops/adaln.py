@@ -1,4 +1,4 @@
-"""adaLN and the gated residual of a DiT block, forward and backward, in both roundings."""
+"""Benchmarks of a DiT block's adaLN and gated residual, forward and backward, in both roundings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..arms import Arm, compiled, needs_gpu, peer
 from ..registry import Benchmark
 
 EPS = 1e-6
-TERMS = 256  # that anyone adds up one after the other; longer sums are sums of sums
+TERMS = 256  # the most that an arm adds up one by one; longer sums are sums of sums
 
-# (B, N, D): widths S, B, XL of DiT and 1536; tokens of 256 and 512 pixels at patches of 2 and more,
-# with and without class tokens; some 4k, 16k and 64k tokens, and one image. First comes XL at 256
-# pixels in training, its base and one image, as in sampling.
+# (B, N, D). D is the width of DiT-S, B or XL, or 1536. N is the tokens of 256 or 512 pixels at
+# patches of 2 and more, with or without class tokens. B * N is some 4k, 16k or 64k, or B is 1.
+# First come XL at 256 pixels in training, its base, and one image, as in sampling.
 SHAPES: tuple[Shape, ...] = (
     (64, 256, 1152),
     (64, 64, 1152),
@@ -58,7 +58,10 @@ def pair(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tu
 
 
 def without_mix_order(eager: Callable[..., Any]) -> Arm:
-    """Mix-order reduction is what gets gradients of modulations wrong (pytorch/pytorch#193061)."""
+    """Return the arm of torch.compile without mix-order reduction.
+
+    That reduction gets gradients of modulations wrong (pytorch/pytorch#193061).
+    """
     options = {"triton.mix_order_reduction": False}
     return peer("compile-no-mix", compiled(eager, **options))
 
@@ -67,7 +70,7 @@ CUDNN = peer("cudnn-frontend", cudnn_adaln.modulate, partial(needs_gpu, package=
 
 
 def statistics(x: Tensor) -> int:
-    """Bytes of mean and rstd."""
+    """Return the bytes of mean and rstd."""
     return 2 * 4 * x.shape[0] * x.shape[1]
 
 
@@ -81,7 +84,7 @@ def benchmarks(
     peers: tuple[Arm, ...] = (),
     terms: int = TERMS,
 ) -> Iterator[Benchmark]:
-    """The forward in both roundings, and the backward, which is the same in both."""
+    """Yield the forward in both roundings, and the backward, which is the same in both."""
     examples = {example.name: example for example in EXAMPLES}
     forward = Benchmark(
         example=examples[op],

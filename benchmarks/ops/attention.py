@@ -1,6 +1,6 @@
-"""attention from packed qkv, with and without QK-norm and RoPE, forward and backward.
+"""Benchmarks of attention from packed qkv, forward and backward, with QK-norm and RoPE or without.
 
-The peers are what a user puts together: views of q, k and v, norm and rotation compiled, and an
+The peers are what a user puts together: views of q, k and v, a compiled norm and rotation, and an
 attention chosen by hand.
 """
 
@@ -24,8 +24,8 @@ from ..arms import compiled, needs_gpu, peer
 from ..registry import Benchmark
 from .qk_norm_rope import norm_and_rotate
 
-# (B, N, H, d): 16384 tokens of a DiT-XL or L at the numbers of tokens of 256 and 512 pixels, base
-# and residual, with and without class tokens; the same with heads 64 wide; then longer images, 4
+# (B, N, H, d). First come some 16384 tokens of DiT-XL or L, in images of 256 and 512 pixels, base
+# and residual, with and without class tokens, with heads 72 and 64 wide. Then come larger images, 4
 # times as many tokens, and batch 1 of small models.
 SHAPES: tuple[Shape, ...] = (
     *((16384 // tokens, tokens, 16, dim) for dim in (72, 64) for tokens in (256, 64, 1024)),
@@ -38,9 +38,9 @@ SHAPES: tuple[Shape, ...] = (
 
 
 def inputs(example: Example, new: New, shape: Shape) -> dict[str, Tensor]:
-    """The example's, with weights of qkv's dtype.
+    """Return the example's inputs, with weights in qkv's dtype.
 
-    So is then the bound of their gradients, which are sums over numbers rounded to it.
+    That dtype then also bounds their gradients, which are sums over numbers rounded to it.
     """
     made = example.inputs(new, shape)
     weights = {name: x.to(made["qkv"].dtype) for name, x in made.items() if "weight" in name}
@@ -54,7 +54,7 @@ Core = Callable[[Tensor, Tensor, Tensor], Tensor]
 def split(
     qkv: Tensor, options: tuple[Tensor, ...], num_heads: int, front: Front
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v (B, N, H, d), q and k prepared where there are weights."""
+    """Return q, k and v (B, N, H, d), with q and k prepared where there are weights."""
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
     if options:
         q_weight, k_weight, rope = options
@@ -77,7 +77,7 @@ def attend(
 def flash_attn_func(qkv: Tensor, *options: Tensor, num_heads: int) -> Tensor:
     _, module = flash_attn.installed()
     out = module.flash_attn_func(*split(qkv, options, num_heads, compiled_front))
-    # Generation 3 returned the logsumexp too for a while.
+    # Generation 3 of flash-attn returned the logsumexp too for a while.
     return (out[0] if isinstance(out, tuple) else out).flatten(2)
 
 
@@ -98,17 +98,20 @@ PEERS = (
 
 
 def flops(qkv: Tensor, *_: Tensor, num_heads: int, products: int) -> int:
-    """Each matrix product is 2 N^2 d operations a head."""
+    """Return the FLOPs of these matrix products, 2 N^2 d a head each."""
     return products * 2 * qkv.shape[1] * qkv.numel() // 3
 
 
 def moved(qkv: Tensor, *options: Tensor, num_heads: int) -> int:
-    """qkv, weights and angles are read, the output is written."""
+    """Return the bytes moved: qkv, weights and angles are read, the output is written."""
     return qkv.nbytes + qkv.nbytes // 3 + sum(option.nbytes for option in options)
 
 
 def moved_backward(qkv: Tensor, *options: Tensor, num_heads: int) -> int:
-    """Besides the forward's: the output's gradient and the logsumexp, and all gradients written."""
+    """Return the bytes that a backward moves.
+
+    It reads what a forward moves, the output's gradient and the logsumexp, and writes gradients.
+    """
     batch, tokens, _ = qkv.shape
     written = qkv.nbytes + sum(weight.nbytes for weight in options[:2])
     logsumexp = 4 * batch * tokens * num_heads
@@ -122,9 +125,9 @@ def sizes(shape: Shape, prepared: bool) -> tuple[int, ...]:
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    # In 16 bits q, k, the probabilities and the output are rounded, by eager norms q and k twice.
-    # The backward goes on with the gradient of the scores, its product and the result; all of it
-    # counts twice, as the gradients of weights are sums of terms that cancel while errors do not.
+    # In 16 bits q, k, the probabilities and the output are rounded; eager norms round q and k
+    # twice. A backward also rounds the gradient of the scores, its product and the result. All of
+    # it counts twice, as the gradients of weights sum terms that cancel while errors do not.
     examples = {example.variant: example for example in EXAMPLES}
     for variant, prepared in (("", False), ("norm-rope", True)):
         forward = Benchmark(

@@ -1,6 +1,6 @@
-"""The sampler's steps on a float32 state, as the sampler keeps it.
+"""Benchmarks of the sampler's steps on a float32 state, as the sampler keeps it.
 
-They have no backward to measure, because sampling asks for no gradient of theirs.
+No backward is measured, because sampling asks for no gradient.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def step_and_merge(
 
 
 def step_bytes(x: Tensor, *others: Tensor, patch: int = 0) -> int:
-    """All inputs are read once, and the result is of x's size."""
+    """Return the bytes moved: all inputs are read once, and the result is of x's size."""
     return 2 * x.nbytes + sum(other.nbytes for other in others)
 
 

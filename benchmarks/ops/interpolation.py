@@ -1,4 +1,4 @@
-"""flow_interpolate. It has no backward to measure, because training asks for no gradient of it."""
+"""The benchmark of flow_interpolate, without backward: training asks for no gradient of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pyramid_split and pyramid_merge with the statistics of a scale, forward and backward."""
+"""Benchmarks of pyramid_split and pyramid_merge with a scale's statistics, in both directions."""
 
 from __future__ import annotations
 

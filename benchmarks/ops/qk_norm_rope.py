@@ -1,4 +1,4 @@
-"""qk_norm_rope before an attention that is another's, forward and backward."""
+"""Benchmarks of qk_norm_rope before another library's attention, forward and backward."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..registry import Benchmark
 
 EPS = 1e-6
 
-# (B, N, H, d). Tokens of 256 and 512 pixel latents and of MPDiT's coarse scale, heads of S and XL;
-# the second moves 600 MB in bfloat16.
+# (B, N, H, d). The tokens are those of latents of 256 and 512 pixels and of MPDiT's coarse scale,
+# the heads those of S and XL. The second shape moves 600 MB in bfloat16.
 SHAPES: tuple[Shape, ...] = (
     (64, 256, 16, 72),
     (256, 256, 16, 72),
@@ -28,7 +28,7 @@ SHAPES: tuple[Shape, ...] = (
 
 
 def norm_and_rotate(x: Tensor, weight: Tensor, rope: Tensor) -> Tensor:
-    """q or k (B, N, H, d) in float32, rounded once."""
+    """Return q or k (B, N, H, d) normed and rotated in float32, rounded once."""
     first, second = F.rms_norm(x.float(), (len(weight),), weight.float(), EPS).chunk(2, -1)
     cos, sin = rope[:, :, None]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)

@@ -1,4 +1,4 @@
-"""merge_tokens between the scales of a multi-patch transformer, forward and backward."""
+"""Benchmarks of merge_tokens between a multi-patch transformer's scales, forward and backward."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from msf_kernels.tokens.examples import EXAMPLES
 
 from ..registry import Benchmark
 
-# (B, H, W, D) of the fine grid. Widths S and XL of DiT at 256 pixels and patches of 2; the second
-# moves 450 MB in bfloat16.
+# (B, H, W, D) of the fine grid: the widths of DiT-S and XL at 256 pixels and patches of 2. The
+# second shape moves 450 MB in bfloat16.
 SHAPES: tuple[Shape, ...] = (
     (64, 16, 16, 1152),
     (256, 16, 16, 1152),

@@ -1,4 +1,4 @@
-"""Calls the CUDA kernels of csrc/kernels/adaln.cu and adaln_backward.cu."""
+"""Calls of the CUDA kernels in csrc/kernels/adaln.cu and adaln_backward.cu."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _forward(
     eps: float,
     eager: bool,
 ) -> Any:
-    """Return x_out with a gate, h, mean and rstd with a scale, and None for the others."""
+    """Return x_out if there is a gate; h, mean and rstd if there is a scale; None for others."""
     x, y = contiguous(x, 16), contiguous(y, 16)
     kind = _modulation_dtype(x, y, gate, shift, scale)
     gate, shift, scale = (_modulation(tensor, kind) for tensor in (gate, shift, scale))
@@ -186,7 +186,7 @@ def _modulation_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype:
 
 
 def _modulation(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return x (B, D) in the dtype, a copy where only that lets rows be read, or as vectors."""
+    """Return x (B, D) in the dtype. Copy it if its rows could not be read, or not as vectors."""
     if x is None:
         return None
     x = x.to(dtype)

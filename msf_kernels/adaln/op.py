@@ -17,20 +17,21 @@ ROUNDINGS = ("fp32", "eager")
 def adaln_modulate(
     x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, rounding: str = "fp32"
 ) -> Tensor:
-    """Layer normalisation without weights, then modulation: LN(x) * (1 + scale) + shift.
+    """Normalise each token without weights, then modulate it: LN(x) * (1 + scale) + shift.
 
-    The adaLN of DiT (Peebles & Xie, 2022, section 3.2).
+    This is the adaLN of DiT (Peebles & Xie, 2022, section 3.2).
 
     Args:
         x: (B, N, D) float64, float32, bfloat16 or float16.
         shift, scale: (B, D) or (1, D), possibly strided views of one (B, 6D) tensor. All are of one
             dtype, or each of one 16-bit dtype or float32.
         eps: added to the variance.
-        rounding: "fp32" computes in float32 and rounds once; "eager" rounds where PyTorch does that
-            runs `layer_norm(x) * (1 + scale) + shift` in 16 bits, operation by operation, so that
-            a model trained or published so gives the same images; the gradient is the same in both.
-            Tensors of one dtype only. Statistics are sums in another order than PyTorch's, so
-            that in 16 bits one value in hundreds or thousands may still differ by its last bit.
+        rounding: "fp32" computes in float32 and rounds once. "eager" rounds where PyTorch does if
+            it runs `layer_norm(x) * (1 + scale) + shift` in 16 bits, operation by operation, so
+            that a model trained or published that way gives the same images; it takes tensors of
+            one dtype only. The gradient is the same in both. Statistics are sums in another order
+            than PyTorch's, so that in 16 bits one value in hundreds or thousands may still differ
+            by its last bit.
 
     Returns:
         (B, N, D) in x's dtype.
@@ -43,7 +44,7 @@ def adaln_modulate(
 
 
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor, *, rounding: str = "fp32") -> Tensor:
-    """The gated residual of adaLN-Zero: x + gate * y.
+    """Return the gated residual of adaLN-Zero, x + gate * y.
 
     Args:
         x, y: (B, N, D); dtypes as in `adaln_modulate`.
@@ -70,7 +71,7 @@ def gate_residual_adaln(
     eps: float = 1e-6,
     rounding: str = "fp32",
 ) -> tuple[Tensor, Tensor]:
-    """gate_residual, then adaln_modulate of its result, in one pass over memory.
+    """Run gate_residual, then adaln_modulate on its result, in one pass over memory.
 
     Args:
         x, y: (B, N, D); dtypes as in `adaln_modulate`.

@@ -1,9 +1,9 @@
 """Adaptive layer normalisation and the gated residual of adaLN-Zero (Peebles & Xie, 2022).
 
-All mathematics in float32 (float64 for float64), one rounding at each output. Gradients reuse
+Mathematics runs in float32 (float64 for float64), with one rounding at each output. Gradients reuse
 temporaries in place, which halves their time on a CPU; forwards do not, because forward mode
 differentiates them. B, N, D are batch, tokens, channels; shift, scale and gate are (B, D), or
-(1, D) for all samples alike. `eager` rounds after every operation instead, as PyTorch does that
+(1, D) for all samples alike. `eager` rounds after every operation instead, as PyTorch does if it
 runs them one by one.
 """
 
@@ -18,9 +18,9 @@ from ..dtypes import widen
 def adaln_modulate(
     x: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y = (1 + scale) * (x - mean) * rstd + shift.
+    """Return y = (1 + scale) * (x - mean) * rstd + shift, mean and rstd.
 
-    Returns y (B, N, D) in x's dtype; mean and rstd (B, N) in the compute dtype.
+    y is (B, N, D) in x's dtype; mean and rstd are (B, N) in the compute dtype.
     """
     wide = widen(x)
     mean = wide.mean(-1, keepdim=True)
@@ -37,7 +37,7 @@ def adaln_modulate(
 def adaln_modulate_backward(
     grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, shift and scale; `grad` is the gradient of y (B, N, D)."""
+    """Return the gradients of x, shift and scale; `grad` is that of y (B, N, D)."""
     grad = widen(grad)
     normalised = (widen(x) - mean[..., None]).mul_(rstd[..., None])
     product = grad * normalised
@@ -50,14 +50,14 @@ def adaln_modulate_backward(
 
 
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor, eager: bool) -> Tensor:
-    """x + gate * y, (B, N, D) in x's dtype."""
+    """Return x + gate * y, (B, N, D) in x's dtype."""
     if eager:
         return x + gate[:, None] * y
     return torch.addcmul(widen(x), _rows(gate), widen(y)).to(x.dtype)
 
 
 def gate_residual_backward(grad: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of y and gate; that of x is `grad` itself."""
+    """Return the gradients of y and gate; that of x is `grad` itself."""
     grad = widen(grad)
     return (grad * _rows(gate)).to(y.dtype), _sum_rows(grad * widen(y), gate)
 
@@ -65,10 +65,10 @@ def gate_residual_backward(grad: Tensor, y: Tensor, gate: Tensor) -> tuple[Tenso
 def gate_residual_adaln(
     x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x_out = gate_residual(x, y, gate); h = adaln_modulate(x_out, shift, scale).
+    """Return x_out = gate_residual(x, y, gate), then adaln_modulate(x_out, shift, scale).
 
-    The normalisation sees x_out as rounded to x's dtype, which makes the fused operator equal to
-    the two above and lets backward start from the stored x_out. Returns x_out, h, mean, rstd.
+    The latter are h, mean and rstd. The normalisation sees x_out as rounded to x's dtype, which
+    makes the fused operator equal to the two above and lets backward start from the stored x_out.
     """
     x_out = gate_residual(x, y, gate, eager)
     return x_out, *adaln_modulate(x_out, shift, scale, eps, eager)
@@ -85,7 +85,7 @@ def gate_residual_adaln_backward(
     mean: Tensor,
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, y, gate, shift and scale; those of h and, optionally, x_out come in."""
+    """Return the gradients of x, y, gate, shift and scale from those of h and perhaps x_out."""
     grad, grad_shift, grad_scale = adaln_modulate_backward(
         widen(grad_h), widen(x_out), shift, scale, mean, rstd
     )
@@ -96,7 +96,7 @@ def gate_residual_adaln_backward(
 
 
 def _rows(modulation: Tensor) -> Tensor:
-    """(B, D) -> (B, 1, D) in the compute dtype."""
+    """Return a modulation (B, D) as (B, 1, D) in the compute dtype."""
     return widen(modulation)[:, None]
 
 

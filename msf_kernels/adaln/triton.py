@@ -23,9 +23,9 @@ MIN_ROWS = 16
 
 
 def registers(walk: Walk, gated: bool, few: int, many: int) -> int:
-    """Return how many registers a thread may use, or the compiler spills some to use fewer.
+    """Return how many registers a thread may use. Without it the compiler spills to use fewer.
 
-    That is `many` with a gate and more than 12 channels a thread, else `few`, and at most the 64
+    It is `many` with a gate and more than 12 channels a thread, else `few`, and at most the 64
     that a block of 1024 threads has for each.
     """
     threads = 32 * walk.warps
@@ -42,7 +42,7 @@ def forward(
     eps: float,
     eager: bool,
 ) -> tuple[Any, Any, Any, Any]:
-    """Return x_out with a gate, h, mean and rstd with a scale, and None for the others."""
+    """Return x_out if there is a gate; h, mean and rstd if there is a scale; None for others."""
     x = x.contiguous()
     x_out = h = mean = rstd = None
     if gate is not None:

@@ -1,4 +1,4 @@
-"""Calls flash-attn, generation 2 or 3, by the functions below its autograd.
+"""Calls of flash-attn, generation 2 or 3, by the functions below its autograd.
 
 The functions here make up a `Library` (libraries.py).
 """

@@ -1,4 +1,4 @@
-"""Offers PyTorch's SDPA kernels and flash-attn as backends of our attention.
+"""PyTorch's SDPA kernels and flash-attn as backends of our attention.
 
 Each is asked for by name, so none of PyTorch's own choices takes part. Norm and rotation run before
 them as `qk_norm_rope`, whose backward packs the gradients that they return. Their gradients repeat
@@ -120,7 +120,7 @@ def forward_reason(
 
 
 def backward_reason(library: Library, qkv: Tensor, num_heads: int) -> str | None:
-    """Return why the library cannot take those of attention_backward, None where it can."""
+    """Return why the library cannot take attention_backward's arguments, None where it can."""
     return unsupported_reason(library, qkv, num_heads, trained=True)
 
 

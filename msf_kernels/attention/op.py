@@ -21,10 +21,10 @@ def attention(
     rope: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
-    """Self-attention straight from the qkv matmul to the output projection.
+    """Compute self-attention from what the qkv matmul gives to what the output projection takes.
 
-    softmax(q k^T / sqrt(d)) v per head, without mask. q and k optionally pass a per-head RMS norm
-    (QK-norm: Henry et al., 2020; Dehghani et al., 2023), then a rotation by `rope`. As in
+    It is softmax(q k^T / sqrt(d)) v a head, without mask. q and k optionally pass a per-head RMS
+    norm (QK-norm: Henry et al., 2020; Dehghani et al., 2023), then a rotation by `rope`. As in
     FlashAttention (Dao et al., 2022) the gradient's probabilities come from a float32 logsumexp, so
     that logits of 1e4 cost it three digits.
 

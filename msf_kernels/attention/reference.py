@@ -23,10 +23,9 @@ def attention(
     num_heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T / sqrt(d)) v.
+    """Return softmax(q k^T / sqrt(d)) v and the logsumexp of the scaled scores.
 
-    Returns the output (B, N, H * d) in qkv's dtype and the logsumexp of the scaled scores
-    (B, H, N) in the compute dtype.
+    The first is (B, N, H * d) in qkv's dtype, the second (B, H, N) in the compute dtype.
     """
     q, k, v = heads(qkv, num_heads)
     q = norm_rope(q, q_weight, rope, eps)
@@ -50,7 +49,7 @@ def attention_backward(
     num_heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv and the norm weights (empty where there is no weight).
+    """Return the gradients of qkv and the norm weights (empty where there is no weight).
 
     `grad` and `out` are (B, N, H * d). With P the probabilities and row sums D = sum(grad * out),
     dS = P * (grad v^T - D) as in FlashAttention (Dao et al., 2022, appendix B).
@@ -75,5 +74,5 @@ def attention_backward(
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
-    """Scaled scores (B, H, N, N) in the compute dtype, a new tensor."""
+    """Return the scaled scores (B, H, N, N) in the compute dtype, a new tensor."""
     return (widen(q) @ widen(k).mT) * q.shape[-1] ** -0.5

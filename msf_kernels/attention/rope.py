@@ -17,12 +17,12 @@ def rope_2d(
     theta: float = 100.0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Axial 2-D rotary table: half of the angles turn with the row, half with the column.
+    """Return an axial 2-D rotary table: half of the angles turn with the row, half with the column.
 
-    Rotary embedding of Su et al., 2021, applied per axis as by Heo et al., 2024. Row-major
-    tokens; angle j of an axis is position * theta ** (-j / (head_dim / 4)). The default theta of
-    100 suits grids of tens of tokens. The result is cached, do not write to it; torch.compile makes
-    it in its graph.
+    This is the rotary embedding of Su et al., 2021, applied per axis as by Heo et al., 2024. Tokens
+    are row-major; angle j of an axis is position * theta ** (-j / (head_dim / 4)). The default
+    theta of 100 suits grids of tens of tokens. The result is cached, do not write to it;
+    torch.compile makes it in its graph.
 
     Args:
         height, width: the token grid, so that N = height * width.

@@ -1,4 +1,4 @@
-"""Calls the kernels behind PyTorch's scaled_dot_product_attention, each by its own operator.
+"""Calls of the kernels behind PyTorch's scaled_dot_product_attention, each by its own operator.
 
 The functions here make up `Library` objects (libraries.py).
 """
@@ -97,7 +97,7 @@ def flash_unsupported_device_reason(device: torch.device) -> str | None:
 
 
 def unsupported_args_reason(question: str, *heads: Tensor) -> str | None:
-    """Return why PyTorch's own can_use_..._attention, the question, says no; None for yes."""
+    """Return why PyTorch's can_use_..._attention named by `question` says no; None for yes."""
     head_dim = heads[0].shape[-1]
     if heads[0].is_cpu:
         return None

@@ -30,7 +30,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class Tokens(NamedTuple):
-    """Tokens (B, N, channels), the channels neighbours; those of qkv with what prepares q and k.
+    """Tokens are (B, N, channels) in memory, channels side by side, and what prepares q and k.
 
     The strides of samples and tokens are counted in `unit` elements. The compiler then knows that
     they are multiples of it, and reads 16 bytes at once where unit is 8 and an element has 2 bytes.
@@ -63,7 +63,7 @@ def rows(x, PART: tl.constexpr, index, token, HEAD_DIM: tl.constexpr):
 
 @triton.jit
 def load_piece(start, FIRST: tl.constexpr, WIDTH: tl.constexpr, END: tl.constexpr):
-    """Return the columns FIRST, FIRST + 1, ..., WIDTH of them; zero from END on."""
+    """Return the WIDTH columns FIRST, FIRST + 1, ...; zero from END on."""
     column = FIRST + tl.arange(0, WIDTH)[None, :]
     if FIRST + WIDTH <= END:
         return tl.load(start + column)

@@ -1,7 +1,7 @@
-"""What every kernel takes of every GPU: registers, shared memory, spills. Needs no GPU.
+"""List the registers, shared memory and spills of every kernel on every GPU. No GPU is needed.
 
-Ends with status 1 where a kernel spills, exceeds its budget of registers, or a backend cannot be
-audited.
+The exit status is 1 if a kernel spills, exceeds its budget of registers or has faulty instructions,
+or if a backend cannot be audited.
 """
 
 from __future__ import annotations

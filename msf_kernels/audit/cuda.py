@@ -1,4 +1,4 @@
-"""Reads from the installed extension what its CUDA kernels take of each GPU it was built for."""
+"""The audit of the installed extension's CUDA kernels, for each GPU it was built for."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ BUDGET = re.compile(r"// registers: (.+)\n(?:template [^{]*?)?__global__ [^{]*?(
 
 
 def rows(architecture: int | None = None) -> Iterator[Row]:
-    """One row for each kernel on this architecture, such as 90, or on each it was built for.
+    """Yield one row for each kernel on this architecture, such as 90, or on all it was built for.
 
     Raises:
-        RuntimeError: there are no CUDA kernels, no cuobjdump to read them, or no budget of one.
+        RuntimeError: there are no CUDA kernels, no cuobjdump to read them, or one has no budget.
     """
     config = build_config()
     if not config.get("cuda"):
@@ -40,7 +40,7 @@ def rows(architecture: int | None = None) -> Iterator[Row]:
 
 
 def parse(listing: str) -> Iterator[Row]:
-    """Rows from what cuobjdump prints, with names demangled."""
+    """Yield the rows in what cuobjdump printed, with names demangled."""
     architecture = kernel = arguments = ""
     for line in listing.splitlines():
         if found := re.match(r"arch = (sm_\w+)", line):
@@ -56,7 +56,7 @@ def parse(listing: str) -> Iterator[Row]:
 
 
 def _budget(kernel: str, arguments: str) -> int:
-    """The most registers that a thread of this instance of a kernel may take."""
+    """Return the most registers that a thread of this instance of a kernel may take."""
     lines = _budgets()
     if kernel not in lines:
         raise RuntimeError(f"{kernel} has no line `// registers: N` above it in {KERNELS}")
@@ -71,13 +71,13 @@ def _budget(kernel: str, arguments: str) -> int:
 
 @functools.cache
 def _budgets() -> dict[str, str]:
-    """The line of each kernel of csrc/kernels, such as "96; 128 for <*, 1>"."""
+    """Return the budget line of each kernel of csrc/kernels, such as "96; 128 for <*, 1>"."""
     sources = [path.read_text() for path in sorted(KERNELS.glob("*.cu*"))]
     return {kernel: line for source in sources for line, kernel in BUDGET.findall(source)}
 
 
 def _cuobjdump() -> str:
-    """The path of cuobjdump: that of the CUDA toolkit, or where only nvcc is installed Triton's."""
+    """Return the path of the CUDA toolkit's cuobjdump, or where that is missing of Triton's."""
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     folders = [str(Path(home) / "bin") for home in homes if home]
     if found := shutil.which("cuobjdump", path=os.pathsep.join([os.environ["PATH"], *folders])):

@@ -1,4 +1,4 @@
-"""Compares what Triton asked of the assembler, PTX, with what ptxas made of it, SASS.
+"""A comparison of what Triton asked the assembler for, PTX, with what ptxas made of it, SASS.
 
 ptxas 12.8 and 12.9 take `selp.b32 d, acc, 0, p` for zero, whatever p is, where `acc` is an
 accumulator of wgmma that started at zero. The products before it then vanish, or stay as null
@@ -23,7 +23,7 @@ ZEROS = {"0", "0f00000000"}
 
 
 def fault(ptx: str, sass: str) -> str | None:
-    """What is wrong with a kernel's products and exponentials in one line; None if nothing is."""
+    """Return one line on what is wrong with products and exponentials; None if nothing is."""
     if count := selects_against_zero(ptx):
         return (
             f"selects {count} times between the accumulator of a product and zero, "
@@ -41,7 +41,7 @@ def fault(ptx: str, sass: str) -> str | None:
 
 
 def selects_against_zero(ptx: str) -> int:
-    """How many selects have zero and the accumulator of a product as operands."""
+    """Return how many selects have zero and the accumulator of a product as operands."""
     accumulators = _copies(
         ptx, {name for names in PRODUCT.findall(ptx) for name in NAMES.findall(names)}
     )
@@ -53,7 +53,7 @@ def selects_against_zero(ptx: str) -> int:
 
 
 def _copies(ptx: str, operands: set[str]) -> set[str]:
-    """These operands, and all registers that their values are moved to."""
+    """Return these operands, and all registers that their values are moved to."""
     targets: dict[str, list[str]] = {}
     for target, source in MOVE.findall(ptx):
         for name in NAMES.findall(source) or [source]:

@@ -1,4 +1,4 @@
-"""One line of the audit: what a compiled kernel takes of a GPU."""
+"""A row of the audit: what a compiled kernel takes of a GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Row:
     fault: str | None = None  # of its instructions, see instructions.py
 
     def problem(self) -> str | None:
-        """What is wrong with the kernel, in one line; None if nothing is."""
+        """Return one line on what is wrong with the kernel; None if nothing is."""
         where = f"{self.kernel} ({self.configuration}) on {self.architecture}"
         if self.fault:
             return f"{where}: {self.fault}"

@@ -1,9 +1,9 @@
-"""Compiles the Triton kernels as shipped, for GPUs that need not be here, and reads what they take.
+"""The audit of the Triton kernels, compiled as shipped for GPUs that need not be here.
 
 The example calls of the operators (`examples.py` of each family) and their gradients run on tensors
-without memory, so signatures, alignment and launch parameters are those of real calls; but each
-launch only compiles.
-What ptxas made of the products and exponentials is held against what Triton asked it for.
+without memory. Signatures, alignment and launch parameters are those of real calls, but each launch
+only compiles. What ptxas made of the products and exponentials is compared with what Triton asked
+it for.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .row import ARCHITECTURES, Row
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# The dtypes and layouts of a family that is not compiled in all.
+# The dtypes and layouts of a family that is not compiled in all DTYPES, or not in PLAIN alone.
 DTYPES_OF = {"attention": ("bf16",)}
 PLAIN = {"": torch.contiguous_format}
 IMAGES = {"": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -62,7 +62,7 @@ BUDGETS = {
 
 
 class Target:
-    """Stands in for a driver: the GPU that Triton compiles for."""
+    """A Target stands in for Triton's driver, and is the GPU that Triton compiles for."""
 
     def __init__(self, architecture: int) -> None:
         self.architecture = architecture
@@ -78,8 +78,10 @@ class Target:
 
 
 def rows(architecture: int | None = None, family: str | None = None) -> Iterator[Row]:
-    """One row for each kernel and configuration on this architecture, such as 90, or on each of
-    ARCHITECTURES, and of this family or of all; found by a process a core.
+    """Yield one row for each kernel and configuration, found by a process a core.
+
+    They are those of one architecture, such as 90, or of each of ARCHITECTURES, and of one family
+    or of all.
 
     Raises:
         RuntimeError: TRITON_INTERPRET=1 is set, under which Triton cannot compile; what ptxas
@@ -91,13 +93,13 @@ def rows(architecture: int | None = None, family: str | None = None) -> Iterator
     chosen = [family] if family else families()
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         found = [*chain.from_iterable(pool.map(rows_of, *zip(*product(chosen, targets))))]
-    if architecture is None:  # on some one GPU a family may need fewer kernels
+    if architecture is None:  # on a single GPU a family may need fewer kernels
         check_coverage(found, chosen)
     yield from found
 
 
 def check_coverage(rows: Sequence[Row], families: Sequence[str]) -> None:
-    """RuntimeError where a kernel of these families is in no row: no example launches it."""
+    """Raise RuntimeError if a kernel of these families is in no row: no example launches it."""
     launched = {row.kernel for row in rows}
     kernels = {f"{family}.{kernel}" for family in families for kernel in kernels_of(family)}
     if missing := kernels - launched:
@@ -105,13 +107,13 @@ def check_coverage(rows: Sequence[Row], families: Sequence[str]) -> None:
 
 
 def rows_of(family: str, architecture: int) -> list[Row]:
-    """Those of one family and architecture. Triton starts no kernel after this."""
+    """Return the rows of one family and architecture. Triton starts no kernel after this."""
     # Before any scope of Triton's settings, because the import chooses the assembler for good.
     importlib.import_module(f"msf_kernels.{family}.triton")
     budget, known, found = BUDGETS.get(family, BUDGET), set(), []
     for configuration, call in _calls(family):
         for kernel, compiled, log in _compile(call, architecture):
-            if compiled.hash not in known:  # for another configuration, without log now
+            if compiled.hash not in known:  # a known one has its row, and no log now
                 name = f"{family}.{kernel}"
                 found.append(_row(name, configuration, architecture, compiled, log, budget))
             known.add(compiled.hash)
@@ -137,7 +139,7 @@ def kernels_of(family: str) -> set[str]:
 
 
 def _calls(family: str) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Every example of a family at the shapes that it names, in each layout and dtype."""
+    """Yield the name and call of every example, at its shapes, in each layout and dtype."""
     for example in examples(family):
         for layout, memory_format in LAYOUTS.get(family, PLAIN).items():
             for dtype in DTYPES_OF.get(family, DTYPES):
@@ -151,7 +153,7 @@ def _calls(family: str) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def run(family: str, example: Example, new: New, shape: Shape, gradients: bool) -> None:
-    """Call the example through Triton and, where it has them, for its gradients."""
+    """Run the example on Triton and, if `gradients`, the gradients that it has."""
     with Kernels(importlib.import_module(f"msf_kernels.{family}.triton")):
         call, inputs = example.draw(new, shape)
         leaves = [tensor.requires_grad_() for tensor in inputs[: example.gradients * gradients]]
@@ -162,7 +164,7 @@ def run(family: str, example: Example, new: New, shape: Shape, gradients: bool) 
 
 
 class Kernels(TorchDispatchMode):
-    """Sends operators to a family's Triton kernels, though their tensors have no memory."""
+    """Kernels sends operators to a family's Triton kernels, though tensors have no memory."""
 
     def __init__(self, module: ModuleType) -> None:
         super().__init__()
@@ -187,7 +189,7 @@ def _new(
 
 
 def _compile(call: Callable[[], Any], architecture: int) -> list[tuple[str, Any, str]]:
-    """(kernel, compiled kernel, log of ptxas) of every launch in the call."""
+    """Return (kernel, compiled kernel, log of ptxas) of every launch in the call."""
     compiled = []
     run = JITFunction.run
 
@@ -231,7 +233,7 @@ def _row(
 
 
 def disassemble(cubin: bytes) -> str:
-    """The SASS of a compiled kernel."""
+    """Return the SASS of a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

@@ -1,4 +1,4 @@
-"""Finds uniform registers that a Hopper kernel reads and that no instruction before has written.
+"""A search for uniform registers that a Hopper kernel reads before any instruction writes them.
 
 The descriptors of wgmma's operands lie in uniform registers. ptxas 12.8 computes some of them from
 a register that nothing writes, so that the product reads whatever lies there. Of 200 shapes of
@@ -27,7 +27,7 @@ class Instruction:
 
     @property
     def target(self) -> int | None:
-        """The position of the uniform register that it writes, which a predicate may precede."""
+        """Return which operand is the uniform register written; predicates may precede it."""
         for position, operand in enumerate(self.operands[:3]):
             if re.fullmatch(r"UR\d+", operand):
                 return position
@@ -37,7 +37,7 @@ class Instruction:
 
     @property
     def written(self) -> int:
-        """The uniform registers that it writes, one bit each."""
+        """Return the uniform registers that it writes, one bit each."""
         if self.target is None:
             return 0
         pair = any(part in self.opcode.split(".") for part in ("64", "WIDE"))
@@ -45,7 +45,7 @@ class Instruction:
 
     @property
     def read(self) -> int:
-        """The uniform registers that it reads, one bit each."""
+        """Return the uniform registers that it reads, one bit each."""
         wide, found = self.opcode == "UIADD3.64", 0
         for position, operand in enumerate(self.operands):
             if position == self.target or operand.startswith("gdesc"):
@@ -56,7 +56,7 @@ class Instruction:
         return found | self._descriptors()
 
     def _descriptors(self) -> int:
-        """gdesc[URn] names four registers. The first two, of A, are unused where A is in others."""
+        """Return the registers of gdesc[URn]: four, or the last two where A is in others."""
         for operand in self.operands:
             if found := re.match(r"gdesc\[UR(\d+)\]", operand):
                 in_registers = not self.operands[1].startswith("gdesc")
@@ -66,7 +66,7 @@ class Instruction:
 
 
 def uninitialised_reads(sass: str) -> list[str]:
-    """The instructions that read a uniform register which none on any way to them has written."""
+    """Return the instructions that read a uniform register written on no way to them."""
     instructions, successors = _parse(sass)
     if not instructions:
         return []
@@ -88,7 +88,7 @@ def uninitialised_reads(sass: str) -> list[str]:
 
 
 def _parse(sass: str) -> tuple[list[Instruction], list[list[int]]]:
-    """The instructions, and the positions of those that may follow each."""
+    """Return the instructions, and the positions of those that may follow each."""
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     for line in sass.splitlines():

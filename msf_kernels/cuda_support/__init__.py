@@ -1,4 +1,4 @@
-"""Tells whether the compiled CUDA kernels can run; the modules here are what callers share."""
+"""What callers of the CUDA kernels share, and whether the compiled kernels can run."""
 
 from .extension import build_config, unsupported_reason
 

@@ -1,4 +1,4 @@
-"""Knows the compiled extension ``msf_kernels._C``: what it was built with, whether it can run."""
+"""The compiled extension ``msf_kernels._C``: what it was built with, and whether it can run."""
 
 from __future__ import annotations
 

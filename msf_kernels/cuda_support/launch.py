@@ -1,4 +1,4 @@
-"""Calls the launchers of csrc/launchers.hpp, and makes their arguments of tensors."""
+"""Calls of the launchers in csrc/launchers.hpp, with arguments made of tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls the CUDA kernels of csrc/kernels/euler.cu."""
+"""Calls of the CUDA kernels in csrc/kernels/euler.cu."""
 
 from __future__ import annotations
 

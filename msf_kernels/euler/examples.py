@@ -19,7 +19,7 @@ AUDITED = ((2, 16, 64, 64),)
 
 
 def velocities(new: New, shape: Shape, tokens: bool, guided: bool = True) -> dict[str, Tensor]:
-    """Make those with and without the label, as images (B, C, H, W) or as tokens."""
+    """Make velocities with and without the label, as images (B, C, H, W) or as tokens."""
     batch, channels, height, width = shape
     if tokens:  # as a transformer returns them: (B, H/p * W/p, p * p * C)
         shape = (batch, height * width // PATCH**2, PATCH**2 * channels)

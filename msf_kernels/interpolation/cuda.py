@@ -1,4 +1,4 @@
-"""Calls the CUDA kernels of csrc/kernels/interpolation.cu."""
+"""Calls of the CUDA kernels in csrc/kernels/interpolation.cu."""
 
 from __future__ import annotations
 

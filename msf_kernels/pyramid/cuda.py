@@ -1,4 +1,4 @@
-"""Calls the CUDA kernels of csrc/kernels/pyramid.cu."""
+"""Calls of the CUDA kernels in csrc/kernels/pyramid.cu."""
 
 from __future__ import annotations
 

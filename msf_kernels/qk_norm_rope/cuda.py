@@ -1,4 +1,4 @@
-"""Calls the CUDA kernels of csrc/kernels/qk_norm_rope.cu."""
+"""Calls of the CUDA kernels in csrc/kernels/qk_norm_rope.cu."""
 
 from __future__ import annotations
 

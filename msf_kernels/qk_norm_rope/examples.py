@@ -27,7 +27,7 @@ def inputs(new: New, shape: Shape, weights: str, rope: bool) -> dict[str, Tensor
 
 
 def packed_inputs(new: New, shape: Shape) -> dict[str, Tensor]:
-    """Make the gradients (B, N, H, d) that the attention of a library returns, besides."""
+    """Make inputs, and the gradients (B, N, H, d) that a library's attention returns."""
     grads = {name: new(*shape) for name in ("grad_q", "grad_k", "grad_v")}
     return grads | inputs(new, shape, "q_weight k_weight", rope=True)
 

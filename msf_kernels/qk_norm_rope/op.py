@@ -23,7 +23,7 @@ def qk_norm_rope(
     rope: Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """Return the q and k of `attention`, for an attention that is another's.
+    """Return q and k as `attention` prepares them, for another library's attention.
 
     q and k of packed qkv pass a per-head RMS norm (QK-norm: Henry et al., 2020; Dehghani et al.,
     2023), then a rotation by `rope` (RoPE: Su et al., 2021); each is optional. v is

@@ -1,4 +1,4 @@
-"""Calls the CUDA kernels of csrc/kernels/tokens.cu."""
+"""Calls of the CUDA kernels in csrc/kernels/tokens.cu."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def merge_backward_kernel(
     SAMPLES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """A program has one fine token, of SAMPLES samples or, for the position's gradient, of all."""
+    """Give a program one fine token of SAMPLES samples, or for the position's gradient of all."""
     index, channel = own_channels(channels, COLUMNS)
     tokens = 4 * height * width
     first = index // tokens * SAMPLES

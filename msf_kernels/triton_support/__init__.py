@@ -1,4 +1,4 @@
-"""Tells whether Triton kernels can run; the modules beside this one are what the kernels share.
+"""What Triton kernels share, in the modules beside this one, and whether they can run.
 
 Nothing here imports Triton, which takes longer to import than all of this package does. A family's
 kernels, and with them Triton, are imported when one of them is first called.

@@ -1,4 +1,4 @@
-"""Starts Triton kernels."""
+"""Launches of Triton kernels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMPILER_ERRORS = (CompilationError, OutOfResources, PTXASError)
 
 
 def _compiles_for_hopper() -> bool:
-    """Tell whether this machine has such a GPU, or none and compiles for whichever it is told."""
+    """Tell whether this machine has a Hopper GPU, or no GPU and compiles for any it is told."""
     if interpreted():
         return False
     return not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] == 9
@@ -42,8 +42,8 @@ def launch(
     """Start a kernel's programs on the device; none of them where a tensor is empty.
 
     Args:
-        programs: how many; the grid has one dimension.
-        warps: of a program.
+        programs: how many programs run; the grid has one dimension.
+        warps: how many warps a program has.
         fused: whether a product and a sum may round once where the reference rounds twice.
         arguments: those of the kernel, and options of Triton's compiler such as `maxnreg`.
 

@@ -1,4 +1,4 @@
-"""Chooses an assembler with which Triton compiles for Hopper that does not get wgmma wrong.
+"""The choice of an assembler for Hopper that does not get Triton's wgmma wrong.
 
 Triton 3.5 and 3.6 assemble for Hopper with ptxas 12.8. In 23 of 200 shapes of attention's forward
 it builds the descriptor of an operand of wgmma from a register that nothing has written

@@ -1,4 +1,4 @@
-"""What Triton kernels on rows of D channels share: which rows a program has, and in which pieces.
+"""Rows of D channels in Triton kernels: which rows a program has, and in which pieces.
 
 A tile's sides are powers of two and the width of a transformer is not: a row is up to 9 pieces of
 one power of two, 384 = 3 * 128, 768 = 3 * 256, 1152 = 9 * 128, 1536 = 3 * 512. So no lane idles at

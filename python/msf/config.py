@@ -1,4 +1,4 @@
-"""What an MSF model is made of: one frozen dataclass, written to and read from JSON."""
+"""The configuration of an MSF model: one frozen dataclass, written to and read from JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ MAX_HIDDEN = 2**18
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One diffusion transformer. ``patch`` is in pixels (or latents) of the stage's own scale."""
+    """A StageConfig describes one diffusion transformer. ``patch`` is in pixels (or latents) of the
+    stage's own scale."""
 
     width: int
     depth: int
@@ -42,8 +43,8 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class MSFConfig:
-    """A multi-scale factorization (arXiv 2501.13349): ``stages[0]`` makes the base, the rest a
-    residual each.
+    """An MSFConfig describes a multi-scale factorization (arXiv 2501.13349): ``stages[0]`` makes
+    the base, the other stages a residual each.
 
     With N = ``levels`` = ``len(stages) - 1``, stage i works at ``image_size / 2**(N - i)``. N = 0
     is a plain single-stage DiT, the baseline.
@@ -134,7 +135,7 @@ class MSFConfig:
 
     @property
     def levels(self) -> int:
-        """N, how many residuals there are above the base."""
+        """Return N, how many residuals there are above the base."""
         return len(self.stages) - 1
 
     @property

@@ -1,4 +1,4 @@
-"""What a model costs, counted from its configuration: parameters and multiply-accumulates (MACs).
+"""The cost of a model, from its configuration: parameters and multiply-accumulates (MACs).
 
 The "Gflops" of the DiT paper are GMACs. Counted are the matrix products, as customary: not norms,
 activations, softmax, position tables or the pyramid. Guidance evaluates a model twice a step and is
@@ -20,7 +20,7 @@ DIT_STEPS = 250
 
 @dataclass(frozen=True)
 class StageCost:
-    """The cost of one stage; ``macs`` is for one image and one forward, without guidance."""
+    """A StageCost is the cost of one stage; ``macs`` is one image's in one forward, unguided."""
 
     name: str
     size: tuple[int, int]
@@ -38,7 +38,7 @@ def stage_costs(config: MSFConfig, steps: Sequence[int] | None = None) -> list[S
     """Return a `StageCost` a stage, base first, at the configuration's image size and, by default,
     steps.
 
-    ValueError unless ``steps`` has one positive number a stage.
+    Raise ValueError unless ``steps`` has one positive number a stage.
     """
     steps = config.steps if steps is None else steps
     if len(steps) != len(config.stages) or min(steps) < 1:

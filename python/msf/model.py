@@ -27,7 +27,7 @@ WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 
 
 class MSF(nn.Module):
-    """Multi-scale latent factorization (arXiv 2501.13349) of pixels or latents.
+    """An MSF is a multi-scale latent factorization (arXiv 2501.13349) of pixels or latents.
 
     ``pyramid`` factorises and merges, ``stages[i]`` is the velocity field of component i. Set the
     statistics with ``pyramid.measure`` before training: they are part of the checkpoint.
@@ -53,7 +53,7 @@ class MSF(nn.Module):
 
     @property
     def untrained_stages(self) -> tuple[str, ...]:
-        """The names of the stages whose output is still the zero it is initialised to."""
+        """Return the names of the stages whose output is still the zero it is initialised to."""
         return tuple(
             name
             for name, stage in zip(self.config.stage_names, self.stages)
@@ -102,7 +102,7 @@ class MSF(nn.Module):
         return {**losses, "total": torch.stack(list(losses.values())).sum()}
 
     def training_losses(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return what a call of the model does: see ``forward``."""
+        """Return the losses that a call of the model returns; see ``forward``."""
         losses: dict[str, Tensor] = self(*args, **kwargs)
         return losses
 
@@ -193,7 +193,7 @@ class MSF(nn.Module):
             path.write_text(self.config.to_json())
 
     def _plain_state(self) -> dict[str, Tensor]:
-        """The state under the names of the parameters, though a compiled or wrapped stage has
+        """Return the state under the parameters' own names, though a compiled or wrapped stage has
         others."""
         state = {}
         for name, tensor in self.state_dict().items():
@@ -211,8 +211,8 @@ class MSF(nn.Module):
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> MSF:
         """Read what ``save_pretrained`` wrote, on the CPU, in evaluation mode.
 
-        ValueError (one line) when a file is missing, corrupt or of another configuration, or the
-        weights cannot make images.
+        Raise ValueError (one line) when a file is missing, corrupt or of another configuration, or
+        the weights cannot make images.
         """
         directory = Path(directory)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -246,7 +246,7 @@ def has_values(x: Tensor) -> bool:
 
 
 def read_config(directory: str | os.PathLike[str]) -> MSFConfig:
-    """Read the configuration that ``save_pretrained`` wrote. ValueError (one line) if it is
+    """Read the configuration that ``save_pretrained`` wrote. Raise ValueError (one line) if it is
     corrupt."""
     file = Path(directory) / CONFIG_FILE
     try:

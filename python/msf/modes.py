@@ -1,4 +1,4 @@
-"""What a caller has set for PyTorch stays outside of what must not depend on it."""
+"""The modes of PyTorch inside code that must not depend on what its caller has set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 def own_modes() -> Iterator[None]:
     """Run with gradients, float32 as the default dtype and no autocast, whatever the caller has.
 
-    Also forgets the weights that an autocast around us has cast already, as they may have changed.
+    Also forget the weights that an autocast around us has cast already, as they may have changed.
     """
     dtype = torch.get_default_dtype()
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]

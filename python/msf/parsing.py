@@ -15,7 +15,7 @@ KINDS = {str: "a string", bool: "true or false"}
 
 
 def parse_object(text: str | bytes, where: object) -> dict[str, Any]:
-    """Return the JSON object in ``text``. ValueError in one line that begins with ``where``."""
+    """Return the JSON object in ``text``. Raise ValueError in one line, ``where`` first."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 too
@@ -26,7 +26,7 @@ def parse_object(text: str | bytes, where: object) -> dict[str, Any]:
 
 
 def parse_dataclass(cls: type[T], values: Any, where: str) -> T:
-    """Build ``cls`` from a JSON object; its tuples from lists. ValueError names the key that is
+    """Build ``cls`` from a JSON object; its tuples from lists. A ValueError names the key that is
     wrong."""
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be an object, got {reprlib.repr(values)}")
@@ -51,7 +51,7 @@ def check_fields(settings: Any) -> None:
 
 
 def parse(value: Any, hint: Any, where: str) -> Any:
-    """Return ``value`` as what ``hint`` annotates. ValueError in one line that begins with
+    """Return ``value`` as what ``hint`` annotates. Raise ValueError in one line that begins with
     ``where``."""
     if is_dataclass(hint):
         return value if isinstance(value, hint) else parse_dataclass(hint, value, where)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""In which precision a device computes matrix products."""
+"""The precision in which a device computes matrix products."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Pyramid(nn.Module):
 
     @property
     def is_measured(self) -> bool:
-        """False as long as the statistics are those that change nothing."""
+        """Return False as long as the statistics are those that change nothing."""
         return bool(self.mean.any()) or bool((self.std != 1).any())
 
     def split(self, x: Tensor) -> list[Tensor]:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class Sample(NamedTuple):
-    """Images (B, C, H, W) and their components [f_0 .. f_N] as ``Pyramid.split`` gives them, all
-    float32 in the units of the training data."""
+    """A Sample has images (B, C, H, W) and their components [f_0 .. f_N] as ``Pyramid.split`` gives
+    them, all float32 in the units of the training data."""
 
     images: Tensor
     components: list[Tensor]

@@ -1,4 +1,4 @@
-"""How images are sampled: one frozen dataclass, and what it says for each stage of a model."""
+"""The settings of sampling: one frozen dataclass, and what it says for each stage of a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ OneOrEach: TypeAlias = T | Sequence[T]  # one value for all stages, or one a sta
 
 @dataclass(frozen=True)
 class StageSampling:
-    """How the velocity of one stage is integrated; the fields are those of ``SamplingConfig``."""
+    """A StageSampling says how one stage's velocity is integrated, in fields of
+    ``SamplingConfig``."""
 
     steps: int
     guidance_scale: float
@@ -50,7 +51,7 @@ class StageSampling:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How ``sample`` generates images.
+    """A SamplingConfig says how ``sample`` generates images.
 
     steps, guidance_scale and guidance_interval are one value for all stages, or one a stage, base
     first.
@@ -115,7 +116,7 @@ class SamplingConfig:
 
 
 class SamplingFields(TypedDict, total=False):
-    """The fields of ``SamplingConfig`` as keyword arguments."""
+    """SamplingFields are the fields of ``SamplingConfig`` as keyword arguments."""
 
     steps: OneOrEach[int] | None
     guidance_scale: OneOrEach[float]

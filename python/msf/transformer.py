@@ -80,10 +80,10 @@ class ScalarEmbedding(nn.Sequential):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; QK-norm (ViT-22B, arXiv 2302.05442) and 2-D RoPE are part of the
-    operator.
+    """Attention is multi-head self-attention; QK-norm (ViT-22B, arXiv 2302.05442) and 2-D RoPE are
+    part of the operator.
 
-    RoPE is for tokens of a ``grid`` (height, width); None for no RoPE. A grid and no table, because
+    RoPE is for tokens of a ``grid`` (height, width); None for no RoPE. It takes no table, because
     wrappers such as FSDP cast the tensors that they pass on, and a table must stay in float32.
     """
 
@@ -108,7 +108,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """An adaLN-Zero block: attention and an MLP, each behind a normalisation and before a gate.
+    """A Block of adaLN-Zero is attention and an MLP, each after a normalisation, before a gate.
 
     A gate and the normalisation after it are one operator. So a block begins with its input already
     normalised and ends with the normalisation of whatever follows it, and its six modulations are
@@ -138,10 +138,10 @@ class Block(nn.Module):
 
 
 class StageTransformer(nn.Module):
-    """The velocity of one component f_i, given everything below it (its prior).
+    """A StageTransformer predicts the velocity of a component f_i, given all below it (its prior).
 
-    The prior is concatenated to the noisy component channel by channel. Our choice (the paper's
-    abstract does not say): an input-side prior, as in cascaded diffusion (arXiv 2106.15282).
+    The prior is concatenated to the noisy component channel by channel. An input-side prior, as in
+    cascaded diffusion (arXiv 2106.15282), is our choice: the paper's abstract does not say.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class StageTransformer(nn.Module):
 
     @property
     def is_trained(self) -> bool:
-        """True once the output is no longer the zero that it is initialised to."""
+        """Return True once the output is no longer the zero that it is initialised to."""
         return bool(self.output.weight.any())
 
     def forward(

@@ -30,7 +30,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def device(args: argparse.Namespace) -> torch.device:
-    """Return the device asked for, with torch's threads set. ValueError when it is not there."""
+    """Return the device asked for and set torch's threads. Raise ValueError if it is not there."""
     import torch
 
     if not 1 <= args.threads <= MAX_THREADS:
@@ -55,7 +55,7 @@ def unsupported_reason(device: str) -> str | None:
 
 
 def load(directory: Path, device: torch.device) -> MSF:
-    """Load the model in ``directory``. ValueError when it is missing, corrupt or half trained."""
+    """Load the model in a directory. Raise ValueError if it is missing, corrupt or half trained."""
     from ..model import MSF, WEIGHTS_FILE
 
     if any(directory.glob("state-*.safetensors")) and not (directory / WEIGHTS_FILE).exists():

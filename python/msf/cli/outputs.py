@@ -1,4 +1,4 @@
-"""Where results go: never over what is there unless asked to, and never half-written."""
+"""The writing of results: never over what is there unless asked to, and never half-written."""
 
 from __future__ import annotations
 

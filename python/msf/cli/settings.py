@@ -1,4 +1,4 @@
-"""Which model to build and how to train it: ``--preset`` or ``--config``."""
+"""The model to build and its training, as ``--preset`` or ``--config`` names them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def read(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig | None]:
-    """Return the model and, unless ``--config`` leaves it out, its training. ValueError in one
-    line."""
+    """Return the model and, unless ``--config`` leaves it out, its training. Raise ValueError in
+    one line."""
     if args.preset:
         chosen = preset(args.preset)
         return chosen.model, chosen.training

@@ -1,4 +1,4 @@
-"""What every data source looks like from outside."""
+"""The interface that every data source has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPLITS = ("train", "features", "test")
 
 
 class UnreadableImage(ValueError):
-    """An image that cannot be read: ``problem`` names it and says why, ``index`` is its place."""
+    """An image cannot be read: ``problem`` names it and says why, ``index`` is its place."""
 
     def __init__(self, problem: str, index: int = -1) -> None:
         super().__init__(f"data: cannot read {problem}; replace or remove it")
@@ -22,7 +22,7 @@ class UnreadableImage(ValueError):
 
 
 class ImageData(Dataset[tuple[Tensor, int]], ABC):
-    """Images (C, H, W), float32 in [-1, 1], with a class each.
+    """An ImageData holds images (C, H, W), float32 in [-1, 1], with a class each.
 
     ``labels`` (N,) int64 on the CPU index ``class_names``.
     """

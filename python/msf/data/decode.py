@@ -1,4 +1,4 @@
-"""An image file as pixels."""
+"""The decoding of image files to pixels."""
 
 from __future__ import annotations
 

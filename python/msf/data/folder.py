@@ -18,9 +18,9 @@ MODES = {1: "L", 3: "RGB"}
 
 
 class ImageFolder(ImageData):
-    """``root/<class>/<image>``; classes are the subfolders in alphabetical order, with whatever
-    lies in folders inside them. Without subfolders ``root``'s own images are all of one class,
-    which is for models without classes.
+    """An ImageFolder reads ``root/<class>/<image>``. Classes are the subfolders in alphabetical
+    order, with whatever lies in folders inside them. Without subfolders ``root``'s own images are
+    all of one class, which is for models without classes.
 
     An image goes to a split by the hash of ``<class>/<image>``: 80 % train, 10 % features, 10 %
     test, whatever other files there are. It is resized, up or down, until it just covers (height,

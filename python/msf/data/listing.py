@@ -16,7 +16,7 @@ def list_images(root: Path) -> tuple[list[str], dict[str, int]]:
     """Return the class folders of ``root`` and the size of every image by its name relative to
     ``root``, class by class; no class folders where the images lie in ``root`` itself.
 
-    What is hidden, AppleDouble's ``._x.png`` too, is left out. ValueError where there are no
+    What is hidden, AppleDouble's ``._x.png`` too, is left out. Raise ValueError where there are no
     images, or none in a class.
     """
     with os.scandir(root) as entries:

@@ -12,7 +12,7 @@ COLUMNS = {"train": (0, 230), "features": (230, 307), "test": (307, 512)}
 
 
 class Textures(ImageData):
-    """Every crop position of the split's columns, sliced on demand.
+    """Textures are the crops at every position of the split's columns, sliced on demand.
 
     Training crops lie 1 pixel apart (95,719 a class at 32x32), those of the feature network 4
     pixels apart, and those of the reference side by side without overlap (96 a class at 32x32, 384

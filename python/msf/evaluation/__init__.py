@@ -1,4 +1,4 @@
-"""How close generated images are to real ones: ``Evaluator`` and the mathematics under it."""
+"""The distance of generated images from real ones: ``Evaluator`` and the mathematics under it."""
 
 from __future__ import annotations
 

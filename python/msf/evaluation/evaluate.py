@@ -1,4 +1,4 @@
-"""The protocol: what is compared with what."""
+"""The protocol of an evaluation: what is compared with what."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ MAX_SAMPLES = 2000  # by default: the intervals of KID, precision and recall cos
 class Evaluator:
     """An Evaluator judges generators of one data source; what they share is made once.
 
-    Reference: ``num_samples`` images of the test split (default: all, up to 2,000; an odd one is
-    left out). Floor: as many images of the train split with the same labels, compared with the
-    reference as generated images are, so that both have the same finite-sample bias. Generated
+    The reference is ``num_samples`` images of the test split (default: all, up to 2,000; an odd one
+    is left out). The floor is as many images of the train split with the same labels, compared with
+    the reference as generated images are, so that both have the same finite-sample bias. Generated
     images get the same labels again. All are compared in the features of a network trained on the
     features split.
 
     ``seed`` fixes the network, the choice of images, the generator's seeds and the intervals, which
-    come from ``replicates`` resamplings. ``num_classes`` is as in ``load_data``. ValueError where
-    the splits are too small.
+    come from ``replicates`` resamplings. ``num_classes`` is as in ``load_data``. Raise ValueError
+    where the splits are too small.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Evaluator:
 
         ``generate`` is called without true images and, if ``true_bases``, again with those of the
         reference, for what generated bases cost. ``conditional=False`` leaves out the accuracy, for
-        a generator that ignores labels. ValueError for images of a wrong shape or not finite.
+        a generator that ignores labels. Raise ValueError for images of a wrong shape or not finite.
         """
 
         def images(at: Tensor, true_images: Tensor | None = None) -> Tensor:

@@ -22,11 +22,12 @@ MAX_NOISE = 0.05
 
 
 class FeatureNetwork(nn.Module):
-    """Convolutions down to about 4x4, pooled to 2x2, then a feature and a class for every image.
+    """A FeatureNetwork has convolutions down to about 4x4, pooled to 2x2, then a feature and a
+    class for every image.
 
     The features are the inputs of the last ReLU, layer-normalised: their length, and with it the
-    scale of every distance, does not depend on how confident the classifier became. 64 of them, for
-    their covariance is estimated from a few hundred images.
+    scale of every distance, does not depend on how confident the classifier became. There are 64 of
+    them, because their covariance is estimated from a few hundred images.
     """
 
     def __init__(self, image_size: tuple[int, int], channels: int, num_classes: int) -> None:

@@ -16,7 +16,7 @@ DISTANCE = (0.0, math.inf)
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its 95 % interval."""
+    """A Figure is a value with its 95 % interval."""
 
     value: float
     low: float
@@ -50,9 +50,9 @@ def figure(
     """Return ``statistic`` of range(n) with a 95 % interval, from its values on the subsets
     ``chosen``.
 
-    The m-out-of-n bootstrap without replacement (Politis and Romano 1994). With m = 0.8 n images
-    the deviations from the mean over the subsets are scaled by sqrt(m / (n - m)) = 2, which is
-    exact for a mean. Resampling with replacement would repeat images, which doubles a Frechet
+    This is the m-out-of-n bootstrap without replacement (Politis and Romano 1994). With m = 0.8 n
+    images the deviations from the mean over the subsets are scaled by sqrt(m / (n - m)) = 2, which
+    is exact for a mean. Resampling with replacement would repeat images, which doubles a Frechet
     distance near its floor, biases the unbiased kernel distance, and makes a repeated image its own
     nearest neighbour.
 

@@ -1,4 +1,4 @@
-"""Distances between two sets of features. Everything in float64."""
+"""Distances between two sets of features, all in float64."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Return the Frechet distance of the Gaussians fitted to a (n, D) and b (m, D) (Heusel et al.
     2017).
 
-    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2). The root's trace is the sum of the roots of
-    the eigenvalues of S_a^1/2 S_b S_a^1/2, which is symmetric. Biased upwards by O(1/n + 1/m):
-    compare only distances between sets of the same sizes.
+    It is |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2). The root's trace is the sum of the
+    roots of the eigenvalues of S_a^1/2 S_b S_a^1/2, which is symmetric. It is biased upwards by
+    O(1/n + 1/m): compare only distances between sets of the same sizes.
     """
     a, b = _checked("frechet_distance", a, b, minimum=2)
     cov_a, cov_b = a.T.cov(), b.T.cov()
@@ -29,8 +29,9 @@ def kid(a: Tensor, b: Tensor) -> float:
     """Return the kernel distance of a (n, D) and b (m, D): unbiased squared MMD (Binkowski et al.
     2018).
 
-    Kernel (x.y / D + 1)^3. Its expectation is 0 for independent samples of one distribution, so
-    that single values may be negative, and slightly below 0 where both have the same label counts.
+    The kernel is (x.y / D + 1)^3. The distance's expectation is 0 for independent samples of one
+    distribution, so that single values may be negative, and slightly below 0 where both have the
+    same label counts.
     """
     a, b = _checked("kid", a, b, minimum=2)
 

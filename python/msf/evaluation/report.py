@@ -1,4 +1,4 @@
-"""What an evaluation says, as numbers for JSON and as a table for people."""
+"""The report of an evaluation, as numbers for JSON and as a table for people."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ TITLES = {
 
 @dataclass(frozen=True)
 class BaseGap:
-    """The residual stages on true and on generated bases.
+    """A BaseGap compares the residual stages on true and on generated bases.
 
-    Frechet distances, each half of the images compared with the other half of the reference: an
+    Its Frechet distances compare each half of the images with the other half of the reference: an
     image made on the base of a reference image would be close to it whatever the residual. Half the
     images means a larger distance: compare these with each other only. ``real`` is their floor,
     ``gap`` is generated minus true. True bases come from the test split: where it differs from the
@@ -35,7 +35,7 @@ class BaseGap:
 
 @dataclass(frozen=True)
 class Report:
-    """Generated images against the held-out test split, beside as many real training images.
+    """A Report compares generated images, and as many real ones of training, with the test split.
 
     ``generated`` and ``real`` (the floor) hold "fd", "kid", "precision", "recall" and, with more
     than one class, "accuracy", each with a 95 % interval. ``fd_ratio`` is generated / real.

@@ -18,8 +18,8 @@ from .skipped import ReadableBatches, Skipped
 
 
 class _Steps(Sampler[Tensor]):
-    """The indices of the batches of steps ``first`` to ``last`` - 1: one shuffle an epoch, short
-    rest dropped."""
+    """_Steps are the indices of the batches of steps ``first`` to ``last`` - 1: one shuffle an
+    epoch, whose short rest is dropped."""
 
     def __init__(self, length: int, batch_size: int, first: int, last: int, seed: int) -> None:
         self.length, self.batch_size = length, min(batch_size, length)

@@ -1,4 +1,4 @@
-"""How a stage is trained."""
+"""The settings of training, and what a run's folder says of it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained: AdamW with warm-up, a cosine decay to zero or a constant rate,
-    gradient clipping and EMA weights.
+    """A TrainingConfig says how a model is trained: AdamW with warm-up, a cosine decay to zero or a
+    constant rate, gradient clipping and EMA weights.
 
     ``steps`` is one number a stage, base first. ``precision`` "auto" is bfloat16 autocast where the
     device computes in it (a GPU; a CPU with AMX or AVX512-BF16), float32 elsewhere.
@@ -81,7 +81,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What ``training.json`` says of a run: ``data`` is its source, as in ``load_data``.
+    """A RunConfig is what ``training.json`` says of a run; ``data`` is as in ``load_data``.
 
     ``class_names`` are those of the data, in the order of their numbers, and ``fingerprint`` is a
     hash of its files' names and sizes. Runs of earlier versions do not know them.
@@ -94,8 +94,8 @@ class RunConfig:
 
 
 def read_run(directory: Path) -> RunConfig | None:
-    """Return the run that made ``directory``, None if it holds no ``training.json``. ValueError
-    (one line) if that is corrupt."""
+    """Return the run that made ``directory``, None if it holds no ``training.json``. Raise
+    ValueError (one line) if that is corrupt."""
     file = directory / RUN_FILE
     if not file.exists():
         return None

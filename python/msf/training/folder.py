@@ -34,8 +34,8 @@ from .stage import StageTrainer, load_average
 class RunFolder:
     """A RunFolder opens ``path`` for the training ``run`` of ``config``.
 
-    ValueError when the folder holds something already and ``resume`` is not set, or when what it
-    holds is no run, one of another model or seed, or one of other data than ``files`` and
+    Raise ValueError when the folder holds something already and ``resume`` is not set, or when what
+    it holds is no run, one of another model or seed, or one of other data than ``files`` and
     ``run.class_names``, unless ``data_changed``. New images are no other data, and the rest of
     ``run`` may change while no other process trains here. A run that ended before its first
     checkpoint is no obstacle.

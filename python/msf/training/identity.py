@@ -1,4 +1,4 @@
-"""Which data a run was trained on, and what has changed in it since."""
+"""The data that a run was trained on, and what has changed in it since."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def write_files(directory: Path, files: Mapping[str, int]) -> None:
 
 
 def read_files(directory: Path) -> dict[str, int]:
-    """Return the names and sizes that ``write_files`` kept, none where it did not. ValueError (one
-    line) when they are corrupt."""
+    """Return the names and sizes that ``write_files`` kept, none where it did not. Raise ValueError
+    (one line) when they are corrupt."""
     file = directory / FILES_FILE
     if not file.exists():
         return {}

@@ -14,7 +14,7 @@ from .skipped import say
 
 @dataclass(frozen=True)
 class Metrics:
-    """A line of metrics.jsonl."""
+    """A Metrics is one line of metrics.jsonl."""
 
     stage: str
     step: int
@@ -25,7 +25,7 @@ class Metrics:
 
 def read(file: Path) -> tuple[list[dict[str, Any]], bool]:
     """Return every whole line, and whether a torn one follows: the writing of a last line that
-    does not end, or that is no JSON below others that are, was cut. ValueError (one line) for
+    does not end, or that is no JSON below others that are, was cut. Raise ValueError (one line) for
     whatever else is wrong."""
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What a training run shows: progress bar, metrics.jsonl, TensorBoard, sample grids and the loss
+"""The output of a training run: progress bar, metrics.jsonl, TensorBoard, sample grids and the loss
 plot."""
 
 from __future__ import annotations

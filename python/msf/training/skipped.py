@@ -29,7 +29,7 @@ class Skipped:
         self._check()
 
     def add(self, problems: dict[int, str]) -> None:
-        """Count images by their indices, each once. ValueError where they are too many."""
+        """Count images by their indices, each once. Raise ValueError where they are too many."""
         known = len(self._problems)
         for index, problem in problems.items():
             self._problems[index] = problem
@@ -61,8 +61,8 @@ class Skipped:
 
 
 class ReadableBatches(Dataset):
-    """The batches of ``data`` by their indices: (images, labels, what is wrong with the unreadable
-    ones by index).
+    """ReadableBatches are the batches of ``data`` by their indices: (images, labels, what is wrong
+    with the unreadable ones by index).
 
     The next readable image of the same batch takes an unreadable one's place, so what a batch holds
     is still a function of its indices, and a resumed run sees what it would have seen.

@@ -110,7 +110,7 @@ class StageTrainer:
             save_file(self.state(), temporary, metadata={"step": str(self.step_number)})
 
     def load(self, path: Path) -> None:
-        """Continue from what ``save`` wrote; ValueError when that is corrupt or does not fit."""
+        """Continue from what ``save`` wrote. Raise ValueError if it is corrupt or does not fit."""
         tensors, step = _read(path, self.device)
         hint = (
             "; a stage cannot have fewer steps than it has taken" if step > self.total_steps else ""
@@ -139,7 +139,7 @@ class StageTrainer:
 
 def load_average(path: Path, model: MSF, index: int) -> None:
     """Load averaged weights and statistics of the state at ``path`` into ``model`` and its stage
-    ``index``. ValueError when it is corrupt or does not fit."""
+    ``index``. Raise ValueError when it is corrupt or does not fit."""
     tensors, _ = _read(path, torch.device("cpu"))
     _load_part(model.stages[index], "ema.", tensors, path)
     _load_part(model.pyramid, "pyramid.", tensors, path)

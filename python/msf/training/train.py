@@ -50,8 +50,8 @@ def train(
     what they were. resume: continue the run that ``out`` holds, if any. All of ``training`` but the
     seed may have changed, and the path of the data; else the result is bit for bit that of an
     uninterrupted run on the same machine. Any error after the first step
-    leaves the steps before it saved. So does Ctrl-C, which raises ``Interrupted``. ValueError for
-    settings that do not fit together or when more than one in a hundred images cannot be read;
+    leaves the steps before it saved. So does Ctrl-C, which raises ``Interrupted``. Raise ValueError
+    for settings that do not fit together or when more than one in a hundred images cannot be read;
     fewer are skipped, and named at the end.
     """
     names = config.stage_names
@@ -122,8 +122,8 @@ def _statistics_batches(data: ImageData, seed: int, skipped: Skipped) -> Iterato
 
 
 def _doubtful(training: TrainingConfig, names: Sequence[str], images: int) -> list[str]:
-    """Return what the user should know of the settings. ValueError where they make no sense with so
-    many images."""
+    """Return what the user should know of the settings. Raise ValueError where they make no sense
+    with so many images."""
     if training.batch_size > MAX_EPOCHS_A_BATCH * images:
         raise ValueError(
             f"batch_size must be at most {MAX_EPOCHS_A_BATCH} times the {images:,} images for "

@@ -134,7 +134,7 @@ def _labels(args: argparse.Namespace, model: MSF, count: int) -> Tensor | None:
 
 
 def _writer(args: argparse.Namespace, channels: int) -> Callable[[Path, MSF, Batches], None]:
-    """Return how to write to --out, by its name; ValueError when that is impossible or would
+    """Return how to write to --out, by its name. Raise ValueError when that is impossible or would
     overwrite."""
     suffix = args.out.suffix.lower()
     if channels not in (1, 3) and suffix != ".safetensors":
