@@ -86,10 +86,10 @@ class Soak:
             process.send_signal(number)
             time.sleep(PAUSE)
         _, errors = process.communicate()
-        if "Traceback" in errors:
-            self.losses.append(f"{what}, {name}: {errors.strip().splitlines()[-1]}")
+        if "Traceback" in errors and name != "SIGKILL":
+            self.lost(f"{what}, {name}: {errors}")
         if ended and process.returncode:
-            self.losses.append(f"{what} ended by itself with status {process.returncode}: {errors}")
+            self.lost(f"{what} ended by itself with status {process.returncode}: {errors}")
         if not ended:
             self.kills[f"{what}, {name}"] += 1
         return not ended
@@ -98,7 +98,11 @@ class Soak:
         try:
             look()
         except Exception as error:
-            self.losses.append(f"{what}: {type(error).__name__}: {error}")
+            self.lost(f"{what}: {type(error).__name__}: {error}")
+
+    def lost(self, line: str) -> None:
+        print(f"lost: {line}", flush=True)
+        self.losses.append(line)
 
 
 def train(folder: Path, config: Path) -> list[str]:
@@ -134,9 +138,12 @@ def soak(kills: int, seed: int, folder: Path) -> Soak:
     while found.kills.total() < kills // 2:
         found.trainings += 1
         out = folder / f"run-{found.trainings}"
-        while found.killed("train", train(out, config), seconds):
+        while found.kills.total() < kills // 2 and found.killed(
+            "train", train(out, config), seconds
+        ):
             found.check("train", partial(look_at, out))
             print(f"{found.kills.total()} kills, {len(found.losses)} losses", flush=True)
+        subprocess.run([sys.executable, "-m", "msf.cli", *train(out, config)], check=True)
         found.check("train", partial(same, undisturbed, out))
     images = folder / "images.safetensors"
     sample = ["sample", str(undisturbed), "--count", "2000", "--out", str(images), "--overwrite"]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -70,12 +69,3 @@ def load(directory: Path, device: torch.device) -> MSF:
             "finish it with msf train --resume"
         )
     return model.to(device)
-
-
-def progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
-    """Return ``batches`` with a progress bar on a terminal's stderr, where tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return batches
-    return tqdm(batches, total=total, unit="batch", disable=None)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from ..files import atomic_write
 from ..images import save_image, to_uint8
+from ..progress import Bar, Silence, bar
 from .folder import RunFolder
 from .stage import NotFinite, StageTrainer
 
@@ -31,13 +31,10 @@ class Recorder:
         self.writer = SummaryWriter(
             str(folder.path / "tensorboard" / trainer.name), purge_step=trainer.step_number + 1
         )
-        self.bar = tqdm(
-            total=trainer.total_steps,
-            initial=trainer.step_number,
-            desc=trainer.name,
-            unit="step",
-            disable=not progress,
-        )
+        self.bar: Bar = Silence()
+        if progress:
+            done = trainer.step_number
+            self.bar = bar(trainer.name, trainer.total_steps, done=done, row=trainer.index)
         self.start_window()
 
     def __enter__(self) -> Recorder:

@@ -15,6 +15,7 @@ from ..data import ImageData, load_data
 from ..files import printable
 from ..model import MSF
 from ..modes import own_modes
+from ..progress import follow
 from ..seeds import generator
 from .config import RunConfig, TrainingConfig
 from .folder import RunFolder
@@ -25,7 +26,7 @@ from .recorder import plot_losses
 from .skipped import ReadableBatches, Skipped, say
 from .stage import StageTrainer
 
-STATISTICS_IMAGES = 16_384
+STATISTICS_IMAGES, STATISTICS_BATCH = 16_384, 512
 MAX_EPOCHS_A_BATCH = 10  # a batch that is larger is a slip
 
 
@@ -83,7 +84,11 @@ def train(
     model = MSF(config)
     saved = folder.saved_model()
     if saved is None:
-        model.pyramid.measure(_statistics_batches(data, training.seed, skipped))
+        batches = _statistics_batches(data, training.seed, skipped)
+        count = -(-min(len(data), STATISTICS_IMAGES) // STATISTICS_BATCH)
+        model.pyramid.measure(
+            follow(batches, "statistics", count, "batches") if progress else batches
+        )
     else:  # images added since must not change the statistics
         model.pyramid.load_state_dict(saved.pyramid.state_dict())
     model.to(device)
@@ -115,7 +120,9 @@ def train(
 
 def _statistics_batches(data: ImageData, seed: int, skipped: Skipped) -> Iterator[Tensor]:
     key, readable = generator(seed), ReadableBatches(data)
-    for indices in torch.randperm(len(data), generator=key)[:STATISTICS_IMAGES].split(512):
+    for indices in torch.randperm(len(data), generator=key)[:STATISTICS_IMAGES].split(
+        STATISTICS_BATCH
+    ):
         images, _, problems = readable[indices]
         skipped.add(problems)
         yield images

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...files import printable
+from ...progress import follow
 from ...training.config import read_run
 from .. import models, outputs, sampling, tables
 
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     seeds = range(args.seed, args.seed + count)
     batches = sampling.generate(model, labels, seeds, config, args)
     total = math.ceil(count / args.batch_size)
-    write(args.out, model, models.progress(batches, total))
+    write(args.out, model, follow(batches, "sample", total, "batches"))
     return {
         "out": str(args.out),
         "images": count,

@@ -82,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-classes", type=int, metavar="K", help="those of the data, or 0 for no labels"
     )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     models.add_device_arguments(parser)
 
 
@@ -103,6 +104,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             resume=args.resume,
             data_changed=args.data_changed,
             device=device,
+            progress=not args.quiet,
         )
     except Interrupted as error:
         raise Failure(str(error), 130) from None

@@ -1,0 +1,94 @@
+"""Progress on stderr: a bar on a terminal, a line now and then where it is a file or a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+SECONDS = 30.0  # from one line to the next
+
+
+class Bar(Protocol):
+    """What tells how far something is."""
+
+    def update(self, n: int = 1) -> object: ...
+
+    def set_postfix(self, **values: Any) -> object: ...
+
+    def close(self) -> object: ...
+
+
+class Lines:
+    """Lines say how far ``name`` is, one in SECONDS, and once more at its end if it took longer."""
+
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        done: int = 0,
+        units: str = "steps",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name, self.total, self.done, self.units, self.clock = name, total, done, units, clock
+        self.values, self.first, self.said = "", done, False
+        self.start = self.last = clock()
+
+    def update(self, n: int = 1) -> None:
+        self.done += n
+        if self.clock() - self.last >= SECONDS:
+            self._say()
+
+    def set_postfix(self, **values: Any) -> None:
+        self.values = "".join(f", {name} {value}" for name, value in values.items())
+
+    def close(self) -> None:
+        if self.said:
+            self._say()
+
+    def _say(self) -> None:
+        self.last, self.said = self.clock(), True
+        rate = (self.done - self.first) / max(self.last - self.start, 1e-9)
+        print(
+            f"{self.name}: {self.done} of {self.total} {self.units}, "
+            f"{rate:.3g} {self.units}/s{self.values}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class Silence:
+    """Silence says nothing."""
+
+    def update(self, n: int = 1) -> None: ...
+
+    def set_postfix(self, **values: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def bar(name: str, total: int, *, done: int = 0, units: str = "steps", row: int = 0) -> Bar:
+    """Return a bar where stderr is a terminal and tqdm is installed, and lines elsewhere.
+
+    ``row`` is the bar's line on the terminal, which other processes may write bars on too.
+    """
+    if sys.stderr.isatty():
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return Lines(name, total, done, units)
+        made: Bar = tqdm(total=total, initial=done, desc=name, unit=units, position=row)
+        return made
+    return Lines(name, total, done, units)
+
+
+def follow(batches: Iterable[Any], name: str, total: int, units: str) -> Iterator[Any]:
+    """Yield ``batches`` and show how many of ``total`` there were."""
+    shown = bar(name, total, units=units)
+    try:
+        for batch in batches:
+            yield batch
+            shown.update()
+    finally:
+        shown.close()
