@@ -4,9 +4,9 @@
 
 A tiny model trains on the digits, is killed (SIGTERM, SIGKILL, or SIGINT twice within 50 ms) and
 resumed, again and again until it ends; then the next one starts. After each kill the folder must
-hold a model that loads, or none yet, and no half-written file; at the end the files must be bit for
-bit those of a training that nobody disturbed. Then sampling is killed: its file must be absent or
-whole. The exit status is 1 if something was lost.
+hold a model that loads, or none yet, and every file of tensors in it must open; at the end these
+must be bit for bit those of a training that nobody disturbed. Then sampling is killed: its file
+must be absent or whole. The exit status is 1 if something was lost.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ SIGNALS: dict[str, tuple[signal.Signals, ...]] = {
     "SIGKILL": (signal.SIGKILL,),
     "SIGINT twice": (signal.SIGINT, signal.SIGINT),
 }
+MSF_COMMAND = (sys.executable, "-m", "msf.cli")
 PAUSE = 0.05  # seconds between two signals
 
 
@@ -73,7 +74,7 @@ class Soak:
     def killed(self, what: str, command: Sequence[str], seconds: float) -> bool:
         """Run the command, kill it within so many seconds, and return False if it ended before."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "msf.cli", *command],
+            [*MSF_COMMAND, *command],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -133,7 +134,7 @@ def soak(kills: int, seed: int, folder: Path) -> Soak:
     config.write_text(json.dumps(SETTINGS))
     start = time.monotonic()
     undisturbed = folder / "undisturbed"
-    subprocess.run([sys.executable, "-m", "msf.cli", *train(undisturbed, config)], check=True)
+    subprocess.run([*MSF_COMMAND, *train(undisturbed, config)], check=True)
     seconds = time.monotonic() - start
     while found.kills.total() < kills // 2:
         found.trainings += 1
@@ -143,7 +144,7 @@ def soak(kills: int, seed: int, folder: Path) -> Soak:
         ):
             found.check("train", partial(look_at, out))
             print(f"{found.kills.total()} kills, {len(found.losses)} losses", flush=True)
-        subprocess.run([sys.executable, "-m", "msf.cli", *train(out, config)], check=True)
+        subprocess.run([*MSF_COMMAND, *train(out, config)], check=True)
         found.check("train", partial(same, undisturbed, out))
     images = folder / "images.safetensors"
     sample = ["sample", str(undisturbed), "--count", "2000", "--out", str(images), "--overwrite"]

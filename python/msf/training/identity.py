@@ -25,10 +25,10 @@ def fingerprint(files: Mapping[str, int]) -> str:
     return digest.hexdigest()
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return the first names and how many more there are."""
-    more = len(names) - NAMED
-    first = ", ".join(map(printable, names[:NAMED]))
+def listed(names: Sequence[str], limit: int = NAMED) -> str:
+    """Return the first ``limit`` names and how many more there are."""
+    more = len(names) - limit
+    first = ", ".join(map(printable, names[:limit]))
     return f"{first} and {more:,} more" if more > 0 else first
 
 

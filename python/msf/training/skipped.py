@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data import ImageData, UnreadableImage
+from .identity import listed
 
 LIMIT = 100  # training goes on with at most one unreadable image in so many
 NAMED = 3
@@ -55,9 +56,7 @@ class Skipped:
         return f"{len(self._problems):,} of {self.total:,} images"
 
     def _names(self) -> str:
-        first = list(self._problems.values())[:NAMED]
-        more = len(self._problems) - len(first)
-        return ", ".join(first) + (f" and {more:,} more" if more else "")
+        return listed(list(self._problems.values()), NAMED)
 
 
 class ReadableBatches(Dataset):

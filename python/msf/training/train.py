@@ -119,10 +119,9 @@ def train(
 
 
 def _statistics_batches(data: ImageData, seed: int, skipped: Skipped) -> Iterator[Tensor]:
-    key, readable = generator(seed), ReadableBatches(data)
-    for indices in torch.randperm(len(data), generator=key)[:STATISTICS_IMAGES].split(
-        STATISTICS_BATCH
-    ):
+    readable = ReadableBatches(data)
+    chosen = torch.randperm(len(data), generator=generator(seed))[:STATISTICS_IMAGES]
+    for indices in chosen.split(STATISTICS_BATCH):
         images, _, problems = readable[indices]
         skipped.add(problems)
         yield images
