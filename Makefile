@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint typecheck install audit clean gpu gpu-dry-run gpu-sanitize
+.PHONY: demo test oldest lint typecheck install audit clean gpu gpu-dry-run gpu-sanitize
 
 # Installed only where `import torch` fails; an installed torch, CPU or CUDA, is never replaced.
 TORCH_VERSION := 2.13.0
@@ -28,6 +28,22 @@ demo: install
 
 test: install
 	python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+
+# The tests with every package at its lower bound in pyproject.toml, torch's own Triton among them, in
+# an environment of its own (5 GB). PYTHON=python3.10 is the oldest Python.
+OLDEST := build/oldest
+
+oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+
+$(OLDEST)/installed: pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	grep -o '"[a-z][a-z0-9-]*>=[0-9.]*' pyproject.toml | tr -d '"' | sed 's/>=/==/' > $(OLDEST)/bounds.txt
+	pip="$(OLDEST)/bin/python -m pip install -q -c $(OLDEST)/bounds.txt"
+	sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d , | xargs $$pip setuptools
+	MSF_CUDA=OFF $$pip --no-build-isolation -e '.[test,dev]'
+	touch $@
 
 lint: install
 	ruff check .

@@ -119,8 +119,13 @@ def test_transparent_parts_show_white(tmp_path, mode, to):
     image = Image.new("RGBA", (8, 8), (100, 100, 100, 255))
     image.paste((100, 100, 100, 0), (0, 0, 4, 8))
     options = {}
-    if mode in ("LA", "PA"):
+    if mode == "LA":
         image = image.convert(mode)
+    elif mode == "PA":
+        alpha = image.getchannel("A")
+        image = image.convert("RGB").quantize(2)
+        image.putalpha(alpha)
+        assert image.mode == mode
     elif mode == "P":
         image = image.quantize(4)
     elif mode == "L":  # a grey that means transparent

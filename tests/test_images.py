@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from models import images, tiny_model
 from msf.cli.outputs import atomic_folder
 from msf.files import atomic_write
-from msf.images import component_grid, save_image, tile, to_uint8
+from msf.images import component_grid, save_image, tile, titled, to_uint8
 
 
 def test_eight_bit_images_survive_the_round_trip():
@@ -44,11 +44,24 @@ def test_tile_places_images_row_by_row():
 
 def test_component_grid_shows_base_residual_and_merged():
     model, x = tiny_model(channels=1), images(4, channels=1)
-    grid = component_grid(model, model.pyramid.split(x), zoom=1)
-    width = grid.shape[2] // 3
-    blocks = grid.split(width, dim=2)
-    assert torch.equal(blocks[2][:, :8, :8], model.pyramid.merge(model.pyramid.split(x))[0])
-    assert torch.equal(blocks[0][:, 0, 0], blocks[0][:, 1, 1])
+    grid = component_grid(model, model.pyramid.split(x), zoom=4)
+    height = 2 * 4 * (8 + 1)
+    titles, pictures = grid.split([grid.shape[1] - height, height], dim=1)
+    base, residual, merged = pictures.split(height + 4 * 4, dim=2)
+    expected = model.pyramid.merge(model.pyramid.split(x))[0]
+    assert torch.equal(merged[:, :32:4, :32:4], expected)
+    assert torch.equal(base[:, 0, 0], base[:, 7, 7]) and not torch.equal(base, residual)
+    for title in titles.split(height + 4 * 4, dim=2):
+        words, rest = title.split([height, 4 * 4], dim=2)
+        assert (words < 0).any() and (rest == 1).all()
+
+
+def test_a_title_wider_than_its_picture_is_whole():
+    title = "residual 8x8"
+    narrow, wide = titled(-torch.ones(3, 2, 2), title), titled(-torch.ones(3, 2, 200), title)
+    words, width = narrow[:, :-2], narrow.shape[2]
+    assert torch.equal(words, wide[:, :-2, :width]) and (wide[:, :-2, width:] == 1).all()
+    assert (narrow[:, -2:, :2] == -1).all() and (narrow[:, -2:, 2:] == 1).all()
 
 
 def test_written_file_is_as_readable_as_any_other(tmp_path):
@@ -89,4 +102,4 @@ def test_grid_of_another_size_than_the_configurations():
     model = tiny_model()
     components = model.pyramid.split(images(4, size=(16, 24)))
     grid = component_grid(model, components, zoom=1)
-    assert grid.shape[1] == 2 * (16 + 1) and grid.isfinite().all()
+    assert grid.shape[1] > 2 * (16 + 1) and grid.isfinite().all()

@@ -69,6 +69,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="compiles kernels 
 
 @no_gpu
 def test_its_tests_pass_on_every_backend(copy: Path) -> None:
+    pytest.importorskip("triton", minversion="3.5")
     words = ["-q", "-k", "scaled_add", "-p", "no:cacheprovider", "tests/kernels"]
     words += ["--ignore=tests/kernels/test_sanitizers.py"]
     code = f"import pytest; status = pytest.main({words}); print(status); sys.exit(status)"
@@ -77,7 +78,7 @@ def test_its_tests_pass_on_every_backend(copy: Path) -> None:
 
 
 def test_the_audit_compiles_it(copy: Path) -> None:
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", minversion="3.5")
     code = (
         "from msf_kernels.audit import triton; rows = triton.rows_of('scaled_add', 90);"
         "assert not any(row.problem() for row in rows); print(*(row.kernel for row in rows))"

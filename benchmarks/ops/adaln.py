@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -63,7 +64,15 @@ def without_mix_order(eager: Callable[..., Any]) -> Arm:
     That reduction gets gradients of modulations wrong (pytorch/pytorch#193061).
     """
     options = {"triton.mix_order_reduction": False}
-    return peer("compile-no-mix", compiled(eager, **options))
+    return peer("compile-no-mix", compiled(eager, **options), _has_no_mix_order)
+
+
+def _has_no_mix_order(device: torch.device) -> str | None:
+    """Return why this torch needs no arm without that reduction, None where it does."""
+    from torch._inductor import config
+
+    known = hasattr(config.triton, "mix_order_reduction")
+    return None if known else f"torch {torch.__version__} has no mix-order reduction"
 
 
 CUDNN = peer("cudnn-frontend", cudnn_adaln.modulate, partial(needs_gpu, package="cudnn"))

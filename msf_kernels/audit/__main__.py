@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict
 
 from ..examples import families
+from ..triton_support import compiler_unsupported_reason
 from .row import ARCHITECTURES, Row
 
 BACKENDS = ("cuda", "triton")
@@ -32,6 +33,8 @@ def main() -> int:
     chosen = [args.backend] if args.backend else ["triton"] if args.family else BACKENDS
     for backend in chosen:
         try:
+            if backend == "triton" and (reason := compiler_unsupported_reason()):
+                raise RuntimeError(reason)
             module = importlib.import_module(f"msf_kernels.audit.{backend}")
             family = {"family": args.family} if backend == "triton" else {}
             found = list(module.rows(args.architecture, **family))

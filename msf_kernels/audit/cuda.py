@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..cuda_support import build_config
+from ..triton_support import compiler_unsupported_reason
 from .row import Row
 
 KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
@@ -82,10 +83,10 @@ def _cuobjdump() -> str:
     folders = [str(Path(home) / "bin") for home in homes if home]
     if found := shutil.which("cuobjdump", path=os.pathsep.join([os.environ["PATH"], *folders])):
         return found
-    try:
-        from triton import knobs
-    except ImportError:
-        raise RuntimeError("no cuobjdump: install the CUDA toolkit or triton") from None
+    if reason := compiler_unsupported_reason():
+        raise RuntimeError(f"no cuobjdump: install the CUDA toolkit, or Triton ({reason})")
+    from triton import knobs
+
     return knobs.nvidia.cuobjdump.path
 
 

@@ -17,12 +17,8 @@ OLDEST = (3, 5)  # 3.4 cannot compile list comprehensions, which kernels of adaL
 @functools.cache
 def unsupported_reason(device: torch.device) -> str | None:
     """Return why Triton kernels cannot run on tensors of this device, None where they can."""
-    try:
-        import triton
-    except ImportError as error:
-        return f"Triton is not installed: {error}"
-    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
-        return f"Triton must be {'.'.join(map(str, OLDEST))} or later, got {triton.__version__}"
+    if reason := compiler_unsupported_reason():
+        return reason
     if interpreted():
         return None
     if not torch.cuda.is_available():
@@ -32,6 +28,17 @@ def unsupported_reason(device: torch.device) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"this GPU is sm_{major}{minor}; Triton's bfloat16 needs sm_80 or later"
+    return None
+
+
+def compiler_unsupported_reason() -> str | None:
+    """Return why Triton cannot compile the kernels, for whatever GPU; None where it can."""
+    try:
+        import triton
+    except ImportError as error:
+        return f"Triton is not installed: {error}"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+        return f"Triton must be {'.'.join(map(str, OLDEST))} or later, got {triton.__version__}"
     return None
 
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -46,24 +47,39 @@ def tile(x: Tensor, columns: int | None = None, *, zoom: int = 1) -> Tensor:
     return rows.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
 
 
+def titled(x: Tensor, title: str) -> Tensor:
+    """Put a line of black words above x (C, h, w), which gets white at its right where they are
+    wider."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default()
+    width, bottom = math.ceil(font.getbbox(title)[2]), math.ceil(font.getbbox("g")[3])
+    line = Image.new("L", (max(x.shape[2], width), bottom + 3), 255)
+    ImageDraw.Draw(line).text((0, 0), title, fill=0, font=font)
+    words = torch.from_numpy(np.array(line))[None] / 127.5 - 1
+    x = F.pad(x, (0, line.width - x.shape[2]), value=1.0)
+    return torch.cat([words.expand(len(x), -1, -1), x], dim=1)
+
+
 def component_grid(model: MSF, components: Sequence[Tensor], *, zoom: int | None = None) -> Tensor:
-    """Lay base, residuals and the merged image side by side, a block of images each: (C, h, w) in
-    [-1, 1].
+    """Lay base, residuals and the merged image side by side, a block of images each under its name
+    and size: (C, h, w) in [-1, 1].
 
     Components are in data units, as ``sample_components`` gives them. Residuals are
     shown around grey, two standard deviations wide.
     """
     pyramid, merged = model.pyramid, model.pyramid.merge(components)
     size = (merged.shape[2], merged.shape[3])
-    blocks = [components[0]]
-    for i, residual in enumerate(components[1:], start=1):
-        blocks.append(residual / (2 * pyramid.std[i, :, None, None]))
+    blocks = dict(zip(model.config.stage_names, components))
+    for i, name in enumerate(list(blocks)[1:], start=1):
+        blocks[name] = blocks[name] / (2 * pyramid.std[i, :, None, None])
     if len(components) > 1:
-        blocks.append(merged)
+        blocks["merged"] = merged
     zoom = zoom or max(1, 32 // max(size))
     tiles = []
-    for block in blocks:
+    for name, block in blocks.items():
+        title = f"{name} {block.shape[2]}x{block.shape[3]}"
         block = block.detach().cpu()
         block = F.interpolate(block, scale_factor=size[0] // block.shape[2], mode="nearest")
-        tiles.append(F.pad(tile(block, zoom=zoom), (0, 4 * zoom), value=1.0))
+        tiles.append(F.pad(titled(tile(block, zoom=zoom), title), (0, 4 * zoom), value=1.0))
     return torch.cat(tiles, dim=2)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+Part = TypeVar("Part")
 
 SECONDS = 30.0  # from one line to the next
 
@@ -68,11 +70,22 @@ class Silence:
     def close(self) -> None: ...
 
 
-def bar(name: str, total: int, *, done: int = 0, units: str = "steps", row: int = 0) -> Bar:
+def bar(
+    name: str,
+    total: int,
+    *,
+    done: int = 0,
+    units: str = "steps",
+    row: int = 0,
+    shown: bool = True,
+) -> Bar:
     """Return a bar where stderr is a terminal and tqdm is installed, and lines elsewhere.
 
-    ``row`` is the bar's line on the terminal, which other processes may write bars on too.
+    ``row`` is the bar's line on the terminal, which other processes may write bars on too. What is
+    not ``shown`` says nothing.
     """
+    if not shown:
+        return Silence()
     if sys.stderr.isatty():
         try:
             from tqdm import tqdm
@@ -83,12 +96,14 @@ def bar(name: str, total: int, *, done: int = 0, units: str = "steps", row: int 
     return Lines(name, total, done, units)
 
 
-def follow(batches: Iterable[Any], name: str, total: int, units: str) -> Iterator[Any]:
-    """Yield ``batches`` and show how many of ``total`` there were."""
-    shown = bar(name, total, units=units)
+def follow(
+    parts: Iterable[Part], name: str, total: int, units: str, *, shown: bool = True
+) -> Iterator[Part]:
+    """Yield ``parts`` and, if that is to be ``shown``, say how many of ``total`` there were."""
+    progress = bar(name, total, units=units, shown=shown)
     try:
-        for batch in batches:
-            yield batch
-            shown.update()
+        for part in parts:
+            yield part
+            progress.update()
     finally:
-        shown.close()
+        progress.close()

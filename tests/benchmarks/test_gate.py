@@ -191,6 +191,8 @@ WITH_PEERS = [benchmark for benchmark in find() if benchmark.peers and benchmark
 @pytest.mark.parametrize("benchmark", WITH_PEERS, ids=lambda benchmark: benchmark.name)
 def test_peers_that_run_here_are_right(benchmark: Benchmark) -> None:
     peers = [arm.name for arm in benchmark.peers]
+    if reason := benchmark.peers[0].unsupported_reason(torch.device("cpu")):
+        pytest.skip(reason)
     # Two shapes: what was compiled for one is compiled anew for the next.
     for shape in smallest(benchmark)[:2]:
         first, *others = rows_of(benchmark, peers, shape, BF16)

@@ -289,6 +289,7 @@ def settings() -> list[Any]:
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+@torch._functorch.config.patch(enable_autograd_cache=True)
 def test_the_patches_are_undone(arm: Arm) -> None:
     before = settings()
     with pytest.raises(RuntimeError, match="in between"), arm.scope():

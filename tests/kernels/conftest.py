@@ -6,6 +6,7 @@ import torch
 import msf_kernels
 from msf_kernels.cuda_support import extension
 from msf_kernels.dispatch import BACKENDS
+from msf_kernels.triton_support import compiler_unsupported_reason
 from numerics import DEVICE
 
 from .emulated import emulated
@@ -46,6 +47,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The backend under test. Without a GPU "cuda" runs the kernels compiled for the host, and
     "triton" runs in its interpreter."""
+    if request.param == "triton" and (reason := compiler_unsupported_reason()):
+        pytest.skip(reason)
     if request.param == "cuda" and DEVICE == "cpu":
         monkeypatch.setattr(extension, "emulation", emulated())
     with msf_kernels.backend(request.param):

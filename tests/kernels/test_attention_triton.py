@@ -13,7 +13,7 @@ from msf_kernels import rope_2d
 from msf_kernels.attention import reference
 from numerics import DEVICE, assert_as_good_as, normal
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.5")
 from msf_kernels.attention import triton as attention_triton
 from msf_kernels.attention import triton_tile
 from msf_kernels.triton_support import ptxas

@@ -15,6 +15,7 @@ import msf
 import msf_kernels
 from models import images, tiny_model
 from msf_kernels.cuda_support import extension
+from msf_kernels.triton_support import compiler_unsupported_reason
 from numerics import DEVICE
 
 from .emulated import emulated
@@ -27,7 +28,9 @@ requests = pytest.mark.parametrize("request_", REQUESTS)
 
 
 @pytest.fixture(autouse=True)
-def emulation(monkeypatch: pytest.MonkeyPatch) -> None:
+def emulation(request_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "triton" in request_ and (reason := compiler_unsupported_reason()):
+        pytest.skip(reason)
     if DEVICE == "cpu":
         monkeypatch.setattr(extension, "emulation", emulated())
 

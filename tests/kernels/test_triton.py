@@ -21,7 +21,7 @@ from msf_kernels import triton_support
 from numerics import DEVICE, assert_rounded_once, normal
 from processes import process, program
 
-triton = pytest.importorskip("triton")
+triton = pytest.importorskip("triton", minversion="3.5")
 import triton.language as tl
 from triton.runtime.errors import PTXASError
 

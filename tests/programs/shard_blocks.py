@@ -1,22 +1,46 @@
-"""Trains a tiny model under FSDP2, its blocks sharded alone in bfloat16, and prints the losses."""
+"""Trains a tiny model, its blocks sharded alone in bfloat16, and prints the losses. The argument is
+the wrapper: fsdp1 or fsdp2."""
+
+import sys
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch import nn
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from models import images, tiny_model
+from msf.transformer import Block
+
+DTYPES = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}
+
+
+# Images come in float32, and the model itself casts what the first layer takes: neither wrapper
+# casts the inputs of the whole model.
+def sharded_by_fsdp1(model: nn.Module) -> nn.Module:
+    return FullyShardedDataParallel(
+        model,
+        auto_wrap_policy=ModuleWrapPolicy({Block}),
+        mixed_precision=MixedPrecision(**DTYPES, cast_root_forward_inputs=False),
+        device_id=torch.device("cpu"),
+    )
+
+
+def sharded_by_fsdp2(model: nn.Module) -> nn.Module:
+    for stage in model.stages:
+        for block in stage.blocks:
+            fully_shard(block, mp_policy=MixedPrecisionPolicy(**DTYPES))
+    root = MixedPrecisionPolicy(**DTYPES, cast_forward_inputs=False)
+    return fully_shard(model, mp_policy=root)
+
 
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-model = tiny_model()
-policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-for stage in model.stages:
-    for block in stage.blocks:
-        fully_shard(block, mp_policy=policy)
-# Images come in float32, and the model itself casts what the first layer takes.
-root = MixedPrecisionPolicy(
-    param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-)
-fully_shard(model, mp_policy=root)
+model = {"fsdp1": sharded_by_fsdp1, "fsdp2": sharded_by_fsdp2}[sys.argv[1]](tiny_model())
 optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
 x, y = images(8), torch.arange(8) % 3
 for _ in range(3):

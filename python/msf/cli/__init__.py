@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status is 0, 2 for bad input, 130 when interrupted, else 1."""
     args = _parser().parse_args(argv)
     command = COMMANDS[args.command]
+    # For OpenMP, which reads it with the import of torch: threads that spin while they wait for
+    # others made two threads on two busy cores 4 to 10 times slower than one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         document = command.run(args)
         _print(to_json(document) if args.json else command.text(document))

@@ -22,7 +22,6 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: a GPU where there is one",
     )
-    # Two threads on a busy two-core machine were measured 3 to 40 times slower than one.
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="CPU threads of torch (default 1)"
     )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..data import SPLITS, ImageData, load_data
+from ..progress import follow
 from .features import extract, train_feature_network
-from .intervals import DISTANCE, PROPORTION, Figure, figure, subsets
+from .intervals import ANY, DISTANCE, PROPORTION, Figure, figure, subsets
 from .metrics import frechet_distance, kid, precision
 from .report import BaseGap, Report
 
@@ -19,7 +19,6 @@ from .report import BaseGap, Report
 Generate = Callable[[Tensor, list[int], Tensor | None], Tensor]
 
 NEIGHBOURS = 3
-BATCH_SIZE = 256
 MAX_SAMPLES = 2000  # by default: the intervals of KID, precision and recall cost n^2
 
 
@@ -33,8 +32,9 @@ class Evaluator:
     features split.
 
     ``seed`` fixes the network, the choice of images, the generator's seeds and the intervals, which
-    come from ``replicates`` resamplings. ``num_classes`` is as in ``load_data``. Raise ValueError
-    where the splits are too small.
+    come from ``replicates`` resamplings. ``num_classes`` is as in ``load_data``. Images are
+    generated and compared ``batch_size`` at a time; ``progress`` shows on stderr how far that is.
+    Raise ValueError where the splits are too small.
     """
 
     def __init__(
@@ -47,7 +47,10 @@ class Evaluator:
         num_samples: int | None = None,
         seed: int = 0,
         replicates: int = 100,
+        batch_size: int = 256,
+        progress: bool = False,
     ) -> None:
+        self._batch_size, self._progress = batch_size, progress
         self._train, features, self._test = (
             load_data(
                 source,
@@ -81,9 +84,13 @@ class Evaluator:
         self._subsets = subsets(n, replicates, seed)
         drawn = draw_like(self.labels, self._train, generator)
 
-        self.network = train_feature_network(features, seed=seed)
-        self._reference, classes = self._extract(lambda at: self._test.images(self._chosen[at]))
-        self._real, real_classes = self._extract(lambda at: self._train.images(drawn[at]))
+        self.network = train_feature_network(features, seed=seed, progress=progress)
+        self._reference, classes = self._extract(
+            "reference", lambda at: self._test.images(self._chosen[at])
+        )
+        self._real, real_classes = self._extract(
+            "real images", lambda at: self._train.images(drawn[at])
+        )
         self._floor = self._figures(self._real, real_classes)
         self._crossed_floor = self._figure(lambda i: self._crossed(self._real, i), DISTANCE)
         self.settings = {
@@ -101,7 +108,7 @@ class Evaluator:
     def evaluate(
         self, generate: Generate, *, true_bases: bool = True, conditional: bool = True
     ) -> Report:
-        """Generate an image for every label, in batches of at most 256, and compare.
+        """Generate an image for every label and compare.
 
         ``generate`` is called without true images and, if ``true_bases``, again with those of the
         reference, for what generated bases cost. ``conditional=False`` leaves out the accuracy, for
@@ -111,14 +118,17 @@ class Evaluator:
         def images(at: Tensor, true_images: Tensor | None = None) -> Tensor:
             return generate(self.labels[at], [self.seeds[i] for i in at.tolist()], true_images)
 
-        generated, classes = self._extract(images)
+        generated, classes = self._extract("sample", images)
         figures = self._figures(generated, classes)
         if not conditional:
             figures.pop("accuracy", None)
         ratio = self._figure(lambda i: self._ratio(generated, i), DISTANCE)
         bases = None
         if true_bases:
-            on_true, _ = self._extract(lambda at: images(at, self._test.images(self._chosen[at])))
+            on_true, _ = self._extract(
+                "sample on true bases",
+                lambda at: images(at, self._test.images(self._chosen[at])),
+            )
             bases = BaseGap(
                 true=self._figure(lambda i: self._crossed(on_true, i), DISTANCE),
                 generated=self._figure(lambda i: self._crossed(generated, i), DISTANCE),
@@ -128,11 +138,12 @@ class Evaluator:
         floor = {key: self._floor[key] for key in figures}
         return Report(figures, floor, ratio, bases, self.settings)
 
-    def _extract(self, images: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def _extract(self, name: str, images: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Return (features (n, D), classes (n,)) of ``images(at)``, for all positions in
         batches."""
         parts = []
-        for at in torch.arange(len(self.labels)).split(BATCH_SIZE):
+        batches = torch.arange(len(self.labels)).split(self._batch_size)
+        for at in follow(batches, name, len(batches), "batches", shown=self._progress):
             batch, expected = images(at), (len(at), *self._test[0][0].shape)
             if tuple(batch.shape) != expected:
                 raise ValueError(
@@ -146,24 +157,23 @@ class Evaluator:
 
     def _figures(self, features: Tensor, classes: Tensor) -> dict[str, Figure]:
         reference, correct = self._reference, (classes == self.labels).double()
-        figures = {
-            "fd": self._figure(lambda i: self._distance(features, i), DISTANCE),
-            "kid": self._figure(lambda i: kid(features[i], reference[i])),
-            "precision": self._figure(
-                lambda i: precision(reference[i], features[i], NEIGHBOURS), PROPORTION
-            ),
-            "recall": self._figure(
-                lambda i: precision(features[i], reference[i], NEIGHBOURS), PROPORTION
-            ),
+        statistics: dict[str, tuple[Callable[[Tensor], float], tuple[float, float]]] = {
+            "fd": (lambda i: self._distance(features, i), DISTANCE),
+            "kid": (lambda i: kid(features[i], reference[i]), ANY),
+            "precision": (lambda i: precision(reference[i], features[i], NEIGHBOURS), PROPORTION),
+            "recall": (lambda i: precision(features[i], reference[i], NEIGHBOURS), PROPORTION),
         }
         if self._test.num_classes > 1:
-            figures["accuracy"] = self._figure(lambda i: correct[i].mean().item(), PROPORTION)
-        return figures
+            statistics["accuracy"] = (lambda i: correct[i].mean().item(), PROPORTION)
+        followed = follow(
+            statistics.items(), "intervals", len(statistics), "figures", shown=self._progress
+        )
+        return {name: self._figure(*statistic) for name, statistic in followed}
 
     def _figure(
         self,
         statistic: Callable[[Tensor], float],
-        bounds: tuple[float, float] = (-math.inf, math.inf),
+        bounds: tuple[float, float] = ANY,
     ) -> Figure:
         return figure(statistic, len(self.labels), self._subsets, bounds)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..data import ImageData
 from ..modes import own_modes
+from ..progress import follow
 
 WIDTH, FEATURE_DIM = 16, 64
 STEPS, BATCH_SIZE, LEARNING_RATE = 150, 64, 3e-3
@@ -53,7 +54,9 @@ def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> list[n
 
 
 @own_modes()
-def train_feature_network(data: ImageData, *, seed: int = 0, steps: int = STEPS) -> FeatureNetwork:
+def train_feature_network(
+    data: ImageData, *, seed: int = 0, steps: int = STEPS, progress: bool = False
+) -> FeatureNetwork:
     """Train a classifier of ``data``; the same seed gives the same network, in evaluation mode.
 
     The only augmentation is Gaussian noise of a standard deviation up to 0.05, 6 of 255 grey
@@ -68,14 +71,14 @@ def train_feature_network(data: ImageData, *, seed: int = 0, steps: int = STEPS)
         torch.manual_seed(seed)
         network = FeatureNetwork((height, width), channels, data.num_classes)
         if data.num_classes > 1:
-            _fit(network, data, steps)
+            _fit(network, data, steps, progress)
     return network.eval().requires_grad_(False)
 
 
-def _fit(network: FeatureNetwork, data: ImageData, steps: int) -> None:
+def _fit(network: FeatureNetwork, data: ImageData, steps: int, progress: bool) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
-    for _ in range(steps):
+    for _ in follow(range(steps), "feature network", steps, "steps", shown=progress):
         images, labels = data.batch(torch.randint(len(data), (BATCH_SIZE,)))
         noise = MAX_NOISE * torch.rand(BATCH_SIZE, 1, 1, 1) * torch.randn_like(images)
         _, logits = network(images + noise)

@@ -12,6 +12,7 @@ from torch import Tensor
 FRACTION = 0.8
 PROPORTION = (0.0, 1.0)
 DISTANCE = (0.0, math.inf)
+ANY = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def figure(
     statistic: Callable[[Tensor], float],
     n: int,
     chosen: list[Tensor],
-    bounds: tuple[float, float] = (-math.inf, math.inf),
+    bounds: tuple[float, float] = ANY,
 ) -> Figure:
     """Return ``statistic`` of range(n) with a 95 % interval, from its values on the subsets
     ``chosen``.

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..files import atomic_write
 from ..images import save_image, to_uint8
-from ..progress import Bar, Silence, bar
+from ..progress import bar
 from .folder import RunFolder
 from .stage import NotFinite, StageTrainer
 
@@ -31,10 +31,13 @@ class Recorder:
         self.writer = SummaryWriter(
             str(folder.path / "tensorboard" / trainer.name), purge_step=trainer.step_number + 1
         )
-        self.bar: Bar = Silence()
-        if progress:
-            done = trainer.step_number
-            self.bar = bar(trainer.name, trainer.total_steps, done=done, row=trainer.index)
+        self.bar = bar(
+            trainer.name,
+            trainer.total_steps,
+            done=trainer.step_number,
+            row=trainer.index,
+            shown=progress,
+        )
         self.start_window()
 
     def __enter__(self) -> Recorder:

@@ -86,9 +86,7 @@ def train(
     if saved is None:
         batches = _statistics_batches(data, training.seed, skipped)
         count = -(-min(len(data), STATISTICS_IMAGES) // STATISTICS_BATCH)
-        model.pyramid.measure(
-            follow(batches, "statistics", count, "batches") if progress else batches
-        )
+        model.pyramid.measure(follow(batches, "statistics", count, "batches", shown=progress))
     else:  # images added since must not change the statistics
         model.pyramid.load_state_dict(saved.pyramid.state_dict())
     model.to(device)

@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         num_classes=config.num_classes,
         num_samples=args.samples,
         seed=args.seed,
+        batch_size=args.batch_size,
+        progress=True,
     )
     results = []
     for steps, cost, each in zip(all_steps, costs, samplings, strict=True):
