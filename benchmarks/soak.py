@@ -31,28 +31,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from msf import MSF
-from msf.files import atomic_write
 
-from . import machine
 from .parser import Parser
+from .reliability import MSF_COMMAND, SETTINGS, report, train
 
-STAGE = {"width": 16, "depth": 1, "heads": 2, "patch": 2}
-SETTINGS = {
-    "model": {
-        "image_size": [8, 8],
-        "channels": 1,
-        "num_classes": 10,
-        "stages": [STAGE, STAGE],
-        "steps": [2, 1],
-    },
-    "training": {"steps": [300, 200], "batch_size": 16, "sample_every": 20, "log_every": 10},
-}
 SIGNALS: dict[str, tuple[signal.Signals, ...]] = {
     "SIGTERM": (signal.SIGTERM,),
     "SIGKILL": (signal.SIGKILL,),
     "SIGINT twice": (signal.SIGINT, signal.SIGINT),
 }
-MSF_COMMAND = (sys.executable, "-m", "msf.cli")
 PAUSE = 0.05  # seconds between two signals
 
 
@@ -106,11 +93,6 @@ class Soak:
         self.losses.append(line)
 
 
-def train(folder: Path, config: Path) -> list[str]:
-    source = ["--config", str(config), "--data", "digits", "--precision", "fp32"]
-    return ["train", *source, "--out", str(folder), "--resume"]
-
-
 def look_at(folder: Path) -> None:
     """Load all that training has left. An error says what cannot be read."""
     if (folder / "model.safetensors").exists():
@@ -162,17 +144,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         found = soak(args.kills, args.seed, Path(folder))
-    document = {
-        "machine": machine.describe(torch.device("cpu")),
-        "seed": args.seed,
-        "kills": dict(sorted(found.kills.items())),
-        "trainings": found.trainings,
-        "losses": found.losses,
-    }
-    print(json.dumps(document, indent=1))
-    if args.out:
-        with atomic_write(args.out) as temporary:
-            temporary.write_text(json.dumps(document, indent=1) + "\n")
+    report(
+        {
+            "seed": args.seed,
+            "kills": dict(sorted(found.kills.items())),
+            "trainings": found.trainings,
+            "losses": found.losses,
+        },
+        args.out,
+    )
     return bool(found.losses)
 
 

@@ -27,6 +27,11 @@ def test_json_round_trip(name):
     assert MSFConfig.from_json(model.to_json()) == model
 
 
+def test_a_key_without_a_name_is_unknown():
+    with pytest.raises(ValueError, match="MSFConfig: unknown keys ; known are image_size"):
+        MSFConfig.from_dict({**config().to_dict(), "": 1})
+
+
 def test_stage_names_and_sizes():
     three = config(stages=(TINY,) * 3, steps=(1, 1, 1))
     assert config().stage_names == ("base", "residual")

@@ -167,7 +167,7 @@ def test_unreadable_images_are_named(tmp_path):
             data[0]
         assert str(path) in str(error.value) and "\n" not in str(error.value)
     save(path, np.zeros((8, 8), np.uint16))
-    with pytest.raises(ValueError, match="only 8-bit images, not mode I;16"):
+    with pytest.raises(ValueError, match="only 8-bit images are, not mode I;16"):
         data[0]
 
 

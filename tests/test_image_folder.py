@@ -83,6 +83,14 @@ def test_formats(tmp_path, suffix):
     assert list(list_images(tmp_path / "data")[1]) == [f"a/x{suffix}"]
 
 
+def test_other_formats_are_none(tmp_path):
+    """For PostScript Pillow would run Ghostscript."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.eps")
+    os.rename(tmp_path / "x.eps", tmp_path / "x.png")
+    with pytest.raises(OSError, match="cannot identify image file"):
+        decode(tmp_path / "x.png", "L", (8, 8))
+
+
 def test_of_several_frames_the_first(tmp_path):
     frames = [Image.new("L", (8, 8), value) for value in (10, 200)]
     for name in ("x.gif", "x.tif", "x.webp"):

@@ -1,5 +1,6 @@
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -213,6 +214,18 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path, what, message):
     with pytest.raises(ValueError, match=message) as error:
         MSF.from_pretrained(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_configuration_beyond_its_weights_takes_no_memory(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    stage = StageConfig(width=2**16, depth=1000, heads=2**12)  # of hundreds of terabytes
+    config = replace(model.config, stages=(stage, stage))
+    (tmp_path / "config.json").write_text(config.to_json())
+    with pytest.raises(
+        ValueError, match=r"model.safetensors: does not fit config\.json: Missing key"
+    ):
+        MSF.from_pretrained(tmp_path)
 
 
 def test_a_call_of_the_model_is_its_loss():

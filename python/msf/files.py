@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    """Return a file's name with marks in place of what is no UTF-8."""
-    return os.fsencode(name).decode(errors="replace")
+    """Return a file's name, or another text, on one line: with marks in place of what is no UTF-8
+    or would move a terminal's cursor."""
+    return "".join(
+        "\ufffd" if _is_control(character) else character for character in os.fspath(name)
+    )
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def check_is_file(path: Path) -> None:
+    """Raise ValueError where ``path`` is something else than a file, as a pipe, which may have no
+    end."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is no file")
+
+
+def read_file(path: Path) -> bytes:
+    check_is_file(path)
+    return path.read_bytes()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from msf_kernels import flow_interpolate
 
 from .config import MSFConfig
-from .files import atomic_write
+from .files import atomic_write, read_file
 from .interpolation import logit_normal_times
 from .pyramid import Pyramid
 from .transformer import StageTransformer
@@ -221,23 +222,31 @@ class MSF(nn.Module):
                     f"{directory}: no {name} here; expected a directory made by save_pretrained"
                 )
         file = directory / WEIGHTS_FILE
-        model = cls(read_config(directory))
+        config = read_config(directory)
         try:
             weights = load_file(file)
-            model.load_state_dict(weights)
+            with torch.device("meta"):  # what does not fit may be of any size
+                model = cls(config)
+                model.load_state_dict({name: x.to("meta") for name, x in weights.items()})
+            model.to_empty(device="cpu").load_state_dict(weights)
         except SafetensorError as error:
             raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip()
             raise ValueError(f"{file}: does not fit {CONFIG_FILE}: {detail}") from None
-        for name, tensor in model.state_dict().items():
-            if not weights[name].is_floating_point():
-                raise ValueError(f"{file}: {name} must be of floats, got {weights[name].dtype}")
-            if not torch.stack(torch.aminmax(tensor)).isfinite().all():
-                raise ValueError(f"{file}: {name} must be finite, but holds NaN or infinity")
+        check_tensors(weights, file)
         if not (model.pyramid.std > 0).all():
             raise ValueError(f"{file}: pyramid.std must be positive")
         return model.eval()
+
+
+def check_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Raise ValueError unless all that ``file`` holds are floats, finite in float32."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{file}: {name} must be of floats, got {tensor.dtype}")
+        if tensor.numel() and not torch.stack(torch.aminmax(tensor.float())).isfinite().all():
+            raise ValueError(f"{file}: {name} must be finite, but holds NaN or infinity")
 
 
 def has_values(x: Tensor) -> bool:
@@ -249,7 +258,8 @@ def read_config(directory: str | os.PathLike[str]) -> MSFConfig:
     """Read the configuration that ``save_pretrained`` wrote. Raise ValueError (one line) if it is
     corrupt."""
     file = Path(directory) / CONFIG_FILE
+    text = read_file(file)
     try:
-        return MSFConfig.from_json(file.read_bytes())
+        return MSFConfig.from_json(text)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None

@@ -6,8 +6,11 @@ import json
 import math
 import operator
 import reprlib
+from collections import Counter
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, SupportsFloat, TypeVar, get_args, get_origin, get_type_hints
+
+from .files import printable
 
 T = TypeVar("T")
 
@@ -17,11 +20,19 @@ KINDS = {str: "a string", bool: "true or false"}
 def parse_object(text: str | bytes, where: object) -> dict[str, Any]:
     """Return the JSON object in ``text``. Raise ValueError in one line, ``where`` first."""
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 too
         raise ValueError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{where}: must be a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {key!r} is there more than once")
     return values
 
 
@@ -33,9 +44,8 @@ def parse_dataclass(cls: type[T], values: Any, where: str) -> T:
     hints = get_type_hints(cls)
     required = {field.name for field in fields(cls) if field.default is MISSING}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(hints)):
-        raise ValueError(
-            f"{where}: unknown keys {', '.join(unknown)}; known are {', '.join(hints)}"
-        )
+        names = ", ".join(map(printable, unknown))
+        raise ValueError(f"{where}: unknown keys {names}; known are {', '.join(hints)}")
     if missing := sorted(required - set(values)):
         raise ValueError(f"{where}: keys {', '.join(missing)} are missing")
     return cls(**{key: parse(value, hints[key], f"{where}.{key}") for key, value in values.items()})

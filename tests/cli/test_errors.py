@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -88,6 +89,9 @@ BAD_INPUT = {
     "flops --config {bad}/empty.json": 'must be {{"model": {{...}}, "training": {{...}}}}',
     "flops --config {bad}/key.json": "model: unknown keys size; known are image_size, ",
     "flops --config {bad}/missing.json": "model: keys channels, num_classes, stages, steps are",
+    "flops --config {bad}/twice.json": "twice.json: not valid JSON: key 'a' is there more than",
+    "flops --config {bad}/control.json": "model: unknown keys a\ufffd[2J\ufffdb; known are ",
+    "flops --config {out}/a\nb.json": "a\ufffdb.json: No such file or directory",
     "flops --config {bad}/type.json": "model.stages[1].width must be a whole number, got '16'",
     "flops --config {bad}/size.json": "image sides must be multiples of 2",
     "flops --preset digits --steps 4 2 1": "steps must be 2 positive numbers, one a stage, got (4",
@@ -100,12 +104,14 @@ BAD_INPUT = {
     "sample {bad}/other --out {out}/x.png": "model.safetensors: does not fit config.json",
     "sample {bad}/config --out {out}/x.png": "config.json: MSFConfig: not valid JSON",
     "sample {bad}/half --out {out}/x.png": "not trained yet: residual; finish it with msf train",
+    "flops {bad}/pipe": "pipe/config.json: is no file",
     "inspect {tiny}": "no config.json here",
     "inspect {out}/none": "no config.json here",
     "inspect {bad}/corrupt": "not a readable safetensors file",
     "evaluate {bad}/corrupt": "not a readable safetensors file",
     # Sampling
     "sample {run} --out {out}/x.png --labels 3,11": "--labels must be 0 to 10 (for none), got 11",
+    "sample {bad}/names --out {out}/x.png --labels a": "class_names must be 10, one a class, got 3",
     "sample {run} --out {out}/x.png --labels three": "must be numbers like 3 or 0,1,2, got 'three'",
     "sample {run} --out {out}/x.png --steps 4 2 1": "steps must be one value or 2, one a stage",
     "sample {run} --out {out}/x.png --steps 0": "steps must be at least 1, got 0",
@@ -140,12 +146,15 @@ BAD_INPUT = {
     "factorize {image} --levels 0 --out {out}/x": "--levels must be 1 to 16, got 0",
     "factorize {bad}/deep.png": "only 8-bit images are, not mode I;16); give an 8-bit PNG or JPEG",
     "factorize {image} --levels 99999999999999": "--levels must be 1 to 16, got 99999999999999",
+    "factorize {out}/a\nb.png": "a b.png: no such file",
+    "factorize {bad}/large.png": "large.png: not a readable image (image file is truncated)",
     "factorize {run}": "run: no such file",
     "factorize {out}/none.png": "none.png: no such file",
     # Evaluation
     "evaluate {run} --samples 3": "num_samples (--samples) must be at least ",
     "evaluate {run} --data textures": "textures has 3 classes, the model 10",
     "evaluate {bad}/run-list": "training.json: must be a JSON object, got list",
+    "evaluate {bad}/run-pipe": "training.json: is no file",
     "evaluate {bad}/run-data": "training.json: run.data must be a string, got 3",
     "evaluate {run} --prior-noise 9": "prior_noise must be in [0, 0.3]",
     "evaluate {run} --guidance-scale 1 2 3": "guidance_scale must be one value or 2, one a stage",
@@ -177,13 +186,15 @@ def bad(workspace: Path) -> Path:
     stages = [STAGE, {**STAGE, "width": "16"}]
     (bad / "list.json").write_text("[]")
     (bad / "empty.json").write_text("{}")
+    (bad / "twice.json").write_text('{"a": 1, "a": 2}')
     (bad / "missing.json").write_text('{"model": {"image_size": [8, 8]}}')
     write_config(bad / "key.json", model={"size": 8})
+    write_config(bad / "control.json", model={"a\x1b[2J\nb": 8})
     write_config(bad / "type.json", model={"stages": stages})
     write_config(bad / "size.json", model={"image_size": [8, 9]})
     for name in (
         *("truncated", "corrupt", "other", "config", "half", "state", "latents"),
-        *("run-list", "run-data"),
+        *("run-list", "run-data", "run-pipe", "pipe", "names"),
     ):
         shutil.copytree(workspace / "run", bad / name)
     weights = (workspace / "run" / "model.safetensors").read_bytes()
@@ -195,6 +206,11 @@ def bad(workspace: Path) -> Path:
     (bad / "run-data" / "training.json").write_text(
         json.dumps({"data": 3, "training": TINY["training"]})
     )
+    for pipe in ("pipe/config.json", "run-pipe/training.json"):
+        (bad / pipe).unlink()
+        os.mkfifo(bad / pipe)
+    run = json.loads((workspace / "run" / "training.json").read_text())
+    (bad / "names" / "training.json").write_text(json.dumps({**run, "class_names": list("abc")}))
     config = MSF.from_pretrained(workspace / "run").config
     (bad / "other" / "config.json").write_text(replace(config, num_classes=9).to_json())
     half = MSF.from_pretrained(workspace / "run")
@@ -205,6 +221,8 @@ def bad(workspace: Path) -> Path:
         torch.nn.init.ones_(stage.output.weight)
     latents.save_pretrained(bad / "latents")
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(bad / "deep.png")
+    Image.new("L", (10_000, 10_000)).save(bad / "large.png")  # which Pillow warns of
+    (bad / "large.png").write_bytes((bad / "large.png").read_bytes()[:200])
     (bad / "cut.png").write_bytes((workspace / "image.png").read_bytes()[:200])
     for name in "abcdefghij":
         folder = bad / "photos" / name
@@ -221,7 +239,7 @@ def test_bad_input_is_one_line(
     places = {name: workspace / file for name, file in PLACES.items()}
     before = sorted(workspace.rglob("*"))
     try:
-        status = main(command.format(**places, bad=bad, out=tmp_path).split())
+        status = main(command.format(**places, bad=bad, out=tmp_path).split(" "))
     except SystemExit as end:  # argparse's own
         status = end.code
     captured = capsys.readouterr()

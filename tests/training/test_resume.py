@@ -1,4 +1,6 @@
+import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -164,6 +166,8 @@ def test_corrupt_state_is_one_clear_line(whole, tmp_path):
         ("999999", {}, "its step must be from 1 to 8, got 999999"),
         ("8", {"step": None}, r"optimizer.step.output.bias must have shape \[\], got none"),
         ("8", {"exp_avg": None}, r"exp_avg.output.bias must have shape \[4\], got none"),
+        ("8", {"exp_avg": torch.full((4,), torch.nan)}, "exp_avg.output.bias must be finite, but"),
+        ("8", {"exp_avg": torch.ones(4).int()}, "exp_avg.output.bias must be of floats, got torch"),
         ("8", {"exp_avg_sq": torch.ones(3)}, r"_sq.output.bias must have shape \[4\], got \[3\]"),
     ],
 )
@@ -177,6 +181,23 @@ def test_state_that_does_not_fit_is_one_clear_line(whole, tmp_path, step, change
     with pytest.raises(ValueError, match=f"state-base.safetensors: .*{message}") as error:
         run(tmp_path, resume=True)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["state-base.safetensors", "metrics.jsonl", "training.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_one_clear_line(whole, tmp_path, name, make):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).unlink()
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: is no file$"):
+        run(tmp_path, resume=True)
+
+
+def test_a_pipe_among_the_logs_is_not_waited_for(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    os.mkfifo(tmp_path / "tensorboard" / "pipe")
+    train(MODEL, replace(TRAINING, log_every=1), "digits", tmp_path, resume=True, progress=False)
+    assert capsys.readouterr().err == f"{tmp_path}: resuming with log_every 1 (was 2)\n"
 
 
 @pytest.mark.parametrize(

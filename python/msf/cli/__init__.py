@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
+from ..files import printable
 from .commands import COMMANDS
 from .errors import explain
 from .outputs import to_json
@@ -16,7 +18,7 @@ from .outputs import to_json
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,13 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # For OpenMP, which reads it with the import of torch: threads that spin while they wait for
     # others made two threads on two busy cores 4 to 10 times slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that our line is about, or none
     try:
         document = command.run(args)
         _print(to_json(document) if args.json else command.text(document))
         return 1 if document.get("problems") else 0
     except (Exception, KeyboardInterrupt) as error:
         message, status = explain(error)
-        print(f"msf {args.command}: {message.removeprefix(f'{args.command}: ')}", file=sys.stderr)
+        message = printable(message.removeprefix(f"{args.command}: "))
+        print(f"msf {args.command}: {message}", file=sys.stderr)
         return status
 
 

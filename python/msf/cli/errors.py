@@ -47,10 +47,12 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def _line(error: BaseException) -> str:
-    """Return the message's first line; the last of an error in a DataLoader's worker, a
-    traceback."""
+    """Return the message's first line, of a ValueError all, as a name in it may hold line breaks;
+    the last of an error in a DataLoader's worker, a traceback."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    line = lines[-1].split(": ", 1)[-1] if lines[0].startswith("Caught ") else lines[0]
+    line = " ".join(lines) if isinstance(error, ValueError) else lines[0]
+    if lines[0].startswith("Caught "):
+        line = lines[-1].split(": ", 1)[-1]
     return textwrap.shorten(line, 400)
 
 

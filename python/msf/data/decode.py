@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from .dataset import from_uint8
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow runs Ghostscript for another
 BACKGROUND = "white"  # what shows through where an image is transparent
 
 
@@ -25,12 +28,21 @@ def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
     import numpy as np
     from PIL import Image, ImageOps
 
-    with Image.open(path) as file:
-        if file.mode.startswith(("I", "F")):
-            raise ValueError(f"only 8-bit images, not mode {file.mode}")
+    with opened(path) as file:
         image = opaque(upright(file)).convert(mode)
     pixels = np.array(ImageOps.fit(image, size, Image.Resampling.BICUBIC))
     return from_uint8(torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).movedim(-1, 0))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image]:
+    """Open an image, whatever its suffix says. Raises ValueError where it has more than 8 bits."""
+    from PIL import Image
+
+    with Image.open(path, formats=FORMATS) as file:
+        if file.mode.startswith(("I", "F")):
+            raise ValueError(f"only 8-bit images are, not mode {file.mode}")
+        yield file
 
 
 def upright(image: Image) -> Image:

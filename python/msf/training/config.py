@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import read_file
 from ..parsing import check_fields, parse_dataclass, parse_object
 
 RUN_FILE = "training.json"
 WARMUP = 100
+MAX_STEPS = 10**9  # years of training, as in ``MSFConfig`` a slip
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -41,8 +43,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.steps or min(self.steps) < 1:
-            raise ValueError(f"TrainingConfig: steps must be positive numbers, got {self.steps}")
+        if not self.steps or not all(1 <= count <= MAX_STEPS for count in self.steps):
+            raise ValueError(
+                f"TrainingConfig: steps must be positive numbers of at most {MAX_STEPS}, "
+                f"got {self.steps}"
+            )
         for name in ("batch_size", "log_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -99,7 +104,7 @@ def read_run(directory: Path) -> RunConfig | None:
     file = directory / RUN_FILE
     if not file.exists():
         return None
-    values = parse_object(file.read_bytes(), file)
+    values = parse_object(read_file(file), file)
     try:
         return parse_dataclass(RunConfig, values, "run")
     except ValueError as error:

@@ -106,7 +106,7 @@ class RunFolder:
     def _is_busy(self) -> bool:
         """Return whether some process is training a stage here."""
         with ExitStack() as claims:
-            logs = list(self.path.glob("tensorboard/*"))
+            logs = [path for path in self.path.glob("tensorboard/*") if path.is_dir()]
             return not all([claims.enter_context(claim(folder)) for folder in logs])
 
     def _check_same(self, config: MSFConfig) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..files import atomic_write, printable
+from ..files import atomic_write, printable, read_file
 from ..parsing import parse_object
 
 FILES_FILE = "files.json"
@@ -46,7 +46,7 @@ def read_files(directory: Path) -> dict[str, int]:
     file = directory / FILES_FILE
     if not file.exists():
         return {}
-    files = parse_object(file.read_bytes(), file)
+    files = parse_object(read_file(file), file)
     for name, size in files.items():
         if type(size) is not int:
             raise ValueError(f"{file}: the size of {name!r} must be a whole number, got {size!r}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_write
+from ..files import atomic_write, read_file
 from ..parsing import parse_dataclass, parse_object
 from .skipped import say
 
@@ -27,7 +27,7 @@ def read(file: Path) -> tuple[list[dict[str, Any]], bool]:
     """Return every whole line, and whether a torn one follows: the writing of a last line that
     does not end, or that is no JSON below others that are, was cut. Raise ValueError (one line) for
     whatever else is wrong."""
-    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    lines = read_file(file).splitlines(keepends=True) if file.exists() else []
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         last = number == len(lines)

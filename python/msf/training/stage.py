@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import atomic_write
-from ..model import MSF
+from ..files import atomic_write, check_is_file
+from ..model import MSF, check_tensors
 from ..modes import own_modes
 from ..precision import autocast
 from ..seeds import generator
@@ -147,12 +147,15 @@ def load_average(path: Path, model: MSF, index: int) -> None:
 
 def _read(path: Path, device: torch.device) -> tuple[dict[str, Tensor], int]:
     """Return the tensors of a state and its step."""
+    check_is_file(path)
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, int(file.metadata()["step"])
+            step = int(file.metadata()["step"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a readable training state ({error})") from None
+    check_tensors(tensors, path)
+    return tensors, step
 
 
 def _load_part(module: nn.Module, prefix: str, tensors: dict[str, Tensor], path: Path) -> None:

@@ -85,14 +85,11 @@ def _read(path: Path) -> Tensor:
     """Read an image (1, C, H, W) in [-1, 1], grey or RGB."""
     import numpy as np
     import torch
-    from PIL import Image
 
-    from ...data.decode import opaque, upright
+    from ...data.decode import opaque, opened, upright
 
     try:
-        with Image.open(path) as file:
-            if file.mode.startswith(("I", "F")):
-                raise ValueError(f"only 8-bit images are, not mode {file.mode}")
+        with opened(path) as file:
             grey = file.mode in ("1", "L", "LA")
             pixels = np.array(opaque(upright(file)).convert("L" if grey else "RGB"))
     except Exception as error:  # Pillow's decoders raise whatever the broken file leads them to

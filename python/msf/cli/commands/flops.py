@@ -63,9 +63,11 @@ def text(document: dict[str, Any]) -> str:
 
 
 def _config(args: argparse.Namespace) -> MSFConfig:
+    if not args.model:
+        return settings.read(args)[0]
     from ...model import read_config
 
-    return read_config(args.model) if args.model else settings.read(args)[0]
+    return read_config(args.model)
 
 
 def _costs(config: MSFConfig, steps: list[int] | None) -> dict[str, Any]:

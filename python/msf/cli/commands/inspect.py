@@ -63,7 +63,7 @@ def text(document: dict[str, Any]) -> str:
         if training["class_names"]:
             facts.append(("class names", _classes(training["class_names"])))
         settings = ", ".join(f"{key} {value}" for key, value in training["training"].items())
-        facts += [("data", training["data"]), ("training", settings)]
+        facts += [("data", printable(training["data"])), ("training", settings)]
     return tables.pairs(facts) + "\n\n" + _stage_table(document["stages"])
 
 

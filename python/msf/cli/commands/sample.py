@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...files import printable
 from ...progress import follow
-from ...training.config import read_run
+from ...training.config import RUN_FILE, read_run
 from .. import models, outputs, sampling, tables
 
 if TYPE_CHECKING:
@@ -126,6 +126,10 @@ def _labels(args: argparse.Namespace, model: MSF, count: int) -> Tensor | None:
         return None
     run = read_run(args.model)
     names = run.class_names if run else ()
+    if names and len(names) != classes:
+        raise ValueError(
+            f"{args.model / RUN_FILE}: class_names must be {classes}, one a class, got {len(names)}"
+        )
     numbers = [class_number(label, names) for label in args.labels or ()]
     for label in numbers:
         if not 0 <= label <= classes:
