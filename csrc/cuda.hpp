@@ -46,12 +46,18 @@ inline std::runtime_error launch_error(dim3 grid, dim3 block, size_t shared_byte
                             " bytes of shared memory) failed: " + reason);
 }
 
+// The dynamic shared memory that every kernel may have without asking for it.
+constexpr size_t kPlainSharedBytes = 48 << 10;
+
 // Starts kernel<<<grid, block, shared_bytes, stream>>>(args...). Throws std::runtime_error if it
 // cannot start; errors while it runs on a GPU show at a later call, those of the emulation here.
 template <class Kernel, class... Args>
 void launch(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
             Args... args) {
 #if defined(__CUDACC__)
+  if (shared_bytes > kPlainSharedBytes) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+  }
   kernel<<<grid, block, shared_bytes, stream>>>(args...);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) {

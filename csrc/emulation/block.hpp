@@ -37,6 +37,13 @@ constexpr Site here(const char* call, const char* file = __builtin_FILE(),
   return {call, file, line};
 }
 
+// A copy under way (see async_copy.hpp); `from` is nullptr for zeros.
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  unsigned group;
+};
+
 struct Thread {
   uint3 index{};
   unsigned warp = 0;
@@ -44,6 +51,8 @@ struct Thread {
   bool done = false;
   Site site{};             // where it waits, if it is not done
   Fiber* fiber = nullptr;  // none before its first turn
+  std::vector<AsyncCopy> copies;
+  unsigned copy_groups = 0;  // how many have ended
 };
 
 struct Barrier {

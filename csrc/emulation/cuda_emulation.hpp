@@ -16,8 +16,10 @@
 // for each thread of the largest block, twice: so use blocks of at most 256 threads there.
 #pragma once
 
+#include "async_copy.hpp"
 #include "half.hpp"
 #include "intrinsics.hpp"
 #include "language.hpp"
 #include "launch.hpp"
+#include "matrices.hpp"
 #include "shared_memory.hpp"

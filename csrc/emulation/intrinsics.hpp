@@ -50,6 +50,17 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize,
   return msf::emulation::shuffle(mask, value, source <= last ? source : lane, site);
 }
 
+inline int __any_sync(unsigned mask, int predicate,
+                      msf::emulation::Site site = msf::emulation::here("__any_sync")) {
+  auto any = [mask](unsigned, msf::emulation::Lanes<int> predicates) {
+    for (unsigned lane = 0; lane < msf::emulation::kWarp; ++lane) {
+      if (mask >> lane & 1 && *predicates[lane]) return 1;
+    }
+    return 0;
+  };
+  return msf::emulation::collective<int>(mask, site, predicate, any);
+}
+
 inline unsigned __float_as_uint(float value) {
   unsigned bits;
   std::memcpy(&bits, &value, sizeof bits);

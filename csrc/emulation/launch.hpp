@@ -12,7 +12,7 @@
 
 namespace msf::emulation {
 
-// The limits of every GPU since compute capability 3.0.
+// The limits of every GPU since compute capability 3.0, but that of shared memory.
 inline void check_configuration(dim3 grid, dim3 block, size_t shared_bytes) {
   auto require = [](const char* what, uint64_t value, uint64_t low, uint64_t high) {
     if (value >= low && value <= high) return;

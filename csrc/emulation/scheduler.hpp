@@ -77,6 +77,7 @@ inline void wait_for_turn() {
 
 inline void leave_warp() {
   Quiet quiet;
+  if (!self->copies.empty()) fail("has returned without waiting for its asynchronous copies");
   Warp& warp = current->warps[self->warp];
   warp.exited |= 1u << self->lane;
   for (const Collective& collective : warp.pending) {

@@ -1,7 +1,8 @@
 // One small kernel a built-in: each thread writes what it got. test_emulation.py knows the answers.
 #pragma once
 
-#include "cuda.hpp"
+#include "kernels/async_copy.cuh"
+#include "kernels/tensor_cores.cuh"
 
 namespace builtins {
 
@@ -32,6 +33,11 @@ __global__ void shuffles(int* out, const int* argument, const int* width) {
   out[32 + lane] = __shfl_up_sync(kAll, lane, *argument, *width);
   out[64 + lane] = __shfl_down_sync(kAll, lane, *argument, *width);
   out[96 + lane] = __shfl_xor_sync(kAll, lane, *argument, *width);
+}
+
+// Whether any value of the warp is not 0.
+__global__ void any_of_warp(int* values) {
+  values[threadIdx.x] = __any_sync(kAll, values[threadIdx.x]);
 }
 
 // The sum over each warp, of doubles: 8 bytes travel as well as 4.
@@ -118,5 +124,55 @@ static_assert(alignof(msf::Vector<float, 4>) == 16 && sizeof(msf::Vector<float, 
 static_assert(alignof(msf::Vector<__half, 8>) == 16 && sizeof(msf::Vector<__half, 8>) == 16);
 static_assert(alignof(msf::Vector<double, 4>) == 16 && sizeof(msf::Vector<double, 4>) == 32);
 static_assert(alignof(msf::Vector<__half, 2>) == 4 && sizeof(msf::Vector<__half, 2>) == 4);
+
+// Loads the matrices (4, 8, 8) into the registers (32 lanes, 7): four, two and one of them at once.
+template <bool kTransposed>
+__global__ void load_matrices(const uint16_t* matrices, uint32_t* registers) {
+  MSF_SHARED(uint16_t, shared, 4 * 8 * 8);
+  for (int i = 0; i < 8; ++i) shared[8 * threadIdx.x + i] = matrices[8 * threadIdx.x + i];
+  __syncwarp();
+  uint32_t four[4], two[2], one[1];
+  msf::load_matrices<kTransposed>(four, &shared[8 * threadIdx.x]);
+  msf::load_matrices<kTransposed>(two, &shared[8 * threadIdx.x]);
+  msf::load_matrices<kTransposed>(one, &shared[8 * threadIdx.x]);
+  uint32_t* mine = registers + 7 * threadIdx.x;
+  for (int i = 0; i < 4; ++i) mine[i] = four[i];
+  for (int i = 0; i < 2; ++i) mine[4 + i] = two[i];
+  mine[6] = one[0];
+}
+
+// Adds the product of a and b to c. All are registers of 32 lanes: (32, depth / 4), (32, depth / 8)
+// and (32, 4).
+template <class T, int kDepth>
+__global__ void multiply_matrices(const uint32_t* a, const uint32_t* b, float* c) {
+  uint32_t mine_a[kDepth / 4], mine_b[kDepth / 8];
+  float mine_c[4];
+  for (int i = 0; i < kDepth / 4; ++i) mine_a[i] = a[threadIdx.x * kDepth / 4 + i];
+  for (int i = 0; i < kDepth / 8; ++i) mine_b[i] = b[threadIdx.x * kDepth / 8 + i];
+  for (int i = 0; i < 4; ++i) mine_c[i] = c[threadIdx.x * 4 + i];
+  msf::multiply_matrices<T, kDepth>(mine_c, mine_a, mine_b);
+  for (int i = 0; i < 4; ++i) c[threadIdx.x * 4 + i] = mine_c[i];
+}
+
+// seen (threads, 3, 4): what is at the place of a thread's copy right after its start, when all
+// groups but the newest have arrived, and at the end. Thread 3's first source does not exist.
+__global__ void copies(const float* from, float* seen) {
+  MSF_DYNAMIC_SHARED(float, shared);  // (2, threads, 4)
+  const unsigned i = threadIdx.x, count = blockDim.x;
+  auto look = [&](int when, const float* at) {
+    for (int k = 0; k < 4; ++k) seen[(3 * i + when) * 4 + k] = at[k];
+  };
+  float* first = shared + 4 * i;
+  float* second = shared + 4 * (count + i);
+  msf::copy_async(first, from + 4 * i, i != 3);
+  msf::commit_copies();
+  look(0, first);
+  msf::copy_async(second, from + 4 * (count + i), true);
+  msf::commit_copies();
+  msf::wait_copies<1>();
+  look(1, first);
+  msf::wait_copies<0>();
+  look(2, second);
+}
 
 }  // namespace builtins

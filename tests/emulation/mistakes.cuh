@@ -1,7 +1,8 @@
 // Kernels that must fail, each with one mistake. test_mistakes.py knows what is said of them.
 #pragma once
 
-#include "cuda.hpp"
+#include "kernels/async_copy.cuh"
+#include "kernels/tensor_cores.cuh"
 
 namespace mistakes {
 
@@ -53,6 +54,24 @@ __global__ void overlapping_masks() { __syncwarp(threadIdx.x < 16 ? 0x0001ffffu 
 
 __global__ void read_outside_mask() {
   if (threadIdx.x < 16) __shfl_xor_sync(0x0000ffffu, 0, 16);
+}
+
+__global__ void copies_that_nobody_waits_for() {
+  MSF_SHARED(float, to, 4 * 32);
+  msf::copy_async(&to[4 * threadIdx.x], nullptr, false);
+  msf::commit_copies();
+  msf::wait_copies<1>();
+}
+
+__global__ void copy_to_a_misaligned_address() {
+  MSF_SHARED(float, to, 8);
+  msf::copy_async(&to[1], nullptr, false);
+}
+
+__global__ void misaligned_row() {
+  MSF_SHARED(float, rows, 40);
+  uint32_t matrix[1];
+  msf::load_matrices(matrix, &rows[4 * (threadIdx.x % 8) + 2]);
 }
 
 __global__ void too_much_shared_memory() {

@@ -30,6 +30,7 @@ void define(py::module_& module, const char* name, void (*kernel)(Pointees*...))
 PYBIND11_MODULE(semantics, module) {
   DEFINE(builtins, indices);
   DEFINE(builtins, shuffles);
+  DEFINE(builtins, any_of_warp);
   DEFINE(builtins, warp_sums);
   DEFINE(builtins, reverse);
   DEFINE(builtins, rotate_warp);
@@ -38,6 +39,13 @@ PYBIND11_MODULE(semantics, module) {
   define(module, "arithmetic_float", &builtins::arithmetic<float>);
   define(module, "arithmetic_double", &builtins::arithmetic<double>);
   DEFINE(builtins, vectors);
+  define(module, "load_matrices", &builtins::load_matrices<false>);
+  define(module, "load_matrices_transposed", &builtins::load_matrices<true>);
+  define(module, "multiply_half_8", &builtins::multiply_matrices<__half, 8>);
+  define(module, "multiply_half_16", &builtins::multiply_matrices<__half, 16>);
+  define(module, "multiply_bfloat16_8", &builtins::multiply_matrices<__nv_bfloat16, 8>);
+  define(module, "multiply_bfloat16_16", &builtins::multiply_matrices<__nv_bfloat16, 16>);
+  DEFINE(builtins, copies);
   define(module, "widen_half", &builtins::widen<__half>);
   define(module, "widen_bfloat16", &builtins::widen<__nv_bfloat16>);
   define(module, "narrow_half", &builtins::narrow<__half>);
@@ -53,6 +61,9 @@ PYBIND11_MODULE(semantics, module) {
   DEFINE(mistakes, lane_that_returns_later);
   DEFINE(mistakes, overlapping_masks);
   DEFINE(mistakes, read_outside_mask);
+  DEFINE(mistakes, copies_that_nobody_waits_for);
+  DEFINE(mistakes, copy_to_a_misaligned_address);
+  DEFINE(mistakes, misaligned_row);
   DEFINE(mistakes, too_much_shared_memory);
   DEFINE(mistakes, barrier_inside);
   DEFINE(mistakes, nothing);

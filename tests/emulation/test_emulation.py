@@ -68,6 +68,14 @@ def test_shuffles(
     assert out.tolist() == [direct, up, down, xor]
 
 
+@pytest.mark.parametrize("true", [[], [31], list(LANES)])
+def test_any(true: list[int]) -> None:
+    values = integers(64)
+    values[true] = 1
+    launch("any_of_warp", values, block=(64,))
+    assert values.tolist() == 32 * [int(bool(true))] + 32 * [0]
+
+
 def test_shuffles_of_eight_bytes() -> None:
     values = torch.arange(64, dtype=torch.float64) + 2**-40
     exact = values.view(2, 32).sum(1).repeat_interleave(32)
@@ -144,3 +152,40 @@ def test_vectors() -> None:
     out = torch.zeros(4)
     launch("vectors", torch.arange(4.0), out)
     assert out.tolist() == [1, 1, 2, 3]
+
+
+def by_lane(matrix: Tensor) -> Tensor:
+    """The registers (32, n, 2) of a matrix (8 r, 8 c): its 8 x 8 parts, down then across."""
+    height, width = matrix.shape
+    parts = matrix.view(height // 8, 8, width // 8, 4, 2)  # a lane has two columns of a row
+    return parts.permute(1, 3, 2, 0, 4).reshape(32, -1, 2).contiguous()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_load_matrices(transposed: bool) -> None:
+    matrices = torch.arange(256, dtype=torch.int16).view(4, 8, 8)
+    registers = torch.zeros(32, 7, 2, dtype=torch.int16)
+    launch("load_matrices" + "_transposed" * transposed, matrices, registers, block=(32,))
+    expected = by_lane((matrices.mT if transposed else matrices).reshape(32, 8))
+    assert torch.equal(registers, expected[:, [0, 1, 2, 3, 0, 1, 0]])
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_multiply_matrices(dtype: torch.dtype, depth: int) -> None:
+    a, b, c = (torch.randint(-8, 9, shape) for shape in ((16, depth), (depth, 8), (16, 8)))
+    operands = [by_lane(x.to(dtype)) for x in (a, b.mT.contiguous())]
+    sums = by_lane(c.float())
+    name = "half" if dtype == torch.float16 else "bfloat16"
+    launch(f"multiply_{name}_{depth}", *operands, sums, block=(32,))
+    assert torch.equal(sums, by_lane((a @ b + c).float()))
+
+
+def test_copies_arrive_at_their_wait() -> None:
+    source = torch.rand(2, 40, 4)
+    seen = torch.zeros(40, 3, 4)
+    launch("copies", source, seen, block=(40,), shared_bytes=2 * 40 * 16)
+    first = source[0].clone()
+    first[3] = 0
+    assert seen[:, 0].isnan().all()
+    assert torch.equal(seen[:, 1], first) and torch.equal(seen[:, 2], source[1])

@@ -65,6 +65,22 @@ MISTAKES = [
         "__syncwarp at FILE",
     ),
     (
+        "copies_that_nobody_waits_for",
+        (32,),
+        "block (0,0,0) thread (0,0,0): has returned without waiting for its asynchronous copies",
+    ),
+    (
+        "copy_to_a_misaligned_address",
+        (32,),
+        "block (0,0,0) thread (0,0,0): copy_async at FILE: an address is not a multiple of 16",
+    ),
+    (
+        "misaligned_row",
+        (32,),
+        "block (0,0,0) thread (0,0,0): load_matrices at FILE: the address of a row is not a "
+        "multiple of 16",
+    ),
+    (
         "read_outside_mask",
         (32,),
         "block (0,0,0) thread (15,0,0): __shfl_xor_sync at FILE: lane 0 reads lane 16 outside the "
@@ -131,7 +147,7 @@ def test_line_is_that_of_the_call() -> None:
         ((1,), (1025,), 0, "block.x is 1025, must be 1 to 1024"),
         ((1,), (1, 1, 65), 0, "block.z is 65, must be 1 to 64"),
         ((1,), (32, 33), 0, "threads a block is 1056, must be 1 to 1024"),
-        ((1,), (1,), 49153, "dynamic shared memory is 49153, must be 0 to 49152"),
+        ((1,), (1,), 232449, "dynamic shared memory is 232449, must be 0 to 232448"),
     ],
 )
 def test_configuration_beyond_the_limits(
@@ -142,9 +158,9 @@ def test_configuration_beyond_the_limits(
 
 
 def test_static_and_dynamic_shared_memory_count_together() -> None:
-    launch("too_much_shared_memory", shared_bytes=16384)
-    said = failure("too_much_shared_memory", shared_bytes=16388)
-    assert said.endswith("thread (0,0,0): 49156 bytes of shared memory, at most 49152")
+    launch("too_much_shared_memory", shared_bytes=199680)
+    said = failure("too_much_shared_memory", shared_bytes=199684)
+    assert said.endswith("thread (0,0,0): 232452 bytes of shared memory, at most 232448")
 
 
 @pytest.mark.parametrize("order", ["", "random", "random:", "random:-1", "random:x", "LIFO"])
