@@ -40,6 +40,20 @@ static py::object unsupported_reason() {
 }
 
 #if MSF_HAVE_KERNELS
+// Returns how many bytes of shared memory a block may have on a GPU. The emulation has those of
+// sm_90.
+static int shared_memory(int device) {
+  int bytes = 227 << 10;
+#if MSF_HAVE_CUDA
+  const cudaError_t error =
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+#else
+  static_cast<void>(device);
+#endif
+  return bytes;
+}
+
 namespace pybind11::detail {
 
 // Makes an aggregate from a tuple of its fields, or its default from None.
@@ -138,6 +152,11 @@ PYBIND11_MODULE(MSF_MODULE, m) {
   m.def("guided_euler_merge", &msf::guided_euler_merge);
   m.def("gate_residual_adaln", &msf::gate_residual_adaln);
   m.def("gate_residual_adaln_backward", &msf::gate_residual_adaln_backward);
+  m.def("shared_memory", &shared_memory, "How many bytes of it a block may have on a GPU.");
+  m.def("attention_fits", &msf::attention_fits);
+  m.def("attention", &msf::attention);
+  m.def("attention_backward_fits", &msf::attention_backward_fits);
+  m.def("attention_backward", &msf::attention_backward);
   m.def("qk_norm_rope", &msf::qk_norm_rope);
   m.def("qk_norm_rope_backward", &msf::qk_norm_rope_backward);
 #endif

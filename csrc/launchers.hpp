@@ -159,6 +159,24 @@ struct NormWeight {
   DType dtype = DType::float32;
 };
 
+// Softmax attention of 16-bit heads, of which q and k pass norm and rotation first; all that is
+// read lies at multiples of 16 bytes. out is (B, N, H, d) and contiguous, logsumexp (B, H, N) in
+// float32. A block may take `shared_limit` bytes of shared memory. Where a head does not fit into
+// that, norm and rotation must be absent.
+bool attention_fits(HeadGrid grid, int shared_limit);
+void attention(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, HeadsView v,
+               NormWeight q_weight, NormWeight k_weight, Address rope, double eps, Address out,
+               Address logsumexp, int shared_limit, Address stream);
+
+// The gradient of attention, for heads that fit. partials is (2, B, H, d) in float32, absent
+// without weights.
+bool attention_backward_fits(HeadGrid grid, int shared_limit);
+void attention_backward(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, HeadsView v,
+                        HeadsView out, HeadsView grad, NormWeight q_weight, NormWeight k_weight,
+                        Address rope, double eps, Address logsumexp, Address grad_qkv,
+                        Address partials, NormWeight grad_q_weight, NormWeight grad_k_weight,
+                        Address stream);
+
 // rope is (2, N, d / 2) in float32; q_out and k_out (B, N, H, d) and grad_qkv (B, N, 3, H, d) are
 // contiguous. partials is (2, max_partials, d) in the compute dtype, absent without weights.
 void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, NormWeight q_weight,

@@ -40,6 +40,16 @@ void with_types(DType dtype, DType other, Body body) {
   });
 }
 
+// Calls body(Type<T>{}) with the 16-bit type that `dtype` is.
+template <class Body>
+void with_16_bits(DType dtype, Body body) {
+  switch (dtype) {
+    case DType::bfloat16: return body(Type<__nv_bfloat16>{});
+    case DType::float16: return body(Type<__half>{});
+    default: throw std::runtime_error("msf: the kernel takes 16-bit types only");
+  }
+}
+
 // Calls body(std::true_type{}) or body(std::false_type{}).
 template <class Body>
 void with_flag(bool flag, Body body) {

@@ -82,7 +82,7 @@ _attention_backward = define(
     "attention_backward(Tensor grad, Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? rope, "
     "Tensor out, Tensor logsumexp, int num_heads, float eps) -> (Tensor, Tensor, Tensor)",
     reference=reference.attention_backward,
-    kernels=("triton",),
+    kernels=("cuda", "triton"),
     fake=new_gradients,
     sizes=_sizes,
 )
@@ -91,7 +91,7 @@ _attention = define(
     "attention(Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? rope, int num_heads, "
     "float eps) -> (Tensor, Tensor)",
     reference=reference.attention,
-    kernels=("triton",),
+    kernels=("cuda", "triton"),
     fake=_attention_fake,
     setup_context=_attention_setup,
     backward=_attention_gradient,

@@ -19,6 +19,17 @@ def module() -> ModuleType:
     return _C
 
 
+def kernels() -> ModuleType:
+    """Return what has the launchers: the extension, or the kernels compiled for the host."""
+    return emulation or module()
+
+
+@functools.lru_cache
+def shared_memory(device: torch.device) -> int:
+    """Return how many bytes of shared memory a block may have on the device."""
+    return kernels().shared_memory(device.index or 0)
+
+
 def build_config() -> dict[str, Any]:
     """Describe the build of the compiled extension ``msf_kernels._C``.
 

@@ -24,7 +24,7 @@ def qk_norm_rope(
     num_heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    q, k, _ = _heads(qkv, num_heads)
+    q, k, _ = heads(qkv, num_heads)
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
     q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
     launch(
@@ -32,10 +32,10 @@ def qk_norm_rope(
         q,
         dtype(q),
         tuple(q.shape),
-        _view(q),
-        _view(k),
-        _weight(q_weight),
-        _weight(k_weight),
+        view(q),
+        view(k),
+        weight(q_weight),
+        weight(k_weight),
         address(rope),
         eps,
         address(q_out),
@@ -55,9 +55,9 @@ def qk_norm_rope_backward(
     num_heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, _ = _heads(qkv, num_heads)
-    grad_q, grad_k = _rows(grad_q), _rows(grad_k)
-    grad_v = None if grad_v is None else _rows(grad_v)
+    q, k, _ = heads(qkv, num_heads)
+    grad_q, grad_k = rows(grad_q), rows(grad_k)
+    grad_v = None if grad_v is None else rows(grad_v)
     q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
     grad_qkv = qkv.new_empty(qkv.shape)
     grad_q_weight = new_weight_gradient(q_weight, qkv)
@@ -70,39 +70,39 @@ def qk_norm_rope_backward(
         q,
         dtype(q),
         tuple(q.shape),
-        _view(grad_q),
-        _view(grad_k),
-        _view(grad_v),
-        _view(q),
-        _view(k),
-        _weight(q_weight),
-        _weight(k_weight),
+        view(grad_q),
+        view(grad_k),
+        view(grad_v),
+        view(q),
+        view(k),
+        weight(q_weight),
+        weight(k_weight),
         address(rope),
         eps,
         address(grad_qkv),
         address(partials),
         TARGET_BLOCKS,
-        _weight(grad_q_weight if q_weight is not None else None),
-        _weight(grad_k_weight if k_weight is not None else None),
+        weight(grad_q_weight if q_weight is not None else None),
+        weight(grad_k_weight if k_weight is not None else None),
     )
     return grad_qkv, grad_q_weight, grad_k_weight
 
 
-def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+def heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
     """Return q, k and v (B, N, H, d), views of qkv unless its last dimension is strided."""
-    return _rows(qkv).unflatten(-1, (3, num_heads, -1)).unbind(2)
+    return rows(qkv).unflatten(-1, (3, num_heads, -1)).unbind(2)
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows(x: Tensor) -> Tensor:
     """Return x with contiguous channels."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _view(x: Tensor | None) -> tuple[int, ...] | None:
+def view(x: Tensor | None) -> tuple[int, ...] | None:
     """Return x (B, N, H, d) as an msf::HeadsView."""
     return None if x is None else (x.data_ptr(), *x.stride()[:3])
 
 
-def _weight(x: Tensor | None) -> tuple[int, int] | None:
+def weight(x: Tensor | None) -> tuple[int, int] | None:
     """Return a norm weight (d,), or its gradient, as an msf::NormWeight."""
     return None if x is None else (x.data_ptr(), dtype(x))

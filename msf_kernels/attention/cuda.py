@@ -1,0 +1,116 @@
+"""Calls of the CUDA kernels in csrc/kernels/attention.cu."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..cuda_support import extension
+from ..cuda_support.launch import address, dtype, launch
+from ..layout import aligned, contiguous
+from ..qk_norm_rope import cuda as qk_norm_rope
+from ..qk_norm_rope.cuda import heads, view, weight
+from ..qk_norm_rope.op import new_weight_gradient
+
+HEAD_DIMS = (32, 64, 72, 80, 96, 128)  # those that the kernels are built for
+
+
+def unsupported_reason(qkv: Tensor, num_heads: int, grad: Tensor | None = None) -> str | None:
+    """Return why forward or, with `grad`, backward cannot take the arguments; None where it can."""
+    if qkv.dtype not in (torch.bfloat16, torch.float16):
+        return f"it takes bfloat16 and float16, got {qkv.dtype}"
+    head_dim = qkv.shape[2] // (3 * num_heads)
+    if head_dim not in HEAD_DIMS:
+        return f"head_dim must be one of {', '.join(map(str, HEAD_DIMS))}, got {head_dim}"
+    if grad is None:
+        return None
+    shared = extension.shared_memory(qkv.device)
+    if not extension.kernels().attention_backward_fits(_grid(qkv, num_heads), shared):
+        return f"{qkv.shape[1]} tokens of head_dim {head_dim} do not fit {shared} bytes of shared memory"
+    return None
+
+
+def attention(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    q, k, v = heads(aligned(qkv), num_heads)
+    out = q.new_empty(q.shape)
+    logsumexp = q.new_empty((q.shape[0], num_heads, q.shape[1]), dtype=torch.float32)
+    shared = extension.shared_memory(qkv.device)
+    prepared = q_weight is not None or k_weight is not None or rope is not None
+    if prepared and not extension.kernels().attention_fits(tuple(q.shape), shared):
+        q, k = qk_norm_rope.qk_norm_rope(qkv, q_weight, k_weight, rope, num_heads, eps)
+        q_weight = k_weight = rope = None
+    q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope, 16)
+    launch(
+        "attention",
+        q,
+        dtype(q),
+        tuple(q.shape),
+        view(q),
+        view(k),
+        view(v),
+        weight(q_weight),
+        weight(k_weight),
+        address(rope),
+        eps,
+        address(out),
+        address(logsumexp),
+        shared,
+    )
+    return out.flatten(2), logsumexp
+
+
+def attention_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    num_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = heads(aligned(qkv), num_heads)
+    out, grad = (aligned(x).unflatten(-1, (num_heads, -1)) for x in (out, grad))
+    q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope, 16)
+    logsumexp = logsumexp.contiguous()
+    grad_qkv = qkv.new_empty(qkv.shape)
+    grad_q_weight = new_weight_gradient(q_weight, qkv)
+    grad_k_weight = new_weight_gradient(k_weight, qkv)
+    partials = None
+    if q_weight is not None or k_weight is not None:
+        partials = logsumexp.new_empty((2, len(q) * num_heads, q.shape[3]))
+    launch(
+        "attention_backward",
+        q,
+        dtype(q),
+        tuple(q.shape),
+        view(q),
+        view(k),
+        view(v),
+        view(out),
+        view(grad),
+        weight(q_weight),
+        weight(k_weight),
+        address(rope),
+        eps,
+        address(logsumexp),
+        address(grad_qkv),
+        address(partials),
+        weight(grad_q_weight if q_weight is not None else None),
+        weight(grad_k_weight if k_weight is not None else None),
+    )
+    return grad_qkv, grad_q_weight, grad_k_weight
+
+
+def _grid(qkv: Tensor, num_heads: int) -> tuple[int, int, int, int]:
+    """Return B, N, H and d as an msf::HeadGrid."""
+    batch, tokens, width = qkv.shape
+    return batch, tokens, num_heads, width // (3 * num_heads)

@@ -1,0 +1,148 @@
+"""What is special to attention in CUDA: what it is built for, heads that do not fit a block."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from msf_kernels import attention, rope_2d
+from msf_kernels.attention import cuda, reference
+from msf_kernels.cuda_support import extension
+from numerics import DEVICE, assert_as_good_as, normal
+
+from .emulated import emulated
+
+BF16, FP16 = torch.bfloat16, torch.float16
+FORWARD_ALONE = 45_000  # bytes of shared memory, in which 80 tokens fit forward and not backward
+STREAMED = 20_000
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module itself, below the choice of backends."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(extension, "emulation", emulated())
+
+
+def limit(bytes_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "shared_memory", lambda device: bytes_)
+
+
+def preparation(grid: tuple[int, int], dim: int, names: str, dtype: torch.dtype) -> list[Any]:
+    """q_weight, k_weight and rope, if `names` has them."""
+    weights = [(1 + 0.3 * normal(dim)).to(dtype) if name in names else None for name in "qk"]
+    return [*weights, rope_2d(*grid, dim, device=DEVICE) if "r" in names else None]
+
+
+def check_forward(qkv: Tensor, options: list[Any], heads: int) -> tuple[Tensor, Tensor]:
+    arguments = *options, heads, 1e-6
+    got = cuda.attention(qkv, *arguments)
+    native = reference.attention(qkv, *arguments)
+    exact = reference.attention(qkv.double(), *arguments)
+    for results in zip(got, native, exact, strict=True):
+        assert_as_good_as(*results)
+    return got
+
+
+def check(qkv: Tensor, options: list[Any], heads: int) -> None:
+    out, logsumexp = check_forward(qkv, options, heads)
+    grad = normal(*out.shape, dtype=out.dtype)
+
+    def gradients(module: Any, qkv: Tensor, grad: Tensor, *outputs: Tensor) -> list[Tensor]:
+        found = module.attention_backward(grad, qkv, *options, *outputs, heads, 1e-6)
+        return [*found[0].chunk(3, -1), *(each for each in found[1:] if each.numel())]
+
+    wide, exact_outputs = qkv.double(), reference.attention(qkv.double(), *options, heads, 1e-6)
+    for results in zip(
+        gradients(cuda, qkv, grad, out, logsumexp),
+        gradients(reference, qkv, grad, *reference.attention(qkv, *options, heads, 1e-6)),
+        gradients(reference, wide, grad.double(), *exact_outputs),
+        strict=True,
+    ):
+        assert_as_good_as(*results)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("names", ["", "q", "k", "r", "qk", "kr", "qkr"])
+def test_what_q_and_k_pass(names: str, dtype: torch.dtype) -> None:
+    qkv = normal(2, 24, 3 * 2 * 72, dtype=dtype)
+    for weights in (dtype, torch.float32):
+        check(qkv, preparation((4, 6), 72, names, weights), heads=2)
+
+
+@pytest.mark.parametrize("dim", cuda.HEAD_DIMS)
+@pytest.mark.parametrize("names", ["", "qkr"])
+def test_every_head_dim_it_is_built_for(dim: int, names: str) -> None:
+    # 37 tokens are two tiles of 16 and a part; 130 a second turn of a block's warps.
+    for tokens in (1, 37, 130):
+        heads = 32 if tokens == 1 else 1  # so that no score is exact by luck
+        qkv = normal(1, tokens, 3 * heads * dim, dtype=BF16)
+        check(qkv, preparation((1, tokens), dim, names, torch.float32), heads)
+
+
+@pytest.mark.parametrize("dim", cuda.HEAD_DIMS)
+@pytest.mark.parametrize("names", ["", "qkr"])
+def test_keys_that_stream(dim: int, names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads that do not fit a block: their keys arrive 64 at a time, for at most 128 queries."""
+    limit(STREAMED, monkeypatch)
+    for tokens in (128, 129, 300):
+        assert not extension.kernels().attention_fits((1, tokens, 2, dim), STREAMED)
+        qkv = normal(1, tokens, 3 * 2 * dim, dtype=FP16) * (1 if names else 4)
+        check_forward(qkv, preparation((1, tokens), dim, names, torch.float32), heads=2)
+
+
+def test_streamed_and_whole_heads_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without norm and rotation they do the same in the same order."""
+    qkv = normal(2, 100, 3 * 2 * 72, dtype=BF16) * 3
+    whole = cuda.attention(qkv, None, None, None, 2, 1e-6)
+    limit(STREAMED, monkeypatch)
+    assert all(map(torch.equal, cuda.attention(qkv, None, None, None, 2, 1e-6), whole))
+
+
+def test_what_it_declines(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reason(dtype: torch.dtype, dim: int, **options: Any) -> str | None:
+        return cuda.unsupported_reason(torch.empty(1, 80, 3 * 2 * dim, dtype=dtype), 2, **options)
+
+    for dtype, dim in product((BF16, FP16), cuda.HEAD_DIMS):
+        assert reason(dtype, dim) is None and reason(dtype, dim, grad=torch.empty(())) is None
+    assert reason(torch.float32, 64) == "it takes bfloat16 and float16, got torch.float32"
+    line = "head_dim must be one of 32, 64, 72, 80, 96, 128, got 40"
+    assert reason(BF16, 40) == line
+    limit(FORWARD_ALONE, monkeypatch)
+    assert reason(BF16, 72) is None
+    line = "80 tokens of head_dim 72 do not fit 45000 bytes of shared memory"
+    assert reason(BF16, 72, grad=torch.empty(())) == line
+
+
+def test_a_declined_backward_names_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    import msf_kernels
+
+    limit(FORWARD_ALONE, monkeypatch)
+    qkv = normal(1, 80, 3 * 72, dtype=BF16).requires_grad_()
+    with msf_kernels.backend("cuda"):
+        out = attention(qkv, num_heads=1)
+        with pytest.raises(msf_kernels.BackendUnavailable, match="80 tokens of head_dim 72 do not"):
+            out.sum().backward()
+
+
+def test_outputs_are_repeatable_bit_for_bit() -> None:
+    qkv = normal(2, 70, 3 * 2 * 72, dtype=BF16)
+    options = preparation((7, 10), 72, "qkr", torch.float32)
+    out, logsumexp = cuda.attention(qkv, *options, 2, 1e-6)
+    grad = torch.randn_like(out)
+    first, second = (
+        cuda.attention_backward(grad, qkv, *options, out, logsumexp, 2, 1e-6) for _ in range(2)
+    )
+    assert all(map(torch.equal, first, second))
+
+
+def test_empty_batch() -> None:
+    qkv, weight = normal(0, 5, 3 * 64, dtype=BF16), torch.ones(64, device=DEVICE)
+    out, logsumexp = cuda.attention(qkv, weight, None, None, 1, 1e-6)
+    assert out.shape == (0, 5, 64) and logsumexp.shape == (0, 1, 5)
+    found = cuda.attention_backward(out, qkv, weight, None, None, out, logsumexp, 1, 1e-6)
+    assert found[0].shape == qkv.shape and not found[1].any()
