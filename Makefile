@@ -16,7 +16,7 @@ export PATH := $(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: install
-	train="msf train --preset digits --data digits --out runs/digits --resume --stage"
+	@train="msf train --preset digits --data digits --out runs/digits --resume --stage"
 	$$train base & base=$$!
 	trap 'kill $$base 2>/dev/null || true' EXIT
 	$$train residual

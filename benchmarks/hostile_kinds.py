@@ -230,16 +230,18 @@ TABLE: dict[str, dict[tuple[str, str], dict[str, Row]]] = {
         (RESUME, METRICS): {
             "metrics.jsonl: garbage at its end": (
                 to.added(after=b"\xff\0"),
-                "dropped its last line",
+                "dropped 1 of its",
                 0,
             ),
             "metrics.jsonl: garbage at its start": (
                 to.added(before=b"\xff\0\n"),
-                "line 1: not valid JSON",
+                "dropped 1 of its",
+                0,
             ),
             "metrics.jsonl: NaN": (
                 to.added(before=NAN_LINE),
-                "line 1.loss must be finite, got nan",
+                "dropped 1 of its",
+                0,
             ),
             "metrics.jsonl: folder": (to.folder, "is no file"),
             "metrics.jsonl: pipe": (to.pipe, "is no file"),

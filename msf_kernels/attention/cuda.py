@@ -26,7 +26,8 @@ def unsupported_reason(qkv: Tensor, num_heads: int, grad: Tensor | None = None) 
         return None
     shared = extension.shared_memory(qkv.device)
     if not extension.kernels().attention_backward_fits(_grid(qkv, num_heads), shared):
-        return f"{qkv.shape[1]} tokens of head_dim {head_dim} do not fit {shared} bytes of shared memory"
+        tokens = f"{qkv.shape[1]} tokens of head_dim {head_dim}"
+        return f"{tokens} do not fit {shared} bytes of shared memory"
     return None
 
 

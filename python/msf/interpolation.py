@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .seeds import drawn_from
+
 
 def logit_normal_times(
     batch: int,
@@ -20,5 +22,5 @@ def logit_normal_times(
 
     1 puts most work in the middle; 1.8 is nearly uniform, the logistic having a deviation of 1.81.
     """
-    normal = torch.randn(batch, generator=generator, device=device, dtype=torch.float32)
+    normal = torch.randn(batch, device=device, dtype=torch.float32, **drawn_from(generator))
     return (std * normal).sigmoid()

@@ -21,6 +21,7 @@ from .config import MSFConfig
 from .files import atomic_write, read_file
 from .interpolation import logit_normal_times
 from .pyramid import Pyramid
+from .seeds import drawn_from
 from .transformer import StageTransformer
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -129,9 +130,9 @@ class MSF(nn.Module):
     ) -> Tensor:
         batch, device = len(data), data.device
         random: dict[str, Any] = {
-            "generator": generator,
             "device": device,
             "dtype": torch.float32,
+            **drawn_from(generator),
         }
         noise = torch.randn(data.shape, **random)
         t = logit_normal_times(batch, self.config.time_std, generator=generator, device=device)

@@ -5,8 +5,18 @@ So an image does not depend on its batch, and a resumed training run repeats the
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+
+
+def drawn_from(generator: torch.Generator | None) -> dict[str, Any]:
+    """Return the generator as an argument of a function that draws numbers, none for None.
+
+    A graph for batches of any size cannot take ``generator=None``.
+    """
+    return {} if generator is None else {"generator": generator}
 
 
 def generator(seed: int, *purpose: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -162,6 +162,7 @@ BAD_INPUT = {
     # Training
     "train --config {tiny} --data digits --out {run}": "not empty; continue its run with --resume",
     "train --config {tiny} --data digits --out {run} --resume --seed 1": "in training.seed; resume",
+    "train --config {tiny} --data digits --out {out}/x --data-changed": "continues; add --resume",
     "train --config {tiny} --data digits --out {tiny}": "is a file; --out must be a folder",
     "train --config {tiny} --data nothing --out {out}/x": "neither 'digits', 'textures' nor",
     "train --config {tiny} --data {bad}/photos --out {out}/x": "cannot read",

@@ -26,6 +26,7 @@ def test_fewer_steps_are_not_fewer_than_were_taken(tmp_path):
     run(tmp_path, stages=["base"])
     with pytest.raises(ValueError, match=r"from 1 to 7, got 8; a stage cannot have fewer steps"):
         resume(tmp_path, steps=(7, 6))
+    assert read_run(tmp_path).training == TRAINING  # what is refused changes nothing
     resume(tmp_path, steps=(8, 2))
     assert saved_step(tmp_path, "residual") == 2
 

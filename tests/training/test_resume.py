@@ -198,21 +198,3 @@ def test_a_pipe_among_the_logs_is_not_waited_for(whole, tmp_path, capsys):
     os.mkfifo(tmp_path / "tensorboard" / "pipe")
     train(MODEL, replace(TRAINING, log_every=1), "digits", tmp_path, resume=True, progress=False)
     assert capsys.readouterr().err == f"{tmp_path}: resuming with log_every 1 (was 2)\n"
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b"garbage", "not valid JSON"),
-        (b"\xff", "not valid JSON"),
-        (b"[]", "must be a JSON object, got list"),
-        (b'{"a": 1}', "unknown keys a"),
-        (b'{"stage": "base"}', "keys images_per_second, learning_rate, loss, step are missing"),
-    ],
-)
-def test_metrics_that_are_none_are_one_clear_line(whole, tmp_path, line, message):
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "metrics.jsonl").write_bytes(line + b"\n")
-    with pytest.raises(ValueError, match=rf"metrics.jsonl: line 1: .*{message}") as error:
-        run(tmp_path, resume=True)
-    assert "\n" not in str(error.value)

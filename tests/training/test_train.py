@@ -2,6 +2,8 @@ import dataclasses
 import multiprocessing
 import sys
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -242,13 +244,14 @@ def test_nobody_trains_into_a_run_that_another_process_is_training(tmp_path, mon
 
 def test_workers_that_outlive_a_killed_run_do_not_hold_its_stages(tmp_path):
     folder = RunFolder(tmp_path, MODEL, RunConfig("digits", TRAINING), resume=True)
+    trainer: Any = SimpleNamespace(name="base", step_number=0)
     fork = multiprocessing.get_context("fork")
     running, end = fork.Event(), fork.Event()
     worker = fork.Process(target=lambda: (running.set(), end.wait(60)), daemon=True)
-    with folder.training(["base"]):
+    with folder.training([trainer]):
         worker.start()
         assert running.wait(60)
-    with folder.training(["base"]):
+    with folder.training([trainer]):
         assert worker.is_alive()
     end.set()
     worker.join()

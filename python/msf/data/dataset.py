@@ -45,6 +45,10 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
         """Return how many images the source has, in all its splits where it is of files."""
         return len(self.files) or len(self)
 
+    def digest(self, name: str) -> str:
+        """Return a hash of what the file ``name`` holds, "" where it cannot be read."""
+        raise NotImplementedError(f"{type(self).__name__} has no files")
+
     @property
     def num_classes(self) -> int:
         return len(self.class_names)

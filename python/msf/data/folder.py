@@ -42,6 +42,7 @@ class ImageFolder(ImageData):
             import PIL.Image  # noqa: F401
         except ImportError:
             raise missing("Pillow", f"data {str(root)!r}") from None
+        self._root = root
         self._size, self._mode = (image_size[1], image_size[0]), MODES[channels]
         folders, self.files = list_images(root)
         if num_classes and not folders:
@@ -66,6 +67,12 @@ class ImageFolder(ImageData):
         self.empty_files = tuple(
             printable(root / name) for name, size in self.files.items() if not size
         )
+
+    def digest(self, name: str) -> str:
+        try:
+            return hashlib.sha256((self._root / name).read_bytes()).hexdigest()[:16]
+        except OSError:
+            return ""
 
     def images(self, indices: Tensor) -> Tensor:
         return torch.stack([self._decode(i) for i in indices.tolist()])

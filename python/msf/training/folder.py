@@ -2,7 +2,8 @@
 
 config.json, model.safetensors   the model with averaged weights: what ``MSF.from_pretrained`` reads
 training.json                    data source, its classes and fingerprint, and ``TrainingConfig``
-files.json                       names and sizes of the data's files, where it has any
+files.json, contents.json        names and sizes of the data's files, where it has any, and
+                                 digests of some
 state-<stage>.safetensors        all that training changes, to continue from
 metrics.jsonl, tensorboard/      losses and rates
 samples-<stage>-<step>.png, loss.png
@@ -14,9 +15,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,16 @@ from ..files import atomic_write
 from ..model import CONFIG_FILE, MSF, WEIGHTS_FILE, read_config
 from . import metrics
 from .config import RUN_FILE, RunConfig, read_run
-from .identity import changed_classes, changed_files, read_files, write_files
+from .identity import (
+    changed_classes,
+    changed_contents,
+    changed_files,
+    read_contents,
+    read_files,
+    sample_contents,
+    write_contents,
+    write_files,
+)
 from .locks import claim, locked
 from .skipped import say
 from .stage import StageTrainer, load_average
@@ -35,10 +46,10 @@ class RunFolder:
     """A RunFolder opens ``path`` for the training ``run`` of ``config``.
 
     Raise ValueError when the folder holds something already and ``resume`` is not set, or when what
-    it holds is no run, one of another model or seed, or one of other data than ``files`` and
-    ``run.class_names``, unless ``data_changed``. New images are no other data, and the rest of
-    ``run`` may change while no other process trains here. A run that ended before its first
-    checkpoint is no obstacle.
+    it holds is no run, one of another model or seed, or one of other data than ``files``, of which
+    ``digest`` hashes the one that it is given the name of, and ``run.class_names``, unless
+    ``data_changed``. New images are no other data, and the rest of ``run`` may change while no
+    other process trains here. A run that ended before its first checkpoint is no obstacle.
     """
 
     def __init__(
@@ -49,10 +60,12 @@ class RunFolder:
         *,
         resume: bool,
         files: Mapping[str, int] | None = None,
+        digest: Callable[[str], str] = str,
         data_changed: bool = False,
     ) -> None:
         self.path, self.config, self.run, self.resume = path, config, run, resume
         self.files, self.data_changed = files or {}, data_changed
+        self._digest = cache(digest)
         self.changes: list[str] = []  # what this training does otherwise than the run did
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path}: is a file; --out must be a folder")
@@ -61,9 +74,9 @@ class RunFolder:
                 self._check()
 
     @contextmanager
-    def training(self, stages: Sequence[str]) -> Iterator[None]:
-        """Make the folder, say in it what is trained and let no other process train ``stages``.
-        Until then nothing is written."""
+    def training(self, trainers: Sequence[StageTrainer]) -> Iterator[None]:
+        """Make the folder, let no other process train the stages of ``trainers``, continue them,
+        and then say in the folder what is trained."""
         self.path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as claims:
             with locked(self.path):
@@ -71,7 +84,7 @@ class RunFolder:
                 if self._is_abandoned():
                     (self.path / "metrics.jsonl").unlink(missing_ok=True)
                     shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-                for stage in stages:
+                for stage in (trainer.name for trainer in trainers):
                     # The logs are all that a stage has from the start and never replaces.
                     logs = self.path / "tensorboard" / stage
                     logs.mkdir(parents=True, exist_ok=True)
@@ -81,7 +94,11 @@ class RunFolder:
                             "wait for its end or choose another --out"
                         )
                 self._repair()
+            for trainer in trainers:
+                self._load(trainer)
+            with locked(self.path):
                 write_files(self.path, self.files)
+                write_contents(self.path, sample_contents(self.files, self._digest))
                 with atomic_write(self.path / RUN_FILE) as temporary:
                     temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
             yield
@@ -129,7 +146,8 @@ class RunFolder:
                 f"{self.path}: the run in this folder differs in {', '.join(fixed)}; "
                 f"resume with {values}, or choose another --out"
             )
-        if not self.data_changed and (change := self._changed_data(run)):
+        change = self._changed_data(run)
+        if change and not self.data_changed:
             raise ValueError(
                 f"{self.path}: not the data this run was trained on: {change}; restore it, or "
                 "continue with what is there now with --data-changed"
@@ -143,7 +161,9 @@ class RunFolder:
                 f"{self.path}: another process is training here; wait for its end to resume with "
                 + ", ".join(self.changes)
             )
-        if run.fingerprint not in ("", self.run.fingerprint):
+        if change:
+            self.changes.append(change)
+        elif run.fingerprint not in ("", self.run.fingerprint):
             before = len(read_files(self.path))
             self.changes.append(f"other files, {len(self.files):,} images (were {before:,})")
 
@@ -153,11 +173,12 @@ class RunFolder:
             return None if run.data == self.run.data else f"it was {run.data}, is {self.run.data}"
         if change := changed_classes(run.class_names, self.run.class_names):
             return change
-        if run.fingerprint == self.run.fingerprint:
-            return None
         if not run.fingerprint:
-            return f"it was {run.data}, and had no files"
-        return changed_files(read_files(self.path), self.files)
+            return f"it was {run.data}, and had no files" if self.run.fingerprint else None
+        if run.fingerprint == self.run.fingerprint:
+            return changed_contents(read_contents(self.path), self._digest)
+        change = changed_files(read_files(self.path), self.files)
+        return change or changed_contents(read_contents(self.path), self._digest)
 
     def state_file(self, stage: str) -> Path:
         return self.path / f"state-{stage}.safetensors"
@@ -192,7 +213,7 @@ class RunFolder:
             model.save_pretrained(self.path)
             say(f"{self.path}: rebuilt {lost} from the states of all stages")
 
-    def load(self, trainer: StageTrainer) -> None:
+    def _load(self, trainer: StageTrainer) -> None:
         """Continue ``trainer`` from the folder, if its stage was trained here before."""
         if self.state_file(trainer.name).exists():
             trainer.load(self.state_file(trainer.name))

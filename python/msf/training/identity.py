@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..files import atomic_write, printable, read_file
 from ..parsing import parse_object
 
 FILES_FILE = "files.json"
+CONTENTS_FILE = "contents.json"
 NAMED = 10
+SAMPLED = 256  # files whose contents are compared: of all of ImageNet's it would take hours
 
 
 def fingerprint(files: Mapping[str, int]) -> str:
@@ -34,10 +36,7 @@ def listed(names: Sequence[str], limit: int = NAMED) -> str:
 
 def write_files(directory: Path, files: Mapping[str, int]) -> None:
     """Keep the names and sizes, where there are any."""
-    if not files:
-        return
-    with atomic_write(directory / FILES_FILE) as temporary:
-        temporary.write_text(json.dumps(dict(files), indent=0) + "\n")
+    _write(directory / FILES_FILE, files)
 
 
 def read_files(directory: Path) -> dict[str, int]:
@@ -51,6 +50,45 @@ def read_files(directory: Path) -> dict[str, int]:
         if type(size) is not int:
             raise ValueError(f"{file}: the size of {name!r} must be a whole number, got {size!r}")
     return files
+
+
+def sample_contents(files: Mapping[str, int], digest: Callable[[str], str]) -> dict[str, str]:
+    """Return the digests of 256 files at most, chosen by their names."""
+    names = sorted(files, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
+    return {name: digest(name) for name in names[:SAMPLED]}
+
+
+def write_contents(directory: Path, contents: Mapping[str, str]) -> None:
+    """Keep the digests, where there are any."""
+    _write(directory / CONTENTS_FILE, contents)
+
+
+def read_contents(directory: Path) -> dict[str, str]:
+    """Return the digests that ``write_contents`` kept, none where it did not. Raise ValueError (one
+    line) when they are corrupt."""
+    file = directory / CONTENTS_FILE
+    contents = parse_object(read_file(file), file) if file.exists() else {}
+    for name, digest in contents.items():
+        if not isinstance(digest, str):
+            raise ValueError(f"{file}: the digest of {name!r} must be a string, got {digest!r}")
+    return contents
+
+
+def _write(file: Path, values: Mapping[str, object]) -> None:
+    if values:
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(dict(values), indent=0) + "\n")
+
+
+def changed_contents(before: Mapping[str, str], digest: Callable[[str], str]) -> str | None:
+    """Return how many of the sampled files hold something else; None where they do not."""
+    other = [name for name in before if digest(name) != before[name]]
+    if not other:
+        return None
+    return (
+        f"{len(other):,} of {len(before):,} images that were looked at hold something else "
+        f"({printable(other[0])} first)"
+    )
 
 
 def changed_classes(before: Sequence[str], now: Sequence[str]) -> str | None:

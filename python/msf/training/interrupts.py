@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ def uncut() -> Iterator[None]:
 class StopSignal:
     """A StopSignal turns the first Ctrl-C or SIGTERM into the flag ``received``. A second one
     raises a KeyboardInterrupt, for a step that takes too long. All others do nothing, and so do
-    those in an ``uncut`` body: the flag is looked at soon.
+    those in an ``uncut`` body: the flag is looked at soon. Where the exception meets a destructor,
+    in which Python drops it, nobody is told.
 
     Outside the main thread, where Python takes no signals, it does nothing.
     """
@@ -46,11 +48,13 @@ class StopSignal:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
+        sys.unraisablehook = _silent_if_interrupted
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        sys.unraisablehook = sys.__unraisablehook__
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if not self.received:
@@ -58,6 +62,11 @@ class StopSignal:
         elif not _uncut and not self._raised:
             self._raised = True
             raise KeyboardInterrupt
+
+
+def _silent_if_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
+    if unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
 
 
 def leave_signals_to_the_parent(_: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,37 +24,27 @@ class Metrics:
     images_per_second: float
 
 
-def read(file: Path) -> tuple[list[dict[str, Any]], bool]:
-    """Return every whole line, and whether a torn one follows: the writing of a last line that
-    does not end, or that is no JSON below others that are, was cut. Raise ValueError (one line) for
-    whatever else is wrong."""
+def read(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return every whole line, and how many others there are: the last one's writing may have been
+    cut, and a disk may have damaged any."""
     lines = read_file(file).splitlines(keepends=True) if file.exists() else []
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        last = number == len(lines)
-        if last and (not line.endswith(b"\n") or (rows and not _is_json(line))):
-            return rows, True
-        where = f"{file}: line {number}"
-        rows.append(vars(parse_dataclass(Metrics, parse_object(line, where), where)))
-    return rows, False
+    for line in lines:
+        with suppress(ValueError):
+            if line.endswith(b"\n"):
+                rows.append(vars(parse_dataclass(Metrics, parse_object(line, file), "a line")))
+    return rows, len(lines) - len(rows)
 
 
 def forget(file: Path, stage: str, after: int) -> None:
-    """Drop what a killed run logged of ``stage`` beyond step ``after``, and say if a torn line
-    goes."""
+    """Drop what a killed run logged of ``stage`` beyond step ``after``, and lines that are damaged,
+    which is said."""
     if not file.exists():
         return
-    rows, torn = read(file)
+    rows, damaged = read(file)
     kept = [row for row in rows if row["stage"] != stage or row["step"] <= after]
-    if torn:
-        say(f"{file}: dropped its last line, whose writing was cut short")
+    if damaged:
+        count = f"{damaged:,} of its {len(rows) + damaged:,} lines"
+        say(f"{file}: dropped {count}, damaged or cut short")
     with atomic_write(file) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):  # bytes that are no UTF-8 too
-        return False
-    return True

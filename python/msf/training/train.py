@@ -77,6 +77,7 @@ def train(
         RunConfig(source, training, data.class_names, fingerprint(data.files)),
         resume=resume,
         files=data.files,
+        digest=data.digest,
         data_changed=data_changed,
     )
     skipped = Skipped(data.total, data.empty_files)
@@ -93,9 +94,8 @@ def train(
     averaged = (saved or copy.deepcopy(model)).to(device).requires_grad_(False).eval()
     chosen = [index for index, name in enumerate(names) if stages is None or name in stages]
     trainers = [StageTrainer(model, index, training) for index in chosen]
-    with folder.training([trainer.name for trainer in trainers]):
+    with folder.training(trainers):
         for trainer in trainers:
-            folder.load(trainer)
             averaged.stages[trainer.index] = trainer.ema
         for note in notes:
             say(note)

@@ -1,9 +1,15 @@
 """Train a model, stage by stage, on images.
 
+A folder of images (PNG, JPEG, WebP, BMP, GIF's first frame, TIFF) has one subfolder a class, in
+which they may lie deeper; without subfolders there are no classes. By the hash of its name an image
+is for training (80 %), for the evaluation's features (10 %) or for its test (10 %). It is resized
+until it just covers the model's image size and cropped at the centre; what is transparent shows
+white. Images that cannot be read are skipped, but more than one in a hundred are an error. Before
+the first step up to 16,384 images are read for the mean and deviation of every scale.
+
 --out gets the model (config.json, model.safetensors), what is needed to continue (training.json,
 state-*.safetensors), metrics.jsonl, tensorboard/, sample grids and loss.png. Ctrl-C saves and
-stops, an error after the first step saves too, and --resume continues. Images that cannot be read
-are skipped, but more than one in a hundred are an error. What is transparent shows white.
+stops, an error after the first step saves too, and --resume continues.
 
 --config names a JSON file {"model": {...}, "training": {...}} with the fields of MSFConfig and
 TrainingConfig, for instance
@@ -29,6 +35,7 @@ from .. import models, settings, tables
 from ..errors import Failure
 from ..sampling import number
 
+SAMPLE_EVERY = TrainingConfig(steps=(1,)).sample_every
 CHANGES = (
     "batch_size",
     "learning_rate",
@@ -69,13 +76,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument("--learning-rate", type=number, metavar="RATE")
     parser.add_argument(
-        "--sample-every", type=int, metavar="N", help="steps from one sample grid to the next"
+        "--sample-every",
+        type=int,
+        metavar="N",
+        help=f"steps from one sample grid to the next (default {SAMPLE_EVERY:,}, or the preset's)",
     )
     parser.add_argument(
         "--checkpoint-every",
         type=int,
         metavar="N",
-        help="steps from one checkpoint to the next (default: as sample grids)",
+        help="steps from one checkpoint to the next (default: as sample grids; one is at the end)",
     )
     parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument("--seed", type=int, metavar="S")
@@ -87,6 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.data_changed and not args.resume:
+        raise ValueError("--data-changed is for a run that --resume continues; add --resume")
     config, training = _settings(args)
     device = models.device(args)
     from ...training.interrupts import Interrupted
