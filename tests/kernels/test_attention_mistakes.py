@@ -1,0 +1,160 @@
+"""Mistakes planted in attention in CUDA are seen; without them it is right."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from emulation.build import CSRC, build
+from msf_kernels import rope_2d
+from msf_kernels.attention import reference
+from numerics import assert_as_good_as, normal
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compiles kernels for the host")
+HEADS, DIM, WHOLE, STREAMED = 2, 72, 227 << 10, 0
+
+# File, what stands there, and what stands there by mistake.
+MISTAKES = {
+    "nothing": ("attention.cu", "", ""),
+    "fragments of two lanes exchanged": (
+        "attention.cuh",
+        "rows.at(first + lane % 16, lane / 16 * 8);\n#pragma unroll\n    for (int k",
+        "rows.at(first + (lane ^ 1) % 16, lane / 16 * 8);\n#pragma unroll\n    for (int k",
+    ),
+    "no .trans": (
+        "attention.cuh",
+        "load_matrices<true>(b, at + 8 * j)",
+        "load_matrices(b, at + 8 * j)",
+    ),
+    "no product of the last 8 channels": (
+        "attention.cuh",
+        "multiply_matrices<T, 8>(sums[tile][i], a[tile].rest, {b[0]});",
+        "",
+    ),
+    "keys read before they have arrived": (
+        "attention.cu",
+        "    wait_copies<0>();\n  }\n  write",
+        "  }\n  write",
+    ),
+    "no barrier before the keys are overwritten": (
+        "attention.cu",
+        "__syncthreads();  // all see",
+        "__syncwarp();  // all see",
+    ),
+    "k prepared twice": (
+        "attention.cu",
+        "keys.prepare(row, row, a.preparation, k_weight);",
+        "for (int i = 0; i < 2; ++i) keys.prepare(row, row, a.preparation, k_weight);",
+    ),
+    "a key beyond the last": (
+        "attention.cu",
+        "i % 2 < count) continue",
+        "i % 2 <= count) continue",
+    ),
+    "outputs not rescaled": ("attention.cu", "out[tile][j][2 * row] *= factor;", ""),
+    "the other row's logsumexp": (
+        "attention_backward.cu",
+        ": logsumexp[k / 2]",
+        ": logsumexp[1 - k / 2]",
+    ),
+    "rotated back the wrong way": (
+        "attention_heads.cuh",
+        "grad.rotate(other, -1)",
+        "grad.rotate(other, 1)",
+    ),
+    "sums of weights not cleared": ("attention_backward.cu", "head.sums[i] = 0;", ";"),
+    "no barrier before the row sums are read": (
+        "attention_backward.cu",
+        "read_rows(head, a, index);\n  __syncthreads();",
+        "read_rows(head, a, index);",
+    ),
+}
+
+
+# Only what is called here, which compiles sooner.
+OTHERS = {"attention.cuh": r"case (?!72)\d+", "dispatch.cuh": r"case DType::float16"}
+
+
+def compiled_with(mistake: str, folder: Path) -> Path:
+    file, right, wrong = MISTAKES[mistake]
+    kernels = shutil.copytree(CSRC, folder / "csrc") / "kernels"
+    text = (kernels / file).read_text()
+    assert right in text
+    (kernels / file).write_text(text.replace(right, wrong, 1) if right else text)
+    for name, cases in OTHERS.items():
+        text = (kernels / name).read_text()
+        (kernels / name).write_text(re.sub(rf" {cases}: return body\(.*\);", "", text))
+    files = {"": "attention.cu", "_BACKWARD": "attention_backward.cu"}
+    definitions = [f'MSF_ATTENTION{end}="{kernels / name}"' for end, name in files.items()]
+    alone = Path(__file__).parent / "attention_alone.cpp"
+    return build([alone], definitions=definitions, module=True)
+
+
+def call(function: Callable[..., bool], qkv: Tensor, *arguments: Any) -> None:
+    sizes = (ctypes.c_int * 4)(*qkv.shape[:2], HEADS, DIM)
+    given = [
+        ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in (qkv, *arguments)
+    ]
+    if not function(sizes, *given):
+        raise AssertionError("the launch failed")
+
+
+def check(library: ctypes.CDLL) -> None:
+    for prepared, shared, tokens in ((True, WHOLE, 37), (False, WHOLE, 80), (False, STREAMED, 200)):
+        qkv = normal(1, tokens, 3 * HEADS * DIM, dtype=torch.bfloat16) * (1 if prepared else 3)
+        options: list[Any] = [None, None, None]
+        if prepared:
+            options = [*(1 + 0.3 * normal(2, DIM)).float(), rope_2d(1, tokens, DIM)]
+        out = torch.full((1, tokens, HEADS * DIM), torch.nan, dtype=torch.bfloat16)
+        logsumexp = torch.full((1, HEADS, tokens), torch.nan)
+        call(library.forward, qkv, *options, out, logsumexp, shared)
+        native, exact = (reference.attention(x, *options, HEADS, 1e-6) for x in (qkv, qkv.double()))
+        for results in zip((out, logsumexp), native, exact, strict=True):
+            assert_as_good_as(*results)
+        if shared == STREAMED:
+            continue
+        grad = normal(*out.shape, dtype=torch.bfloat16)
+        grad_qkv, partials = torch.full_like(qkv, torch.nan), torch.zeros(2 * HEADS * DIM)
+        weights = [torch.full((DIM,), torch.nan) for _ in range(2)] if prepared else [None, None]
+        made = grad_qkv, partials if prepared else None, *weights
+        call(library.backward, qkv, *options, out, grad, logsumexp, *made)
+        native, exact = (
+            reference.attention_backward(g, x, *options, *outputs, HEADS, 1e-6)
+            for g, x, outputs in ((grad, qkv, native), (grad.double(), qkv.double(), exact))
+        )
+        for got, *others in zip((grad_qkv, *weights), native, exact, strict=True):
+            if got is not None:
+                assert_as_good_as(got, *others)
+
+
+def run(library: Path) -> None:
+    """End the process with 0 if all is right in every order of threads, with 1 if something is
+    not."""
+    torch.manual_seed(0)
+    for order in ("fifo", "lifo", "random:1"):
+        os.environ["MSF_EMULATION_ORDER"] = order
+        try:
+            check(ctypes.CDLL(str(library)))
+        except AssertionError:
+            sys.exit(1)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_seen(mistake: str, tmp_path: Path) -> None:
+    # In a process of its own: the thread-local variables of so many libraries do not fit one.
+    library = compiled_with(mistake, tmp_path)
+    process = get_context("fork").Process(target=run, args=(library,))
+    process.start()
+    process.join()
+    assert process.exitcode == (mistake != "nothing")
