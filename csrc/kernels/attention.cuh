@@ -51,12 +51,18 @@ struct Rows {
   __host__ __device__ static size_t bytes(int rows) { return size_t(rows) * kPitch * sizeof(T); }
 
   // One of `threads` threads starts to copy its part of rows [0, count), which are `stride`
-  // elements apart in memory; zeros take the place of those from `existing` on.
+  // elements apart in memory; zeros take the place of those from `existing` on. A thread keeps its
+  // column, so that a step is a few additions; the last ones, which no whole row is left for, have
+  // none.
   __device__ void copy(const T* from, int64_t stride, int count, int existing, int thread,
                        int threads) const {
-    for (int i = thread; i < count * kVectors; i += threads) {
-      const int row = i / kVectors, column = i % kVectors * 8;
-      copy_async(at(row, column), from + row * stride + column, row < existing);
+    const int column = thread % kVectors * 8, step = threads / kVectors;
+    int row = thread / kVectors;
+    if (row >= step) return;
+    T* to = at(row, column);
+    from += row * stride + column;
+    for (; row < count; row += step, to += step * kPitch, from += step * stride) {
+      copy_async(to, from, row < existing);
     }
   }
 

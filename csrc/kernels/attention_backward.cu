@@ -175,20 +175,26 @@ __device__ void work_on(const Head<T, kDim>& head, const Arguments& a, const Hea
   const HeadsView& x = kKeys ? a.k : a.q;
   const NormWeight& norm = kKeys ? a.preparation.k_weight : a.preparation.q_weight;
   const float* weight = norm.data ? head.weights + kKeys * kDim : nullptr;
+  auto token_of = [&](int lower) { return first + int(threadIdx.x) % kWarp / 4 + 8 * lower; };
+  auto grad_of = [&](int token, int part) {
+    const int64_t row = ((index.sample * tokens + token) * 3 + part) * heads + index.head;
+    return a.grad_qkv.as<T>() + row * kDim;
+  };
+#pragma unroll
+  for (int lower = 0; kKeys && lower < 2; ++lower) {
+    const int token = token_of(lower);
+    if (token < tokens) write_plain<T, kDim>(tile.grad_v[0], lower, 1, grad_of(token, 2));
+  }
   QuadHead<kDim> grad_weight = {};
 #pragma unroll
   for (int lower = 0; lower < 2; ++lower) {
-    const int token = first + threadIdx.x % kWarp / 4 + 8 * lower;
-    const int64_t row = ((index.sample * tokens + token) * 3 + kKeys) * heads + index.head;
-    T* const grad_x = a.grad_qkv.as<T>() + row * kDim;
+    const int token = token_of(lower);
+    T* const grad_x = grad_of(token, kKeys);
     if (a.preparation) {
       write_prepared(tile.grad[0], lower, a.scale * kLn2, a.preparation, weight,
                      index.in<T>(x) + token * x.token, grad_x, token, grad_weight);
     } else if (token < tokens) {
       write_plain<T, kDim>(tile.grad[0], lower, a.scale * kLn2, grad_x);
-    }
-    if (kKeys && token < tokens) {
-      write_plain<T, kDim>(tile.grad_v[0], lower, 1, grad_x + int64_t(heads) * kDim);
     }
   }
   if (weight) {

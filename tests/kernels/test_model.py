@@ -16,12 +16,11 @@ import msf_kernels
 from models import images, tiny_model
 from msf_kernels.cuda_support import extension
 from msf_kernels.triton_support import compiler_unsupported_reason
-from numerics import DEVICE
+from numerics import DEVICE, assert_as_good_as
 
 from .emulated import emulated
 
-# Attention has no kernel of ours in CUDA. On a CPU "auto" is the reference; on a GPU the libraries
-# take 16 bits only.
+# Attention in CUDA takes 16 bits, and so do libraries on a GPU; on a CPU "auto" is the reference.
 HERE = "auto" if DEVICE == "cuda" else "triton,attention=flash"
 REQUESTS = ["triton", "cuda,attention=triton", HERE]
 requests = pytest.mark.parametrize("request_", REQUESTS)
@@ -68,3 +67,27 @@ def test_sampling(request_: str) -> None:
     with msf_kernels.backend("reference"):
         expected = msf.sample(model, labels, **settings)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+# Attention's heads have 32 channels here, which all backends take.
+WIDE = {"stages": (msf.StageConfig(width=64, depth=2, heads=2, patch=1),) * 2}
+
+
+@pytest.mark.parametrize("request_", ["cuda", "triton"])
+def test_in_16_bits(request_: str) -> None:
+    """All operators on one backend, no library and no reference under them."""
+    model, x = tiny_model(**WIDE).to(DEVICE), images(2).to(DEVICE)
+    labels = torch.tensor([0, 2], device=DEVICE)
+
+    def results(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        generator = torch.Generator(DEVICE).manual_seed(0)
+        with msf_kernels.backend(backend), torch.autocast(DEVICE, dtype, dtype != torch.float32):
+            loss = model.training_losses(x, labels, generator=generator)["total"]
+            grads = torch.autograd.grad(loss, list(model.parameters()))
+            sampled = msf.sample(model, labels, seeds=range(2), steps=(2, 1), guidance_scale=2.0)
+        return [loss[None], torch.cat([grad.flatten() for grad in grads]), sampled]
+
+    got = results(request_, torch.bfloat16)
+    native, exact = results("reference", torch.bfloat16), results("reference", torch.float32)
+    for ours, theirs, right in zip(got[1:], native[1:], exact[1:], strict=True):
+        assert_as_good_as(ours, theirs, right.double())
