@@ -1,8 +1,8 @@
 """Calls of the CUDA kernels in csrc/kernels/attention.cu and attention_backward.cu.
 
-What bounds them, counted from their machine code for sm_90 and not measured: 64 samples of 256
-tokens in 16 heads of 72, norm and rotation inside, on an H200 with 132 multiprocessors at 1.755 GHz,
-each of which has 7.8 heads of the 1,024. In microseconds:
+What bounds them, estimated and not measured: 64 samples of 256 tokens in 16 heads of 72, norm and
+rotation inside, on an H200 with 132 multiprocessors at 1.755 GHz, each of which has 7.8 heads of
+the 1,024. In microseconds:
 
                                               forward           backward
     device memory, 4.26 TB/s                       35                 71
@@ -11,11 +11,11 @@ each of which has 7.8 heads of the 1,024. In microseconds:
     exponentials, 16 a clock                       18                 36
     instructions, 4 a clock                        40                100
 
-The forward reads 147 KB a head and writes 37; its scores and outputs are 38 million operations of
-the matrix units, without padding at 72 (4 x 16 + 8 deep, 9 x 8 wide). Two tiles of queries a warp
-halve what it reads of shared memory, which would be first otherwise. A chunk of 32 queries and 32
-keys takes some 310 instructions of a warp, 76 of them products; the norms and rotations of 512 rows
-are 40 % of all instructions.
+The forward reads 110 KB a head and writes 37; scores and outputs are 19 million operations, without
+padding at 72 (4 x 16 + 8 deep, 9 x 8 wide). Two tiles of queries a warp halve what it reads of
+shared memory, which would be first otherwise. In the machine code for sm_90 a chunk of 32 queries
+and 32 keys takes some 310 instructions of a warp, 76 of them products, and 8 rows are normalised
+and rotated in 250, which is 40 % of all instructions.
 
 The backward has one tile a warp, as the gradients of 16 keys and of their values are 72 registers
 already: so shared memory comes first. Five products instead of seven would read less, but need the
