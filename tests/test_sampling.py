@@ -150,6 +150,7 @@ def test_without_classes_and_with_no_images():
         ({"size": 16}, "size must be a list or tuple, got 16"),
         ({"size": (16.0, 24.0)}, r"size\[0\] must be a whole number, got 16.0"),
         ({"size": (2**40, 8)}, r"image sides must be at most 65536, got \(1099511627776, 8\)"),
+        ({"size": (2**16, 2**16)}, r"at most 67108864 pixels, got \(65536, 65536\)"),
         ({"steps": True}, "steps must be a whole number, got True"),
         ({"guidance_interval": None}, r"guidance_interval must be \(low, high\), got None"),
         ({"guidance_interval": 0.5}, r"guidance_interval must be \(low, high\), got 0.5"),
