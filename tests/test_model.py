@@ -256,8 +256,10 @@ def test_a_compiled_model_is_one_graph():
 
 def test_unmeasured_statistics_are_said_once():
     model = MSF(tiny_config(num_classes=0))
-    with pytest.warns(UserWarning, match=r"pyramid\.measure\(batches\) before training"):
-        model(images(2))
+    for each in (model, MSF(tiny_config(num_classes=0)).training_losses):
+        with pytest.warns(UserWarning, match=r"pyramid\.measure\(batches\) before") as warned:
+            each(images(2))
+        assert warned[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(images(2))

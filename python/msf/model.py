@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,7 +117,7 @@ class MSF(nn.Module):
             warnings.warn(
                 "MSF: pyramid.mean and pyramid.std are still 0 and 1; set them with "
                 "pyramid.measure(batches) before training",
-                stacklevel=4,
+                stacklevel=_outside(),
             )
 
     def _stage_loss(
@@ -247,6 +248,14 @@ def check_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
             raise ValueError(f"{file}: {name} must be of floats, got {tensor.dtype}")
         if tensor.numel() and not torch.stack(torch.aminmax(tensor.float())).isfinite().all():
             raise ValueError(f"{file}: {name} must be finite, but holds NaN or infinity")
+
+
+def _outside() -> int:
+    """Return the ``stacklevel``, for our caller's warning, of the code that called the model."""
+    level, frame = 0, sys._getframe()
+    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("msf", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def has_values(x: Tensor) -> bool:
