@@ -308,6 +308,23 @@ def test_compiled_and_wrapped_stages_save_plain_names(tmp_path):
     assert all(map(torch.equal, loaded.state_dict().values(), plain.state_dict().values()))
 
 
+def test_parametrized_layers_save_the_weights_they_make(tmp_path):
+    model, x, y = tiny_model().train(), images(2), torch.tensor([0, 1])
+    parametrizations = torch.nn.utils.parametrizations
+    parametrizations.weight_norm(model.stages[0].time_embedding[0])
+    parametrizations.spectral_norm(model.stages[0].label_embedding)
+    parametrizations.spectral_norm(model.stages[1].blocks[0].mlp[0])
+    model.stages[1] = torch.compile(model.stages[1], backend="eager")
+    model.stages[0].time_embedding[0].parametrizations.weight.original0.data.mul_(2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    loaded = MSF.from_pretrained(tmp_path)
+    losses = [m.eval()(x, y, generator=generator())["total"] for m in (model, loaded)]
+    assert torch.equal(*losses)
+    assert not torch.equal(losses[0], tiny_model()(x, y, generator=generator())["total"])
+
+
 FSDP2 = pytest.mark.skipif(
     not hasattr(torch.cpu.Stream(), "record_event"), reason="this torch has no FSDP2 on a CPU"
 )

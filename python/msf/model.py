@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import warnings
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import ParametrizationList
 
 from msf_kernels import flow_interpolate
 
@@ -25,7 +27,13 @@ from .pyramid import Pyramid
 from .transformer import StageTransformer
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+WRAPPERS = (
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "parametrizations",
+)
 
 
 class MSF(nn.Module):
@@ -194,14 +202,23 @@ class MSF(nn.Module):
         with atomic_write(directory / CONFIG_FILE) as path:
             path.write_text(self.config.to_json())
 
+    @torch.no_grad()
     def _plain_state(self) -> dict[str, Tensor]:
-        """Return the state under the parameters' own names, though a compiled or wrapped stage has
-        others."""
-        state = {}
-        for name, tensor in self.state_dict().items():
-            parts = (part for part in name.split(".") if part not in WRAPPERS)
-            state[".".join(parts)] = tensor.contiguous()
-        return state
+        """Return the state under the parameters' own names, though a compiled, wrapped or
+        parametrized stage has others; of a parametrization it is the weight that it makes."""
+        made = {
+            path: module
+            for path, module in self.named_modules()
+            if isinstance(module, ParametrizationList)
+        }
+        inside = tuple(f"{path}." for path in made)
+        state = {k: x for k, x in self.state_dict().items() if not k.startswith(inside)}
+        # Making a weight in training mode would change the spectral norm's estimate.
+        state |= {path: copy.deepcopy(module).eval()() for path, module in made.items()}
+        return {
+            ".".join(part for part in name.split(".") if part not in WRAPPERS): tensor.contiguous()
+            for name, tensor in state.items()
+        }
 
     def reset_parameters(self) -> None:
         """Initialise all parameters, and the statistics as before ``pyramid.measure``."""
