@@ -166,6 +166,11 @@ def test_without_classes_and_with_no_images():
         ({"solver": "dopri5"}, "solver must be one of"),
         ({"prior_noise": 0.5}, r"prior_noise must be in \[0, 0.3\]"),
         ({"size": (8, 9)}, r"base: image sides must be multiples of 2 .* got \(8, 9\)"),
+        (
+            {"base": torch.full((4, 2, 4, 4), torch.nan)},
+            "sample: base must be finite in float32, but holds NaN or infinity",
+        ),
+        ({"base": torch.full((4, 2, 4, 4), 1e300, dtype=torch.float64)}, "base must be finite in"),
         ({"base": torch.zeros(4, 2, 8, 8)}, r"base must be \(4, 2, 4, 4\), got \(4, 2, 8, 8\)"),
     ],
 )
@@ -240,6 +245,23 @@ def test_a_model_of_another_dtype_makes_about_the_same_images(dtype, positions):
     assert x.dtype == torch.float32
     # bfloat16 has 8 bits: 1 % a layer.
     assert (x - expected).square().mean() < 0.05**2 * expected.square().mean()
+
+
+def nan_weights(model):
+    model.stages[0].output.weight.data.fill_(torch.nan)
+
+
+def half_that_overflows(model):
+    model.stages[1].output.weight.data.fill_(6e4)
+    model.half()
+
+
+@pytest.mark.parametrize("spoil", [nan_weights, half_that_overflows])
+def test_a_model_that_makes_nan_is_an_error(spoil):
+    model = tiny_model()
+    spoil(model)
+    with pytest.raises(ValueError, match=r"^sample: the model makes NaN or infinity; try it in fl"):
+        sample(model, LABELS, seeds=range(4))
 
 
 def test_projection_needs_nearest_upsampling():

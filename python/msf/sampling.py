@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import MSFConfig
-from .model import MSF
+from .model import MSF, has_values
 from .parsing import parse
 from .sampling_config import SamplingConfig, SamplingFields
 from .seeds import generator
@@ -54,7 +54,7 @@ def sample(
         fields: fields of ``SamplingConfig``, in place of those of ``config``.
 
     Raises:
-        ValueError: a wrong shape, range or combination.
+        ValueError: a wrong shape, range or combination, or a model that makes NaN or infinity.
         TypeError: a model that is no MSF, labels or a base that are no tensors, seeds that are no
             whole numbers.
     """
@@ -105,6 +105,10 @@ def sample_components(
             x = pyramid.project(x, below) if config.project_residual else x
             components.append(x - pyramid.upsample(below))
     assert x is not None  # there is always a base
+    if not _is_finite(x):
+        raise ValueError(
+            "sample: the model makes NaN or infinity; try it in float32 (--precision fp32)"
+        )
     return Sample(x, components)
 
 
@@ -183,3 +187,10 @@ def _check(
         raise TypeError(f"sample: base must be a tensor {expected}, got a {type(base).__name__}")
     if base is not None and tuple(base.shape) != expected:
         raise ValueError(f"sample: base must be {expected}, got {tuple(base.shape)}")
+    if base is not None and not _is_finite(base.to(torch.float32)):
+        raise ValueError("sample: base must be finite in float32, but holds NaN or infinity")
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Return whether all of x is finite, as far as that can be looked at."""
+    return not has_values(x) or bool(x.isfinite().all())

@@ -330,6 +330,6 @@ def test_a_model_that_makes_nan_writes_nothing(tmp_path: Path, capsys: Any) -> N
     out = tmp_path / "x.safetensors"
     assert main(["sample", str(tmp_path / "run"), "--count", "2", "--out", str(out)]) == 2
     assert capsys.readouterr().err == (
-        "msf sample: the model makes NaN or infinity; try --precision fp32\n"
+        "msf sample: the model makes NaN or infinity; try it in float32 (--precision fp32)\n"
     )
     assert not out.exists()
