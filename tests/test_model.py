@@ -81,6 +81,13 @@ def test_dropped_labels_become_the_null_class():
     assert used.tolist() == [False, False, False, True]
 
 
+def test_labels_as_they_were_trained():
+    labels = torch.tensor([0, 2])
+    assert tiny_model().trained_labels(labels) is labels
+    assert tiny_model(label_dropout=1.0).trained_labels(labels).tolist() == [3, 3]
+    assert tiny_model(num_classes=0).trained_labels(labels) is None
+
+
 def test_prior_is_the_standardised_noised_upsampled_image_below():
     model, x = tiny_model(), images(2, (4, 4))
     noise, prior_noise = torch.randn(x.shape, generator=generator()), torch.tensor([0.0, 0.3])

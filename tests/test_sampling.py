@@ -283,6 +283,14 @@ def test_guidance_needs_classes_and_their_absence_trained(dropout, never):
         f"it was never trained with {never}"
     )
     with pytest.raises(ValueError) as caught:
-        sample(model, torch.tensor([0]), seeds=[0], guidance_scale=2.0)
+        sample(model, torch.tensor([3 * int(dropout)]), seeds=[0], guidance_scale=2.0)
     assert str(caught.value) == line
-    sample(model, torch.tensor([0]), seeds=[0])
+
+
+@pytest.mark.parametrize(("dropout", "trained", "never"), [(0.0, 2, "no"), (1.0, 3, "any")])
+def test_labels_that_were_never_trained_are_refused(dropout, trained, never):
+    model, labels = tiny_model(label_dropout=dropout), torch.tensor([2, 3])
+    line = f"sample: labels must be .* {dropout:g}: it was never trained with {never} class$"
+    with pytest.raises(ValueError, match=line):
+        sample(model, labels, seeds=[0, 1])
+    assert sample(model, labels[labels == trained], seeds=[0]).isfinite().all()

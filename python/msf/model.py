@@ -193,6 +193,15 @@ class MSF(nn.Module):
                 + (f" ({classes} means no class)" if null else "")
             )
 
+    def trained_labels(self, labels: Tensor) -> Tensor | None:
+        """Return as which classes those of labels (B,) were trained: None without classes, and no
+        class (B,) where every label was dropped."""
+        if not self.config.num_classes:
+            return None
+        if self.config.label_dropout == 1:
+            return torch.full_like(labels, self.config.num_classes)
+        return labels
+
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors``, each whole or not at all."""
         directory = Path(directory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -180,6 +180,9 @@ def _check(
                 f"got {len(labels)} labels and {len(seeds)} seeds"
             )
     model.check_labels(labels, len(seeds), null=True)
+    if labels is not None:
+        for problem in _untrained_labels(config, labels):
+            raise ValueError(f"sample: {problem}")
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"sample: seeds must not be negative, got {min(seeds)}")
     expected = (len(seeds), config.channels, *config.stage_size(0, size))
@@ -189,6 +192,15 @@ def _check(
         raise ValueError(f"sample: base must be {expected}, got {tuple(base.shape)}")
     if base is not None and not _is_finite(base.to(torch.float32)):
         raise ValueError("sample: base must be finite in float32, but holds NaN or infinity")
+
+
+def _untrained_labels(config: MSFConfig, labels: Tensor) -> Iterator[str]:
+    null, dropout = config.num_classes, config.label_dropout
+    line = f"for a model with label_dropout {dropout:g}: it was never trained with"
+    if dropout == 0 and (labels == null).any():
+        yield f"labels must be below {null} (no class) {line} no class"
+    if dropout == 1 and (labels != null).any():
+        yield f"labels must be {null} (no class) {line} any class"
 
 
 def _is_finite(x: Tensor) -> bool:

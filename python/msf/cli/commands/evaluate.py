@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         report = evaluator.evaluate(
             _generator(model, each, args),
             true_bases=config.levels > 0,
-            conditional=config.num_classes > 0,
+            conditional=config.num_classes > 0 and config.label_dropout < 1,
         )
         gmacs = _gmacs(cost, each.solver)
         results.append({"steps": steps, "gmacs_per_image": gmacs, "report": report})
@@ -117,7 +117,7 @@ def _generator(model: MSF, config: SamplingConfig, args: argparse.Namespace) -> 
             bases = model.pyramid.split(true_images.to(model.pyramid.mean.device))[0]
         batches = sampling.generate(
             model,
-            labels if model.config.num_classes else None,
+            model.trained_labels(labels),
             seeds,
             config,
             args,
