@@ -246,10 +246,10 @@ TABLE: dict[str, dict[tuple[str, str], dict[str, Row]]] = {
         },
         (RESUME, MODEL): {"lost model": (to.removed, "rebuilt model.safetensors from", 0)},
         (SAMPLE + " --labels ../../etc", RUN): {
-            "label that is a path": (to.leave, "--labels must be numbers like 3"),
+            "label that is a path": (to.leave, "--labels: no class is named or numbered"),
         },
         (SAMPLE + " --labels " + "1" * 5000, RUN): {
-            "label of 5,000 digits": (to.leave, "--labels must be numbers like 3"),
+            "label of 5,000 digits": (to.leave, "--labels: no class is named or numbered"),
         },
     },
     "output": {
