@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from ..files import printable
+from ..progress import say
 from .commands import COMMANDS
 from .errors import explain
 from .outputs import to_json
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         message, status = explain(error)
         message = printable(message.removeprefix(f"{args.command}: "))
-        print(f"msf {args.command}: {message}", file=sys.stderr)
+        say(f"msf {args.command}: {message}")
         return status
 
 
@@ -70,7 +71,7 @@ def _version() -> str:
 
 def _print(text: str) -> None:
     try:
-        print(text, flush=True)
+        say(text, sys.stdout)
     except OSError as error:
         # Python flushes once more at its end; without this it would fail there, with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,10 +8,10 @@ bases. Give --steps several times to compare settings.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...progress import say
 from ...training.config import read_run
 from .. import models, outputs, sampling, settings
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     results = []
     for steps, cost, each in zip(all_steps, costs, samplings, strict=True):
-        print(f"evaluating {len(evaluator.seeds)} images at steps {steps}", file=sys.stderr)
+        say(f"evaluating {len(evaluator.seeds)} images at steps {steps}")
         report = evaluator.evaluate(
             _generator(model, each, args),
             true_bases=config.levels > 0,
