@@ -271,18 +271,20 @@ def test_missing_package_of_a_data_source(
     )
 
 
-def test_missing_package_of_training(workspace: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", ["tensorboard", "matplotlib"])
+def test_missing_package_of_training(workspace: Path, tmp_path: Path, package: str) -> None:
     """In a process of its own, because here the package is imported already."""
     code = (
-        "import sys; sys.modules['tensorboard'] = None; from msf.cli import main; sys.exit(main())"
+        f"import sys; sys.modules['{package}'] = None; from msf.cli import main; sys.exit(main())"
     )
     command = [sys.executable, "-c", code, "train", "--config", str(workspace / "tiny.json")]
     command += ["--data", "digits", "--out", str(tmp_path / "run")]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 2
     assert process.stderr == (
-        "msf train: needs the package tensorboard; run in the checkout: pip install '.[train]'\n"
+        f"msf train: needs the package {package}; run in the checkout: pip install '.[train]'\n"
     )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
