@@ -180,7 +180,7 @@ TABLE: dict[str, dict[tuple[str, str], dict[str, Row]]] = {
             "16 bits": (to.picture(8, 8, "I;16"), "only 8-bit images are, not mode I;16"),
             "pipe": (to.pipe, "no such file"),
             "link to itself": (to.loop, "no such file"),
-            "folder": (to.folder, "no such file"),
+            "folder": (to.folder, "is a folder; give an image file"),
             "pickle": (to.pickled, NO_IMAGE),
             "npz of objects": (to.npz, NO_IMAGE),
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -148,7 +149,7 @@ BAD_INPUT = {
     "factorize {image} --levels 99999999999999": "--levels must be 1 to 16, got 99999999999999",
     "factorize {out}/a\nb.png": "a b.png: no such file",
     "factorize {bad}/large.png": "large.png: not a readable image (image file is truncated)",
-    "factorize {run}": "run: no such file",
+    "factorize {run}": "run: is a folder; give an image file",
     "factorize {out}/none.png": "none.png: no such file",
     # Evaluation
     "evaluate {run} --samples 3": "num_samples (--samples) must be at least ",
@@ -246,6 +247,7 @@ def test_bad_input_is_one_line(
     assert status == 2, captured.err
     assert captured.out == ""
     assert captured.err.startswith(f"msf {command.split()[0]}: ")
+    assert not re.match(r"msf \w+: (sample|evaluat\w+): ", captured.err)
     assert captured.err.count("\n") == 1 and captured.err.endswith("\n")
     assert BAD_INPUT[command].format() in captured.err
     assert sorted(workspace.rglob("*")) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from ..progress import say
 from .commands import COMMANDS
 from .errors import explain
 from .outputs import to_json
+
+LIBRARY = r"^(sample|evaluation): "  # what begins its lines, as the command begins ours
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if document.get("problems") else 0
     except (Exception, KeyboardInterrupt) as error:
         message, status = explain(error)
-        message = printable(message.removeprefix(f"{args.command}: "))
+        message = printable(re.sub(LIBRARY, "", message))
         say(f"msf {args.command}: {message}")
         return status
 
