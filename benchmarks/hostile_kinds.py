@@ -180,7 +180,7 @@ TABLE: dict[str, dict[tuple[str, str], dict[str, Row]]] = {
             "16 bits": (to.picture(8, 8, "I;16"), "only 8-bit images are, not mode I;16"),
             "pipe": (to.pipe, "no such file"),
             "link to itself": (to.loop, "no such file"),
-            "folder": (to.folder, "no such file"),
+            "folder": (to.folder, "is a folder; give an image file"),
             "pickle": (to.pickled, NO_IMAGE),
             "npz of objects": (to.npz, NO_IMAGE),
         },
@@ -248,10 +248,10 @@ TABLE: dict[str, dict[tuple[str, str], dict[str, Row]]] = {
         },
         (RESUME, MODEL): {"lost model": (to.removed, "rebuilt model.safetensors from", 0)},
         (SAMPLE + " --labels ../../etc", RUN): {
-            "label that is a path": (to.leave, "--labels must be numbers like 3"),
+            "label that is a path": (to.leave, "--labels: no class is named or numbered"),
         },
         (SAMPLE + " --labels " + "1" * 5000, RUN): {
-            "label of 5,000 digits": (to.leave, "--labels must be numbers like 3"),
+            "label of 5,000 digits": (to.leave, "--labels: no class is named or numbered"),
         },
     },
     "output": {

@@ -60,6 +60,10 @@ def test_stage_names_and_sizes():
         ({"channels": 10**9}, "channels must be at least 1 and at most 65536"),
         ({"num_classes": 10**9}, "num_classes must be at least 0 and at most 1048576"),
         ({"image_size": (2**20, 8)}, "image_size must be .* at most 65536"),
+        (
+            {"image_size": (2**13, 2**13 + 8)},
+            r"MSFConfig: an image must have at most 67108864 pixels, got \(8192, 8200\)",
+        ),
         ({"stages": (TINY,) * 18, "steps": (1,) * 18}, "stages must be at most 17, got 18"),
         ({"stages": (dataclasses.replace(TINY, depth=10**7),) * 2}, "depth must be at most 1000"),
         ({"stages": (dataclasses.replace(TINY, width=2**20),) * 2}, "width must be at most 65536"),

@@ -33,6 +33,12 @@ def test_frechet_distance_of_commuting_covariances():
     assert value == pytest.approx(float(expected), rel=1e-10)
 
 
+def test_frechet_distance_of_one_feature():
+    a, b = torch.tensor([[-1.0], [1.0]]), torch.tensor([[2.0], [6.0]])
+    # Of Gaussians on a line: (mu_a - mu_b)^2 + (sigma_a - sigma_b)^2.
+    assert frechet_distance(a, b) == pytest.approx(4**2 + (2**0.5 - 8**0.5) ** 2, rel=1e-12)
+
+
 def test_frechet_distance_of_covariances_that_do_not_commute():
     a, b = tensor([2, 1], [1, 3]), tensor([5, -2], [-2, 1])
     # The root of a 2x2 matrix has the trace sqrt(tr + 2 sqrt(det)).

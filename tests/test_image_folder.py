@@ -55,7 +55,7 @@ def test_folders_inside_a_class_are_read(folder):
     (folder / "a" / "loop").symlink_to(folder)
     (folder / "b" / "f0.png").mkdir()
     os.symlink(folder / "b", folder / "b" / "f0.png" / "up")
-    classes, files = list_images(folder)
+    classes, files, _ = list_images(folder)
     assert classes == ["a", "b"]
     assert {*files} == {*every(folder)} and len(files) == 81
     assert files["a/f0.png/deep/x.png"] == (folder / "a/f0.png/deep/x.png").stat().st_size
@@ -185,8 +185,11 @@ def test_a_folder_of_images_has_no_classes(tmp_path, capsys):
 
 def test_training_says_how_many_images_there_are(folder, tmp_path, capsys):
     config = replace(MODEL, num_classes=2)
+    save(folder / "x.png")
+    save(folder / "y.png")
     train(config, TRAINING, str(folder), tmp_path / "run", stages=["base"])
     n = len(load_data(str(folder), split="train", image_size=(8, 8), channels=1))
     assert capsys.readouterr().err.splitlines()[0] == (
-        f"data: {folder}: 80 images in 2 classes, {n} of them in this split"
+        f"data: {folder}: 80 images in 2 classes, {n} of them in the train split; "
+        "2 beside the class folders are ignored"
     )

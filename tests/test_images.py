@@ -93,7 +93,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
 def test_nan_is_no_black_image(tmp_path):
     x = torch.zeros(1, 4, 4)
     x[0, 1, 2] = torch.nan
-    with pytest.raises(ValueError, match=r"^save_image: x must be finite, but holds NaN"):
+    with pytest.raises(ValueError, match=r"^to_uint8: x must be finite, but holds NaN"):
         save_image(tmp_path / "x.png", x)
     assert not list(tmp_path.iterdir())
 

@@ -81,6 +81,13 @@ def test_dropped_labels_become_the_null_class():
     assert used.tolist() == [False, False, False, True]
 
 
+def test_labels_as_they_were_trained():
+    labels = torch.tensor([0, 2])
+    assert tiny_model().trained_labels(labels) is labels
+    assert tiny_model(label_dropout=1.0).trained_labels(labels).tolist() == [3, 3]
+    assert tiny_model(num_classes=0).trained_labels(labels) is None
+
+
 def test_prior_is_the_standardised_noised_upsampled_image_below():
     model, x = tiny_model(), images(2, (4, 4))
     noise, prior_noise = torch.randn(x.shape, generator=generator()), torch.tensor([0.0, 0.3])
@@ -274,8 +281,10 @@ def test_a_compiled_model_takes_batches_of_any_size():
 
 def test_unmeasured_statistics_are_said_once():
     model = MSF(tiny_config(num_classes=0))
-    with pytest.warns(UserWarning, match=r"pyramid\.measure\(batches\) before training"):
-        model(images(2))
+    for each in (model, MSF(tiny_config(num_classes=0)).training_losses):
+        with pytest.warns(UserWarning, match=r"pyramid\.measure\(batches\) before") as warned:
+            each(images(2))
+        assert warned[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(images(2))
@@ -322,6 +331,23 @@ def test_compiled_and_wrapped_stages_save_plain_names(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = MSF.from_pretrained(tmp_path)
     assert all(map(torch.equal, loaded.state_dict().values(), plain.state_dict().values()))
+
+
+def test_parametrized_layers_save_the_weights_they_make(tmp_path):
+    model, x, y = tiny_model().train(), images(2), torch.tensor([0, 1])
+    parametrizations = torch.nn.utils.parametrizations
+    parametrizations.weight_norm(model.stages[0].time_embedding[0])
+    parametrizations.spectral_norm(model.stages[0].label_embedding)
+    parametrizations.spectral_norm(model.stages[1].blocks[0].mlp[0])
+    model.stages[1] = torch.compile(model.stages[1], backend="eager")
+    model.stages[0].time_embedding[0].parametrizations.weight.original0.data.mul_(2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    loaded = MSF.from_pretrained(tmp_path)
+    losses = [m.eval()(x, y, generator=generator())["total"] for m in (model, loaded)]
+    assert torch.equal(*losses)
+    assert not torch.equal(losses[0], tiny_model()(x, y, generator=generator())["total"])
 
 
 FSDP2 = pytest.mark.skipif(

@@ -150,6 +150,7 @@ def test_without_classes_and_with_no_images():
         ({"size": 16}, "size must be a list or tuple, got 16"),
         ({"size": (16.0, 24.0)}, r"size\[0\] must be a whole number, got 16.0"),
         ({"size": (2**40, 8)}, r"image sides must be at most 65536, got \(1099511627776, 8\)"),
+        ({"size": (2**16, 2**16)}, r"at most 67108864 pixels, got \(65536, 65536\)"),
         ({"steps": True}, "steps must be a whole number, got True"),
         ({"guidance_interval": None}, r"guidance_interval must be \(low, high\), got None"),
         ({"guidance_interval": 0.5}, r"guidance_interval must be \(low, high\), got 0.5"),
@@ -165,6 +166,11 @@ def test_without_classes_and_with_no_images():
         ({"solver": "dopri5"}, "solver must be one of"),
         ({"prior_noise": 0.5}, r"prior_noise must be in \[0, 0.3\]"),
         ({"size": (8, 9)}, r"base: image sides must be multiples of 2 .* got \(8, 9\)"),
+        (
+            {"base": torch.full((4, 2, 4, 4), torch.nan)},
+            "sample: base must be finite in float32, but holds NaN or infinity",
+        ),
+        ({"base": torch.full((4, 2, 4, 4), 1e300, dtype=torch.float64)}, "base must be finite in"),
         ({"base": torch.zeros(4, 2, 8, 8)}, r"base must be \(4, 2, 4, 4\), got \(4, 2, 8, 8\)"),
     ],
 )
@@ -241,6 +247,23 @@ def test_a_model_of_another_dtype_makes_about_the_same_images(dtype, positions):
     assert (x - expected).square().mean() < 0.05**2 * expected.square().mean()
 
 
+def nan_weights(model):
+    model.stages[0].output.weight.data.fill_(torch.nan)
+
+
+def half_that_overflows(model):
+    model.stages[1].output.weight.data.fill_(6e4)
+    model.half()
+
+
+@pytest.mark.parametrize("spoil", [nan_weights, half_that_overflows])
+def test_a_model_that_makes_nan_is_an_error(spoil):
+    model = tiny_model()
+    spoil(model)
+    with pytest.raises(ValueError, match=r"^sample: the model makes NaN or infinity; try it in fl"):
+        sample(model, LABELS, seeds=range(4))
+
+
 def test_projection_needs_nearest_upsampling():
     with pytest.raises(ValueError, match="project_residual needs upsample='nearest'"):
         sample(tiny_model(upsample="bilinear"), LABELS, seeds=range(4), project_residual=True)
@@ -260,6 +283,14 @@ def test_guidance_needs_classes_and_their_absence_trained(dropout, never):
         f"it was never trained with {never}"
     )
     with pytest.raises(ValueError) as caught:
-        sample(model, torch.tensor([0]), seeds=[0], guidance_scale=2.0)
+        sample(model, torch.tensor([3 * int(dropout)]), seeds=[0], guidance_scale=2.0)
     assert str(caught.value) == line
-    sample(model, torch.tensor([0]), seeds=[0])
+
+
+@pytest.mark.parametrize(("dropout", "trained", "never"), [(0.0, 2, "no"), (1.0, 3, "any")])
+def test_labels_that_were_never_trained_are_refused(dropout, trained, never):
+    model, labels = tiny_model(label_dropout=dropout), torch.tensor([2, 3])
+    line = f"sample: labels must be .* {dropout:g}: it was never trained with {never} class$"
+    with pytest.raises(ValueError, match=line):
+        sample(model, labels, seeds=[0, 1])
+    assert sample(model, labels[labels == trained], seeds=[0]).isfinite().all()

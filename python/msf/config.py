@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ POSITIONS = ("rope", "sincos")
 # These are far beyond what can be trained: a slip is told before it takes all memory, or for ever.
 MAX_STEPS = 100_000
 MAX_SIDE = MAX_CHANNELS = MAX_WIDTH = 2**16
+MAX_PIXELS = 2**26
 MAX_CLASSES = 2**20
 MAX_STAGES = 17  # every one halves the sides, and 2**16 sixteen times is 1
 MAX_DEPTH = 1000
@@ -114,6 +116,8 @@ class MSFConfig:
         yield from self._size_problems(self.image_size)
 
     def _size_problems(self, size: tuple[int, ...]) -> Iterator[str]:
+        if math.prod(size) > MAX_PIXELS:
+            yield f"an image must have at most {MAX_PIXELS} pixels, got {tuple(size)}"
         for index, stage in enumerate(self.stages):
             scale = 2 ** (self.levels - index)
             multiple = stage.patch * scale
@@ -124,8 +128,8 @@ class MSFConfig:
                 )
 
     def check_size(self, size: tuple[int, ...]) -> None:
-        """Raise a ValueError unless every stage's patch divides images of ``size`` (H, W) at its
-        scale."""
+        """Raise a ValueError where images of ``size`` (H, W) are too large, or a stage's patch does
+        not divide them at its scale."""
         if len(size) != 2:
             raise ValueError(f"an image's size must be (height, width), got {tuple(size)}")
         if any(side > MAX_SIDE for side in size):

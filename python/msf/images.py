@@ -16,7 +16,10 @@ from .model import MSF
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Map [-1, 1] to 0..255, clamped and rounded to nearest; any shape."""
+    """Map [-1, 1] to 0..255, clamped and rounded to nearest; any shape. Raise ValueError unless x
+    is finite."""
+    if not x.isfinite().all():
+        raise ValueError("to_uint8: x must be finite, but holds NaN or infinity")
     return (x.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
 
@@ -28,8 +31,6 @@ def save_image(path: str | os.PathLike[str], x: Tensor) -> None:
         raise ValueError(
             f"save_image: x must be (1 or 3, H, W), got {tuple(x.shape)}; decode latents first"
         )
-    if not x.isfinite().all():
-        raise ValueError("save_image: x must be finite, but holds NaN or infinity")
     pixels = to_uint8(x).permute(1, 2, 0).squeeze(-1).cpu().numpy()
     with atomic_write(path) as temporary:
         Image.fromarray(pixels).save(temporary)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import ParametrizationList
 
 from msf_kernels import flow_interpolate
 
@@ -25,7 +28,13 @@ from .seeds import drawn_from
 from .transformer import StageTransformer
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+WRAPPERS = (
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "parametrizations",
+)
 
 
 class MSF(nn.Module):
@@ -117,7 +126,7 @@ class MSF(nn.Module):
             warnings.warn(
                 "MSF: pyramid.mean and pyramid.std are still 0 and 1; set them with "
                 "pyramid.measure(batches) before training",
-                stacklevel=4,
+                stacklevel=_outside(),
             )
 
     def _stage_loss(
@@ -185,6 +194,15 @@ class MSF(nn.Module):
                 + (f" ({classes} means no class)" if null else "")
             )
 
+    def trained_labels(self, labels: Tensor) -> Tensor | None:
+        """Return as which classes those of labels (B,) were trained: None without classes, and no
+        class (B,) where every label was dropped."""
+        if not self.config.num_classes:
+            return None
+        if self.config.label_dropout == 1:
+            return torch.full_like(labels, self.config.num_classes)
+        return labels
+
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors``, each whole or not at all."""
         directory = Path(directory)
@@ -194,14 +212,23 @@ class MSF(nn.Module):
         with atomic_write(directory / CONFIG_FILE) as path:
             path.write_text(self.config.to_json())
 
+    @torch.no_grad()
     def _plain_state(self) -> dict[str, Tensor]:
-        """Return the state under the parameters' own names, though a compiled or wrapped stage has
-        others."""
-        state = {}
-        for name, tensor in self.state_dict().items():
-            parts = (part for part in name.split(".") if part not in WRAPPERS)
-            state[".".join(parts)] = tensor.contiguous()
-        return state
+        """Return the state under the parameters' own names, though a compiled, wrapped or
+        parametrized stage has others; of a parametrization it is the weight that it makes."""
+        made = {
+            path: module
+            for path, module in self.named_modules()
+            if isinstance(module, ParametrizationList)
+        }
+        inside = tuple(f"{path}." for path in made)
+        state = {k: x for k, x in self.state_dict().items() if not k.startswith(inside)}
+        # Making a weight in training mode would change the spectral norm's estimate.
+        state |= {path: copy.deepcopy(module).eval()() for path, module in made.items()}
+        return {
+            ".".join(part for part in name.split(".") if part not in WRAPPERS): tensor.contiguous()
+            for name, tensor in state.items()
+        }
 
     def reset_parameters(self) -> None:
         """Initialise all parameters, and the statistics as before ``pyramid.measure``."""
@@ -248,6 +275,14 @@ def check_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
             raise ValueError(f"{file}: {name} must be of floats, got {tensor.dtype}")
         if tensor.numel() and not torch.stack(torch.aminmax(tensor.float())).isfinite().all():
             raise ValueError(f"{file}: {name} must be finite, but holds NaN or infinity")
+
+
+def _outside() -> int:
+    """Return the ``stacklevel``, for our caller's warning, of the code that called the model."""
+    level, frame = 0, sys._getframe()
+    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("msf", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def has_values(x: Tensor) -> bool:

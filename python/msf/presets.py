@@ -112,8 +112,8 @@ def imagenet_presets() -> dict[str, Preset]:
     claims on cost hold against DiT-XL/2 at 250 steps; ``msf flops --preset NAME`` shows it.
     """
     claims = {
-        "msf-xl-256": "v1's claim on cost: at most 50 % of DiT-XL/2's sampling",
-        "msf-xl-512": "v2's claim on cost (4x): at most 25 % of DiT-XL/2's sampling",
+        "msf-xl-256": "as arXiv 2501.13349v1 claims, at most 50 % of DiT-XL/2's cost",
+        "msf-xl-512": "as arXiv 2501.13349v2 claims (4x), at most 25 % of DiT-XL/2's cost",
     }
     presets = {}
     for size in (256, 512):

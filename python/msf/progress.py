@@ -1,15 +1,35 @@
-"""Progress on stderr: a bar on a terminal, a line now and then where it is a file or a pipe."""
+"""Progress on stderr: a bar on a terminal, a line now and then where it is a file or a pipe.
+
+Several processes may have bars on one terminal, whose cursor is on the row of the first. So a line
+erases all bars and goes where the first was; each process then draws its own below it.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
 Part = TypeVar("Part")
 
 SECONDS = 30.0  # from one line to the next
+ERASE_BELOW = "\r\x1b[J"
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print ``text`` to ``file``, stderr by default; above the bars where that is a terminal."""
+    file = file or sys.stderr
+    if file.isatty():
+        try:
+            from tqdm import tqdm
+        except ImportError:  # then there are no bars
+            pass
+        else:
+            tqdm.write(ERASE_BELOW + text, file)
+            file.flush()
+            return
+    print(text, file=file, flush=True)
 
 
 class Bar(Protocol):
@@ -52,12 +72,27 @@ class Lines:
     def _say(self) -> None:
         self.last, self.said = self.clock(), True
         rate = (self.done - self.first) / max(self.last - self.start, 1e-9)
-        print(
+        say(
             f"{self.name}: {self.done} of {self.total} {self.units}, "
-            f"{rate:.3g} {self.units}/s{self.values}",
-            file=sys.stderr,
-            flush=True,
+            f"{rate:.3g} {self.units}/s{self.values}"
         )
+
+
+class Row:
+    """A Row is tqdm's bar on a row of the terminal; closed, it becomes a line above all bars."""
+
+    def __init__(self, name: str, total: int, done: int, units: str, row: int) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=total, initial=done, desc=name, unit=units, position=row, leave=False
+        )
+        self.update, self.set_postfix = self._bar.update, self._bar.set_postfix
+
+    def close(self) -> None:
+        end = str(self._bar)
+        self._bar.close()
+        say(end)
 
 
 class Silence:
@@ -88,11 +123,9 @@ def bar(
         return Silence()
     if sys.stderr.isatty():
         try:
-            from tqdm import tqdm
+            return Row(name, total, done, units, row)
         except ImportError:
-            return Lines(name, total, done, units)
-        made: Bar = tqdm(total=total, initial=done, desc=name, unit=units, position=row)
-        return made
+            pass
     return Lines(name, total, done, units)
 
 

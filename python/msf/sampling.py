@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import MSFConfig
-from .model import MSF
+from .model import MSF, has_values
 from .parsing import parse
 from .sampling_config import SamplingConfig, SamplingFields
 from .seeds import generator
@@ -54,7 +54,7 @@ def sample(
         fields: fields of ``SamplingConfig``, in place of those of ``config``.
 
     Raises:
-        ValueError: a wrong shape, range or combination.
+        ValueError: a wrong shape, range or combination, or a model that makes NaN or infinity.
         TypeError: a model that is no MSF, labels or a base that are no tensors, seeds that are no
             whole numbers.
     """
@@ -105,6 +105,10 @@ def sample_components(
             x = pyramid.project(x, below) if config.project_residual else x
             components.append(x - pyramid.upsample(below))
     assert x is not None  # there is always a base
+    if not _is_finite(x):
+        raise ValueError(
+            "sample: the model makes NaN or infinity; try it in float32 (--precision fp32)"
+        )
     return Sample(x, components)
 
 
@@ -176,6 +180,9 @@ def _check(
                 f"got {len(labels)} labels and {len(seeds)} seeds"
             )
     model.check_labels(labels, len(seeds), null=True)
+    if labels is not None:
+        for problem in _untrained_labels(config, labels):
+            raise ValueError(f"sample: {problem}")
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"sample: seeds must not be negative, got {min(seeds)}")
     expected = (len(seeds), config.channels, *config.stage_size(0, size))
@@ -183,3 +190,19 @@ def _check(
         raise TypeError(f"sample: base must be a tensor {expected}, got a {type(base).__name__}")
     if base is not None and tuple(base.shape) != expected:
         raise ValueError(f"sample: base must be {expected}, got {tuple(base.shape)}")
+    if base is not None and not _is_finite(base.to(torch.float32)):
+        raise ValueError("sample: base must be finite in float32, but holds NaN or infinity")
+
+
+def _untrained_labels(config: MSFConfig, labels: Tensor) -> Iterator[str]:
+    null, dropout = config.num_classes, config.label_dropout
+    line = f"for a model with label_dropout {dropout:g}: it was never trained with"
+    if dropout == 0 and (labels == null).any():
+        yield f"labels must be below {null} (no class) {line} no class"
+    if dropout == 1 and (labels != null).any():
+        yield f"labels must be {null} (no class) {line} any class"
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Return whether all of x is finite, as far as that can be looked at."""
+    return not has_values(x) or bool(x.isfinite().all())

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from msf import MSF, PRESETS, MSFConfig
 from msf.cli import main
+from msf.cli.commands import inspect
 
 from .helpers import document, msf, write_config
 
@@ -65,6 +66,7 @@ def test_flops_of_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["flops"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(PRESETS)
+    assert [line for line in lines if "arXiv 2501.13349v2 claims (4x)" in line]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
@@ -176,6 +178,8 @@ def test_inspect_a_model(workspace: Path, capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert "residual  8x8" in out
     assert re.search(r"^class names +0 0, 1 1, .*, 9 9$", out, re.MULTILINE)
+    found["config"]["num_classes"] = 0
+    assert "class names" not in inspect.text(found)
 
 
 def test_a_missing_model_beside_states_is_told_how_to_mend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -110,16 +111,16 @@ BAD_INPUT = {
     "inspect {bad}/corrupt": "not a readable safetensors file",
     "evaluate {bad}/corrupt": "not a readable safetensors file",
     # Sampling
-    "sample {run} --out {out}/x.png --labels 3,11": "--labels must be 0 to 10 (for none), got 11",
+    "sample {run} --out {out}/x.png --labels 3,11": "no class is named or numbered '11'; choose",
     "sample {bad}/names --out {out}/x.png --labels a": "class_names must be 10, one a class, got 3",
-    "sample {run} --out {out}/x.png --labels three": "must be numbers like 3 or 0,1,2, got 'three'",
+    "sample {run} --out {out}/x.png --labels three": "no class is named or numbered 'three'",
     "sample {run} --out {out}/x.png --steps 4 2 1": "steps must be one value or 2, one a stage",
     "sample {run} --out {out}/x.png --steps 0": "steps must be at least 1, got 0",
     "sample {run} --out {out}/x.png --count 0": "--count must be at least 1, got 0",
     "sample {run} --out {out}/x.png --count 1000000000": "--count must be at most 10000 for --out",
     "sample {run} --out {out}/x --count 1000000000": "--count must be at most 1000000 for --out",
     "sample {run} --out {out}/x.safetensors --count 1000000000": "must be at most 16777216 for",
-    "sample {run} --out {out}/x.png --labels 99999999999999999999": "--labels must be 0 to 10",
+    "sample {run} --out {out}/x.png --labels 99999999999999999999": "or numbered '9999",
     "sample {run} --out {out}/x.png --seed -1": "--seed must be at least 0 and below 2^63, got -1",
     "evaluate {run} --seed 99999999999999999999": "--seed must be at least 0 and below 2^63",
     "sample {run} --out {out}/x.png --batch-size 0": "--batch-size must be at least 1, got 0",
@@ -148,7 +149,7 @@ BAD_INPUT = {
     "factorize {image} --levels 99999999999999": "--levels must be 1 to 16, got 99999999999999",
     "factorize {out}/a\nb.png": "a b.png: no such file",
     "factorize {bad}/large.png": "large.png: not a readable image (image file is truncated)",
-    "factorize {run}": "run: no such file",
+    "factorize {run}": "run: is a folder; give an image file",
     "factorize {out}/none.png": "none.png: no such file",
     # Evaluation
     "evaluate {run} --samples 3": "num_samples (--samples) must be at least ",
@@ -247,6 +248,7 @@ def test_bad_input_is_one_line(
     assert status == 2, captured.err
     assert captured.out == ""
     assert captured.err.startswith(f"msf {command.split()[0]}: ")
+    assert not re.match(r"msf \w+: (sample|evaluat\w+): ", captured.err)
     assert captured.err.count("\n") == 1 and captured.err.endswith("\n")
     assert BAD_INPUT[command].format() in captured.err
     assert sorted(workspace.rglob("*")) == before
@@ -272,18 +274,20 @@ def test_missing_package_of_a_data_source(
     )
 
 
-def test_missing_package_of_training(workspace: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", ["tensorboard", "matplotlib"])
+def test_missing_package_of_training(workspace: Path, tmp_path: Path, package: str) -> None:
     """In a process of its own, because here the package is imported already."""
     code = (
-        "import sys; sys.modules['tensorboard'] = None; from msf.cli import main; sys.exit(main())"
+        f"import sys; sys.modules['{package}'] = None; from msf.cli import main; sys.exit(main())"
     )
     command = [sys.executable, "-c", code, "train", "--config", str(workspace / "tiny.json")]
     command += ["--data", "digits", "--out", str(tmp_path / "run")]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 2
     assert process.stderr == (
-        "msf train: needs the package tensorboard; run in the checkout: pip install '.[train]'\n"
+        f"msf train: needs the package {package}; run in the checkout: pip install '.[train]'\n"
     )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -331,6 +335,6 @@ def test_a_model_that_makes_nan_writes_nothing(tmp_path: Path, capsys: Any) -> N
     out = tmp_path / "x.safetensors"
     assert main(["sample", str(tmp_path / "run"), "--count", "2", "--out", str(out)]) == 2
     assert capsys.readouterr().err == (
-        "msf sample: the model makes NaN or infinity; try --precision fp32\n"
+        "msf sample: the model makes NaN or infinity; try it in float32 (--precision fp32)\n"
     )
     assert not out.exists()

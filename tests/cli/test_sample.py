@@ -33,21 +33,35 @@ def test_labels_are_numbers_or_names(
     (run / "training.json").write_text(json.dumps(values))
     command = ["sample", str(run), "--json", "--out", str(tmp_path / "x.png"), "--overwrite"]
     assert main([*command, "--labels", "cat,1,10,ant"]) == 0
-    assert json.loads(capsys.readouterr().out)["labels"] == [2, 1, 10, 0]
+    made = json.loads(capsys.readouterr().out)
+    assert made["labels"] == [2, 1, 10, 0] and made["classes"] == [
+        "cat",
+        "bee",
+        "(no class)",
+        "ant",
+    ]
     assert main([*command, "--labels", "dog"]) == 2
     assert capsys.readouterr().err == (
-        "msf sample: --labels must be numbers like 3 or 0,1,2, got 'dog'; "
-        "names are those of msf inspect, e.g. ant\n"
+        "msf sample: --labels: no class is named or numbered 'dog'; "
+        "choose from ant, bee, cat and 7 more, or 0 to 9, or 10 for no class\n"
     )
+    command.remove("--json")
+    assert main([*command, "--count", "12"]) == 0
+    assert capsys.readouterr().out.endswith(" seeds 0 to 11, classes ant, bee, cat and 7 more\n")
     assert main(["inspect", str(run)]) == 0
     assert "0 ant, 1 bee, 2 cat, 3 3" in capsys.readouterr().out
     (run / "training.json").unlink()
     assert main([*command, "--labels", "cat"]) == 2
-    assert "got 'cat'\n" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("'cat'; choose from 0 to 9, or 10 for no class\n")
+    assert main([*command, "--count", "1"]) == 0
+    assert capsys.readouterr().out.endswith(" seeds 0 to 0\n")
 
 
-def test_a_number_is_the_number_of_a_class_and_no_name() -> None:
-    assert class_number("1", ["0", "10", "1"]) == 1
+def test_a_name_wins_over_a_number() -> None:
+    names = ["1", "2", "3"]
+    assert [class_number(label, names, 3) for label in ("1", "3", "0")] == [0, 2, 0]
+    with pytest.raises(ValueError, match="no class is named or numbered '4'; choose from 1, 2, 3,"):
+        class_number("4", names, 3)
 
 
 def interrupt_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,9 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from ..files import printable
+from ..progress import say
 from .commands import COMMANDS
 from .errors import explain
 from .outputs import to_json
+
+LIBRARY = r"^(sample|evaluation): "  # what begins its lines, as the command begins ours
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if document.get("problems") else 0
     except (Exception, KeyboardInterrupt) as error:
         message, status = explain(error)
-        message = printable(message.removeprefix(f"{args.command}: "))
-        print(f"msf {args.command}: {message}", file=sys.stderr)
+        message = printable(re.sub(LIBRARY, "", message))
+        say(f"msf {args.command}: {message}")
         return status
 
 
@@ -70,7 +74,7 @@ def _version() -> str:
 
 def _print(text: str) -> None:
     try:
-        print(text, flush=True)
+        say(text, sys.stdout)
     except OSError as error:
         # Python flushes once more at its end; without this it would fail there, with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

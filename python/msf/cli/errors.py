@@ -35,10 +35,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", 2
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return (
-            f"needs the package {error.name}; run in the checkout: pip install '.[train]'",
-            2,
-        )
+        package = error.name.partition(".")[0]
+        return f"needs the package {package}; run in the checkout: pip install '.[train]'", 2
     if isinstance(error, (ValueError, ImportError)) or type(error).__name__ == "BackendUnavailable":
         return line, 2
     if _is_out_of_memory(error):

@@ -32,13 +32,19 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
     has_classes = True  # whether ``class_names`` are more than one name for all
     files: Mapping[str, int] = MappingProxyType({})  # sizes by relative name, of all splits
     empty_files: tuple[str, ...] = ()  # of all splits; they are in none
+    split = ""  # which one this is, where ``files`` are of all
+    beside = 0  # images that are in no class, where others are
 
     def summary(self) -> str:
         """Return how many images there are, in how many classes."""
         images = f"{self.total:,} images in {self.num_classes:,} classes"
         if not self.has_classes:
             images = f"{self.total:,} images without classes"
-        return images + (f", {len(self):,} of them in this split" if self.files else "")
+        if self.split:
+            images += f", {len(self):,} of them in the {self.split} split"
+        if self.beside:
+            images += f"; {self.beside:,} beside the class folders are ignored"
+        return images
 
     @property
     def total(self) -> int:

@@ -44,7 +44,8 @@ class ImageFolder(ImageData):
             raise missing("Pillow", f"data {str(root)!r}") from None
         self._root = root
         self._size, self._mode = (image_size[1], image_size[0]), MODES[channels]
-        folders, self.files = list_images(root)
+        self.split = split
+        folders, self.files, self.beside = list_images(root)
         if num_classes and not folders:
             raise ValueError(
                 f"data: {printable(root)} has no subfolders, the model {num_classes} classes; make "

@@ -12,15 +12,18 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 NO_CLASS = "__MACOSX"  # archives made on a Mac have it; its images are none
 
 
-def list_images(root: Path) -> tuple[list[str], dict[str, int]]:
-    """Return the class folders of ``root`` and the size of every image by its name relative to
-    ``root``, class by class; no class folders where the images lie in ``root`` itself.
+def list_images(root: Path) -> tuple[list[str], dict[str, int], int]:
+    """Return the class folders of ``root``, the size of every image by its name relative to
+    ``root``, class by class, and how many images lie beside the class folders, which are in no
+    class; no class folders where all images lie in ``root`` itself.
 
     What is hidden, AppleDouble's ``._x.png`` too, is left out. Raise ValueError where there are no
     images, or none in a class.
     """
     with os.scandir(root) as entries:
-        folders = sorted(entry.name for entry in entries if _is_folder(entry))
+        content = list(entries)
+    folders = sorted(entry.name for entry in content if _is_folder(entry))
+    beside = sum(map(_is_image, content)) if folders else 0
     files: dict[str, int] = {}
     for folder in folders:
         before = len(files)
@@ -34,7 +37,7 @@ def list_images(root: Path) -> tuple[list[str], dict[str, int]]:
         raise ValueError(
             f"data: {printable(root)} has no subfolders; make one a class, with images inside"
         )
-    return folders, files
+    return folders, files, beside
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:

@@ -15,7 +15,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     O(1/n + 1/m): compare only distances between sets of the same sizes.
     """
     a, b = _checked("frechet_distance", a, b, minimum=2)
-    cov_a, cov_b = a.T.cov(), b.T.cov()
+    # Of one feature cov gives no matrix.
+    cov_a, cov_b = (torch.atleast_2d(x.T.cov()) for x in (a, b))
     values, vectors = torch.linalg.eigh(cov_a)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     # Rounding leaves eigenvalues of about -1e-16 where a set has fewer than D + 1 images.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -93,8 +94,6 @@ class Recorder:
 
 def plot_losses(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     """Plot the loss of every stage against its step."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     stages: dict[str, list[tuple[int, float]]] = defaultdict(list)

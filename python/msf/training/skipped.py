@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
 import torch
@@ -10,15 +9,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data import ImageData, UnreadableImage
+from ..progress import say as say
 from .identity import listed
 
 LIMIT = 100  # training goes on with at most one unreadable image in so many
 NAMED = 3
-
-
-def say(line: str) -> None:
-    """Tell the user one line, on stderr; it may follow a progress bar's, which ends none."""
-    print(line, file=sys.stderr)
 
 
 class Skipped:

@@ -8,10 +8,10 @@ bases. Give --steps several times to compare settings.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...progress import say
 from ...training.config import read_run
 from .. import models, outputs, sampling, settings
 
@@ -70,11 +70,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     results = []
     for steps, cost, each in zip(all_steps, costs, samplings, strict=True):
-        print(f"evaluating {len(evaluator.seeds)} images at steps {steps}", file=sys.stderr)
+        say(f"evaluating {len(evaluator.seeds)} images at steps {steps}")
         report = evaluator.evaluate(
             _generator(model, each, args),
             true_bases=config.levels > 0,
-            conditional=config.num_classes > 0,
+            conditional=config.num_classes > 0 and config.label_dropout < 1,
         )
         gmacs = _gmacs(cost, each.solver)
         results.append({"steps": steps, "gmacs_per_image": gmacs, "report": report})
@@ -117,7 +117,7 @@ def _generator(model: MSF, config: SamplingConfig, args: argparse.Namespace) -> 
             bases = model.pyramid.split(true_images.to(model.pyramid.mean.device))[0]
         batches = sampling.generate(
             model,
-            labels if model.config.num_classes else None,
+            model.trained_labels(labels),
             seeds,
             config,
             args,

@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.image.is_dir():
+        raise ValueError(f"{args.image}: is a folder; give an image file")
     if not args.image.is_file():
         raise ValueError(f"{args.image}: no such file")
     if not 1 <= args.levels <= MAX_LEVELS:

@@ -60,7 +60,7 @@ def text(document: dict[str, Any]) -> str:
         ("positions", config["positions"] + (", QK-norm" if config["qk_norm"] else "")),
     ]
     if training:
-        if training["class_names"]:
+        if training["class_names"] and config["num_classes"]:
             facts.append(("class names", _classes(training["class_names"])))
         settings = ", ".join(f"{key} {value}" for key, value in training["training"].items())
         facts += [("data", printable(training["data"])), ("training", settings)]

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...files import printable
 from ...progress import follow
 from ...training.config import RUN_FILE, read_run
+from ...training.identity import listed
 from .. import models, outputs, sampling, tables
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     Batches = Iterable[Sample]
 
 COUNT = 16
+NAMED = 3
+NO_CLASS = "(no class)"
 MAX_IN_GRID = 10_000
 MAX_IN_FOLDER = 1_000_000  # six digits a name
 PICTURES = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg", ".pdf")
@@ -37,16 +40,22 @@ OTHER_FILES = (*PICTURES, ".npy", ".npz", ".pt")
 MAX_BYTES = 4 * 2**30  # a grid's or a tensor's images are in memory, twice at the end
 
 
-def class_number(label: str, names: Sequence[str]) -> int:
-    """Return the number of a class by its number or, if it is none, by its name."""
-    try:
-        return int(label)
-    except ValueError:
-        pass
+def class_number(label: str, names: Sequence[str], classes: int) -> int:
+    """Return the number of the class with this name or, where none has it, with this number, of
+    which ``classes`` means no class."""
     if label in names:
         return names.index(label)
-    known = f"; names are those of msf inspect, e.g. {printable(names[0])}" if names else ""
-    raise ValueError(f"--labels must be numbers like 3 or 0,1,2, got {label!r}{known}")
+    try:
+        number = int(label)
+    except ValueError:
+        number = -1
+    if 0 <= number <= classes:
+        return number
+    named = f"{listed(names, NAMED)}, or " if names else ""
+    raise ValueError(
+        f"--labels: no class is named or numbered {reprlib.repr(label)}; choose from {named}"
+        f"0 to {classes - 1}, or {classes} for no class"
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--label",
         type=lambda text: text.split(","),
         metavar="K,...",
-        help="classes by number or name, in turn (default: all of them); "
-        "the number of classes means none",
+        help="classes in turn, each by its name or, where no class has that name, its number "
+        "(default: all of them); the number of classes means none",
     )
     parser.add_argument(
         "--count", type=int, metavar="N", help=f"images (default: one a label, or {COUNT})"
@@ -87,7 +96,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"--count must be at most {maximum} for --out {args.out}, got {count}; "
             "sample in parts, each with its --seed and --out"
         )
-    labels = _labels(args, model, count)
+    names = _class_names(args.model, model.config)
+    labels = _labels(args, model, names, count)
     seeds = range(args.seed, args.seed + count)
     batches = sampling.generate(model, labels, seeds, config, args)
     total = math.ceil(count / args.batch_size)
@@ -97,6 +107,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "images": count,
         "size": list(model.config.image_size),
         "labels": None if labels is None else labels.tolist(),
+        "classes": None if labels is None or not names else _named(labels, names),
         "seeds": [seeds[0], seeds[-1]],
     }
 
@@ -104,7 +115,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def text(document: dict[str, Any]) -> str:
     first, last = document["seeds"]
     size = tables.size(document["size"])
-    return f"{document['out']}: {document['images']} images of {size}, seeds {first} to {last}"
+    classes = f", classes {listed(document['classes'], NAMED)}" if document["classes"] else ""
+    return (
+        f"{document['out']}: {document['images']} images of {size}, seeds {first} to {last}"
+        + classes
+    )
 
 
 def _max_count(out: Path, config: MSFConfig) -> int:
@@ -116,26 +131,35 @@ def _max_count(out: Path, config: MSFConfig) -> int:
     return min(fitting, MAX_IN_GRID) if suffix == ".png" else fitting
 
 
-def _labels(args: argparse.Namespace, model: MSF, count: int) -> Tensor | None:
+def _class_names(directory: Path, config: MSFConfig) -> tuple[str, ...]:
+    """Return the classes' names, where there are classes and the run has their names."""
+    run = read_run(directory)
+    if run is None or not run.class_names or not config.num_classes:
+        return ()
+    if len(run.class_names) != config.num_classes:
+        raise ValueError(
+            f"{directory / RUN_FILE}: class_names must be {config.num_classes}, one a class, "
+            f"got {len(run.class_names)}"
+        )
+    return run.class_names
+
+
+def _labels(
+    args: argparse.Namespace, model: MSF, names: Sequence[str], count: int
+) -> Tensor | None:
     import torch
 
     classes = model.config.num_classes
-    if not classes:
-        if args.labels:
-            raise ValueError(f"{args.model} was trained without classes; leave --labels out")
-        return None
-    run = read_run(args.model)
-    names = run.class_names if run else ()
-    if names and len(names) != classes:
-        raise ValueError(
-            f"{args.model / RUN_FILE}: class_names must be {classes}, one a class, got {len(names)}"
-        )
-    numbers = [class_number(label, names) for label in args.labels or ()]
-    for label in numbers:
-        if not 0 <= label <= classes:
-            raise ValueError(f"--labels must be 0 to {classes} (for none), got {label}")
-    labels = torch.tensor(numbers or range(classes))
-    return labels[torch.arange(count) % len(labels)]
+    if not classes and args.labels:
+        raise ValueError(f"{args.model} was trained without classes; leave --labels out")
+    numbers = [class_number(label, names, classes) for label in args.labels or ()]
+    labels = torch.tensor(numbers) if numbers else model.trained_labels(torch.arange(classes))
+    return None if labels is None else labels[torch.arange(count) % len(labels)]
+
+
+def _named(labels: Tensor, names: Sequence[str]) -> list[str]:
+    """Return the names of the classes that labels (B,) have, each once."""
+    return [(*names, NO_CLASS)[label] for label in dict.fromkeys(labels.tolist())]
 
 
 def _writer(args: argparse.Namespace, channels: int) -> Callable[[Path, MSF, Batches], None]:
