@@ -25,6 +25,7 @@ from typing import Any
 from ..config import MSFConfig
 from ..files import atomic_write
 from ..model import CONFIG_FILE, MSF, WEIGHTS_FILE, read_config
+from ..progress import say
 from . import metrics
 from .config import RUN_FILE, RunConfig, read_run
 from .identity import (
@@ -38,7 +39,6 @@ from .identity import (
     write_files,
 )
 from .locks import claim, locked
-from .skipped import say
 from .stage import StageTrainer, load_average
 
 

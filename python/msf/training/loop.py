@@ -11,12 +11,13 @@ from torch import Tensor
 from ..data import ImageData
 from ..images import component_grid
 from ..model import MSF
+from ..progress import say
 from ..sampling import sample_components
 from .batches import batches
 from .folder import RunFolder
 from .interrupts import Interrupted, StopSignal, uncut
 from .recorder import Recorder
-from .skipped import ReadableBatches, Skipped, say
+from .skipped import ReadableBatches, Skipped
 from .stage import NotFinite, StageTrainer
 
 PREVIEW_IMAGES = 25
@@ -125,7 +126,7 @@ def preview(model: MSF, index: int, data: ImageData) -> Tensor:
     true_base = model.pyramid.split(images.to(model.pyramid.mean.device))[0]
     _, components = sample_components(
         model,
-        labels if model.config.num_classes else None,
+        model.trained_labels(labels),
         seeds=range(PREVIEW_IMAGES),
         steps=tuple(min(steps, PREVIEW_STEPS) for steps in model.config.steps),
         base=true_base if "base" in model.untrained_stages else None,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..files import atomic_write, read_file
 from ..parsing import parse_dataclass, parse_object
-from .skipped import say
+from ..progress import say
 
 
 @dataclass(frozen=True)

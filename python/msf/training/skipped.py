@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data import ImageData, UnreadableImage
-from ..progress import say as say
+from ..progress import say
 from .identity import listed
 
 LIMIT = 100  # training goes on with at most one unreadable image in so many

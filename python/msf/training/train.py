@@ -15,7 +15,7 @@ from ..data import ImageData, load_data
 from ..files import printable
 from ..model import MSF
 from ..modes import own_modes
-from ..progress import follow
+from ..progress import follow, say
 from ..seeds import generator
 from .config import RunConfig, TrainingConfig
 from .folder import RunFolder
@@ -23,7 +23,7 @@ from .identity import fingerprint
 from .interrupts import Interrupted, StopSignal
 from .loop import StageLoop
 from .recorder import plot_losses
-from .skipped import ReadableBatches, Skipped, say
+from .skipped import ReadableBatches, Skipped
 from .stage import StageTrainer
 
 STATISTICS_IMAGES, STATISTICS_BATCH = 16_384, 512
