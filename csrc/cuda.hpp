@@ -55,11 +55,20 @@ template <class Kernel, class... Args>
 void launch(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
             Args... args) {
 #if defined(__CUDACC__)
+  cudaError_t error = cudaSuccess;
   if (shared_bytes > kPlainSharedBytes) {
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+    // Raised and never lowered: a graph may hold a launch that takes more.
+    cudaFuncAttributes limits{};
+    error = cudaFuncGetAttributes(&limits, kernel);
+    if (error == cudaSuccess && size_t(limits.maxDynamicSharedSizeBytes) < shared_bytes) {
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   int(shared_bytes));
+    }
   }
-  kernel<<<grid, block, shared_bytes, stream>>>(args...);
-  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) {
+    kernel<<<grid, block, shared_bytes, stream>>>(args...);
+    error = cudaGetLastError();
+  }
   if (error != cudaSuccess) {
     throw launch_error(grid, block, shared_bytes, cudaGetErrorString(error));
   }

@@ -11,7 +11,8 @@
 
 namespace msf::emulation {
 
-constexpr size_t kSharedLimit = 227 << 10;  // what a block gets on sm_90 and sm_100
+constexpr size_t kSharedLimit = 227 << 10;      // what a block gets on sm_90 and sm_100 if it asks
+constexpr size_t kPlainSharedLimit = 48 << 10;  // what it gets if it does not
 
 // The memory that `key` stands for in the running block; the first thread to ask makes it.
 inline void* shared_memory(const void* key, size_t bytes) {
@@ -20,9 +21,12 @@ inline void* shared_memory(const void* key, size_t bytes) {
     if (array.key == key) return array.bytes.get();
   }
   current->shared_bytes += bytes;
-  if (current->shared_bytes > kSharedLimit) {
+  // A launch asks for more where its dynamic part alone exceeds what every block gets.
+  const bool asks = current->launch.shared_bytes > kPlainSharedLimit;
+  const size_t limit = asks ? kSharedLimit : kPlainSharedLimit;
+  if (current->shared_bytes > limit) {
     fail(std::to_string(current->shared_bytes) + " bytes of shared memory, at most " +
-         std::to_string(kSharedLimit));
+         std::to_string(limit));
   }
   std::unique_ptr<unsigned char[]> fresh(new unsigned char[bytes]);
   std::memset(fresh.get(), 0xFF, bytes);

@@ -91,17 +91,6 @@ struct Queries {
     add_weighted(out, probabilities, values, first);
   }
 
-  template <int kScores>
-  __device__ static void mask(float (&scores)[kCount][kScores][4], int count) {
-    const int column = threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < kScores * 4; ++i) {
-      if (8 * (i / 4) + column + i % 2 < count) continue;
-#pragma unroll
-      for (int tile = 0; tile < kCount; ++tile) scores[tile][i / 4][i % 4] = -INFINITY;
-    }
-  }
-
   // Subtracts more from the scores of the tile where some of the warp's would pass the headroom.
   template <int kScores>
   __device__ void rescale(const float (&scores)[kScores][4], int tile) {

@@ -142,6 +142,18 @@ __device__ void add_scores(float (&sums)[kTiles][kMatrices][4], const Operand<T,
   }
 }
 
+// Gives the scores of the columns from `count` on no weight.
+template <int kTiles, int kMatrices>
+__device__ void mask(float (&scores)[kTiles][kMatrices][4], int count) {
+  const int column = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < kMatrices * 4; ++i) {
+    if (8 * (i / 4) + column + i % 2 < count) continue;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) scores[tile][i / 4][i % 4] = -INFINITY;
+  }
+}
+
 // sums += a rows. Of a (16 x 8 kMatrices) a lane has the pairs that it has of sums of that shape,
 // for its upper and its lower row.
 template <class T, int kDim, int kTiles, int kMatrices>

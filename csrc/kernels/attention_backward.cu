@@ -11,40 +11,40 @@
 namespace msf {
 namespace {
 
-constexpr int kMaxWarps = 8;  // of a block
+constexpr int kBackwardWarps = 8;  // of a block
 
 // Groups of 16 rows that a tile is multiplied with at once: with two, 128 channels would spill.
 template <int kDim>
-constexpr int kChunk = kDim <= 96 ? 2 : 1;
+constexpr int kBackwardChunk = kDim <= 96 ? 2 : 1;
 constexpr int kGroups = 32;  // threads that share a channel in the sum over heads
 
-struct Arguments {
+struct BackwardArguments {
   HeadGrid grid;
   HeadsView q, k, v, out, grad;  // (B, N, H, d)
   Preparation preparation;
-  const float* logsumexp;  // (B, H, N)
-  float scale;             // log2(e) / sqrt(d)
-  Address grad_qkv;        // (B, N, 3, H, d)
-  float* partials;         // (2, B, H, d), of the norm weights of q and k; or absent
+  const float* logsumexp;   // (B, H, N)
+  float scale, log2_scale;  // 1 / sqrt(d), and that times log2(e)
+  Address grad_qkv;         // (B, N, 3, H, d)
+  float* partials;          // (2, B, H, d), of the norm weights of q and k; or absent
 };
 
 // The shared memory of a block.
 template <class T, int kDim>
 struct Head {
   Rows<T, kDim> q, k, v, grad;
-  float* logsumexp;  // in units of log2; infinite beyond the last token, whose probabilities are 0
-  float* row_sums;   // of grad * out
-  float* weights;    // (2, d), of q and k
-  float* sums;       // (warps, 2, d), of the gradients of the weights
+  float* lse;      // log2(e) logsumexp; infinite beyond the last token, so that p is 0 there
+  float* delta;    // the row sums of grad * out, over sqrt(d)
+  float* weights;  // (2, d), of q and k
+  float* sums;     // (warps, 2, d), of the gradients of the weights
 
   __device__ Head(T* shared, int count)
       : q{shared},
         k{q.at(count)},
         v{k.at(count)},
         grad{v.at(count)},
-        logsumexp(reinterpret_cast<float*>(grad.at(count))),
-        row_sums(logsumexp + count),
-        weights(row_sums + count),
+        lse(reinterpret_cast<float*>(grad.at(count))),
+        delta(lse + count),
+        weights(delta + count),
         sums(weights + 2 * kDim) {}
 
   static size_t bytes(int tokens, int warps) {
@@ -55,24 +55,24 @@ struct Head {
 
 // Reads the logsumexp and adds up grad * out: a quad for each row.
 template <class T, int kDim>
-__device__ void read_rows(const Head<T, kDim>& head, const Arguments& a, const HeadIndex& index) {
+__device__ void read_rows(const Head<T, kDim>& head, const BackwardArguments& a,
+                          const HeadIndex& index) {
   const int tokens = a.grid.tokens, lane = threadIdx.x % 4;
   for (int row = threadIdx.x / 4; row < padded(tokens); row += blockDim.x / 4) {
     float sum = 0;
     if (row < tokens) {
       const T* out = index.in<T>(a.out) + row * a.out.token;
       for (int i = lane; i < head.q.kVectors; i += 4) {
-        const auto x = Vector<T, 8>::load(out + 8 * i),
-                   g = Vector<T, 8>::load(head.grad.at(row, 8 * i));
+        const auto x = Vector<T, 8>::load(out + 8 * i);
+        const auto g = Vector<T, 8>::load(head.grad.at(row, 8 * i));
 #pragma unroll
         for (int k = 0; k < 8; ++k) sum = fmaf(to_compute(x[k]), to_compute(g[k]), sum);
       }
     }
     sum = quad_sum(sum);
     if (lane) continue;
-    head.row_sums[row] = sum;
-    head.logsumexp[row] =
-        row < tokens ? a.logsumexp[index.index * tokens + row] * kLog2E : INFINITY;
+    head.delta[row] = sum * a.scale;
+    head.lse[row] = row < tokens ? a.logsumexp[index.index * tokens + row] * kLog2E : INFINITY;
   }
 }
 
@@ -80,72 +80,74 @@ __device__ void read_rows(const Head<T, kDim>& head, const Arguments& a, const H
 // rows of the other kind. A lane has rows l / 4 and l / 4 + 8.
 template <class T, int kDim, bool kKeys>
 struct Tile {
+  // The registers do not hold both operands of 128 channels: one is loaded for each chunk.
+  static constexpr bool kHeld = kDim <= 96;
   Operand<T, kDim> scored[1], weighted[1];  // k and v, or q and grad
-  float grad[1][kDim / 8][4] = {};          // of k or q, times sqrt(d)
+  float grad[1][kDim / 8][4] = {};          // of k or q
   float grad_v[1][kDim / 8][4] = {};
-  float logsumexp[2], row_sums[2];  // of the rows, if these are queries
+  int own;  // the first row
 
-  __device__ Tile(const Head<T, kDim>& head, int first) {
+  __device__ Tile(const Head<T, kDim>& head, int first) : own(first) {
     scored[0].load(kKeys ? head.k : head.q, first);
-    weighted[0].load(kKeys ? head.v : head.grad, first);
-#pragma unroll
-    for (int lower = 0; lower < 2; ++lower) {
-      const int row = first + threadIdx.x % kWarp / 4 + 8 * lower;
-      logsumexp[lower] = head.logsumexp[row];
-      row_sums[lower] = head.row_sums[row];
-    }
+    if (kHeld) weighted[0].load(kKeys ? head.v : head.grad, first);
   }
 
-  __device__ void visit(const Head<T, kDim>& head, float scale, int count) {
+  // Visits all rows of the other kind.
+  __device__ void visit(const Head<T, kDim>& head, const BackwardArguments& a) {
+    constexpr int kChunk = kBackwardChunk<kDim>;
+    const int tokens = a.grid.tokens;
     int first = 0;
-    for (; first + 16 * (kChunk<kDim> - 1) < count; first += 16 * kChunk<kDim>) {
-      visit_chunk<kChunk<kDim>>(head, scale, first);
+    for (; first + 16 * (kChunk - 1) < tokens; first += 16 * kChunk) {
+      visit_chunk<kChunk>(head, a, first, tokens - first);
     }
-    if (first < count) visit_chunk<1>(head, scale, first);
+    if (first < tokens) visit_chunk<1>(head, a, first, tokens - first);
   }
 
  private:
-  // With the scores S and their probabilities P = exp(S - logsumexp), the gradients of the scores
-  // are P (grad v^T - row_sums); for keys all of these are transposed.
+  // With the scores s and their probabilities p = exp(s - logsumexp), the gradients of the scores
+  // times 1 / sqrt(d) are ds = p (grad v^T / sqrt(d) - delta); for keys all of these are
+  // transposed. Keys beyond the last are masked: their p would be exp(-logsumexp), of any size.
   template <int kGroups>
-  __device__ void visit_chunk(const Head<T, kDim>& head, float scale, int first) {
+  __device__ void visit_chunk(const Head<T, kDim>& head, const BackwardArguments& a, int first,
+                              int count) {
     constexpr int kMatrices = 2 * kGroups;
     float scores[1][kMatrices][4] = {}, products[1][kMatrices][4] = {};
     add_scores(scores, scored, kKeys ? head.q : head.k, first);
+    if (!kHeld) weighted[0].load(kKeys ? head.v : head.grad, own);
     add_scores(products, weighted, kKeys ? head.grad : head.v, first);
-    uint32_t probabilities[1][kMatrices][2], grad_scores[1][kMatrices][2];
+    if (!kKeys && count < 16 * kGroups) mask(scores, count);
+    uint32_t p[1][kMatrices][2], ds[1][kMatrices][2];
 #pragma unroll
     for (int i = 0; i < kMatrices; ++i) {
-      const int query = first + 8 * i + threadIdx.x % 4 * 2;
-      float p[4], g[4];
+      const int column = first + 8 * i + threadIdx.x % 4 * 2, row = own + threadIdx.x % kWarp / 4;
+      float weight[4], grad_score[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const float lse = kKeys ? head.logsumexp[query + k % 2] : logsumexp[k / 2];
-        const float sum = kKeys ? head.row_sums[query + k % 2] : row_sums[k / 2];
-        p[k] = exp2_fast(fmaf(scores[0][i][k], scale, -lse));
-        g[k] = p[k] * (products[0][i][k] - sum);
+        const int query = kKeys ? column + k % 2 : row + 8 * (k / 2);
+        weight[k] = exp2_fast(fmaf(scores[0][i][k], a.log2_scale, -head.lse[query]));
+        grad_score[k] = weight[k] * fmaf(products[0][i][k], a.scale, -head.delta[query]);
       }
 #pragma unroll
       for (int lower = 0; lower < 2; ++lower) {
-        probabilities[0][i][lower] = pack<T>(p[2 * lower], p[2 * lower + 1]);
-        grad_scores[0][i][lower] = pack<T>(g[2 * lower], g[2 * lower + 1]);
+        p[0][i][lower] = pack<T>(weight[2 * lower], weight[2 * lower + 1]);
+        ds[0][i][lower] = pack<T>(grad_score[2 * lower], grad_score[2 * lower + 1]);
       }
     }
-    if constexpr (kKeys) add_weighted(grad_v, probabilities, head.grad, first);
-    add_weighted(grad, grad_scores, kKeys ? head.q : head.k, first);
+    if constexpr (kKeys) add_weighted(grad_v, p, head.grad, first);
+    add_weighted(grad, ds, kKeys ? head.q : head.k, first);
   }
 };
 
 // Writes the gradient of a row of q or k, and adds what it gives to that of the norm weight.
 template <class T, int kDim>
-__device__ void write_prepared(const float (&sums)[kDim / 8][4], int lower, float factor,
+__device__ void write_prepared(const float (&sums)[kDim / 8][4], int lower,
                                const Preparation& preparation, const float* weight, const T* x,
                                T* grad_x, int token, QuadHead<kDim>& grad_weight) {
   const int lane = threadIdx.x % 4;
   const bool exists = token < preparation.tokens;
   uint32_t words[kDim / 8] = {};
   QuadHead<kDim> grad, raw;
-  grad.take(sums, lower, factor);
+  grad.take(sums, lower);
   if (exists) QuadHead<kDim>::load_words(words, x, lane);
   raw.template unpack<T>(words);
   preparation.undo(grad, raw, weight, exists ? token : 0, lane);
@@ -158,19 +160,19 @@ __device__ void write_prepared(const float (&sums)[kDim / 8][4], int lower, floa
 
 // Writes the gradient of a row of v, or of q or k that were not prepared.
 template <class T, int kDim>
-__device__ void write_plain(const float (&sums)[kDim / 8][4], int lower, float factor, T* grad_x) {
+__device__ void write_plain(const float (&sums)[kDim / 8][4], int lower, T* grad_x) {
   auto* words = reinterpret_cast<uint32_t*>(grad_x) + threadIdx.x % 4;
 #pragma unroll
   for (int j = 0; j < kDim / 8; ++j) {
-    words[4 * j] = pack<T>(sums[j][2 * lower] * factor, sums[j][2 * lower + 1] * factor);
+    words[4 * j] = pack<T>(sums[j][2 * lower], sums[j][2 * lower + 1]);
   }
 }
 
 template <class T, int kDim, bool kKeys>
-__device__ void work_on(const Head<T, kDim>& head, const Arguments& a, const HeadIndex& index,
-                        int first) {
+__device__ void work_on(const Head<T, kDim>& head, const BackwardArguments& a,
+                        const HeadIndex& index, int first) {
   Tile<T, kDim, kKeys> tile(head, first);
-  tile.visit(head, a.scale, a.grid.tokens);
+  tile.visit(head, a);
   const int tokens = a.grid.tokens, heads = a.grid.heads;
   const HeadsView& x = kKeys ? a.k : a.q;
   const NormWeight& norm = kKeys ? a.preparation.k_weight : a.preparation.q_weight;
@@ -183,7 +185,7 @@ __device__ void work_on(const Head<T, kDim>& head, const Arguments& a, const Hea
 #pragma unroll
   for (int lower = 0; kKeys && lower < 2; ++lower) {
     const int token = token_of(lower);
-    if (token < tokens) write_plain<T, kDim>(tile.grad_v[0], lower, 1, grad_of(token, 2));
+    if (token < tokens) write_plain<T, kDim>(tile.grad_v[0], lower, grad_of(token, 2));
   }
   QuadHead<kDim> grad_weight = {};
 #pragma unroll
@@ -191,10 +193,10 @@ __device__ void work_on(const Head<T, kDim>& head, const Arguments& a, const Hea
     const int token = token_of(lower);
     T* const grad_x = grad_of(token, kKeys);
     if (a.preparation) {
-      write_prepared(tile.grad[0], lower, a.scale * kLn2, a.preparation, weight,
-                     index.in<T>(x) + token * x.token, grad_x, token, grad_weight);
+      write_prepared(tile.grad[0], lower, a.preparation, weight, index.in<T>(x) + token * x.token,
+                     grad_x, token, grad_weight);
     } else if (token < tokens) {
-      write_plain<T, kDim>(tile.grad[0], lower, a.scale * kLn2, grad_x);
+      write_plain<T, kDim>(tile.grad[0], lower, grad_x);
     }
   }
   if (weight) {
@@ -205,7 +207,8 @@ __device__ void work_on(const Head<T, kDim>& head, const Arguments& a, const Hea
 
 // registers: 255
 template <class T, int kDim>
-__global__ void __launch_bounds__(kMaxWarps* kWarp, 1) attention_backward_kernel(Arguments a) {
+__global__ void __launch_bounds__(kBackwardWarps* kWarp, 1)
+    attention_backward_kernel(BackwardArguments a) {
   MSF_DYNAMIC_SHARED(T, shared);
   const int tokens = a.grid.tokens, count = padded(tokens), tiles = count / 16;
   const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
@@ -249,7 +252,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1) attention_backward_kernel
 }
 
 int warps_of(int tokens) {
-  const int tiles = 2 * (padded(tokens) / 16), turns = (tiles + kMaxWarps - 1) / kMaxWarps;
+  const int tiles = 2 * (padded(tokens) / 16),
+            turns = (tiles + kBackwardWarps - 1) / kBackwardWarps;
   return (tiles + turns - 1) / turns;
 }
 
@@ -272,18 +276,13 @@ void attention_backward(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, He
   const int64_t heads = int64_t(grid.batch) * grid.heads;
   const Preparation preparation{q_weight, k_weight, rope.as<const float>(), grid.tokens,
                                 float(eps)};
-  const float scale = kLog2E / std::sqrt(float(grid.head_dim));
-  const Arguments arguments{grid,
-                            q,
-                            k,
-                            v,
-                            out,
-                            grad,
-                            preparation,
-                            logsumexp.as<const float>(),
-                            scale,
-                            grad_qkv,
-                            partials.as<float>()};
+  const float scale = 1 / std::sqrt(float(grid.head_dim));
+  const BackwardArguments arguments{grid,        q,
+                                    k,           v,
+                                    out,         grad,
+                                    preparation, logsumexp.as<const float>(),
+                                    scale,       scale * kLog2E,
+                                    grad_qkv,    partials.as<float>()};
   with_16_bits(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     with_head_dim(grid.head_dim, [&](auto dim) {

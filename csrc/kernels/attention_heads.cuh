@@ -82,10 +82,10 @@ struct QuadHead {
   }
 
   // Takes row `lower` of the sums of a product.
-  __device__ void take(const float (&sums)[kWords][4], int lower, float factor) {
+  __device__ void take(const float (&sums)[kWords][4], int lower) {
     for_each_word([&](int word, float& low, float& high) {
-      low = sums[word][2 * lower] * factor;
-      high = sums[word][2 * lower + 1] * factor;
+      low = sums[word][2 * lower];
+      high = sums[word][2 * lower + 1];
     });
   }
 

@@ -158,9 +158,10 @@ def test_configuration_beyond_the_limits(
 
 
 def test_static_and_dynamic_shared_memory_count_together() -> None:
-    launch("too_much_shared_memory", shared_bytes=199680)
-    said = failure("too_much_shared_memory", shared_bytes=199684)
-    assert said.endswith("thread (0,0,0): 232452 bytes of shared memory, at most 232448")
+    for most, limit in ((16384, 49152), (199680, 232448)):
+        launch("too_much_shared_memory", shared_bytes=most)
+        said = failure("too_much_shared_memory", shared_bytes=most + 4)
+        assert said.endswith(f"{limit + 4} bytes of shared memory, at most {limit}")
 
 
 @pytest.mark.parametrize("order", ["", "random", "random:", "random:-1", "random:x", "LIFO"])

@@ -2,9 +2,6 @@
 // have a mistake. Tensors are contiguous bfloat16: qkv (B, N, 3, H, d), out and grad (B, N, H, d);
 // norm weights, rope and logsumexp are float32. Absent tensors are null.
 #include MSF_ATTENTION
-#define kMaxWarps kMaxWarpsOfBackward
-#define kChunk kChunkOfBackward
-#define Arguments ArgumentsOfBackward
 #include MSF_ATTENTION_BACKWARD
 
 using namespace msf;

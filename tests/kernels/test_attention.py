@@ -106,12 +106,12 @@ def test_many_tokens_and_wide_heads(grid: tuple[int, int], head_dim: int, heads:
     check(inputs, num_heads=heads, rope=rope_2d(*grid, head_dim, device=DEVICE))
 
 
+@pytest.mark.parametrize("head_dim", [8, 64])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_one_token(dtype: torch.dtype) -> None:
+def test_one_token(dtype: torch.dtype, head_dim: int) -> None:
     # Its weight is 1 but for the rounding of a score of about 1, so out and grad_v are v and grad.
     # The gradients of q, k and their norms are sums of d products of grad and v minus the same,
     # times normed numbers of about 1. PyTorch's may be 0, and no measure of ours.
-    head_dim = 8
     inputs = [normal(3, 1, 3 * head_dim, dtype=dtype)]
     inputs += [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
     grad = normal(3, 1, head_dim, dtype=dtype)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import msf_kernels
 from msf_kernels import attention, rope_2d
 from msf_kernels.attention import cuda, reference
 from msf_kernels.cuda_support import extension
-from numerics import DEVICE, assert_as_good_as, normal
+from numerics import DEVICE, WALK, assert_as_good_as, normal, relative_error
 
 from .emulated import emulated
 
@@ -43,14 +44,19 @@ def check_forward(qkv: Tensor, options: list[Any], heads: int) -> tuple[Tensor, 
     got = cuda.attention(qkv, *arguments)
     native = reference.attention(qkv, *arguments)
     exact = reference.attention(qkv.double(), *arguments)
-    for results in zip(got, native, exact, strict=True):
-        assert_as_good_as(*results)
+    assert_as_good_as(got[0], native[0], exact[0])
+    # A logsumexp is as good as that of float32 sums of d products; PyTorch's may be exact by luck.
+    arithmetic = WALK * (qkv.shape[2] / (3 * heads)) ** 0.5 * torch.finfo(torch.float32).eps
+    error, floor = (relative_error(found[1], exact[1]) for found in (got, native))
+    assert error <= 2 * floor + arithmetic
     return got
 
 
 def check(qkv: Tensor, options: list[Any], heads: int) -> None:
     out, logsumexp = check_forward(qkv, options, heads)
     grad = normal(*out.shape, dtype=out.dtype)
+    if cuda.unsupported_reason(qkv, heads, grad):
+        return
 
     def gradients(module: Any, qkv: Tensor, grad: Tensor, *outputs: Tensor) -> list[Tensor]:
         found = module.attention_backward(grad, qkv, *options, *outputs, heads, 1e-6)
@@ -78,10 +84,16 @@ def test_what_q_and_k_pass(names: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("names", ["", "qkr"])
 def test_every_head_dim_it_is_built_for(dim: int, names: str) -> None:
     # 37 tokens are two tiles of 16 and a part; 130 a second turn of a block's warps.
-    for tokens in (1, 37, 130):
-        heads = 32 if tokens == 1 else 1  # so that no score is exact by luck
-        qkv = normal(1, tokens, 3 * heads * dim, dtype=BF16)
-        check(qkv, preparation((1, tokens), dim, names, torch.float32), heads)
+    for tokens in (37, 130):
+        qkv = normal(1, tokens, 3 * dim, dtype=BF16)
+        check(qkv, preparation((1, tokens), dim, names, torch.float32), heads=1)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(FP16, 1.6), (BF16, 4.0)], ids=["fp16", "bf16"])
+def test_scores_that_are_all_low(dtype: torch.dtype, size: float) -> None:
+    """A key beyond the last would have a score of 0, and so exp(-logsumexp) for its weight."""
+    q, k, v = normal(3, 1, 24, 72)
+    check(torch.cat((0.1 * q - size, 0.1 * k + size, v), -1).to(dtype), [None, None, None], heads=1)
 
 
 @pytest.mark.parametrize("dim", cuda.HEAD_DIMS)
@@ -119,8 +131,6 @@ def test_what_it_declines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_declined_backward_names_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    import msf_kernels
-
     limit(FORWARD_ALONE, monkeypatch)
     qkv = normal(1, 80, 3 * 72, dtype=BF16).requires_grad_()
     with msf_kernels.backend("cuda"):
@@ -138,6 +148,34 @@ def test_outputs_are_repeatable_bit_for_bit() -> None:
         cuda.attention_backward(grad, qkv, *options, out, logsumexp, 2, 1e-6) for _ in range(2)
     )
     assert all(map(torch.equal, first, second))
+
+
+def test_strided_inputs_and_gradients() -> None:
+    wide = normal(2, 9, 500, dtype=BF16)
+    views = (
+        wide[..., 2:434],
+        wide.mT.contiguous().mT[..., :432],
+        wide[:1, :, :432].expand(3, 9, 432),
+    )
+    for qkv in views:
+        results = []
+        for x in (qkv, qkv.contiguous()):
+            x = x.detach().requires_grad_()
+            with msf_kernels.backend("cuda"):
+                out = attention(x, num_heads=2)
+                one = torch.ones((), dtype=BF16, device=DEVICE).expand_as(out)
+                results.append((out, *torch.autograd.grad(out, x, one)))
+        assert all(map(torch.equal, *results))
+
+
+def test_the_operator() -> None:
+    weight = torch.ones(32, device=DEVICE, requires_grad=True)
+    qkv = normal(2, 5, 3 * 2 * 32, dtype=BF16).requires_grad_()
+    with msf_kernels.backend("cuda"):
+        torch.library.opcheck(torch.ops.msf.attention.default, (qkv, weight, None, None, 2, 1e-6))
+        compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+        options = {"num_heads": 2, "q_weight": weight}
+        assert torch.equal(compiled(qkv, **options), attention(qkv, **options))
 
 
 def test_empty_batch() -> None:

@@ -58,20 +58,25 @@ MISTAKES = {
         "for (int i = 0; i < 2; ++i) keys.prepare(row, row, a.preparation, k_weight);",
     ),
     "a key beyond the last": (
-        "attention.cu",
+        "attention.cuh",
         "i % 2 < count) continue",
         "i % 2 <= count) continue",
     ),
     "outputs not rescaled": ("attention.cu", "out[tile][j][2 * row] *= factor;", ""),
     "the other row's logsumexp": (
         "attention_backward.cu",
-        ": logsumexp[k / 2]",
-        ": logsumexp[1 - k / 2]",
+        "row + 8 * (k / 2);",
+        "row + 8 * (1 - k / 2);",
     ),
     "rotated back the wrong way": (
         "attention_heads.cuh",
         "grad.rotate(other, -1)",
         "grad.rotate(other, 1)",
+    ),
+    "a key beyond the last in the gradient": (
+        "attention_backward.cu",
+        "if (!kKeys && count < 16 * kGroups) mask(scores, count);",
+        "",
     ),
     "sums of weights not cleared": ("attention_backward.cu", "head.sums[i] = 0;", ";"),
     "no barrier before the row sums are read": (
@@ -111,8 +116,13 @@ def call(function: Callable[..., bool], qkv: Tensor, *arguments: Any) -> None:
 
 
 def check(library: ctypes.CDLL) -> None:
-    for prepared, shared, tokens in ((True, WHOLE, 37), (False, WHOLE, 80), (False, STREAMED, 200)):
-        qkv = normal(1, tokens, 3 * HEADS * DIM, dtype=torch.bfloat16) * (1 if prepared else 3)
+    low = torch.tensor([-4.0, 4.0, 0.0]).repeat_interleave(HEADS * DIM)  # of all scores
+    for prepared, shared, tokens, mean in (
+        *((True, WHOLE, 37, 0), (False, WHOLE, 24, low)),
+        *((False, WHOLE, 80, 0), (False, STREAMED, 200, 0)),
+    ):
+        size = 0.1 if mean is low else 1 if prepared else 3
+        qkv = (normal(1, tokens, 3 * HEADS * DIM) * size + mean).to(torch.bfloat16)
         options: list[Any] = [None, None, None]
         if prepared:
             options = [*(1 + 0.3 * normal(2, DIM)).float(), rope_2d(1, tokens, DIM)]
