@@ -280,7 +280,7 @@ def check_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 def _outside() -> int:
     """Return the ``stacklevel``, for our caller's warning, of the code that called the model."""
     level, frame = 0, sys._getframe()
-    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("msf", "torch"):
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("msf", "torch"):
         level, frame = level + 1, frame.f_back
     return level
 

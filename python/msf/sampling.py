@@ -195,6 +195,8 @@ def _check(
 
 
 def _untrained_labels(config: MSFConfig, labels: Tensor) -> Iterator[str]:
+    if not has_values(labels):
+        return
     null, dropout = config.num_classes, config.label_dropout
     line = f"for a model with label_dropout {dropout:g}: it was never trained with"
     if dropout == 0 and (labels == null).any():

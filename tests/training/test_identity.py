@@ -59,6 +59,16 @@ def test_resume_refuses_changed_data_unless_told(photos, trained, change):
     resume(photos, trained)  # what was accepted is what the run knows
 
 
+def test_a_list_of_contents_leads_to_no_other_file(photos, trained):
+    """What is not among the images is not read: a pipe would not end."""
+    (trained / "contents.json").write_text('{"/dev/zero": "x"}')
+    with pytest.raises(ValueError, match=r"1 of 1 images that were looked at hold something else"):
+        resume(photos, trained)
+    (trained / "contents.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match=r"contents.json: the digest of 'a' must be a string, got"):
+        resume(photos, trained)
+
+
 def test_resume_takes_new_images_and_says_so(photos, trained, capsys):
     Image.new("L", (8, 8)).save(photos / "7" / "new.png")
     resume(photos, trained)

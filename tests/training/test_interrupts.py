@@ -2,11 +2,13 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 
 from PIL import Image
 
 from msf.data import load_data
 from msf.training.batches import batches
+from msf.training.interrupts import StopSignal
 
 
 def test_sigterm_ends_the_workers_when_it_is_the_parents(tmp_path):
@@ -38,3 +40,26 @@ def test_ctrl_c_does_not_end_the_workers(photos):
         for _ in range(2):
             os.kill(worker.pid, signal.SIGINT)
     assert workers and len(list(steps)) == 82
+
+
+class Slow:
+    """Presses Ctrl-C twice while it is destroyed, where Python drops the exception."""
+
+    def __del__(self):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Wrong:
+    def __del__(self):
+        raise OSError("not to be hidden")
+
+
+def test_an_interrupt_in_a_destructor_is_not_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_type))
+    hook = sys.unraisablehook
+    with StopSignal() as stop:
+        Slow()
+        Wrong()
+    assert stop.received and told == [OSError] and sys.unraisablehook is hook

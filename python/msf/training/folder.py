@@ -65,7 +65,8 @@ class RunFolder:
     ) -> None:
         self.path, self.config, self.run, self.resume = path, config, run, resume
         self.files, self.data_changed = files or {}, data_changed
-        self._digest = cache(digest)
+        self._digest = cache(lambda name: digest(name) if name in self.files else "")
+        self._contents = sample_contents(self.files, self._digest)
         self.changes: list[str] = []  # what this training does otherwise than the run did
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path}: is a file; --out must be a folder")
@@ -94,11 +95,11 @@ class RunFolder:
                             "wait for its end or choose another --out"
                         )
                 self._repair()
-            for trainer in trainers:
-                self._load(trainer)
-            with locked(self.path):
+                for trainer in trainers:
+                    self._load(trainer)
+                # A run that is refused so far stays as it was.
                 write_files(self.path, self.files)
-                write_contents(self.path, sample_contents(self.files, self._digest))
+                write_contents(self.path, self._contents)
                 with atomic_write(self.path / RUN_FILE) as temporary:
                     temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
             yield
@@ -217,8 +218,7 @@ class RunFolder:
         """Continue ``trainer`` from the folder, if its stage was trained here before."""
         if self.state_file(trainer.name).exists():
             trainer.load(self.state_file(trainer.name))
-        with locked(self.path):
-            metrics.forget(self.path / "metrics.jsonl", trainer.name, after=trainer.step_number)
+        metrics.forget(self.path / "metrics.jsonl", trainer.name, after=trainer.step_number)
 
     def save(self, trainer: StageTrainer, averaged: MSF) -> None:
         """Keep ``trainer``'s state, and its stage in the model, whose other stages stay as they

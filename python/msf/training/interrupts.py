@@ -48,13 +48,14 @@ class StopSignal:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
-        sys.unraisablehook = _silent_if_interrupted
+            self._hook, sys.unraisablehook = sys.unraisablehook, self._silent_if_interrupted
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        sys.unraisablehook = sys.__unraisablehook__
+        if self._previous:
+            sys.unraisablehook = self._hook
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if not self.received:
@@ -63,10 +64,9 @@ class StopSignal:
             self._raised = True
             raise KeyboardInterrupt
 
-
-def _silent_if_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
-    if unraisable.exc_type is not KeyboardInterrupt:
-        sys.__unraisablehook__(unraisable)
+    def _silent_if_interrupted(self, unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is not KeyboardInterrupt:
+            self._hook(unraisable)
 
 
 def leave_signals_to_the_parent(_: int) -> None:
