@@ -17,7 +17,7 @@ from msf_kernels.audit.row import Row
 from msf_kernels.examples import families
 from processes import program
 
-pytest.importorskip("triton", minversion="3.6")  # 3.5 compiles otherwise: what it divides, it flushes
+pytest.importorskip("triton", minversion="3.6")  # 3.5 flushes what it divides
 from triton import knobs
 
 from msf_kernels.audit import triton as audit_triton
