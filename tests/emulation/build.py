@@ -6,6 +6,7 @@ Variants: `plain`; `asan`, AddressSanitizer and UndefinedBehaviorSanitizer; `tsa
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -73,8 +74,11 @@ def build(
     key = _digest(sources, [*folders, *(source.parent for source in sources)], flags)
     suffix = ".so" if module else ""
     target = CACHE / f"{sources[0].stem}-{variant}-{key}{suffix}"
-    if not target.exists():
-        _compile([_compiler(), *flags], sources, target)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(target.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it: half a minute of all cores
+        if not target.exists():
+            _compile([_compiler(), *flags], sources, target)
     return target
 
 
@@ -135,8 +139,7 @@ def _digest(sources: Sequence[Path], folders: Iterable[Path], flags: Sequence[st
 
 
 def _compile(command: Sequence[str], sources: Sequence[Path], target: Path) -> None:
-    """Compile under another name, then rename: another process may be at the same target."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Compile under another name, then rename: the target is whole or absent."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         objects = [f"{folder}/{i}.o" for i in range(len(sources))]
 
