@@ -75,7 +75,7 @@ def build(
     suffix = ".so" if module else ""
     target = CACHE / f"{sources[0].stem}-{variant}-{key}{suffix}"
     CACHE.mkdir(parents=True, exist_ok=True)
-    with open(target.with_suffix(".lock"), "w") as lock:
+    with open(CACHE.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it: half a minute of all cores
         if not target.exists():
             _compile([_compiler(), *flags], sources, target)
