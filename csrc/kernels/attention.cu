@@ -251,12 +251,9 @@ size_t bytes_of_head(int tokens, int warps) {
          2 * kDim * sizeof(float);
 }
 
-// As many warps as share the queries evenly.
 template <int kDim>
 int warps_of_head(int tokens) {
-  const int groups = (tokens + kQueries<kDim> - 1) / kQueries<kDim>;
-  const int turns = (groups + kMaxWarps - 1) / kMaxWarps;
-  return (groups + turns - 1) / turns;
+  return even_warps((tokens + kQueries<kDim> - 1) / kQueries<kDim>, kMaxWarps);
 }
 
 }  // namespace

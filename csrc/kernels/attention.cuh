@@ -36,6 +36,12 @@ struct HeadIndex {
   }
 };
 
+// As many warps, `most` at most, as share so many parts evenly.
+inline int even_warps(int parts, int most) {
+  const int turns = (parts + most - 1) / most;
+  return (parts + turns - 1) / turns;
+}
+
 // The rows that hold so many tokens: products take 16 at a time.
 __host__ __device__ inline int padded(int tokens) { return (tokens + 15) / 16 * 16; }
 

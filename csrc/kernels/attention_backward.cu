@@ -251,11 +251,7 @@ __global__ void __launch_bounds__(kBackwardWarps* kWarp, 1)
   }
 }
 
-int warps_of(int tokens) {
-  const int tiles = 2 * (padded(tokens) / 16),
-            turns = (tiles + kBackwardWarps - 1) / kBackwardWarps;
-  return (tiles + turns - 1) / turns;
-}
+int warps_of(int tokens) { return even_warps(2 * (padded(tokens) / 16), kBackwardWarps); }
 
 }  // namespace
 
