@@ -130,7 +130,14 @@ struct type_caster<msf::HeadsView>
 template <>
 struct type_caster<msf::HeadGrid> : AggregateCaster<msf::HeadGrid, int, int, int, int> {};
 template <>
-struct type_caster<msf::NormWeight> : AggregateCaster<msf::NormWeight, Address, msf::DType> {};
+struct type_caster<msf::Parameter> : AggregateCaster<msf::Parameter, Address, msf::DType> {};
+template <>
+struct type_caster<msf::Preparation>
+    : AggregateCaster<msf::Preparation, msf::Parameter, msf::Parameter, msf::Parameter, Address,
+                      double> {};
+template <>
+struct type_caster<msf::PreparationGradient>
+    : AggregateCaster<msf::PreparationGradient, msf::Parameter, msf::Parameter, msf::Parameter> {};
 
 }  // namespace pybind11::detail
 #endif

@@ -152,40 +152,52 @@ struct HeadGrid {
   int batch, tokens, heads, head_dim;
 };
 
-// A norm weight (d,), or its gradient, in the dtype of the heads or float32. An absent one has no
-// data.
-struct NormWeight {
+// A bias or norm weight, or its gradient, in the dtype of the heads or float32. An absent one has
+// no data.
+struct Parameter {
   Address data;
   DType dtype = DType::float32;
 };
 
-// Softmax attention of 16-bit heads, of which q and k pass norm and rotation first; all that is
-// read lies at multiples of 16 bytes. out is (B, N, H, d) and contiguous, logsumexp (B, H, N) in
-// float32. A block may take `shared_limit` bytes of shared memory. Where a head does not fit into
-// that, norm and rotation must be absent.
+// What heads pass on their way into attention: a bias, then for q and k a norm and a rotation.
+struct Preparation {
+  Parameter bias;                // (3, H, d), of q, k and v
+  Parameter q_weight, k_weight;  // (d,)
+  Address rope;                  // (2, N, d / 2) in float32
+  double eps = 0;
+  MSF_HOST_DEVICE explicit operator bool() const {
+    return bias.data || q_weight.data || k_weight.data || rope;
+  }
+};
+
+struct PreparationGradient {
+  Parameter bias, q_weight, k_weight;
+};
+
+// Softmax attention of prepared 16-bit heads; all that is read lies at multiples of 16 bytes. out
+// is (B, N, H, d) and contiguous, logsumexp (B, H, N) in float32. A block may take `shared_limit`
+// bytes of shared memory. Where a head does not fit into that, there must be nothing to prepare.
 bool attention_fits(HeadGrid grid, int shared_limit);
 void attention(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, HeadsView v,
-               NormWeight q_weight, NormWeight k_weight, Address rope, double eps, Address out,
-               Address logsumexp, int shared_limit, Address stream);
+               Preparation preparation, Address out, Address logsumexp, int shared_limit,
+               Address stream);
 
-// The gradient of attention, for heads that fit. partials is (2, B, H, d) in float32, absent
-// without weights.
+// The gradient of attention, for heads that fit. partials is (5, H, B, d) in float32, absent where
+// no parameter gets a gradient.
 bool attention_backward_fits(HeadGrid grid, int shared_limit);
 void attention_backward(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, HeadsView v,
-                        HeadsView out, HeadsView grad, NormWeight q_weight, NormWeight k_weight,
-                        Address rope, double eps, Address logsumexp, Address grad_qkv,
-                        Address partials, NormWeight grad_q_weight, NormWeight grad_k_weight,
+                        HeadsView out, HeadsView grad, Preparation preparation, Address logsumexp,
+                        Address grad_qkv, Address partials, PreparationGradient sums,
                         Address stream);
 
-// rope is (2, N, d / 2) in float32; q_out and k_out (B, N, H, d) and grad_qkv (B, N, 3, H, d) are
-// contiguous. partials is (2, max_partials, d) in the compute dtype, absent without weights.
-void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, NormWeight q_weight,
-                  NormWeight k_weight, Address rope, double eps, Address q_out, Address k_out,
-                  Address stream);
+// q_out and k_out (B, N, H, d) and grad_qkv (B, N, 3, H, d) are contiguous. Partial sums are in the
+// compute dtype and absent for absent parameters: with n = max_partials + H, (2, n, d) of the
+// weights and (3, n min(H, 256), d) of the biases.
+void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, Preparation preparation,
+                  Address q_out, Address k_out, Address stream);
 void qk_norm_rope_backward(DType dtype, HeadGrid grid, HeadsView grad_q, HeadsView grad_k,
-                           HeadsView grad_v, HeadsView q, HeadsView k, NormWeight q_weight,
-                           NormWeight k_weight, Address rope, double eps, Address grad_qkv,
-                           Address partials, int max_partials, NormWeight grad_q_weight,
-                           NormWeight grad_k_weight, Address stream);
+                           HeadsView grad_v, HeadsView q, HeadsView k, Preparation preparation,
+                           Address grad_qkv, Address weight_partials, Address bias_partials,
+                           int max_partials, PreparationGradient sums, Address stream);
 
 }  // namespace msf

@@ -62,3 +62,16 @@ def assert_as_good_as(got: Tensor, native: Tensor, exact: Tensor, factor: float 
     floor = max(relative_error(native, exact), rounding_error(exact, got.dtype))
     error = relative_error(got, exact)
     assert error <= factor * floor, f"relative L2 error {error:.3e} exceeds {factor} x {floor:.3e}"
+
+
+def assert_sum_as_good_as(got: Tensor, exact: Tensor, terms: Tensor, exact_terms: Tensor) -> None:
+    """`got` is a sum over terms whose errors are those of PyTorch's, `terms`.
+
+    Independent errors walk at random, so that of the sum is about as long as that of all terms
+    together. It has few directions, often one, where the terms share an error: so this is no ratio
+    to the error of PyTorch's own sum, which one lucky draw makes small.
+    """
+    assert got.shape == exact.shape
+    bound = WALK * (terms.double() - exact_terms).norm() + torch.finfo(got.dtype).eps * exact.norm()
+    error = (got.double() - exact).norm()
+    assert error <= bound, f"L2 error {error:.3e} exceeds {bound:.3e}"

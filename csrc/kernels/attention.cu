@@ -59,7 +59,9 @@ struct Queries {
   }
 
   // Leaves the outputs, rounded, in rows of the warp, and writes the logsumexp of those that exist.
-  __device__ void finish(const Rows<T, kDim>& rows, float* logsumexp, int existing) {
+  // The bias of v is added here: the weights of a query's values add up to 1.
+  __device__ void finish(const Rows<T, kDim>& rows, const float* bias, float* logsumexp,
+                         int existing) {
     const int lane = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2 * kCount; ++i) {
@@ -68,8 +70,12 @@ struct Queries {
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
         const auto& sums = out[tile][j];
-        rows.words(row, lane)[4 * j] =
-            pack<T>(sums[2 * lower] * factor, sums[2 * lower + 1] * factor);
+        float low = sums[2 * lower] * factor, high = sums[2 * lower + 1] * factor;
+        if (bias) {
+          low += bias[8 * j + 2 * lane];
+          high += bias[8 * j + 2 * lane + 1];
+        }
+        rows.words(row, lane)[4 * j] = pack<T>(low, high);
       }
       if (lane == 0 && row < existing) logsumexp[row] = (largest[tile][lower] + log2f(sum)) * kLn2;
     }
@@ -144,10 +150,11 @@ __device__ void copy_queries(const Rows<T, kDim>& rows, const Arguments& a, cons
 // Writes the outputs of the queries from `first` on, through the rows of the warp.
 template <class T, int kDim>
 __device__ void write(Queries<T, kDim>& queries, const Rows<T, kDim>& rows, const Arguments& a,
-                      const HeadIndex& index, int first) {
+                      const HeadIndex& index, const float* bias, int first) {
   const int tokens = a.grid.tokens;
   const int64_t stride = int64_t(a.grid.heads) * kDim;
-  queries.finish(rows, a.logsumexp.as<float>() + index.index * tokens + first, tokens - first);
+  float* const logsumexp = a.logsumexp.as<float>() + index.index * tokens + first;
+  queries.finish(rows, bias, logsumexp, tokens - first);
   __syncwarp();
   T* const out = a.out.as<T>() + (index.sample * tokens + first) * stride + index.head * kDim;
   for (int i = threadIdx.x % kWarp; i < kQueries<kDim> * rows.kVectors; i += kWarp) {
@@ -168,9 +175,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) attention_of_head_kernel(
   const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   const Rows<T, kDim> keys{shared}, values{keys.at(count)};
   const Rows<T, kDim> rows{values.at(count + warp * kQueries<kDim>)};  // of the warp
-  float* const weights = reinterpret_cast<float*>(values.at(count + warps * kQueries<kDim>));
-  const float* const q_weight = a.preparation.q_weight.data ? weights : nullptr;
-  const float* const k_weight = a.preparation.k_weight.data ? weights + kDim : nullptr;
+  auto* const parameters = reinterpret_cast<float*>(values.at(count + warps * kQueries<kDim>));
+  const PreparedHead<kDim> head{a.preparation, parameters, tokens};
   const HeadIndex index(blockIdx.x, a.grid.heads);
   int first = warp * kQueries<kDim>;
   keys.copy(a.k, index, 0, count, tokens);
@@ -179,11 +185,11 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) attention_of_head_kernel(
   copy_queries(rows, a, index, first);
   commit_copies();
   if (a.preparation) {
-    a.preparation.load_weights<T>(weights, kDim);
+    head.template load<T>(index.head, a.grid.heads);
     wait_copies<1>();
     __syncthreads();
     for (int row = 8 * warp; row < tokens; row += 8 * warps) {
-      keys.prepare(row, row, a.preparation, k_weight);
+      keys.prepare(row, row, head, 1);
     }
   }
   wait_copies<0>();
@@ -191,14 +197,14 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) attention_of_head_kernel(
   while (first < tokens) {
     if (a.preparation) {
       for (int row = 0; row < kQueries<kDim>; row += 8) {
-        rows.prepare(row, first + row, a.preparation, q_weight);
+        rows.prepare(row, first + row, head, 0);
       }
       __syncwarp();
     }
     Queries<T, kDim> queries(rows, a.scale);
     __syncwarp();
     queries.attend(keys, values, tokens);
-    write(queries, rows, a, index, first);
+    write(queries, rows, a, index, head.bias(2), first);
     first += warps * kQueries<kDim>;
     if (first < tokens) copy_queries(rows, a, index, first);
     commit_copies();
@@ -241,14 +247,14 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) attention_kernel(Argument
     queries.attend(keys(from), values(from), rest < kStreamed ? rest : kStreamed);
     wait_copies<0>();
   }
-  write(queries, rows, a, index, first);
+  write(queries, rows, a, index, nullptr, first);
 }
 
 // The shared memory of a block that holds whole heads.
 template <class T, int kDim>
 size_t bytes_of_head(int tokens, int warps) {
   return Rows<T, kDim>::bytes(2 * padded(tokens) + warps * kQueries<kDim>) +
-         2 * kDim * sizeof(float);
+         PreparedHead<kDim>::kParameters * kDim * sizeof(float);
 }
 
 template <int kDim>
@@ -269,16 +275,14 @@ bool attention_fits(HeadGrid grid, int shared_limit) {
 }
 
 void attention(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, HeadsView v,
-               NormWeight q_weight, NormWeight k_weight, Address rope, double eps, Address out,
-               Address logsumexp, int shared_limit, Address stream) {
+               Preparation preparation, Address out, Address logsumexp, int shared_limit,
+               Address stream) {
   const int64_t heads = int64_t(grid.batch) * grid.heads;
   if (heads == 0) return;
-  const Preparation preparation{q_weight, k_weight, rope.as<const float>(), grid.tokens,
-                                float(eps)};
   const float scale = kLog2E / std::sqrt(float(grid.head_dim));
   const Arguments arguments{grid, q, k, v, preparation, scale, out, logsumexp};
   with_16_bits(dtype, [&](auto type) {
-    with_head_dim(grid.head_dim, [&](auto dim) {
+    with_built_head_dim(grid.head_dim, [&](auto dim) {
       using T = typename decltype(type)::type;
       constexpr int kDim = dim.value;
       if (attention_fits(grid, shared_limit)) {

@@ -2,25 +2,16 @@
 #pragma once
 
 #include "async_copy.cuh"
-#include "attention_heads.cuh"
+#include "preparation.cuh"
 
 namespace msf {
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
-// Calls body(std::integral_constant<int, d>{}) with a head_dim that the kernels are built for.
 template <class Body>
-void with_head_dim(int dim, Body body) {
-  switch (dim) {
-    case 32: return body(std::integral_constant<int, 32>{});
-    case 64: return body(std::integral_constant<int, 64>{});
-    case 72: return body(std::integral_constant<int, 72>{});
-    case 80: return body(std::integral_constant<int, 80>{});
-    case 96: return body(std::integral_constant<int, 96>{});
-    case 128: return body(std::integral_constant<int, 128>{});
-    default: throw std::runtime_error("msf: attention is not built for this head_dim");
-  }
+void with_built_head_dim(int dim, Body body) {
+  if (!with_head_dim(dim, body)) throw std::runtime_error("msf: no attention of this head_dim");
 }
 
 // Which head of which sample a block works on, and where it lies.
@@ -83,16 +74,15 @@ struct Rows {
     return reinterpret_cast<uint32_t*>(at(row)) + lane;
   }
 
-  // The warp normalises and rotates rows [first, first + 8), which hold tokens `token` and on. A
-  // quad takes a row; neighbouring quads take rows four apart, which lie 16 banks apart. Those
-  // beyond the last token stay zero.
-  __device__ void prepare(int first, int token, const Preparation& preparation,
-                          const float* weight) const {
+  // The warp prepares rows [first, first + 8), which hold tokens `token` and on of q or k. A quad
+  // takes a row; neighbouring quads take rows four apart, which lie 16 banks apart. Those beyond
+  // the last token stay zero.
+  __device__ void prepare(int first, int token, const PreparedHead<kDim>& head, int part) const {
     const int lane = threadIdx.x % 4, quad = threadIdx.x / 4 % 8, offset = quad / 2 + quad % 2 * 4;
-    const bool exists = token + offset < preparation.tokens;
+    const bool exists = token + offset < head.tokens;
     uint32_t found[kVectors];
     QuadHead<kDim>::load_words(found, at(first + offset), lane);
-    preparation.apply<T, kDim>(found, weight, exists ? token + offset : 0, lane);
+    head.template apply<T>(found, part, exists ? token + offset : 0, lane);
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {

@@ -25,30 +25,31 @@ struct BackwardArguments {
   const float* logsumexp;   // (B, H, N)
   float scale, log2_scale;  // 1 / sqrt(d), and that times log2(e)
   Address grad_qkv;         // (B, N, 3, H, d)
-  float* partials;          // (2, B, H, d), of the norm weights of q and k; or absent
+  float* partials;          // (5, H, B, d), of the parameters in the order of PreparedHead
 };
 
 // The shared memory of a block.
 template <class T, int kDim>
 struct Head {
+  static constexpr int kParameters = PreparedHead<kDim>::kParameters * kDim;
   Rows<T, kDim> q, k, v, grad;
-  float* lse;      // log2(e) logsumexp; infinite beyond the last token, so that p is 0 there
-  float* delta;    // the row sums of grad * out, over sqrt(d)
-  float* weights;  // (2, d), of q and k
-  float* sums;     // (warps, 2, d), of the gradients of the weights
+  float* lse;    // log2(e) logsumexp; infinite beyond the last token, so that p is 0 there
+  float* delta;  // the row sums of grad * (out - the bias of v), over sqrt(d)
+  PreparedHead<kDim> prepared;
+  float* sums;  // (warps, 5, d), of the gradients of the parameters
 
-  __device__ Head(T* shared, int count)
+  __device__ Head(T* shared, int count, const BackwardArguments& a)
       : q{shared},
         k{q.at(count)},
         v{k.at(count)},
         grad{v.at(count)},
         lse(reinterpret_cast<float*>(grad.at(count))),
         delta(lse + count),
-        weights(delta + count),
-        sums(weights + 2 * kDim) {}
+        prepared{a.preparation, delta + count, a.grid.tokens},
+        sums(prepared.shared + kParameters) {}
 
   static size_t bytes(int tokens, int warps) {
-    const int floats = 2 * padded(tokens) + 2 * kDim * (1 + warps);
+    const int floats = 2 * padded(tokens) + kParameters * (1 + warps);
     return Rows<T, kDim>::bytes(4 * padded(tokens)) + floats * sizeof(float);
   }
 };
@@ -62,11 +63,15 @@ __device__ void read_rows(const Head<T, kDim>& head, const BackwardArguments& a,
     float sum = 0;
     if (row < tokens) {
       const T* out = index.in<T>(a.out) + row * a.out.token;
+      const float* bias = head.prepared.bias(2);
       for (int i = lane; i < head.q.kVectors; i += 4) {
         const auto x = Vector<T, 8>::load(out + 8 * i);
         const auto g = Vector<T, 8>::load(head.grad.at(row, 8 * i));
 #pragma unroll
-        for (int k = 0; k < 8; ++k) sum = fmaf(to_compute(x[k]), to_compute(g[k]), sum);
+        for (int k = 0; k < 8; ++k) {
+          const float value = to_compute(x[k]) - (bias ? bias[8 * i + k] : 0);
+          sum = fmaf(value, to_compute(g[k]), sum);
+        }
       }
     }
     sum = quad_sum(sum);
@@ -80,7 +85,7 @@ __device__ void read_rows(const Head<T, kDim>& head, const BackwardArguments& a,
 // rows of the other kind. A lane has rows l / 4 and l / 4 + 8.
 template <class T, int kDim, bool kKeys>
 struct Tile {
-  // The registers do not hold both operands of 128 channels: one is loaded for each chunk.
+  // The registers do not hold both operands of 128 channels: they are loaded for each chunk.
   static constexpr bool kHeld = kDim <= 96;
   Operand<T, kDim> scored[1], weighted[1];  // k and v, or q and grad
   float grad[1][kDim / 8][4] = {};          // of k or q
@@ -88,8 +93,7 @@ struct Tile {
   int own;  // the first row
 
   __device__ Tile(const Head<T, kDim>& head, int first) : own(first) {
-    scored[0].load(kKeys ? head.k : head.q, first);
-    if (kHeld) weighted[0].load(kKeys ? head.v : head.grad, first);
+    if (kHeld) load(head);
   }
 
   // Visits all rows of the other kind.
@@ -104,6 +108,11 @@ struct Tile {
   }
 
  private:
+  __device__ void load(const Head<T, kDim>& head) {
+    scored[0].load(kKeys ? head.k : head.q, own);
+    weighted[0].load(kKeys ? head.v : head.grad, own);
+  }
+
   // With the scores s and their probabilities p = exp(s - logsumexp), the gradients of the scores
   // times 1 / sqrt(d) are ds = p (grad v^T / sqrt(d) - delta); for keys all of these are
   // transposed. Keys beyond the last are masked: their p would be exp(-logsumexp), of any size.
@@ -112,8 +121,8 @@ struct Tile {
                               int count) {
     constexpr int kMatrices = 2 * kGroups;
     float scores[1][kMatrices][4] = {}, products[1][kMatrices][4] = {};
+    if (!kHeld) load(head);
     add_scores(scores, scored, kKeys ? head.q : head.k, first);
-    if (!kHeld) weighted[0].load(kKeys ? head.v : head.grad, own);
     add_scores(products, weighted, kKeys ? head.grad : head.v, first);
     if (!kKeys && count < 16 * kGroups) mask(scores, count);
     uint32_t p[1][kMatrices][2], ds[1][kMatrices][2];
@@ -138,24 +147,24 @@ struct Tile {
   }
 };
 
-// Writes the gradient of a row of q or k, and adds what it gives to that of the norm weight.
+// Writes the gradient of a row of q or k, and adds what it gives to those of weight and bias.
 template <class T, int kDim>
 __device__ void write_prepared(const float (&sums)[kDim / 8][4], int lower,
-                               const Preparation& preparation, const float* weight, const T* x,
-                               T* grad_x, int token, QuadHead<kDim>& grad_weight) {
+                               const PreparedHead<kDim>& head, int part, const T* x, T* grad_x,
+                               int token, QuadHead<kDim>& grad_weight, QuadHead<kDim>& grad_bias) {
   const int lane = threadIdx.x % 4;
-  const bool exists = token < preparation.tokens;
+  const bool exists = token < head.tokens;
   uint32_t words[kDim / 8] = {};
   QuadHead<kDim> grad, raw;
   grad.take(sums, lower);
   if (exists) QuadHead<kDim>::load_words(words, x, lane);
   raw.template unpack<T>(words);
-  preparation.undo(grad, raw, weight, exists ? token : 0, lane);
+  head.undo(grad, raw, part, exists ? token : 0, lane);
   grad.template pack_into<T>(words);
   if (!exists) return;
   QuadHead<kDim>::store_words(words, grad_x, lane);
-#pragma unroll
-  for (int i = 0; i < kDim / 4; ++i) grad_weight.channels[i] += raw.channels[i];
+  add(grad_weight, raw);
+  add(grad_bias, grad);
 }
 
 // Writes the gradient of a row of v, or of q or k that were not prepared.
@@ -168,6 +177,18 @@ __device__ void write_plain(const float (&sums)[kDim / 8][4], int lower, T* grad
   }
 }
 
+// Adds up the columns of the first `count` of 16 rows, into `sums` (d,).
+template <int kColumns>
+__device__ void add_columns(const float (&rows)[kColumns][4], int count, float* sums) {
+  const int row = threadIdx.x % kWarp / 4, lane = threadIdx.x % 4;
+#pragma unroll
+  for (int i = 0; i < 2 * kColumns; ++i) {
+    const float upper = rows[i / 2][i % 2], lower = rows[i / 2][2 + i % 2];
+    const float sum = sum_over_quads((row < count ? upper : 0) + (row + 8 < count ? lower : 0));
+    if (row == 0) sums[i / 2 * 8 + 2 * lane + i % 2] += sum;
+  }
+}
+
 template <class T, int kDim, bool kKeys>
 __device__ void work_on(const Head<T, kDim>& head, const BackwardArguments& a,
                         const HeadIndex& index, int first) {
@@ -175,8 +196,8 @@ __device__ void work_on(const Head<T, kDim>& head, const BackwardArguments& a,
   tile.visit(head, a);
   const int tokens = a.grid.tokens, heads = a.grid.heads;
   const HeadsView& x = kKeys ? a.k : a.q;
-  const NormWeight& norm = kKeys ? a.preparation.k_weight : a.preparation.q_weight;
-  const float* weight = norm.data ? head.weights + kKeys * kDim : nullptr;
+  const PreparedHead<kDim>& prepared = head.prepared;
+  float* const sums = head.sums + threadIdx.x / kWarp * head.kParameters;
   auto token_of = [&](int lower) { return first + int(threadIdx.x) % kWarp / 4 + 8 * lower; };
   auto grad_of = [&](int token, int part) {
     const int64_t row = ((index.sample * tokens + token) * 3 + part) * heads + index.head;
@@ -187,22 +208,21 @@ __device__ void work_on(const Head<T, kDim>& head, const BackwardArguments& a,
     const int token = token_of(lower);
     if (token < tokens) write_plain<T, kDim>(tile.grad_v[0], lower, grad_of(token, 2));
   }
-  QuadHead<kDim> grad_weight = {};
+  if (kKeys && prepared.bias(2)) add_columns(tile.grad_v[0], tokens - first, sums + 4 * kDim);
+  QuadHead<kDim> grad_weight, grad_bias;
 #pragma unroll
   for (int lower = 0; lower < 2; ++lower) {
     const int token = token_of(lower);
     T* const grad_x = grad_of(token, kKeys);
     if (a.preparation) {
-      write_prepared(tile.grad[0], lower, a.preparation, weight, index.in<T>(x) + token * x.token,
-                     grad_x, token, grad_weight);
+      write_prepared(tile.grad[0], lower, prepared, kKeys, index.in<T>(x) + token * x.token, grad_x,
+                     token, grad_weight, grad_bias);
     } else if (token < tokens) {
       write_plain<T, kDim>(tile.grad[0], lower, grad_x);
     }
   }
-  if (weight) {
-    float* sums = head.sums + (threadIdx.x / kWarp * 2 + kKeys) * kDim;
-    grad_weight.add_to(sums, threadIdx.x % 4);
-  }
+  if (prepared.weight(kKeys)) grad_weight.add_to(sums + kKeys * kDim, threadIdx.x % 4);
+  if (prepared.bias(kKeys)) grad_bias.add_to(sums + (2 + kKeys) * kDim, threadIdx.x % 4);
 }
 
 // registers: 255
@@ -213,7 +233,7 @@ __global__ void __launch_bounds__(kBackwardWarps* kWarp, 1)
   const int tokens = a.grid.tokens, count = padded(tokens), tiles = count / 16;
   const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   const HeadIndex index(blockIdx.x, a.grid.heads);
-  const Head<T, kDim> head(shared, count);
+  const Head<T, kDim> head(shared, count, a);
   head.q.copy(a.q, index, 0, count, tokens);
   head.k.copy(a.k, index, 0, count, tokens);
   commit_copies();
@@ -221,14 +241,13 @@ __global__ void __launch_bounds__(kBackwardWarps* kWarp, 1)
   head.v.copy(a.v, index, 0, count, tokens);
   commit_copies();
   if (a.preparation) {
-    a.preparation.load_weights<T>(head.weights, kDim);
-    for (int i = threadIdx.x; i < warps * 2 * kDim; i += blockDim.x) head.sums[i] = 0;
+    head.prepared.template load<T>(index.head, a.grid.heads);
+    for (int i = threadIdx.x; i < warps * head.kParameters; i += blockDim.x) head.sums[i] = 0;
     wait_copies<1>();
     __syncthreads();
     for (int row = 8 * warp; row < tokens; row += 8 * warps) {
-      head.q.prepare(row, row, a.preparation, a.preparation.q_weight.data ? head.weights : nullptr);
-      head.k.prepare(row, row, a.preparation,
-                     a.preparation.k_weight.data ? head.weights + kDim : nullptr);
+      head.q.prepare(row, row, head.prepared, 0);
+      head.k.prepare(row, row, head.prepared, 1);
     }
   }
   wait_copies<0>();
@@ -244,10 +263,11 @@ __global__ void __launch_bounds__(kBackwardWarps* kWarp, 1)
   }
   if (!a.partials) return;
   __syncthreads();
-  for (int i = threadIdx.x; i < 2 * kDim; i += blockDim.x) {
+  for (int i = threadIdx.x; i < head.kParameters; i += blockDim.x) {
     float sum = 0;
-    for (int w = 0; w < warps; ++w) sum += head.sums[w * 2 * kDim + i];
-    a.partials[(int64_t(i / kDim) * gridDim.x + blockIdx.x) * kDim + i % kDim] = sum;
+    for (int w = 0; w < warps; ++w) sum += head.sums[w * head.kParameters + i];
+    const int64_t row = int64_t(i / kDim) * a.grid.heads + index.head;
+    a.partials[(row * a.grid.batch + index.sample) * kDim + i % kDim] = sum;
   }
 }
 
@@ -265,13 +285,10 @@ bool attention_backward_fits(HeadGrid grid, int shared_limit) {
 }
 
 void attention_backward(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, HeadsView v,
-                        HeadsView out, HeadsView grad, NormWeight q_weight, NormWeight k_weight,
-                        Address rope, double eps, Address logsumexp, Address grad_qkv,
-                        Address partials, NormWeight grad_q_weight, NormWeight grad_k_weight,
+                        HeadsView out, HeadsView grad, Preparation preparation, Address logsumexp,
+                        Address grad_qkv, Address partials, PreparationGradient sums,
                         Address stream) {
   const int64_t heads = int64_t(grid.batch) * grid.heads;
-  const Preparation preparation{q_weight, k_weight, rope.as<const float>(), grid.tokens,
-                                float(eps)};
   const float scale = 1 / std::sqrt(float(grid.head_dim));
   const BackwardArguments arguments{grid,        q,
                                     k,           v,
@@ -281,20 +298,25 @@ void attention_backward(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, He
                                     grad_qkv,    partials.as<float>()};
   with_16_bits(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    with_head_dim(grid.head_dim, [&](auto dim) {
+    with_built_head_dim(grid.head_dim, [&](auto dim) {
       if (heads == 0) return;
       const int warps = warps_of(grid.tokens);
       launch(attention_backward_kernel<T, dim.value>, dim3(heads), dim3(warps * kWarp),
              Head<T, dim.value>::bytes(grid.tokens, warps), cuda_stream(stream), arguments);
     });
-    if (!q_weight.data && !k_weight.data) return;
-    auto sums = [&](int i, const NormWeight& sum) -> PartialSums<float> {
+    if (!sums.bias.data && !sums.q_weight.data && !sums.k_weight.data) return;
+    // A weight's gradient is one sum over heads and samples, a bias' one over samples for each
+    // head.
+    auto total = [&](int first, const Parameter& sum, int rows) -> PartialSums<float> {
       if (!sum.data) return {};
-      return {partials.as<const float>() + i * heads * grid.head_dim, sum.data, sum.dtype, 1,
-              heads};
+      const float* from = partials.as<const float>() + first * heads * grid.head_dim;
+      return {from, sum.data, sum.dtype, rows, rows > 1 ? grid.batch : heads};
     };
-    sum_partials<T, kGroups>(grid.head_dim, 1, {sums(0, grad_q_weight), sums(1, grad_k_weight), {}},
-                             stream);
+    const int rows = 3 * grid.heads;
+    sum_partials<T, kGroups>(
+        grid.head_dim, rows,
+        {total(0, sums.q_weight, 1), total(1, sums.k_weight, 1), total(2, sums.bias, rows)},
+        stream);
   });
 }
 

@@ -53,8 +53,11 @@ struct Lanes {
 // halves. With more than one turn, or with vectors of one element, some of these may not exist.
 template <class C, int kVector, int kTurns>
 struct Fragment {
+  using Lanes = msf::Lanes;
   static constexpr int kSize = kVector * kTurns;
   C first[kSize] = {}, second[kSize] = {};
+
+  static Lanes lanes(int head_dim) { return Lanes(head_dim, kVector); }
 
   // Calls body(index in the fragment, index in the half, whether the second half has it too).
   template <class Body>
@@ -84,17 +87,6 @@ struct Fragment {
     });
   }
 
-  // Rotates by the angles of a token, whose cosines are the first half of `angle`, the sines the
-  // second.
-  __device__ void rotate(const Fragment& angle, C sign) {
-#pragma unroll
-    for (int k = 0; k < kSize; ++k) {
-      const C cos = angle.first[k], sin = sign * angle.second[k], x = first[k], y = second[k];
-      first[k] = x * cos - y * sin;
-      second[k] = y * cos + x * sin;
-    }
-  }
-
   __device__ void load_angles(const float* cos, const float* sin, const Lanes& lanes) {
     for_each_vector(lanes, [&](int at, int i, bool) {
       load_vector(first + at, cos + i);
@@ -118,12 +110,72 @@ struct Fragment {
   }
 };
 
-template <class C, int V, int S>
-__device__ C sum_of_squares(const Fragment<C, V, S>& x) {
-  C sum = 0;
+// What one lane does with its share of a head. A share has kSize elements of either half, `first`
+// and `second`.
+
+template <class Share>
+__device__ auto sum_of_squares(const Share& x) {
+  decltype(x.first[0] + x.first[0]) sum = 0;
 #pragma unroll
-  for (int k = 0; k < V * S; ++k) sum += x.first[k] * x.first[k] + x.second[k] * x.second[k];
+  for (int i = 0; i < Share::kSize; ++i) {
+    sum += x.first[i] * x.first[i] + x.second[i] * x.second[i];
+  }
   return sum;
+}
+
+template <class Share>
+__device__ void add(Share& x, const Share& y) {
+#pragma unroll
+  for (int i = 0; i < Share::kSize; ++i) {
+    x.first[i] += y.first[i];
+    x.second[i] += y.second[i];
+  }
+}
+
+template <class Share, class C>
+__device__ void normalise(Share& x, const Share& weight, C reciprocal_rms) {
+#pragma unroll
+  for (int i = 0; i < Share::kSize; ++i) {
+    x.first[i] = x.first[i] * reciprocal_rms * weight.first[i];
+    x.second[i] = x.second[i] * reciprocal_rms * weight.second[i];
+  }
+}
+
+// Rotates by the angles of a token, of which `angle` has the cosines and then the sines; back where
+// sign is -1.
+template <class Share>
+__device__ void rotate(Share& x, const Share& angle, int sign) {
+#pragma unroll
+  for (int i = 0; i < Share::kSize; ++i) {
+    const auto cos = angle.first[i], sin = sign * angle.second[i];
+    const auto first = x.first[i], second = x.second[i];
+    x.first[i] = first * cos - second * sin;
+    x.second[i] = second * cos + first * sin;
+  }
+}
+
+// Replaces the gradient of a normalised head by that of x, and x by what the head gives to the
+// gradient of the weight.
+template <class Share, class C, class Lanes>
+__device__ void norm_backward(Share& grad, Share& x, const Share& weight, C reciprocal_rms, int dim,
+                              const Lanes& lanes) {
+  C along = 0;
+#pragma unroll
+  for (int i = 0; i < Share::kSize; ++i) {
+    x.first[i] *= reciprocal_rms;
+    x.second[i] *= reciprocal_rms;
+    along += grad.first[i] * weight.first[i] * x.first[i];
+    along += grad.second[i] * weight.second[i] * x.second[i];
+  }
+  along = lanes.sum(along) / dim;
+#pragma unroll
+  for (int i = 0; i < Share::kSize; ++i) {
+    const C first = x.first[i], second = x.second[i];
+    x.first[i] *= grad.first[i];
+    x.second[i] *= grad.second[i];
+    grad.first[i] = (grad.first[i] * weight.first[i] - first * along) * reciprocal_rms;
+    grad.second[i] = (grad.second[i] * weight.second[i] - second * along) * reciprocal_rms;
+  }
 }
 
 }  // namespace msf

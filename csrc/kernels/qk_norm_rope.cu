@@ -1,7 +1,10 @@
 // qk_norm_rope and its gradient. The equations are in msf_kernels/qk_norm_rope/reference.py.
+#include <algorithm>
+#include <numeric>
+
 #include "dispatch.cuh"
-#include "heads.cuh"
 #include "partials.cuh"
+#include "quad_head.cuh"
 
 namespace msf {
 namespace {
@@ -12,22 +15,24 @@ constexpr int kMaxHeadDim = 256;
 // time: it has few blocks, at head_dim 64 two for q and two for k.
 constexpr int kGroups = 32;
 
-template <class T, class S>
-__device__ void load_weight(S& share, const NormWeight& weight, const Lanes& lanes) {
-  if (weight.dtype == DType::float32) {
-    share.load(weight.data.as<const float>(), lanes);
+template <class T, class Share>
+__device__ void load_parameter(Share& share, const Parameter& x, int64_t at,
+                               const typename Share::Lanes& lanes) {
+  if (x.dtype == DType::float32) {
+    share.load(x.data.as<const float>() + at, lanes);
   } else {
-    share.load(weight.data.as<const T>(), lanes);
+    share.load(x.data.as<const T>() + at, lanes);
   }
 }
 
-template <class S>
-__device__ void rotate(S& share, const float* rope, const HeadGrid& grid, unsigned token,
-                       const Lanes& lanes, int sign) {
-  const int64_t at = int64_t(token % grid.tokens) * lanes.half;
-  S angle;
-  angle.load_angles(rope + at, rope + int64_t(grid.tokens) * lanes.half + at, lanes);
-  share.rotate(angle, sign);
+template <class Share>
+__device__ void rotate_head(Share& share, const Address& rope, const HeadGrid& grid, unsigned token,
+                            const typename Share::Lanes& lanes, int sign) {
+  const int half = grid.head_dim / 2;
+  const float* cos = rope.as<const float>() + int64_t(token % grid.tokens) * half;
+  Share angle;
+  angle.load_angles(cos, cos + int64_t(grid.tokens) * half, lanes);
+  rotate(share, angle, sign);
 }
 
 template <class T>
@@ -36,121 +41,139 @@ __device__ T* head_of(const HeadsView& x, const HeadGrid& grid, unsigned token, 
          head * x.head;
 }
 
+// Loads a head of q (part 0) or k (1) and adds its bias.
+template <class T, class Share>
+__device__ void load_raw(Share& x, const HeadsView& view, const Parameter& bias,
+                         const HeadGrid& grid, int part, unsigned token, unsigned head,
+                         const typename Share::Lanes& lanes) {
+  x.load(head_of<const T>(view, grid, token, head), lanes);
+  if (!bias.data) return;
+  Share other;
+  load_parameter<T>(other, bias, (int64_t(part) * grid.heads + head) * grid.head_dim, lanes);
+  add(x, other);
+}
+
+// The norm weight of q, k or v, which has none. A choice of whole structs goes through local
+// memory.
+__device__ inline Parameter norm_weight(const Preparation& x, int part) {
+  if (part == 2) return {};
+  return {part == 0 ? x.q_weight.data : x.k_weight.data,
+          part == 0 ? x.q_weight.dtype : x.k_weight.dtype};
+}
+
+template <class Share, class C>
+__device__ C reciprocal_rms(const Share& x, const HeadGrid& grid, C eps,
+                            const typename Share::Lanes& lanes) {
+  return reciprocal_root(lanes.sum(sum_of_squares(x)) / grid.head_dim + eps);
+}
+
 // Blocks are (heads, q or k).
 // registers: 96
-template <class T, int kVector, int kTurns>
-__global__ void qk_norm_rope_kernel(HeadGrid grid, Lanes spread,
-                                    HeadsView q,          // (B, N, H, d)
-                                    HeadsView k,          // (B, N, H, d)
-                                    NormWeight q_weight,  // (d,) or absent
-                                    NormWeight k_weight,  // (d,) or absent
-                                    const float* rope,    // (2, N, d / 2) or absent
-                                    Compute<T> eps,
+template <class T, class Share>
+__global__ void qk_norm_rope_kernel(HeadGrid grid, typename Share::Lanes spread,
+                                    HeadsView q,  // (B, N, H, d)
+                                    HeadsView k,  // (B, N, H, d)
+                                    Preparation preparation,
                                     T* q_out,    // (B, N, H, d)
                                     T* k_out) {  // (B, N, H, d)
   using C = Compute<T>;
-  using Fragment = msf::Fragment<C, kVector, kTurns>;
-  const Lanes lanes = spread.mine();
-  const HeadsView x_view = blockIdx.y == 0 ? q : k;
-  const NormWeight norm = blockIdx.y == 0 ? q_weight : k_weight;
+  const auto lanes = spread.mine();
+  const int part = blockIdx.y;
+  const HeadsView x_view = part == 0 ? q : k;
+  const Parameter norm = norm_weight(preparation, part);
   const unsigned index = blockIdx.x * lanes.heads() + lanes.head();
   const unsigned token = index / grid.heads, head = index % grid.heads;
   const bool exists = !lanes.idle() && token < unsigned(grid.batch) * grid.tokens;
-  Fragment x, weight;
-  if (exists) x.load(head_of<const T>(x_view, grid, token, head), lanes);
+  Share x, weight;
+  if (exists) {
+    load_raw<T>(x, x_view, preparation.bias, grid, part, token, head, lanes);
+  }
   if (norm.data) {
-    if (exists) load_weight<T>(weight, norm, lanes);
-    const C rrms = reciprocal_root(lanes.sum(sum_of_squares(x)) / grid.head_dim + eps);
-#pragma unroll
-    for (int i = 0; i < Fragment::kSize; ++i) {
-      x.first[i] = x.first[i] * rrms * weight.first[i];
-      x.second[i] = x.second[i] * rrms * weight.second[i];
-    }
+    if (exists) load_parameter<T>(weight, norm, 0, lanes);
+    normalise(x, weight, reciprocal_rms(x, grid, C(preparation.eps), lanes));
   }
   if (!exists) return;
-  if (rope) rotate(x, rope, grid, token, lanes, 1);
-  x.store((blockIdx.y == 0 ? q_out : k_out) + int64_t(index) * grid.head_dim, lanes);
+  if (preparation.rope) rotate_head(x, preparation.rope, grid, token, lanes, 1);
+  x.store((part == 0 ? q_out : k_out) + int64_t(index) * grid.head_dim, lanes);
 }
 
-// Replaces `grad`, the gradient of one normalised head of x, by that of x, and adds to the gradient
-// of the weight. A head that does not exist adds nothing, also where eps is 0.
-template <class S, class C>
-__device__ void norm_backward(S& grad, S& x, const S& weight, S& grad_weight, C eps, int head_dim,
-                              bool exists, const Lanes& lanes) {
-  const C mean_square = lanes.sum(sum_of_squares(x)) / head_dim;
-  const C rrms = exists ? reciprocal_root(mean_square + eps) : C(0);
-  C along = 0;
-#pragma unroll
-  for (int i = 0; i < S::kSize; ++i) {
-    x.first[i] *= rrms;
-    x.second[i] *= rrms;
-    grad_weight.first[i] += grad.first[i] * x.first[i];
-    grad_weight.second[i] += grad.second[i] * x.second[i];
-    grad.first[i] *= weight.first[i];
-    grad.second[i] *= weight.second[i];
-    along += grad.first[i] * x.first[i] + grad.second[i] * x.second[i];
-  }
-  along = lanes.sum(along) / head_dim;
-#pragma unroll
-  for (int i = 0; i < S::kSize; ++i) {
-    grad.first[i] = (grad.first[i] - x.first[i] * along) * rrms;
-    grad.second[i] = (grad.second[i] - x.second[i] * along) * rrms;
+// Adds up the shares of the block's heads of which every `period`-th belongs together, counted from
+// the first head of all blocks, and leaves the sums in this block's rows of partials (blocks, rows,
+// d), in the order of the period.
+template <class C, class Share>
+__device__ void sum_heads(Share& own, C* shared, int period, int dim, C* partials,
+                          const typename Share::Lanes& lanes) {
+  const int heads = lanes.heads(), rows = period < heads ? period : heads;
+  __syncthreads();
+  if (!lanes.idle()) own.store(shared + lanes.head() * dim, lanes);
+  __syncthreads();
+  for (int i = threadIdx.x; i < rows * dim; i += kThreads) {
+    C total = 0;
+    for (int row = i / dim; row < heads; row += rows) total += shared[row * dim + i % dim];
+    const int64_t first = int64_t(blockIdx.x) * heads;
+    partials[(int64_t(blockIdx.x) * rows + (first + i / dim) % rows) * dim + i % dim] = total;
   }
 }
 
-// Blocks are (any number, over which the heads are dealt; q, k or v). Each leaves the sum of its
-// gradients of a norm weight in `partials`, in the order of its heads.
+// Blocks are (any number, over which the heads are dealt; q, k or v). They step by whole tokens if
+// there is a bias, so that a thread always has the same head. Each leaves its sums of the gradients
+// of the parameters in `weight_partials` (2, blocks, d) and `bias_partials` (3, blocks, rows, d),
+// in the order of its heads.
 //
 // At 128 registers an SM has 512 threads, which read heads and gradients of 32 KB at once: more
-// than the 20 KB that arrive in the 600 ns of a memory access. Speed does not matter in double.
-// registers: 128; 255 for <double, *>
-template <class T, int kVector, int kTurns>
-__global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? 2 : 1)
-    qk_norm_rope_backward_kernel(HeadGrid grid, Lanes spread,
-                                 HeadsView grad_q,     // (B, N, H, d)
-                                 HeadsView grad_k,     // (B, N, H, d)
-                                 HeadsView grad_v,     // (B, N, H, d) or absent
-                                 HeadsView q,          // (B, N, H, d)
-                                 HeadsView k,          // (B, N, H, d)
-                                 NormWeight q_weight,  // (d,) or absent
-                                 NormWeight k_weight,  // (d,) or absent
-                                 const float* rope,    // (2, N, d / 2) or absent
-                                 Compute<T> eps,
-                                 T* grad_qkv,             // (B, N, 3, H, d)
-                                 Compute<T>* partials) {  // (2, blocks, d) or absent
+// than the 20 KB that arrive in the 600 ns of a memory access. With 255 it has half as many, of
+// which each reads 80 bytes of a head or more. Speed does not matter in double. registers: 128; 255
+// for <double, *>; 255 for <*Head<80>*>; 255 for <*Head<96>*>; 255 for <*<128>*>
+template <class T, class Share>
+__global__ void __launch_bounds__(kThreads, sizeof(T) < 8 && sizeof(Share) <= 72 ? 2 : 1)
+    qk_norm_rope_backward_kernel(HeadGrid grid, typename Share::Lanes spread,
+                                 HeadsView grad_q,  // (B, N, H, d)
+                                 HeadsView grad_k,  // (B, N, H, d)
+                                 HeadsView grad_v,  // (B, N, H, d) or absent
+                                 HeadsView q,       // (B, N, H, d)
+                                 HeadsView k,       // (B, N, H, d)
+                                 Preparation preparation,
+                                 T* grad_qkv,  // (B, N, 3, H, d)
+                                 Compute<T>* weight_partials, Compute<T>* bias_partials) {
   using C = Compute<T>;
-  using Fragment = msf::Fragment<C, kVector, kTurns>;
-  const Lanes lanes = spread.mine();
+  const auto lanes = spread.mine();
   const int part = blockIdx.y;
-  const HeadsView grad_view = part == 0 ? grad_q : part == 1 ? grad_k : grad_v;
   const HeadsView x_view = part == 0 ? q : k;
-  const NormWeight norm = part == 0 ? q_weight : part == 1 ? k_weight : NormWeight{};
+  const HeadsView grad_view = part == 0 ? grad_q : part == 1 ? grad_k : grad_v;
+  const Parameter norm = norm_weight(preparation, part);
   const unsigned heads = unsigned(grid.batch) * grid.tokens * grid.heads;
-  Fragment weight, grad_weight;
-  if (norm.data && !lanes.idle()) load_weight<T>(weight, norm, lanes);
+  Share weight, grad_weight, grad_bias;
+  if (norm.data && !lanes.idle()) load_parameter<T>(weight, norm, 0, lanes);
   // All lanes of a warp go on until its last head, because they sum together.
   unsigned index = blockIdx.x * lanes.heads() + lanes.head();
   for (; index - lanes.group < heads; index += gridDim.x * lanes.heads()) {
     const bool exists = !lanes.idle() && index < heads;
     const unsigned token = index / grid.heads, head = index % grid.heads;
-    Fragment grad, x;
+    Share grad, x;
     if (exists && grad_view.data) grad.load(head_of<const T>(grad_view, grid, token, head), lanes);
-    if (exists && part < 2 && rope) rotate(grad, rope, grid, token, lanes, -1);
-    if (norm.data) {
-      if (exists) x.load(head_of<const T>(x_view, grid, token, head), lanes);
-      norm_backward(grad, x, weight, grad_weight, eps, grid.head_dim, exists, lanes);
+    if (exists && part < 2 && preparation.rope) {
+      rotate_head(grad, preparation.rope, grid, token, lanes, -1);
     }
+    if (norm.data) {
+      if (exists) load_raw<T>(x, x_view, preparation.bias, grid, part, token, head, lanes);
+      // A head that does not exist adds nothing, also where eps is 0.
+      const C rrms = reciprocal_rms(x, grid, C(preparation.eps), lanes);
+      norm_backward(grad, x, weight, exists ? rrms : C(0), grid.head_dim, lanes);
+      add(grad_weight, x);
+    }
+    if (bias_partials) add(grad_bias, grad);
     const int64_t row = (int64_t(token) * 3 + part) * grid.heads + head;
     if (exists) grad.store(grad_qkv + row * grid.head_dim, lanes);
   }
-  if (!norm.data) return;
-  MSF_DYNAMIC_SHARED(C, sums);  // (heads of the block, d)
-  if (!lanes.idle()) grad_weight.store(sums + lanes.head() * grid.head_dim, lanes);
-  __syncthreads();
-  for (int i = threadIdx.x; i < grid.head_dim; i += kThreads) {
-    C total = 0;
-    for (int row = 0; row < lanes.heads(); ++row) total += sums[row * grid.head_dim + i];
-    partials[(int64_t(part) * gridDim.x + blockIdx.x) * grid.head_dim + i] = total;
+  MSF_DYNAMIC_SHARED(C, shared);  // (heads of the block, d)
+  if (norm.data) {
+    C* const sums = weight_partials + int64_t(part) * gridDim.x * grid.head_dim;
+    sum_heads(grad_weight, shared, 1, grid.head_dim, sums, lanes);
+  }
+  if (bias_partials) {
+    const int rows = grid.heads < lanes.heads() ? grid.heads : lanes.heads();
+    C* const sums = bias_partials + int64_t(part) * gridDim.x * rows * grid.head_dim;
+    sum_heads(grad_bias, shared, grid.heads, grid.head_dim, sums, lanes);
   }
 }
 
@@ -164,25 +187,30 @@ bool divisible(int vector, size_t bytes, std::initializer_list<HeadsView> views)
   return true;
 }
 
-// Calls body(type, vector, turns) with the widest vectors that every address and stride allows, and
-// of which half a head has a whole number, at most one for each lane of a warp; else with single
-// elements.
+// Calls body(type, Type<Share>{}), with the share of a head that a lane holds: of a quad's in 16
+// bits where attention has one, else in vectors of 16 bytes where half a head has a whole number,
+// at most one for each lane of a warp. Where an address or a stride does not allow that it is in
+// single elements.
 template <class Body>
 void with_heads(DType dtype, const HeadGrid& grid, std::initializer_list<HeadsView> views,
                 std::initializer_list<Address> addresses, Body body) {
   with_type(dtype, [&](auto type) {
-    constexpr int kBytes = sizeof(typename decltype(type)::type), kVector = 16 / kBytes;
-    auto fits = [&](int vector) {
-      return grid.head_dim % (2 * vector) == 0 && grid.head_dim / 2 / vector <= kWarp &&
-             is_aligned(addresses) && divisible(vector, kBytes, views);
-    };
-    using One = std::integral_constant<int, 1>;
-    if (fits(kVector)) return body(type, std::integral_constant<int, kVector>{}, One{});
-    if constexpr (kBytes == 2) {
-      if (fits(4)) return body(type, std::integral_constant<int, 4>{}, One{});
+    using T = typename decltype(type)::type;
+    using C = Compute<T>;
+    constexpr int kVector = 16 / sizeof(T), kTurns = kMaxHeadDim / 2 / kWarp;
+    const int dim = grid.head_dim;
+    if (is_aligned(addresses) && divisible(kVector, sizeof(T), views)) {
+      if constexpr (sizeof(T) == 2) {
+        if (with_head_dim(dim, [&](auto built) { body(type, Type<QuadHead<built.value>>{}); })) {
+          return;
+        }
+      }
+      if (dim % (2 * kVector) == 0 && dim / 2 / kVector <= kWarp) {
+        return body(type, Type<Fragment<C, kVector, 1>>{});
+      }
     }
-    if (grid.head_dim > kMaxHeadDim) throw std::runtime_error("msf: head_dim of more than 256");
-    body(type, One{}, std::integral_constant<int, kMaxHeadDim / 2 / kWarp>{});
+    if (dim > kMaxHeadDim) throw std::runtime_error("msf: head_dim of more than 256");
+    body(type, Type<Fragment<C, 1, kTurns>>{});
   });
 }
 
@@ -194,51 +222,61 @@ int64_t count_heads(const HeadGrid& grid) {
 
 }  // namespace
 
-void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, NormWeight q_weight,
-                  NormWeight k_weight, Address rope, double eps, Address q_out, Address k_out,
-                  Address stream) {
+void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, Preparation preparation,
+                  Address q_out, Address k_out, Address stream) {
   const int64_t heads = count_heads(grid);
   if (heads == 0) return;
-  const auto addresses = {q_weight.data, k_weight.data, rope, q_out, k_out};
-  with_heads(dtype, grid, {q, k}, addresses, [&](auto type, auto vector, auto turns) {
+  const auto& [bias, q_weight, k_weight, rope, eps] = preparation;
+  const auto addresses = {bias.data, q_weight.data, k_weight.data, rope, q_out, k_out};
+  with_heads(dtype, grid, {q, k}, addresses, [&](auto type, auto share) {
     using T = typename decltype(type)::type;
-    const Lanes lanes(grid.head_dim, vector.value);
+    using Share = typename decltype(share)::type;
+    const auto lanes = Share::lanes(grid.head_dim);
     const unsigned blocks = (heads + lanes.heads() - 1) / lanes.heads();
-    launch(qk_norm_rope_kernel<T, vector.value, turns.value>, dim3(blocks, 2), dim3(kThreads), 0,
-           cuda_stream(stream), grid, lanes, q, k, q_weight, k_weight, rope.as<const float>(),
-           Compute<T>(eps), q_out.as<T>(), k_out.as<T>());
+    launch(qk_norm_rope_kernel<T, Share>, dim3(blocks, 2), dim3(kThreads), 0, cuda_stream(stream),
+           grid, lanes, q, k, preparation, q_out.as<T>(), k_out.as<T>());
   });
 }
 
 void qk_norm_rope_backward(DType dtype, HeadGrid grid, HeadsView grad_q, HeadsView grad_k,
-                           HeadsView grad_v, HeadsView q, HeadsView k, NormWeight q_weight,
-                           NormWeight k_weight, Address rope, double eps, Address grad_qkv,
-                           Address partials, int max_partials, NormWeight grad_q_weight,
-                           NormWeight grad_k_weight, Address stream) {
+                           HeadsView grad_v, HeadsView q, HeadsView k, Preparation preparation,
+                           Address grad_qkv, Address weight_partials, Address bias_partials,
+                           int max_partials, PreparationGradient sums, Address stream) {
   const int64_t heads = count_heads(grid);
   const auto views = {grad_q, grad_k, grad_v, q, k};
-  const auto addresses = {q_weight.data, k_weight.data, rope, grad_qkv};
-  with_heads(dtype, grid, views, addresses, [&](auto type, auto vector, auto turns) {
+  const auto& [bias, q_weight, k_weight, rope, eps] = preparation;
+  const auto addresses = {bias.data, q_weight.data, k_weight.data, rope, grad_qkv};
+  with_heads(dtype, grid, views, addresses, [&](auto type, auto share) {
     using T = typename decltype(type)::type;
     using C = Compute<T>;
-    const Lanes lanes(grid.head_dim, vector.value);
-    const int64_t blocks = (heads + lanes.heads() - 1) / lanes.heads();
-    const unsigned count = blocks < max_partials ? blocks : max_partials;
-    const size_t shared = partials ? lanes.heads() * grid.head_dim * sizeof(C) : 0;
+    using Share = typename decltype(share)::type;
+    const auto lanes = Share::lanes(grid.head_dim);
+    const int64_t own = lanes.heads(), dim = grid.head_dim, all = (heads + own - 1) / own;
+    const int64_t whole = bias_partials ? grid.heads / std::gcd(grid.heads, own) : 1;
+    const int64_t count = (std::min<int64_t>(all, max_partials) + whole - 1) / whole * whole;
+    const size_t shared = weight_partials || bias_partials ? own * dim * sizeof(C) : 0;
     if (heads > 0) {
-      launch(qk_norm_rope_backward_kernel<T, vector.value, turns.value>, dim3(count, 3),
-             dim3(kThreads), shared, cuda_stream(stream), grid, lanes, grad_q, grad_k, grad_v, q, k,
-             q_weight, k_weight, rope.as<const float>(), C(eps), grad_qkv.as<T>(),
-             partials.as<C>());
+      launch(qk_norm_rope_backward_kernel<T, Share>, dim3(count, 3), dim3(kThreads), shared,
+             cuda_stream(stream), grid, lanes, grad_q, grad_k, grad_v, q, k, preparation,
+             grad_qkv.as<T>(), weight_partials.as<C>(), bias_partials.as<C>());
     }
-    if (partials) {
-      auto sums = [&](int i, const NormWeight& grad) -> PartialSums<C> {
-        if (!grad.data) return {};
-        const C* first = partials.as<const C>() + int64_t(i) * count * grid.head_dim;
-        return {first, grad.data, grad.dtype, 1, count};
+    if (weight_partials) {
+      auto total = [&](int part, const Parameter& sum) -> PartialSums<C> {
+        if (!sum.data) return {};
+        const C* first = weight_partials.as<const C>() + part * count * dim;
+        return {first, sum.data, sum.dtype, 1, count};
       };
-      sum_partials<T, kGroups>(grid.head_dim, 1,
-                               {sums(0, grad_q_weight), sums(1, grad_k_weight), {}}, stream);
+      sum_partials<T, kGroups>(dim, 1, {total(0, sums.q_weight), total(1, sums.k_weight), {}},
+                               stream);
+    }
+    if (bias_partials) {
+      const int64_t rows = count * std::min<int64_t>(grid.heads, own);  // of each part
+      sum_partials<T, kGroups>(
+          grid.heads * dim, 3,
+          {{bias_partials.as<const C>(), sums.bias.data, sums.bias.dtype, 3, rows / grid.heads},
+           {},
+           {}},
+          stream);
     }
   });
 }

@@ -31,8 +31,9 @@ from ..cuda_support import extension
 from ..cuda_support.launch import address, dtype, launch
 from ..layout import aligned, contiguous
 from ..qk_norm_rope import cuda as qk_norm_rope
-from ..qk_norm_rope.cuda import heads, view, weight
-from ..qk_norm_rope.op import new_weight_gradient
+from ..qk_norm_rope.cuda import heads, parameter, preparation, view
+from ..qk_norm_rope.op import Gradients, is_prepared, new_gradients
+from .prepared import prepared
 
 HEAD_DIMS = (32, 64, 72, 80, 96, 128)  # those that the kernels are built for
 
@@ -55,21 +56,23 @@ def unsupported_reason(qkv: Tensor, num_heads: int, grad: Tensor | None = None) 
 
 def attention(
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
     num_heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    q, k, v = heads(aligned(qkv), num_heads)
+    shared = extension.shared_memory(qkv.device)
+    options: list[Tensor | None] = [qkv_bias, q_weight, k_weight, rope]
+    if extension.kernels().attention_fits(_grid(qkv, num_heads), shared):
+        q, k, v = heads(aligned(qkv), num_heads)
+    else:
+        q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, *options, num_heads, eps)
+        options = [None] * 4
     out = q.new_empty(q.shape)
     logsumexp = q.new_empty((q.shape[0], num_heads, q.shape[1]), dtype=torch.float32)
-    shared = extension.shared_memory(qkv.device)
-    prepared = q_weight is not None or k_weight is not None or rope is not None
-    if prepared and not extension.kernels().attention_fits(tuple(q.shape), shared):
-        q, k = qk_norm_rope.qk_norm_rope(qkv, q_weight, k_weight, rope, num_heads, eps)
-        q_weight = k_weight = rope = None
-    q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope, 16)
+    options = [contiguous(option, 16) for option in options]
     launch(
         "attention",
         q,
@@ -78,10 +81,7 @@ def attention(
         view(q),
         view(k),
         view(v),
-        weight(q_weight),
-        weight(k_weight),
-        address(rope),
-        eps,
+        preparation(*options, eps),
         address(out),
         address(logsumexp),
         shared,
@@ -92,6 +92,7 @@ def attention(
 def attention_backward(
     grad: Tensor,
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
@@ -99,17 +100,15 @@ def attention_backward(
     logsumexp: Tensor,
     num_heads: int,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     q, k, v = heads(aligned(qkv), num_heads)
     out, grad = (aligned(x).unflatten(-1, (num_heads, -1)) for x in (out, grad))
-    q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope, 16)
+    options = [contiguous(option, 16) for option in (qkv_bias, q_weight, k_weight, rope)]
     logsumexp = logsumexp.contiguous()
-    grad_qkv = qkv.new_empty(qkv.shape)
-    grad_q_weight = new_weight_gradient(q_weight, qkv)
-    grad_k_weight = new_weight_gradient(k_weight, qkv)
+    gradients = new_gradients(qkv, qkv_bias, q_weight, k_weight)
     partials = None
-    if q_weight is not None or k_weight is not None:
-        partials = logsumexp.new_empty((2, len(q) * num_heads, q.shape[3]))
+    if is_prepared(qkv_bias, q_weight, k_weight):
+        partials = logsumexp.new_empty((5, num_heads, len(q), q.shape[3]))
     launch(
         "attention_backward",
         q,
@@ -120,17 +119,13 @@ def attention_backward(
         view(v),
         view(out),
         view(grad),
-        weight(q_weight),
-        weight(k_weight),
-        address(rope),
-        eps,
+        preparation(*options, eps),
         address(logsumexp),
-        address(grad_qkv),
+        address(gradients[0]),
         address(partials),
-        weight(grad_q_weight if q_weight is not None else None),
-        weight(grad_k_weight if k_weight is not None else None),
+        tuple(map(parameter, gradients[1:])),
     )
-    return grad_qkv, grad_q_weight, grad_k_weight
+    return gradients
 
 
 def _grid(qkv: Tensor, num_heads: int) -> tuple[int, int, int, int]:

@@ -1,8 +1,8 @@
 """PyTorch's SDPA kernels and flash-attn as backends of our attention.
 
-Each is asked for by name, so none of PyTorch's own choices takes part. Norm and rotation run before
-them as `qk_norm_rope`, whose backward packs the gradients that they return. Their gradients repeat
-bit for bit under torch.use_deterministic_algorithms(True), as far as they can.
+Each is asked for by name, so none of PyTorch's own choices takes part. Bias, norm and rotation run
+before them as `qk_norm_rope`, whose backward packs the gradients that they return. Their gradients
+repeat bit for bit under torch.use_deterministic_algorithms(True), as far as they can.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ from torch import Tensor
 from .. import dispatch
 from ..layout import aligned
 from ..library import by_name
-from ..qk_norm_rope.op import new_weight_gradient, prepare_qk, qk_norm_rope_backward
+from ..qk_norm_rope.op import (
+    Gradients,
+    is_prepared,
+    new_gradients,
+    prepare_qk,
+    qk_norm_rope_backward,
+)
 from . import flash_attn, reference, sdpa
+from .prepared import heads, prepared
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,18 @@ class Library:
 def attention(
     library: Library,
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
     num_heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
+    options = qkv_bias, q_weight, k_weight, rope, num_heads, eps
     if not len(qkv):  # no library takes an empty batch
         with torch.autocast(qkv.device.type, enabled=False):
-            return reference.attention(qkv, q_weight, k_weight, rope, num_heads, eps)
-    heads = _prepared(qkv, q_weight, k_weight, rope, num_heads, eps)
-    out, logsumexp = library.forward(*heads)
+            return reference.attention(qkv, *options)
+    out, logsumexp = library.forward(*prepared(prepare_qk, qkv, *options))
     return out.flatten(2).contiguous(), logsumexp.contiguous()
 
 
@@ -64,6 +72,7 @@ def attention_backward(
     library: Library,
     grad: Tensor,
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
@@ -71,20 +80,20 @@ def attention_backward(
     logsumexp: Tensor,
     num_heads: int,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    options = q_weight, k_weight, rope, num_heads, eps
+) -> Gradients:
+    options = qkv_bias, q_weight, k_weight, rope, num_heads, eps
     if not len(qkv):
         with torch.autocast(qkv.device.type, enabled=False):
             return reference.attention_backward(
-                grad, qkv, q_weight, k_weight, rope, out, logsumexp, num_heads, eps
+                grad, qkv, *options[:4], out, logsumexp, num_heads, eps
             )
-    heads = _prepared(qkv, *options)
+    q_k_v = prepared(prepare_qk, qkv, *options)
     grad, out = (aligned(x).unflatten(-1, (num_heads, -1)) for x in (grad, out))
-    if library.writes_into and all(option is None for option in options[:3]):
-        grad_qkv = qkv.new_empty(qkv.shape)
-        library.backward(grad, *heads, out, logsumexp, into=_heads(grad_qkv, num_heads))
-        return grad_qkv, new_weight_gradient(None, qkv), new_weight_gradient(None, qkv)
-    gradients = library.backward(grad, *heads, out, logsumexp)
+    if library.writes_into and not is_prepared(*options[:4]):
+        gradients = new_gradients(qkv, *options[:3])
+        library.backward(grad, *q_k_v, out, logsumexp, into=heads(gradients[0], num_heads))
+        return gradients
+    gradients = library.backward(grad, *q_k_v, out, logsumexp)
     return qk_norm_rope_backward(*gradients, qkv, *options)
 
 
@@ -109,13 +118,15 @@ def implementation(
 def forward_reason(
     library: Library,
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     num_heads: int,
 ) -> str | None:
     """Return why the library cannot take the arguments of attention, None where it can."""
     # Views require no gradient below autograd, so the arguments are asked.
-    trained = any(x is not None and x.requires_grad for x in (qkv, q_weight, k_weight))
+    inputs = qkv, qkv_bias, q_weight, k_weight
+    trained = any(x is not None and x.requires_grad for x in inputs)
     return unsupported_reason(library, qkv, num_heads, trained)
 
 
@@ -128,26 +139,8 @@ def unsupported_reason(library: Library, qkv: Tensor, num_heads: int, trained: b
     """Return why the library cannot take q, k and v, which require a gradient if trained."""
     if not len(qkv):
         return None
-    heads = (x.detach().requires_grad_(trained) for x in _heads(qkv, num_heads))
-    return library.unsupported_args_reason(*heads)
-
-
-def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    return aligned(qkv).unflatten(-1, (3, num_heads, -1)).unbind(2)
-
-
-def _prepared(
-    qkv: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    num_heads: int,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    q, k, v = _heads(qkv, num_heads)
-    if q_weight is not None or k_weight is not None or rope is not None:
-        q, k = prepare_qk(qkv, q_weight, k_weight, rope, num_heads, eps)
-    return q, k, v
+    q_k_v = (x.detach().requires_grad_(trained) for x in heads(qkv, num_heads))
+    return library.unsupported_args_reason(*q_k_v)
 
 
 # They are tried in this order where nobody measured. cuDNN was reported 1.7 to 2.3 times as

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..dtypes import compute_dtype
 from ..library import define
-from ..qk_norm_rope.op import check_qkv, gradients_by_name, new_gradients
+from ..qk_norm_rope.op import check_qkv, gradients_by_name, is_prepared, new_gradients
 from . import libraries, reference
 
 
@@ -16,6 +16,7 @@ def attention(
     qkv: Tensor,
     *,
     num_heads: int,
+    qkv_bias: Tensor | None = None,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
     rope: Tensor | None = None,
@@ -23,14 +24,16 @@ def attention(
 ) -> Tensor:
     """Compute self-attention from what the qkv matmul gives to what the output projection takes.
 
-    It is softmax(q k^T / sqrt(d)) v a head, without mask. q and k optionally pass a per-head RMS
-    norm (QK-norm: Henry et al., 2020; Dehghani et al., 2023), then a rotation by `rope`. As in
-    FlashAttention (Dao et al., 2022) the gradient's probabilities come from a float32 logsumexp, so
-    that logits of 1e4 cost it three digits.
+    It is softmax(q k^T / sqrt(d)) v a head, without mask. q, k and v optionally get a bias; q and k
+    then optionally pass a per-head RMS norm (QK-norm: Henry et al., 2020; Dehghani et al., 2023)
+    and a rotation by `rope`. As in FlashAttention (Dao et al., 2022) the gradient's probabilities
+    come from a float32 logsumexp, so that logits of 1e4 cost it three digits.
 
     Args:
         qkv: (B, N, 3 * H * d) float64, float32, bfloat16 or float16, laid out [q | k | v].
         num_heads: H.
+        qkv_bias: (3 * H * d,) of the qkv matmul, in qkv's dtype or float32; None for no bias. With
+            its gradient summed here, it costs no pass over qkv of its own.
         q_weight, k_weight: (d,) RMS-norm weights in qkv's dtype or float32; None for no norm.
         rope: (2, N, d / 2) float32 cosines and sines, as made by `rope_2d`, that rotate the pairs
             (i, i + d / 2); gets no gradient.
@@ -42,8 +45,8 @@ def attention(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    check_qkv("attention", qkv, num_heads, q_weight, k_weight, rope, eps)
-    return _attention(qkv, q_weight, k_weight, rope, num_heads, eps)[0]
+    check_qkv("attention", qkv, num_heads, qkv_bias, q_weight, k_weight, rope, eps)
+    return _attention(qkv, qkv_bias, q_weight, k_weight, rope, num_heads, eps)[0]
 
 
 def _attention_fake(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
@@ -54,33 +57,35 @@ def _attention_fake(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
 
 def _sizes(
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
     num_heads: int,
 ) -> tuple[int, int, int]:
-    """Return tokens, head dim, and whether norm or rotation come before the attention."""
-    prepared = q_weight is not None or k_weight is not None or rope is not None
+    """Return tokens, head dim, and whether bias, norm or rotation come before the attention."""
+    prepared = is_prepared(qkv_bias, q_weight, k_weight, rope)
     return qkv.shape[1], qkv.shape[2] // (3 * num_heads), int(prepared)
 
 
 def _attention_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    qkv, q_weight, k_weight, rope, ctx.num_heads, ctx.eps = inputs
+    *tensors, ctx.num_heads, ctx.eps = inputs
     out, logsumexp = output
-    ctx.save_for_backward(qkv, q_weight, k_weight, rope, out, logsumexp)
+    ctx.save_for_backward(*tensors, out, logsumexp)
     ctx.mark_non_differentiable(logsumexp)
 
 
 def _attention_gradient(ctx: Any, grad: Tensor, _: None) -> dict[str, Tensor]:
     saved = ctx.saved_tensors  # once: under checkpointing it would compute them twice
-    _, q_weight, k_weight, *_ = saved
+    _, qkv_bias, q_weight, k_weight, *_ = saved
     grads = _attention_backward(grad, *saved, ctx.num_heads, ctx.eps)
-    return gradients_by_name(grads, q_weight, k_weight)
+    return gradients_by_name(grads, qkv_bias=qkv_bias, q_weight=q_weight, k_weight=k_weight)
 
 
 _attention_backward = define(
-    "attention_backward(Tensor grad, Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? rope, "
-    "Tensor out, Tensor logsumexp, int num_heads, float eps) -> (Tensor, Tensor, Tensor)",
+    "attention_backward(Tensor grad, Tensor qkv, Tensor? qkv_bias, Tensor? q_weight, "
+    "Tensor? k_weight, Tensor? rope, Tensor out, Tensor logsumexp, int num_heads, float eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.attention_backward,
     kernels=("cuda", "triton"),
     fake=new_gradients,
@@ -88,8 +93,8 @@ _attention_backward = define(
 )
 
 _attention = define(
-    "attention(Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? rope, int num_heads, "
-    "float eps) -> (Tensor, Tensor)",
+    "attention(Tensor qkv, Tensor? qkv_bias, Tensor? q_weight, Tensor? k_weight, Tensor? rope, "
+    "int num_heads, float eps) -> (Tensor, Tensor)",
     reference=reference.attention,
     kernels=("cuda", "triton"),
     fake=_attention_fake,

@@ -1,24 +1,25 @@
-"""Triton runs attention straight from packed qkv, with norm and rotation inside."""
+"""Triton runs attention: short heads whole, with what prepares them; longer ones in steps."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from triton.runtime import driver
 
 from ..dtypes import compute_dtype
 from ..layout import aligned, contiguous
+from ..qk_norm_rope import triton as qk_norm_rope
+from ..qk_norm_rope.op import Gradients, is_prepared, new_gradients
+from ..qk_norm_rope.triton import parts, views
 from ..triton_support import interpreted
 from ..triton_support.launch import WGMMA_UNSUPPORTED_REASON, launch
-from .triton_backward import backward_kernel, head_backward_kernel
-from .triton_forward import forward_kernel
-from .triton_heads import Tokens
-from .triton_tile import Tile
+from .prepared import heads, prepared
+from .triton_heads import head_backward_kernel, head_forward_kernel
+from .triton_kernels import backward_kernel, delta_kernel, forward_kernel
+from .triton_tiles import Tile
 
 MAX_HEAD_DIM = 128  # The tiles of a larger one would not fit the shared memory of every GPU.
 
@@ -37,32 +38,32 @@ def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
 
 def attention(
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
     num_heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    batch, count, width = qkv.shape
-    tile = _tile(qkv, num_heads, backward=False)
-    out = qkv.new_empty(batch, count, width // 3)
-    logsumexp = qkv.new_empty((batch, num_heads, count), dtype=compute_dtype(qkv))
-    launch(
-        forward_kernel,
-        qkv.device,
-        batch * num_heads * triton.cdiv(count, tile.block_m),
-        qkv=_prepared(qkv, num_heads, q_weight, k_weight, rope, eps),
-        out=_tokens(out, num_heads),
-        lse_ptr=logsumexp,
-        **tile.arguments(),
-        **_options(tile),
-    )
-    return out, logsumexp
+    options = qkv_bias, q_weight, k_weight, rope
+    batch, tokens, width = qkv.shape
+    out = qkv.new_empty((batch, tokens, num_heads, width // (3 * num_heads)))
+    lse = qkv.new_empty((batch, num_heads, tokens), dtype=compute_dtype(qkv))
+    if fits_whole(out, backward=False):
+        q, k, v = heads(qkv, num_heads)
+        tensors = {"q": q, "k": k, "v": v, "out": out}
+        _launch_whole(head_forward_kernel, tensors, options, eps, lse_ptr=lse)
+    else:
+        q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, *options, num_heads, eps)
+        tensors = {"q": q, "k": k, "v": v, "out": out}
+        _launch_tiles(forward_kernel, tensors, lse_ptr=lse)
+    return out.flatten(2), lse
 
 
 def attention_backward(
     grad: Tensor,
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
@@ -70,64 +71,97 @@ def attention_backward(
     logsumexp: Tensor,
     num_heads: int,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, count, width = qkv.shape
-    tile = _tile(qkv, num_heads, backward=True)
-    grad_qkv = qkv.new_empty(qkv.shape)
-    # Each tile of queries and each of keys writes its sum for the gradient of its norm weight.
-    sums = batch * num_heads, 2, triton.cdiv(count, tile.block_m), width // (3 * num_heads)
-    partials = qkv.new_empty(sums, dtype=compute_dtype(qkv))
-    launch(
-        head_backward_kernel if tile.alone else backward_kernel,
-        qkv.device,
-        batch * num_heads if tile.alone else partials[..., 0].numel(),
-        grad_out=_tokens(aligned(grad), num_heads),
-        qkv=_prepared(qkv, num_heads, q_weight, k_weight, rope, eps),
-        out=_tokens(aligned(out), num_heads),
-        lse_ptr=logsumexp.contiguous(),
-        grad_qkv=_tokens(grad_qkv, num_heads),
-        partials_ptr=partials,
-        **tile.arguments(),
-        **_options(tile),
-    )
-    grad_q_weight = _sum_over_tiles(partials[:, 0], q_weight)
-    return grad_qkv, grad_q_weight, _sum_over_tiles(partials[:, 1], k_weight)
+) -> Gradients:
+    options = qkv_bias, q_weight, k_weight, rope
+    grad, out = (aligned(x).unflatten(-1, (num_heads, -1)) for x in (grad, out))
+    logsumexp = logsumexp.contiguous()
+    gradients = new_gradients(qkv, *options[:3])
+    if fits_whole(out, backward=True):
+        q, k, v = heads(qkv, num_heads)
+        tensors = {"grad": grad, "q": q, "k": k, "v": v, "out": out}
+        grads = zip(("grad_q", "grad_k", "grad_v"), heads(gradients[0], num_heads))
+        sums = logsumexp.new_empty((len(q) * num_heads, 5, q.shape[3]))
+        arrays = {"lse_ptr": logsumexp, "sums_ptr": sums}
+        _launch_whole(head_backward_kernel, tensors | dict(grads), options, eps, **arrays)
+        for gradient, total in zip(gradients[2:], sums[:, :2].sum(0), strict=True):
+            gradient.copy_(total) if gradient.numel() else None
+        if qkv_bias is not None:
+            by_head = sums[:, 2:].unflatten(0, (-1, num_heads))
+            gradients[1].copy_(by_head.sum(0).transpose(0, 1).flatten())
+        return gradients
+    q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, *options, num_heads, eps)
+    grads = heads(gradients[0], num_heads)
+    if is_prepared(*options):
+        grads = tuple(x.new_empty(x.shape) for x in (q, k, v))
+    delta = torch.empty_like(logsumexp)
+    _launch_tiles(delta_kernel, {"grad": grad, "out": out}, backward=True, delta_ptr=delta)
+    tensors = {"grad": grad, "q": q, "k": k, "v": v}
+    tensors |= zip(("grad_q", "grad_k", "grad_v"), grads)
+    arrays = {"lse_ptr": logsumexp, "delta_ptr": delta}
+    _launch_tiles(backward_kernel, tensors, backward=True, kinds=2, **arrays)
+    if is_prepared(*options):
+        return qk_norm_rope.qk_norm_rope_backward(*grads, qkv, *options, num_heads, eps)
+    return gradients
 
 
-def _sum_over_tiles(partials: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the gradient (d,) of a norm weight from partials (B * H, tiles, d); empty for None."""
-    if weight is None:
-        return partials.new_empty(0)
-    return partials.sum((0, 1)).to(weight.dtype)
+def fits_whole(x: Tensor, backward: bool) -> bool:
+    """Tell whether a program has all tokens of a head of x (B, N, H, d), in 16 bits.
+
+    In the backward without wgmma the operands would lie in registers too, and spill 200 bytes.
+    """
+    short = x.shape[1] <= 64 and x.element_size() == 2
+    return short and (has_wgmma(x.device) or not backward)
 
 
-def _prepared(
-    qkv: Tensor,
-    num_heads: int,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
+def _launch_whole(
+    kernel: Any,
+    tensors: dict[str, Tensor],
+    options: tuple[Tensor | None, ...],
     eps: float,
-) -> Tokens:
-    """Return qkv as Tokens with what its q and k pass on their way into a tile."""
-    return _tokens(aligned(qkv), num_heads)._replace(
-        q_weight_ptr=contiguous(q_weight),
-        k_weight_ptr=contiguous(k_weight),
-        rope_ptr=contiguous(rope),
-        eps=tl.constexpr(eps),
+    **arrays: Tensor,
+) -> None:
+    """Start a program for each head of the tensors (B, N, H, d)."""
+    batch, tokens, num_heads, dim = tensors["q"].shape
+    arguments = views(**tensors)
+    _launch(
+        kernel,
+        batch * num_heads,
+        Tile.of_head(tokens, dim, arguments.pop("UNIT")),
+        **arguments,
+        bias_ptrs=parts(options[0]),
+        **dict(zip(("q_weight_ptr", "k_weight_ptr", "rope_ptr"), map(contiguous, options[1:]))),
+        **arrays,
+        extent=(tokens, num_heads),
+        eps=triton.language.constexpr(eps),  # a number would be float32
     )
 
 
-def _tokens(x: Tensor, num_heads: int) -> Tokens:
-    """Return x (B, N, channels) as Tokens."""
-    batch, token = x.stride(0) if len(x) > 1 else 0, x.stride(1)
-    unit = math.gcd(batch, token, 8)
-    return Tokens(x, batch // unit, token // unit, tl.constexpr(unit), x.shape[1], num_heads)
+def _launch_tiles(
+    kernel: Any,
+    tensors: dict[str, Tensor],
+    *,
+    backward: bool = False,
+    kinds: int = 1,
+    **arrays: Tensor,
+) -> None:
+    """Start `kinds` programs for each tile of the tensors' tokens (B, N, H, d)."""
+    x = next(iter(tensors.values()))
+    batch, tokens, num_heads, dim = x.shape
+    arguments = views(**tensors)
+    unit = arguments.pop("UNIT")
+    tile = Tile.of(tokens, dim, unit, x.element_size(), backward, has_wgmma(x.device))
+    programs = kinds * batch * num_heads * triton.cdiv(tokens, tile.block)
+    _launch(kernel, programs, tile, **arguments, **arrays, extent=(tokens, num_heads))
 
 
-def _tile(qkv: Tensor, num_heads: int, backward: bool) -> Tile:
-    dim = qkv.shape[2] // (3 * num_heads)
-    return Tile.of(qkv.shape[1], dim, qkv.element_size(), backward, has_wgmma(qkv.device))
+def _launch(kernel: Any, programs: int, tile: Tile, **arguments: Any) -> None:
+    """Start a kernel.
+
+    Attention agrees with the reference to the rounding of its dtype, so multiply-adds are fused.
+    """
+    device = next(x.device for x in arguments.values() if isinstance(x, Tensor))
+    options = {"warps": tile.warps, "num_stages": tile.stages, "fused": True}
+    launch(kernel, device, programs, **arguments, TILE=tile, **options)
 
 
 def has_wgmma(device: torch.device) -> bool:
@@ -139,11 +173,3 @@ def has_wgmma(device: torch.device) -> bool:
     if device.type == "cuda":
         return 9 <= torch.cuda.get_device_capability(device)[0] < 12
     return interpreted() or 90 <= driver.active.get_current_target().arch < 120
-
-
-def _options(tile: Tile) -> dict[str, Any]:
-    """Return the options of a launch.
-
-    Attention agrees with the reference to the rounding of its dtype, so multiply-adds are fused.
-    """
-    return {"warps": tile.warps, "num_stages": tile.stages, "fused": True}

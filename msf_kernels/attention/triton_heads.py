@@ -1,208 +1,246 @@
-"""Heads in Triton kernels: how tiles of tokens are read, normed, rotated, multiplied and written.
+"""The Triton kernels of attention whose programs have all tokens of a head, at most 64.
 
-The sides of Triton's tiles are powers of two, so the d channels of a head are cut into pieces:
-72 = 64 + 8, the 8 padded to 16, the fewest that a tensor core multiplies. PIECES has (first, width,
-joined) of each: where it begins in either half of a head and how wide it is there.
-
-A tile of tokens is a tuple of matrices. With d = 72 and PIECES = ((0, 32, joined), (32, 8, True))
-they have these channels, of which those past 71, or past 35 in the first half, are zero:
-
-                        piece 0                      piece 1
-    v, out and grad_out 0 .. 63                      64 .. 79
-    q and k             0 .. 31 and 36 .. 67         32 .. 39 and 68 .. 75
-        joined          0, 36, 1, 37, .. 31, 67      32, 68, .. 39, 75
-
-q and k have either half by itself, as a rotation needs them, or, of a joined piece, both in one
-matrix, interleaved; a product over d does not care about the order of channels. Tokens beyond the
-last repeat it: what they lead to is masked.
+Everything is read once: bias, norm and rotation are inside, and the backward computes the scores
+once. Heads lie in halves, as a rotation needs them: pieces are those of either half, and a tile has
+both halves of the first piece, then of the next. A product over channels does not care about their
+order.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
-from ..triton_support.arithmetic import INTERPRETED, narrow, widen
-
-LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-class Tokens(NamedTuple):
-    """Tokens are (B, N, channels) in memory, channels side by side, and what prepares q and k.
-
-    The strides of samples and tokens are counted in `unit` elements. The compiler then knows that
-    they are multiples of it, and reads 16 bytes at once where unit is 8 and an element has 2 bytes.
-    By itself Triton only knows multiples of 16, which one head of 72 channels (216) has not.
-    """
-
-    ptr: Any
-    batch: int
-    token: int
-    unit: Any
-    length: int  # N
-    heads: int
-    q_weight_ptr: Any = None  # (d,)
-    k_weight_ptr: Any = None  # (d,)
-    rope_ptr: Any = None  # (2, N, d / 2)
-    eps: Any = tl.constexpr(0.0)  # a number in a tuple would be float32, for float64 too little
+from ..triton_support.arithmetic import narrow, widen
+from .triton_tiles import (
+    LOG2_E,
+    dot_channels,
+    dot_tokens,
+    load_piece,
+    row_sums,
+    scale_rows,
+    token_starts,
+    zeros_like,
+)
 
 
 @triton.jit
-def rows(x, PART: tl.constexpr, index, token, HEAD_DIM: tl.constexpr):
-    """Return where these tokens' channels of head `index` = b * H + h begin.
-
-    PART is 0, 1 or 2 for q, k or v, and 0 for tokens that have one part.
-    """
-    batch, head = (index // x.heads).to(tl.int64), index % x.heads
-    token = tl.minimum(token, x.length - 1).to(tl.int64)[:, None]
-    batch, token = batch * x.batch * x.unit, token * x.token * x.unit
-    return x.ptr + batch + token + (PART * x.heads + head) * HEAD_DIM
-
-
-@triton.jit
-def load_piece(start, FIRST: tl.constexpr, WIDTH: tl.constexpr, END: tl.constexpr):
-    """Return the WIDTH columns FIRST, FIRST + 1, ...; zero from END on."""
-    column = FIRST + tl.arange(0, WIDTH)[None, :]
-    if FIRST + WIDTH <= END:
-        return tl.load(start + column)
-    else:
-        return tl.load(start + column, mask=column < END, other=0)
-
-
-@triton.jit
-def load(x, PART: tl.constexpr, index, token, HEAD_DIM: tl.constexpr, PIECES: tl.constexpr):
-    """Return a tile of tokens, channels in the order of memory; zero past the last channel."""
-    start, tile = rows(x, PART, index, token, HEAD_DIM), ()
-    for i in tl.static_range(len(PIECES)):
-        tile = tile + (load_piece(start, 2 * PIECES[i][0], 2 * PIECES[i][1], HEAD_DIM),)
+def load_halves(start, TILE: tl.constexpr):
+    """Return a tile of what begins at `start` (BLOCK, 1), or one row, in halves and widened."""
+    HALF: tl.constexpr = (TILE.dim + 1) // 2
+    tile = ()
+    for i in tl.static_range(len(TILE.pieces)):
+        first = load_piece(start, TILE.pieces[i][0], TILE.pieces[i][1], HALF)
+        second = load_piece(start + HALF, TILE.pieces[i][0], TILE.pieces[i][1], TILE.dim - HALF)
+        tile = tile + (widen(first), widen(second))
     return tile
 
 
 @triton.jit
-def store(x, PART: tl.constexpr, index, token, tile, HEAD_DIM: tl.constexpr, PIECES: tl.constexpr):
-    """Write a tile of tokens, channels in the order of memory."""
-    start, exists = rows(x, PART, index, token, HEAD_DIM), (token < x.length)[:, None]
-    for i in tl.static_range(len(PIECES)):
-        channel = 2 * PIECES[i][0] + tl.arange(0, 2 * PIECES[i][1])[None, :]
-        value = narrow(tile[i], x.ptr.dtype.element_ty)
-        tl.store(start + channel, value, mask=exists & (channel < HEAD_DIM))
+def store_halves(start, exists, tile, TILE: tl.constexpr):
+    """Write a tile in halves."""
+    HALF: tl.constexpr = (TILE.dim + 1) // 2
+    for i in tl.static_range(len(tile)):
+        first = i % 2 * HALF
+        end = TILE.dim - HALF if i % 2 else HALF
+        column = TILE.pieces[i // 2][0] + tl.arange(0, TILE.pieces[i // 2][1])[None, :]
+        value = narrow(tile[i], start.dtype.element_ty)
+        tl.store(start + first + column, value, mask=exists & (column < end))
 
 
 @triton.jit
-def load_halves(start, FIRST: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Return the channels FIRST, FIRST + 1, ... of either half, widened; zero past its end."""
-    HALF: tl.constexpr = (HEAD_DIM + 1) // 2
-    first = load_piece(start, FIRST, WIDTH, HALF)
-    second = load_piece(start + HALF, FIRST, WIDTH, HEAD_DIM - HALF)
-    return widen(first), widen(second)
-
-
-@triton.jit
-def store_halves(start, exists, first, second, FIRST: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Write the channels FIRST, FIRST + 1, ... of either half."""
-    HALF: tl.constexpr = (HEAD_DIM + 1) // 2
-    dtype: tl.constexpr = start.dtype.element_ty
-    channel = FIRST + tl.arange(0, first.shape[1])[None, :]
-    tl.store(start + channel, narrow(first, dtype), mask=exists & (channel < HALF))
-    exists = exists & (channel < HEAD_DIM - HALF)
-    tl.store(start + channel + HALF, narrow(second, dtype), mask=exists)
-
-
-@triton.jit
-def reciprocal_rms(start, eps, HEAD_DIM: tl.constexpr, PIECES: tl.constexpr):
-    """Return 1 / sqrt(mean(x * x) + eps) of each token's head (BLOCK, 1)."""
-    squares = 0.0
-    for i in tl.static_range(len(PIECES)):
-        first, second = load_halves(start, PIECES[i][0], PIECES[i][1], HEAD_DIM)
-        squares += tl.sum(first * first + second * second, 1)
-    return tl.rsqrt(squares * (1 / HEAD_DIM) + tl.full((), eps, squares.dtype))[:, None]
-
-
-@triton.jit
-def angles(x, token, FIRST: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Return cosines and sines of the rotations of these channels of the first half."""
-    HALF: tl.constexpr = HEAD_DIM // 2
-    start = x.rope_ptr + tl.minimum(token, x.length - 1)[:, None] * HALF
-    sin = load_piece(start + x.length * HALF, FIRST, WIDTH, HALF)
-    return load_piece(start, FIRST, WIDTH, HALF), sin
-
-
-@triton.jit
-def prepare_piece(
-    x,
-    start,
-    token,
-    weight_ptr,
-    rrms,
-    PIECE: tl.constexpr,
-    PIECES: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-):
-    """Return piece PIECE of a tile of q or k after norm and rotation, one matrix or two halves."""
-    FIRST: tl.constexpr = PIECES[PIECE][0]
-    WIDTH: tl.constexpr = PIECES[PIECE][1]
-    first, second = load_halves(start, FIRST, WIDTH, HEAD_DIM)
-    if weight_ptr is not None:
-        first_weight, second_weight = load_halves(weight_ptr, FIRST, WIDTH, HEAD_DIM)
-        first, second = first * rrms * first_weight, second * rrms * second_weight
-    if x.rope_ptr is not None:
-        cos, sin = angles(x, token, FIRST, WIDTH, HEAD_DIM)
-        first, second = first * cos - second * sin, second * cos + first * sin
-    dtype: tl.constexpr = x.ptr.dtype.element_ty
-    if PIECES[PIECE][2]:
-        # A narrowed one would be reshaped in shared memory, at which Triton 3.6 fails.
-        return (narrow(tl.reshape(tl.join(first, second), (first.shape[0], 2 * WIDTH)), dtype),)
+def load_raw(x, bias_ptr, index, token, extent, TILE: tl.constexpr):
+    """Return a tile of q, k or v and its bias, in halves and widened."""
+    tile = load_halves(token_starts(x, index, token, extent, TILE), TILE)
+    if bias_ptr is None:
+        return tile
     else:
-        return narrow(first, dtype), narrow(second, dtype)
+        bias, result = load_halves(bias_ptr + index % extent[1] * TILE.dim, TILE), ()
+        for i in tl.static_range(len(tile)):
+            result = result + (tile[i] + bias[i],)
+        return result
 
 
 @triton.jit
-def prepare(x, PART: tl.constexpr, index, token, HEAD_DIM: tl.constexpr, PIECES: tl.constexpr):
-    """Return a tile of q (PART 0) or k (1) after norm and rotation, rounded to its dtype."""
-    start, tile = rows(x, PART, index, token, HEAD_DIM), ()
-    weight_ptr = x.q_weight_ptr if PART == 0 else x.k_weight_ptr
-    rrms = None if weight_ptr is None else reciprocal_rms(start, x.eps, HEAD_DIM, PIECES)
-    for i in tl.static_range(len(PIECES)):
-        tile = tile + prepare_piece(x, start, token, weight_ptr, rrms, i, PIECES, HEAD_DIM)
-    return tile
-
-
-@triton.jit
-def dot(a, b, total):
-    """Return total + a @ b."""
-    if a.dtype == tl.float64:  # Triton 3.6 fails to compile most products of float64.
-        return total + tl.sum(a[:, :, None] * b[None, :, :], 1)
-    elif INTERPRETED:  # The interpreter would multiply the bits of bfloat16.
-        return tl.dot(widen(a), widen(b), total, input_precision="ieee")
-    else:
-        return tl.dot(a, b, total, input_precision="ieee")
-
-
-@triton.jit
-def zeros_like(tile, dtype: tl.constexpr):
-    """Return a tile of zeros in the shape of another."""
+def rounded(tile, dtype: tl.constexpr):
+    """Return a tile as operands of products."""
     result = ()
     for i in tl.static_range(len(tile)):
-        result = result + (tl.zeros(tile[i].shape, dtype),)
+        result = result + (narrow(tile[i], dtype),)
     return result
 
 
 @triton.jit
-def dot_channels(a, b):
-    """Return a @ b^T of two tiles of tokens."""
-    dtype: tl.constexpr = tl.float64 if a[0].dtype == tl.float64 else tl.float32
-    total = tl.zeros((a[0].shape[0], b[0].shape[0]), dtype)
-    for i in tl.static_range(len(a)):
-        total = dot(a[i], tl.trans(b[i]), total)
-    return total
+def normalised(raw, eps, TILE: tl.constexpr):
+    """Return a tile times 1 / sqrt(mean(x * x) + eps) of each token, and that (BLOCK,)."""
+    squares = row_sums(raw, raw) * (1 / TILE.dim)
+    rrms = tl.rsqrt(squares + tl.full((), eps, squares.dtype))
+    return scale_rows(raw, rrms), rrms
 
 
 @triton.jit
-def dot_tokens(a, b, total):
-    """Return total + a @ b of a matrix with a column for each token of the tile b."""
+def rotated(tile, rope_ptr, token, extent, SIGN: tl.constexpr, TILE: tl.constexpr):
+    """Return a tile rotated by the angles of its tokens, forwards (SIGN = 1) or back (-1)."""
+    HALF: tl.constexpr = TILE.dim // 2
+    start, result = rope_ptr + tl.minimum(token, extent[0] - 1)[:, None] * HALF, ()
+    for i in tl.static_range(len(TILE.pieces)):
+        first, second = tile[2 * i], tile[2 * i + 1]
+        cos = load_piece(start, TILE.pieces[i][0], TILE.pieces[i][1], HALF)
+        sines = start + extent[0] * HALF
+        sin = SIGN * load_piece(sines, TILE.pieces[i][0], TILE.pieces[i][1], HALF)
+        result = result + (first * cos - second * sin, second * cos + first * sin)
+    return result
+
+
+@triton.jit
+def prepared(x, bias_ptr, weight_ptr, rope_ptr, index, token, extent, eps, TILE: tl.constexpr):
+    """Return a tile of q or k after bias, norm and rotation, rounded."""
+    tile = load_raw(x, bias_ptr, index, token, extent, TILE)
+    if weight_ptr is not None:
+        tile = multiplied(normalised(tile, eps, TILE)[0], load_halves(weight_ptr, TILE))
+    if rope_ptr is not None:
+        tile = rotated(tile, rope_ptr, token, extent, 1, TILE)
+    return rounded(tile, x.ptr.dtype.element_ty)
+
+
+@triton.jit
+def multiplied(x, y):
+    """Return the elementwise product of two tiles."""
     result = ()
-    for i in tl.static_range(len(b)):
-        result = result + (dot(narrow(a, b[i].dtype), b[i], total[i]),)
+    for i in tl.static_range(len(x)):
+        result = result + (x[i] * y[i],)
     return result
+
+
+@triton.jit
+def head_forward_kernel(
+    q,  # Heads (B, N, H, d)
+    k,  # Heads (B, N, H, d)
+    v,  # Heads (B, N, H, d)
+    bias_ptrs,  # three of (H, d), of q, k and v, or absent
+    q_weight_ptr,  # (d,) or absent
+    k_weight_ptr,  # (d,) or absent
+    rope_ptr,  # (2, N, d / 2) or absent
+    out,  # Heads (B, N, H, d)
+    lse_ptr,  # (B, H, N)
+    extent,  # (N, H)
+    eps: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Attend all tokens of a head to one another."""
+    index, token = tl.program_id(0), tl.arange(0, TILE.block)
+    queries = prepared(q, bias_ptrs[0], q_weight_ptr, rope_ptr, index, token, extent, eps, TILE)
+    keys = prepared(k, bias_ptrs[1], k_weight_ptr, rope_ptr, index, token, extent, eps, TILE)
+    values = rounded(load_raw(v, bias_ptrs[2], index, token, extent, TILE), v.ptr.dtype.element_ty)
+    scores = dot_channels(queries, keys) * (TILE.dim**-0.5 * LOG2_E)
+    if TILE.masked:
+        scores = tl.where(token[None, :] < extent[0], scores, -float("inf"))
+    row_max = tl.max(scores, 1)
+    p = tl.exp2(scores - row_max[:, None])
+    row_sum = tl.sum(p, 1)
+    acc = dot_tokens(p, values, zeros_like(values, lse_ptr.dtype.element_ty))
+    exists = token < extent[0]
+    start = token_starts(out, index, token, extent, TILE)
+    store_halves(start, exists[:, None], scale_rows(acc, 1 / row_sum), TILE)
+    place = lse_ptr + index.to(tl.int64) * extent[0] + token
+    tl.store(place, (row_max + tl.log2(row_sum)) * (1 / LOG2_E), mask=exists)
+
+
+@triton.jit
+def store_sums(sums_ptr, tile, TILE: tl.constexpr):
+    """Write the sums of a tile over its tokens (d,)."""
+    sums = ()
+    for i in tl.static_range(len(tile)):
+        sums = sums + (tl.sum(tile[i], 0)[None, :],)
+    store_halves(sums_ptr, True, sums, TILE)
+
+
+@triton.jit
+def norm_backward(grad, raw, weight_ptr, sums_ptr, eps, TILE: tl.constexpr):
+    """Return the gradient of what was normed, and write that of the weight."""
+    x, rrms = normalised(raw, eps, TILE)
+    store_sums(sums_ptr, multiplied(grad, x), TILE)
+    grad = multiplied(grad, load_halves(weight_ptr, TILE))
+    along, result = row_sums(grad, x)[:, None] * (1 / TILE.dim), ()
+    for i in tl.static_range(len(grad)):
+        result = result + ((grad[i] - x[i] * along) * rrms[:, None],)
+    return result
+
+
+@triton.jit
+def finish(
+    grad, grad_x, x, bias_ptr, weight_ptr, rope_ptr, sums_ptr, index, token, extent, eps,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of q, k or v from that of what it was prepared to.
+
+    It is zero beyond the last token. The sums (d,) are of the weight and, two rows on, of the bias.
+    """
+    # What follows shall not be loaded before the products are done, for want of registers.
+    tl.debug_barrier()
+    if rope_ptr is not None:
+        grad = rotated(grad, rope_ptr, token, extent, -1, TILE)
+    if weight_ptr is not None:
+        raw = load_raw(x, bias_ptr, index, token, extent, TILE)
+        grad = norm_backward(grad, raw, weight_ptr, sums_ptr, eps, TILE)
+    start = token_starts(grad_x, index, token, extent, TILE)
+    store_halves(start, (token < extent[0])[:, None], grad, TILE)
+    if bias_ptr is not None:
+        store_sums(sums_ptr + 2 * TILE.dim, grad, TILE)
+
+
+@triton.jit
+def head_backward_kernel(
+    grad,  # Heads (B, N, H, d)
+    q,  # Heads (B, N, H, d)
+    k,  # Heads (B, N, H, d)
+    v,  # Heads (B, N, H, d)
+    bias_ptrs,  # three of (H, d), of q, k and v, or absent
+    q_weight_ptr,  # (d,) or absent
+    k_weight_ptr,  # (d,) or absent
+    rope_ptr,  # (2, N, d / 2) or absent
+    out,  # Heads (B, N, H, d)
+    lse_ptr,  # (B, H, N)
+    grad_q,  # Heads (B, N, H, d)
+    grad_k,  # Heads (B, N, H, d)
+    grad_v,  # Heads (B, N, H, d)
+    sums_ptr,  # (B * H, 5, d), of the weights of q and k and the biases of q, k and v
+    extent,  # (N, H)
+    eps: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Write the gradients of a head."""
+    index, token = tl.program_id(0), tl.arange(0, TILE.block)
+    sums_ptr += index.to(tl.int64) * (5 * TILE.dim)
+    dtype: tl.constexpr = q.ptr.dtype.element_ty
+    queries = prepared(q, bias_ptrs[0], q_weight_ptr, rope_ptr, index, token, extent, eps, TILE)
+    keys = prepared(k, bias_ptrs[1], k_weight_ptr, rope_ptr, index, token, extent, eps, TILE)
+    values = rounded(load_raw(v, bias_ptrs[2], index, token, extent, TILE), dtype)
+    g = load_raw(grad, None, index, token, extent, TILE)
+    delta = row_sums(g, load_raw(out, None, index, token, extent, TILE))
+    g = rounded(g, dtype)
+    place = lse_ptr + index.to(tl.int64) * extent[0] + token
+    # Where there is no token lse is infinite, so that its p is zero.
+    lse = tl.load(place, mask=token < extent[0], other=float("inf")) * LOG2_E
+    # p is keys by queries, so that the gradients of k and v need no transposed operand.
+    p = tl.exp2(dot_channels(keys, queries) * (TILE.dim**-0.5 * LOG2_E) - lse[None, :])
+    if TILE.masked:
+        p = tl.where((token < extent[0])[:, None], p, 0)
+    sums = zeros_like(keys, lse_ptr.dtype.element_ty)
+    grad_values = dot_tokens(p, g, sums)
+    finish(
+        grad_values, grad_v, v, bias_ptrs[2], None, None, sums_ptr + 2 * TILE.dim, index, token,
+        extent, eps, TILE,
+    )  # fmt: skip
+    grad_scores = p * (dot_channels(values, g) - delta[None, :]) * TILE.dim**-0.5
+    grad_scores = narrow(grad_scores, dtype)
+    grad_queries = dot_tokens(tl.trans(grad_scores), keys, sums)
+    finish(
+        grad_queries, grad_q, q, bias_ptrs[0], q_weight_ptr, rope_ptr, sums_ptr, index, token,
+        extent, eps, TILE,
+    )  # fmt: skip
+    grad_keys = dot_tokens(grad_scores, queries, sums)
+    finish(
+        grad_keys, grad_k, k, bias_ptrs[1], k_weight_ptr, rope_ptr, sums_ptr + TILE.dim, index,
+        token, extent, eps, TILE,
+    )  # fmt: skip

@@ -114,8 +114,7 @@ def rows_of(family: str, architecture: int) -> list[Row]:
     for configuration, call in _calls(family):
         for kernel, compiled, log in _compile(call, architecture):
             if compiled.hash not in known:  # a known one has its row, and no log now
-                name = f"{family}.{kernel}"
-                found.append(_row(name, configuration, architecture, compiled, log, budget))
+                found.append(_row(kernel, configuration, architecture, compiled, log, budget))
             known.add(compiled.hash)
     return found
 
@@ -189,7 +188,7 @@ def _new(
 
 
 def _compile(call: Callable[[], Any], architecture: int) -> list[tuple[str, Any, str]]:
-    """Return (kernel, compiled kernel, log of ptxas) of every launch in the call."""
+    """Return (family.kernel, compiled kernel, log of ptxas) of every launch in the call."""
     compiled = []
     run = JITFunction.run
 
@@ -197,7 +196,8 @@ def _compile(call: Callable[[], Any], architecture: int) -> list[tuple[str, Any,
         log = io.StringIO()
         with contextlib.redirect_stdout(log):
             result = run(kernel, *args, warmup=True, **options)
-        compiled.append((kernel.__name__, result, log.getvalue()))
+        family = kernel.__module__.removeprefix("msf_kernels.").partition(".")[0]
+        compiled.append((f"{family}.{kernel.__name__}", result, log.getvalue()))
         return result
 
     driver.set_active(Target(architecture))

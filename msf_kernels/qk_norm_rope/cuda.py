@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from torch import Tensor
 
 from ..cuda_support.launch import address, dtype, launch
 from ..dtypes import compute_dtype
 from ..grid import TARGET_BLOCKS
 from ..layout import contiguous
-from .op import new_weight_gradient
+from .op import Gradients, is_prepared, new_gradients
 
 
 def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
@@ -18,6 +21,7 @@ def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
 
 def qk_norm_rope(
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
@@ -26,7 +30,7 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor]:
     q, k, _ = heads(qkv, num_heads)
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
-    q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
+    options = [contiguous(option) for option in (qkv_bias, q_weight, k_weight, rope)]
     launch(
         "qk_norm_rope",
         q,
@@ -34,10 +38,7 @@ def qk_norm_rope(
         tuple(q.shape),
         view(q),
         view(k),
-        weight(q_weight),
-        weight(k_weight),
-        address(rope),
-        eps,
+        preparation(*options, eps),
         address(q_out),
         address(k_out),
     )
@@ -49,22 +50,25 @@ def qk_norm_rope_backward(
     grad_k: Tensor,
     grad_v: Tensor | None,
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
     num_heads: int,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     q, k, _ = heads(qkv, num_heads)
     grad_q, grad_k = rows(grad_q), rows(grad_k)
     grad_v = None if grad_v is None else rows(grad_v)
-    q_weight, k_weight, rope = contiguous(q_weight), contiguous(k_weight), contiguous(rope)
-    grad_qkv = qkv.new_empty(qkv.shape)
-    grad_q_weight = new_weight_gradient(q_weight, qkv)
-    grad_k_weight = new_weight_gradient(k_weight, qkv)
-    partials = None
-    if q_weight is not None or k_weight is not None:
-        partials = q.new_empty((2, TARGET_BLOCKS, q.shape[-1]), dtype=compute_dtype(q))
+    gradients = new_gradients(qkv, qkv_bias, q_weight, k_weight)
+    options = [contiguous(option) for option in (qkv_bias, q_weight, k_weight, rope)]
+    partials = partial(q.new_empty, dtype=compute_dtype(q))
+    weight_partials = bias_partials = None
+    blocks = TARGET_BLOCKS + num_heads  # and a block for each head, to step by whole tokens
+    if is_prepared(q_weight, k_weight):
+        weight_partials = partials((2, blocks, q.shape[-1]))
+    if qkv_bias is not None:
+        bias_partials = partials((3, blocks * min(num_heads, 256), q.shape[-1]))
     launch(
         "qk_norm_rope_backward",
         q,
@@ -75,17 +79,14 @@ def qk_norm_rope_backward(
         view(grad_v),
         view(q),
         view(k),
-        weight(q_weight),
-        weight(k_weight),
-        address(rope),
-        eps,
-        address(grad_qkv),
-        address(partials),
+        preparation(*options, eps),
+        address(gradients[0]),
+        address(weight_partials),
+        address(bias_partials),
         TARGET_BLOCKS,
-        weight(grad_q_weight if q_weight is not None else None),
-        weight(grad_k_weight if k_weight is not None else None),
+        tuple(map(parameter, gradients[1:])),
     )
-    return grad_qkv, grad_q_weight, grad_k_weight
+    return gradients
 
 
 def heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
@@ -103,6 +104,12 @@ def view(x: Tensor | None) -> tuple[int, ...] | None:
     return None if x is None else (x.data_ptr(), *x.stride()[:3])
 
 
-def weight(x: Tensor | None) -> tuple[int, int] | None:
-    """Return a norm weight (d,), or its gradient, as an msf::NormWeight."""
-    return None if x is None else (x.data_ptr(), dtype(x))
+def preparation(*options: Any) -> tuple[Any, ...]:
+    """Return (qkv_bias, q_weight, k_weight, rope, eps) as an msf::Preparation."""
+    *parameters, rope, eps = options
+    return *map(parameter, parameters), address(rope), eps
+
+
+def parameter(x: Tensor | None) -> tuple[int, int] | None:
+    """Return a bias or norm weight, or its gradient, as an msf::Parameter; None if it is absent."""
+    return None if x is None or not x.numel() else (x.data_ptr(), dtype(x))

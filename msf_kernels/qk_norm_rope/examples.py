@@ -1,4 +1,4 @@
-"""Example calls of qk_norm_rope, with the norm, the rotation or both."""
+"""Example calls of qk_norm_rope, with bias, norm and rotation or some of them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from ..examples import Example, New, Shape
 from .op import qk_norm_rope, qk_norm_rope_backward
 
 
-def inputs(new: New, shape: Shape, weights: str, rope: bool) -> dict[str, Tensor]:
-    """Make qkv of heads (B, N, H, d), weights (d,) of these names near 1, and a table of angles."""
+def inputs(new: New, shape: Shape, parameters: str, rope: bool) -> dict[str, Tensor]:
+    """Make qkv of heads (B, N, H, d), a bias and weights of these names, and a table of angles."""
     batch, tokens, heads, head_dim = shape
     made = {"qkv": new(batch, tokens, 3 * heads * head_dim)}
     wide = compute_dtype(new(1))  # as parameters are under autocast
-    made |= {name: 1 + 0.1 * new(head_dim, dtype=wide) for name in weights.split()}
+    for name in parameters.split():
+        if name == "qkv_bias":
+            made[name] = 0.1 * new(3 * heads * head_dim, dtype=wide)
+        else:
+            made[name] = 1 + 0.1 * new(head_dim, dtype=wide)
     if rope:
         angles = 3 * new(tokens, head_dim // 2, dtype=torch.float32)
         made["rope"] = torch.stack((angles.cos(), angles.sin()))
@@ -29,7 +33,7 @@ def inputs(new: New, shape: Shape, weights: str, rope: bool) -> dict[str, Tensor
 def packed_inputs(new: New, shape: Shape) -> dict[str, Tensor]:
     """Make inputs, and the gradients (B, N, H, d) that a library's attention returns."""
     grads = {name: new(*shape) for name in ("grad_q", "grad_k", "grad_v")}
-    return grads | inputs(new, shape, "q_weight k_weight", rope=True)
+    return grads | inputs(new, shape, "qkv_bias q_weight k_weight", rope=True)
 
 
 def packed_gradients(**arguments: Any) -> Tensor:
@@ -42,7 +46,7 @@ def options(shape: Shape) -> dict[str, Any]:
     return {"num_heads": shape[2]}
 
 
-# Weights, and whether there is RoPE, by what a variant of attention is called for it.
+# Parameters, and whether there is RoPE, by what a variant of attention is called for it.
 PREPARATIONS = {
     "norm-rope": ("q_weight k_weight", True),
     "rope": ("", True),
@@ -50,23 +54,26 @@ PREPARATIONS = {
     "q_norm-rope": ("q_weight", True),
     "q_norm": ("q_weight", False),
     "k_norm": ("k_weight", False),
+    "bias-norm-rope": ("qkv_bias q_weight k_weight", True),
+    "bias": ("qkv_bias", False),
 }
 
 
 def examples() -> Iterator[Example]:
     audited = {
+        "bias-norm-rope": ((2, 256, 16, 64), (2, 256, 16, 72)),
         "norm-rope": ((2, 256, 16, 64), (2, 256, 16, 72)),
         "rope": ((2, 256, 16, 72),),
         "norm": ((2, 256, 16, 72),),
     }
-    for variant, (weights, rope) in PREPARATIONS.items():
+    for variant, (parameters, rope) in PREPARATIONS.items():
         yield Example(
             op="qk_norm_rope",
             function=qk_norm_rope,
-            inputs=partial(inputs, weights=weights, rope=rope),
+            inputs=partial(inputs, parameters=parameters, rope=rope),
             shape=(2, 6, 2, 4),
             options=options,
-            gradients=1 + len(weights.split()),
+            gradients=1 + len(parameters.split()),
             variant="" if variant == "norm-rope" else variant,
             audited=audited.get(variant, ()),
         )

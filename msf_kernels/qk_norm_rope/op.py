@@ -13,11 +13,15 @@ from ..dtypes import compute_dtype
 from ..library import define
 from . import reference
 
+# The gradients of qkv, its bias, q_weight and k_weight.
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+
 
 def qk_norm_rope(
     qkv: Tensor,
     *,
     num_heads: int,
+    qkv_bias: Tensor | None = None,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
     rope: Tensor | None = None,
@@ -25,13 +29,15 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor]:
     """Return q and k as `attention` prepares them, for another library's attention.
 
-    q and k of packed qkv pass a per-head RMS norm (QK-norm: Henry et al., 2020; Dehghani et al.,
-    2023), then a rotation by `rope` (RoPE: Su et al., 2021); each is optional. v is
-    `qkv.unflatten(-1, (3, num_heads, -1))[:, :, 2]`, without a copy.
+    q and k of packed qkv get their part of `qkv_bias`, then pass a per-head RMS norm (QK-norm:
+    Henry et al., 2020; Dehghani et al., 2023), then a rotation by `rope` (RoPE: Su et al., 2021);
+    each is optional. v is `qkv.unflatten(-1, (3, num_heads, -1))[:, :, 2]`, without a copy and
+    before its part of the bias.
 
     Args:
         qkv: (B, N, 3 * H * d) float64, float32, bfloat16 or float16, laid out [q | k | v].
         num_heads: H.
+        qkv_bias: (3 * H * d,) of the matmul, in qkv's dtype or float32; None for no bias.
         q_weight, k_weight: (d,) RMS-norm weights in qkv's dtype or float32; None for no norm.
         rope: (2, N, d / 2) float32 cosines and sines, as made by `rope_2d`, that rotate the pairs
             (i, i + d / 2); gets no gradient.
@@ -43,21 +49,22 @@ def qk_norm_rope(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    check_qkv("qk_norm_rope", qkv, num_heads, q_weight, k_weight, rope, eps)
-    return prepare_qk(qkv, q_weight, k_weight, rope, num_heads, eps)
+    check_qkv("qk_norm_rope", qkv, num_heads, qkv_bias, q_weight, k_weight, rope, eps)
+    return prepare_qk(qkv, qkv_bias, q_weight, k_weight, rope, num_heads, eps)
 
 
 def check_qkv(
     op: str,
     qkv: Tensor,
     num_heads: int,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
     eps: float,
 ) -> None:
     """Check the arguments that `op` shares with `qk_norm_rope`."""
-    optional = {"q_weight": q_weight, "k_weight": k_weight, "rope": rope}
+    optional = {"qkv_bias": qkv_bias, "q_weight": q_weight, "k_weight": k_weight, "rope": rope}
     given = {name: tensor for name, tensor in optional.items() if tensor is not None}
     checks.tensors(op, qkv=qkv, **given)
     checks.dimensions(op, "qkv", qkv, "(B, N, 3*H*d)")
@@ -77,39 +84,40 @@ def check_qkv(
         checks.shape(op, "rope", rope, "(2, N, d/2)", (2, tokens, head_dim // 2))
         checks.dtype(op, "rope", rope, torch.float32)
         checks.constant(op, "rope", rope)
-    for name in ("q_weight", "k_weight"):
+    vectors = {"q_weight": ("(d,)", head_dim), "k_weight": ("(d,)", head_dim)}
+    for name, (form, length) in {"qkv_bias": ("(3*H*d,)", width), **vectors}.items():
         if name in given:
-            checks.shape(op, name, given[name], "(d,)", (head_dim,))
+            checks.shape(op, name, given[name], form, (length,))
             checks.dtype(op, name, given[name], qkv.dtype, torch.float32)
     checks.number(op, "eps", eps)
 
 
-def new_weight_gradient(weight: Tensor | None, qkv: Tensor) -> Tensor:
-    """Make a tensor for the gradient of a norm weight, of no elements where there is none."""
-    if weight is None:
+def is_prepared(*options: Tensor | None) -> bool:
+    """Tell whether there is a bias, a norm weight or a table of angles."""
+    return any(option is not None for option in options)
+
+
+def new_gradient(parameter: Tensor | None, qkv: Tensor) -> Tensor:
+    """Make a tensor for the gradient of a bias or weight, of no elements where there is none."""
+    if parameter is None:
         return qkv.new_empty(0, dtype=compute_dtype(qkv))
-    return weight.new_empty(weight.shape)
+    return parameter.new_empty(parameter.shape)
 
 
 def new_gradients(
-    qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Make tensors for the gradients of qkv and of the norm weights."""
-    grad_q_weight, grad_k_weight = (new_weight_gradient(w, qkv) for w in (q_weight, k_weight))
-    return qkv.new_empty(qkv.shape), grad_q_weight, grad_k_weight
+    qkv: Tensor, qkv_bias: Tensor | None, q_weight: Tensor | None, k_weight: Tensor | None
+) -> Gradients:
+    """Make tensors for the gradients of qkv, its bias and the norm weights."""
+    grad_bias, grad_q_weight, grad_k_weight = (
+        new_gradient(parameter, qkv) for parameter in (qkv_bias, q_weight, k_weight)
+    )
+    return qkv.new_empty(qkv.shape), grad_bias, grad_q_weight, grad_k_weight
 
 
-def gradients_by_name(
-    grads: tuple[Tensor, Tensor, Tensor], q_weight: Tensor | None, k_weight: Tensor | None
-) -> dict[str, Tensor]:
-    """Return the gradients of a backward, without those of weights that are not there."""
-    grad_qkv, grad_q_weight, grad_k_weight = grads
-    found = {"qkv": grad_qkv}
-    if q_weight is not None:
-        found["q_weight"] = grad_q_weight
-    if k_weight is not None:
-        found["k_weight"] = grad_k_weight
-    return found
+def gradients_by_name(grads: Gradients, **parameters: Tensor | None) -> dict[str, Tensor]:
+    """Return the gradients of a backward, without those of parameters that are not there."""
+    found = zip(parameters.items(), grads[1:], strict=True)
+    return {"qkv": grads[0]} | {name: grad for (name, x), grad in found if x is not None}
 
 
 def _fake(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
@@ -119,32 +127,32 @@ def _fake(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    qkv, q_weight, k_weight, rope, ctx.num_heads, ctx.eps = inputs
+    *tensors, ctx.num_heads, ctx.eps = inputs
     ctx.shape = output[0].shape
-    ctx.save_for_backward(qkv, q_weight, k_weight, rope)
+    ctx.save_for_backward(*tensors)
 
 
 def _gradient(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> dict[str, Tensor]:
     saved = ctx.saved_tensors  # once: under checkpointing it would compute them twice
-    qkv, q_weight, k_weight, _ = saved
+    qkv, qkv_bias, q_weight, k_weight, _ = saved
     grad_q = qkv.new_zeros(ctx.shape) if grad_q is None else grad_q
     grad_k = qkv.new_zeros(ctx.shape) if grad_k is None else grad_k
     grads = qk_norm_rope_backward(grad_q, grad_k, None, *saved, ctx.num_heads, ctx.eps)
-    return gradients_by_name(grads, q_weight, k_weight)
+    return gradients_by_name(grads, qkv_bias=qkv_bias, q_weight=q_weight, k_weight=k_weight)
 
 
 qk_norm_rope_backward = define(
     "qk_norm_rope_backward(Tensor grad_q, Tensor grad_k, Tensor? grad_v, Tensor qkv, "
-    "Tensor? q_weight, Tensor? k_weight, Tensor? rope, int num_heads, float eps) "
-    "-> (Tensor, Tensor, Tensor)",
+    "Tensor? qkv_bias, Tensor? q_weight, Tensor? k_weight, Tensor? rope, int num_heads, "
+    "float eps) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.qk_norm_rope_backward,
     kernels=("cuda", "triton"),
     fake=new_gradients,
 )
 
 prepare_qk = define(
-    "qk_norm_rope(Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? rope, int num_heads, "
-    "float eps) -> (Tensor, Tensor)",
+    "qk_norm_rope(Tensor qkv, Tensor? qkv_bias, Tensor? q_weight, Tensor? k_weight, Tensor? rope, "
+    "int num_heads, float eps) -> (Tensor, Tensor)",
     reference=reference.qk_norm_rope,
     kernels=("cuda", "triton"),
     fake=_fake,

@@ -11,11 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..dtypes import widen
+from ..dtypes import compute_dtype, widen
 
 
 def qk_norm_rope(
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
@@ -23,8 +24,9 @@ def qk_norm_rope(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Return q and k (B, N, H, d) of packed qkv (B, N, 3 * H * d), normalised and rotated."""
-    q, k, _ = heads(qkv, num_heads)
-    q, k = norm_rope(q, q_weight, rope, eps), norm_rope(k, k_weight, rope, eps)
+    q, k, _ = heads(biased(qkv, qkv_bias), num_heads)
+    q = norm_rope(q, q_weight, rope, eps).to(qkv.dtype)
+    k = norm_rope(k, k_weight, rope, eps).to(qkv.dtype)
     new = partial(torch.clone, memory_format=torch.contiguous_format)  # never a view of qkv
     return new(q.transpose(1, 2)), new(k.transpose(1, 2))
 
@@ -34,24 +36,43 @@ def qk_norm_rope_backward(
     grad_k: Tensor,
     grad_v: Tensor | None,
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
     num_heads: int,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of qkv and the norm weights (empty where there is no weight).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of qkv, of its bias and of the norm weights, empty for what is absent.
 
     The gradients that come in are (B, N, H, d). That of v, which passes through, is zero where it
     is absent: with it one pass packs what the backward of attention needs.
     """
-    q, k, _ = heads(qkv, num_heads)
-    grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    q, k, _ = heads(biased(qkv, qkv_bias), num_heads)
+    grad_qkv = new_gradient(qkv)
     q_out, k_out, v_out = heads(grad_qkv, num_heads)
     v_out.copy_(grad_v.transpose(1, 2)) if grad_v is not None else v_out.zero_()
     grad_q_weight = norm_rope_backward(q_out, grad_q.transpose(1, 2), q, q_weight, rope, eps)
     grad_k_weight = norm_rope_backward(k_out, grad_k.transpose(1, 2), k, k_weight, rope, eps)
-    return grad_qkv, grad_q_weight, grad_k_weight
+    grad_bias = bias_gradient(grad_qkv, qkv_bias)
+    return grad_qkv.to(qkv.dtype), grad_bias, grad_q_weight, grad_k_weight
+
+
+def new_gradient(qkv: Tensor) -> Tensor:
+    """Make a contiguous tensor for qkv's gradient in its compute dtype."""
+    return qkv.new_empty(qkv.shape, dtype=compute_dtype(qkv))
+
+
+def bias_gradient(grad_qkv: Tensor, qkv_bias: Tensor | None) -> Tensor:
+    """Return the gradient (3 * H * d,) of qkv's bias, empty where there is none."""
+    if qkv_bias is None:
+        return grad_qkv.new_empty(0)
+    return grad_qkv.sum((0, 1)).to(qkv_bias.dtype)
+
+
+def biased(qkv: Tensor, qkv_bias: Tensor | None) -> Tensor:
+    """Return qkv and its bias, added up in the compute dtype."""
+    return widen(qkv) if qkv_bias is None else widen(qkv) + qkv_bias
 
 
 def heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
@@ -60,14 +81,13 @@ def heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
 
 
 def norm_rope(x: Tensor, weight: Tensor | None, rope: Tensor | None, eps: float) -> Tensor:
-    """Return q or k (B, H, N, d) after RMS norm and rotation."""
+    """Return q or k (B, H, N, d), in the compute dtype, after RMS norm and rotation."""
     x = x.contiguous()
-    wide = widen(x)
     if weight is not None:
-        wide = wide * _rrms(wide, eps) * weight
+        x = x * _rrms(x, eps) * weight
     if rope is not None:
-        wide = _rotate(wide, rope[0], rope[1])
-    return wide.to(x.dtype)
+        x = _rotate(x, rope[0], rope[1])
+    return x
 
 
 def norm_rope_backward(
@@ -80,9 +100,9 @@ def norm_rope_backward(
     if weight is None:
         out.copy_(grad)
         return grad.new_empty(0)
-    wide = widen(x.contiguous())
-    rrms = _rrms(wide, eps)
-    normalised = wide * rrms
+    x = x.contiguous()
+    rrms = _rrms(x, eps)
+    normalised = x * rrms
     product = grad * normalised
     grad_weight = product.sum((0, 1, 2)).to(weight.dtype)
     along = product.mul_(weight).mean(-1, keepdim=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import triton
 from torch import Tensor
 
 from ..dtypes import compute_dtype
@@ -13,7 +15,7 @@ from ..grid import TARGET_BLOCKS
 from ..layout import contiguous
 from ..triton_support.launch import launch, power_of_2, tiles
 from ..triton_support.rows import sum_partials
-from .op import new_weight_gradient
+from .op import Gradients, new_gradients
 from .triton_kernels import Heads, backward_kernel, forward_kernel
 
 
@@ -54,6 +56,7 @@ class Tile:
 
 def qk_norm_rope(
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
@@ -68,6 +71,7 @@ def qk_norm_rope(
         q.device,
         2 * tile.count,
         **views(q=q, k=k, q_out=q_out, k_out=k_out),
+        bias_ptrs=parts(qkv_bias),
         q_weight_ptr=contiguous(q_weight),
         k_weight_ptr=contiguous(k_weight),
         rope_ptr=contiguous(rope),
@@ -83,20 +87,27 @@ def qk_norm_rope_backward(
     grad_k: Tensor,
     grad_v: Tensor | None,
     qkv: Tensor,
+    qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: Tensor | None,
     num_heads: int,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     q, k, _ = unpack(qkv, num_heads)
-    grad_qkv = qkv.new_empty(qkv.shape)
+    gradients = new_gradients(qkv, qkv_bias, q_weight, k_weight)
+    grad_qkv, grad_bias, *grad_weights = gradients
     tile = Tile.of(q, 4)  # with 8 in 16 bits, Triton 3.6 took 124 registers a thread
-    programs = min(TARGET_BLOCKS, tile.count)
-    q_partials, k_partials = (
-        None if weight is None else q.new_empty((programs, q.shape[3]), dtype=compute_dtype(q))
+    # Programs step by whole tokens, so that a row of their tiles has one head.
+    token = num_heads // math.gcd(num_heads, tile.rows)
+    programs = triton.cdiv(min(TARGET_BLOCKS, tile.count), token) * token
+    partials = partial(q.new_empty, dtype=compute_dtype(q))
+    weight_partials = [
+        None if weight is None else partials((programs, q.shape[3]))
         for weight in (q_weight, k_weight)
-    )
+    ]
+    rows = 3, programs * tile.rows, q.shape[3]
+    bias_partials = None if qkv_bias is None else partials(rows)
     q_out, k_out, v_out = unpack(grad_qkv, num_heads)
     launch(
         backward_kernel,
@@ -112,25 +123,32 @@ def qk_norm_rope_backward(
             k_out=k_out,
             v_out=v_out,
         ),
+        bias_ptrs=parts(qkv_bias),
         q_weight_ptr=contiguous(q_weight),
         k_weight_ptr=contiguous(k_weight),
-        q_partials_ptr=q_partials,
-        k_partials_ptr=k_partials,
+        bias_partials_ptrs=parts(bias_partials),
+        q_partials_ptr=weight_partials[0],
+        k_partials_ptr=weight_partials[1],
         rope_ptr=contiguous(rope),
         programs=programs,
         **tile.arguments(q),
         eps=eps,
         warps=tile.warps,
-        # Six blocks of 128 threads fit an SM. Left to itself, ptxas 13.4 spills to fit a seventh.
-        maxnreg=80,
+        # Six blocks of 128 threads fit an SM, with the sums of a bias five. Left to itself, ptxas
+        # 13.4 spills to fit a seventh.
+        maxnreg=80 if qkv_bias is None else 96,
     )
-    grad_q_weight, grad_k_weight = (
-        new_weight_gradient(q_weight, qkv),
-        new_weight_gradient(k_weight, qkv),
-    )
-    pairs = (q_partials, grad_q_weight), (k_partials, grad_k_weight)
-    sum_partials([(partials, grad[None]) for partials, grad in pairs if partials is not None])
-    return grad_qkv, grad_q_weight, grad_k_weight
+    pairs = zip(weight_partials, grad_weights, strict=True)
+    sum_partials([(sums, grad[None]) for sums, grad in pairs if sums is not None])
+    if bias_partials is not None:
+        width = num_heads * q.shape[3]
+        sum_partials([(bias_partials.view(-1, width), grad_bias.view(3, width))])
+    return gradients
+
+
+def parts(x: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the parts of q, k and v, the thirds of x; three times None for None."""
+    return (None,) * 3 if x is None else x.contiguous().flatten().chunk(3)
 
 
 def unpack(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:

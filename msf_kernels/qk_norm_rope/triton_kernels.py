@@ -76,6 +76,20 @@ def load_weight(weight_ptr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr):
 
 
 @triton.jit
+def load_raw(x, bias_ptr, tile, extent, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Return the two halves of the heads with their bias (H, d), widened."""
+    first, second = load_heads(x, tile, extent, UNIT, HEAD_DIM)
+    if bias_ptr is not None:
+        batch, _, head, i = tile
+        at, half = head * HEAD_DIM + i, (HEAD_DIM + 1) // 2
+        exists = batch < extent[0]
+        first += widen(tl.load(bias_ptr + at, mask=exists & (i < half), other=0))
+        paired = exists & (half + i < HEAD_DIM)
+        second += widen(tl.load(bias_ptr + half + at, mask=paired, other=0))
+    return first, second
+
+
+@triton.jit
 def rotate(first, second, rope_ptr, tile, extent, SIGN: tl.constexpr, HEAD_DIM: tl.constexpr):
     """Rotate heads by the angles of their tokens, forwards (SIGN = 1) or back (-1)."""
     batch, token, _, i = tile
@@ -103,6 +117,7 @@ def reciprocal_rms(first, second, eps, HEAD_DIM: tl.constexpr):
 def norm_rope(
     x,  # Heads (B, N, H, d)
     out,  # Heads (B, N, H, d)
+    bias_ptr,  # (H, d) or absent
     weight_ptr,  # (d,) or absent
     rope_ptr,  # (2, N, d / 2) or absent
     index,
@@ -113,9 +128,9 @@ def norm_rope(
     UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
 ):
-    """Write tile ``index`` of q or k after norm and rotation."""
+    """Write tile ``index`` of q or k after bias, norm and rotation."""
     tile = own_heads(index, extent, ROWS, WIDTH)
-    first, second = load_heads(x, tile, extent, UNIT, HEAD_DIM)
+    first, second = load_raw(x, bias_ptr, tile, extent, UNIT, HEAD_DIM)
     if weight_ptr is not None:
         rrms = reciprocal_rms(first, second, eps, HEAD_DIM)
         first_weight, second_weight = load_weight(weight_ptr, WIDTH, HEAD_DIM)
@@ -131,6 +146,7 @@ def forward_kernel(
     k,  # Heads (B, N, H, d)
     q_out,  # Heads (B, N, H, d)
     k_out,  # Heads (B, N, H, d)
+    bias_ptrs,  # three of (H, d), of q, k and v, or absent
     q_weight_ptr,  # (d,) or absent
     k_weight_ptr,  # (d,) or absent
     rope_ptr,  # (2, N, d / 2) or absent
@@ -145,21 +161,15 @@ def forward_kernel(
     """Prepare q in the first ``count`` programs, k in the others; extent = (B, N, H)."""
     index = tl.program_id(0)
     if index < count:
-        norm_rope(q, q_out, q_weight_ptr, rope_ptr, index, extent, eps, ROWS, WIDTH, UNIT, HEAD_DIM)
+        norm_rope(
+            q, q_out, bias_ptrs[0], q_weight_ptr, rope_ptr, index, extent, eps,
+            ROWS, WIDTH, UNIT, HEAD_DIM,
+        )  # fmt: skip
     else:
         norm_rope(
-            k,
-            k_out,
-            k_weight_ptr,
-            rope_ptr,
-            index - count,
-            extent,
-            eps,
-            ROWS,
-            WIDTH,
-            UNIT,
-            HEAD_DIM,
-        )
+            k, k_out, bias_ptrs[1], k_weight_ptr, rope_ptr, index - count, extent, eps,
+            ROWS, WIDTH, UNIT, HEAD_DIM,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -167,8 +177,10 @@ def norm_rope_backward(
     grad,  # Heads (B, N, H, d), absent: zeros
     x,  # Heads (B, N, H, d), absent for v
     out,  # Heads (B, N, H, d): the gradient of x
+    bias_ptr,  # (H, d) or absent
     weight_ptr,  # (d,) or absent
-    partials_ptr,  # (programs, d), absent without a weight
+    bias_partials_ptr,  # (programs, ROWS, d), absent without a bias
+    weight_partials_ptr,  # (programs, d), absent without a weight
     rope_ptr,  # (2, N, d / 2) or absent
     index,
     programs,
@@ -182,10 +194,12 @@ def norm_rope_backward(
 ):
     """Take the gradient of every ``programs``-th tile from ``index`` on through rotation and norm.
 
-    The weight's gradient is summed in that order. Without weight and rotation this copies.
+    The gradients of bias and weight are summed in that order; ``programs`` is such that each row of
+    the tiles is always of one head. Without weight and rotation this copies.
     """
     dtype = tl.float64 if out.ptr.dtype.element_ty == tl.float64 else tl.float32
     first_sum, second_sum = tl.zeros((1, WIDTH), dtype), tl.zeros((1, WIDTH), dtype)
+    first_bias, second_bias = tl.zeros((ROWS, WIDTH), dtype), tl.zeros((ROWS, WIDTH), dtype)
     if weight_ptr is not None:
         first_weight, second_weight = load_weight(weight_ptr, WIDTH, HEAD_DIM)
     at = index
@@ -199,7 +213,7 @@ def norm_rope_backward(
         if rope_ptr is not None:
             first, second = rotate(first, second, rope_ptr, tile, extent, -1, HEAD_DIM)
         if weight_ptr is not None:
-            x_first, x_second = load_heads(x, tile, extent, UNIT, HEAD_DIM)
+            x_first, x_second = load_raw(x, bias_ptr, tile, extent, UNIT, HEAD_DIM)
             # Where there is no head it is 0, because an eps of 0 would leave infinity.
             rrms = reciprocal_rms(x_first, x_second, eps, HEAD_DIM)
             rrms = tl.where(tile[0] < extent[0], rrms, 0)
@@ -210,12 +224,24 @@ def norm_rope_backward(
             along = mean(first * x_first + second * x_second, HEAD_DIM)
             first, second = (first - x_first * along) * rrms, (second - x_second * along) * rrms
         store_heads(out, tile, extent, first, second, UNIT, HEAD_DIM)
+        if bias_partials_ptr is not None:
+            first_bias += first
+            second_bias += second
         at += programs
+    if bias_partials_ptr is not None:
+        row = index * ROWS + tl.arange(0, ROWS)[:, None]
+        store_partials(bias_partials_ptr + row * HEAD_DIM, first_bias, second_bias, HEAD_DIM)
     if weight_ptr is not None:
-        i, half = tl.arange(0, WIDTH)[None, :], (HEAD_DIM + 1) // 2
-        partials_ptr += index * HEAD_DIM + i
-        tl.store(partials_ptr, first_sum, mask=i < half)
-        tl.store(partials_ptr + half, second_sum, mask=half + i < HEAD_DIM)
+        start = weight_partials_ptr + index * HEAD_DIM
+        store_partials(start, first_sum, second_sum, HEAD_DIM)
+
+
+@triton.jit
+def store_partials(start, first, second, HEAD_DIM: tl.constexpr):
+    """Write the two halves of rows of sums that start at ``start``."""
+    i, half = tl.arange(0, first.shape[1])[None, :], (HEAD_DIM + 1) // 2
+    tl.store(start + i, first, mask=i < half)
+    tl.store(start + half + i, second, mask=half + i < HEAD_DIM)
 
 
 @triton.jit
@@ -228,8 +254,10 @@ def backward_kernel(
     q_out,  # Heads (B, N, H, d): the gradient of qkv's q
     k_out,  # Heads (B, N, H, d)
     v_out,  # Heads (B, N, H, d)
+    bias_ptrs,  # three of (H, d), of q, k and v, or absent
     q_weight_ptr,  # (d,) or absent
     k_weight_ptr,  # (d,) or absent
+    bias_partials_ptrs,  # three of (programs, ROWS, d), absent without a bias
     q_partials_ptr,  # (programs, d), absent without a weight
     k_partials_ptr,  # (programs, d), absent without a weight
     rope_ptr,  # (2, N, d / 2) or absent
@@ -246,16 +274,16 @@ def backward_kernel(
     index = tl.program_id(0)
     if index < programs:
         norm_rope_backward(
-            grad_q, q, q_out, q_weight_ptr, q_partials_ptr, rope_ptr, index, programs, extent, eps,
-            count, ROWS, WIDTH, UNIT, HEAD_DIM,
+            grad_q, q, q_out, bias_ptrs[0], q_weight_ptr, bias_partials_ptrs[0], q_partials_ptr,
+            rope_ptr, index, programs, extent, eps, count, ROWS, WIDTH, UNIT, HEAD_DIM,
         )  # fmt: skip
     elif index < 2 * programs:
         norm_rope_backward(
-            grad_k, k, k_out, k_weight_ptr, k_partials_ptr, rope_ptr, index - programs, programs,
-            extent, eps, count, ROWS, WIDTH, UNIT, HEAD_DIM,
+            grad_k, k, k_out, bias_ptrs[1], k_weight_ptr, bias_partials_ptrs[1], k_partials_ptr,
+            rope_ptr, index - programs, programs, extent, eps, count, ROWS, WIDTH, UNIT, HEAD_DIM,
         )  # fmt: skip
     else:
         norm_rope_backward(
-            grad_v, None, v_out, None, None, None, index - 2 * programs, programs, extent, eps,
-            count, ROWS, WIDTH, UNIT, HEAD_DIM,
+            grad_v, None, v_out, None, None, bias_partials_ptrs[2], None, None,
+            index - 2 * programs, programs, extent, eps, count, ROWS, WIDTH, UNIT, HEAD_DIM,
         )  # fmt: skip

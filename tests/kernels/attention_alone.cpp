@@ -1,6 +1,6 @@
 // Attention in CUDA, forward and backward, as functions of C: of one copy of its sources, which may
 // have a mistake. Tensors are contiguous bfloat16: qkv (B, N, 3, H, d), out and grad (B, N, H, d);
-// norm weights, rope and logsumexp are float32. Absent tensors are null.
+// the bias, norm weights, rope and logsumexp are float32. Absent tensors are null.
 #include MSF_ATTENTION
 #include MSF_ATTENTION_BACKWARD
 
@@ -18,25 +18,27 @@ static HeadsView whole(void* x, const HeadGrid& grid) {
 }
 
 extern "C" __attribute__((visibility("default"))) bool forward(const int* sizes, void* qkv,
-                                                               void* q_weight, void* k_weight,
-                                                               void* rope, void* out,
-                                                               void* logsumexp, int shared) try {
+                                                               void* bias, void* q_weight,
+                                                               void* k_weight, void* rope,
+                                                               void* out, void* logsumexp,
+                                                               int shared) try {
   const HeadGrid grid{sizes[0], sizes[1], sizes[2], sizes[3]};
   attention(DType::bfloat16, grid, part(qkv, grid, 0), part(qkv, grid, 1), part(qkv, grid, 2),
-            {{q_weight}}, {{k_weight}}, {rope}, 1e-6, {out}, {logsumexp}, shared, {});
+            {{{bias}}, {{q_weight}}, {{k_weight}}, {rope}, 1e-6}, {out}, {logsumexp}, shared, {});
   return true;
 } catch (const std::exception&) {
   return false;
 }
 
 extern "C" __attribute__((visibility("default"))) bool backward(
-    const int* sizes, void* qkv, void* q_weight, void* k_weight, void* rope, void* out, void* grad,
-    void* logsumexp, void* grad_qkv, void* partials, void* grad_q_weight, void* grad_k_weight) try {
+    const int* sizes, void* qkv, void* bias, void* q_weight, void* k_weight, void* rope, void* out,
+    void* grad, void* logsumexp, void* grad_qkv, void* partials, void* grad_bias,
+    void* grad_q_weight, void* grad_k_weight) try {
   const HeadGrid grid{sizes[0], sizes[1], sizes[2], sizes[3]};
   attention_backward(DType::bfloat16, grid, part(qkv, grid, 0), part(qkv, grid, 1),
-                     part(qkv, grid, 2), whole(out, grid), whole(grad, grid), {{q_weight}},
-                     {{k_weight}}, {rope}, 1e-6, {logsumexp}, {grad_qkv}, {partials},
-                     {{grad_q_weight}}, {{grad_k_weight}}, {});
+                     part(qkv, grid, 2), whole(out, grid), whole(grad, grid),
+                     {{{bias}}, {{q_weight}}, {{k_weight}}, {rope}, 1e-6}, {logsumexp}, {grad_qkv},
+                     {partials}, {{{grad_bias}}, {{grad_q_weight}}, {{grad_k_weight}}}, {});
   return true;
 } catch (const std::exception&) {
   return false;

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msf_kernels import attention, rope_2d
-from numerics import DEVICE, WALK, assert_as_good_as, normal
+from numerics import DEVICE, WALK, assert_as_good_as, assert_sum_as_good_as, normal
 
 pytestmark = pytest.mark.operator("attention")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,11 +22,14 @@ def eager_rotate(x: Tensor, rope: Tensor) -> Tensor:
 def eager_attention(
     qkv: Tensor,
     num_heads: int,
+    qkv_bias: Tensor | None = None,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
     rope: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
+    if qkv_bias is not None:
+        qkv = qkv + qkv_bias.to(qkv.dtype)
     batch, tokens, width = qkv.shape
     head_dim = width // (3 * num_heads)
     q, k, v = (
@@ -43,11 +46,13 @@ def eager_attention(
     return out.transpose(1, 2).reshape(batch, tokens, num_heads * head_dim)
 
 
-def run(call, inputs: list[Tensor], grad: Tensor, **options) -> tuple[Tensor, ...]:
-    """Output and gradients of call(qkv, q_weight, k_weight) in the dtypes of the inputs."""
+def run(
+    call, inputs: list[Tensor], grad: Tensor, names=("q_weight", "k_weight"), **options
+) -> tuple[Tensor, ...]:
+    """Output and gradients of call(qkv, ...) in the dtypes of qkv and the inputs of these names."""
     inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    weights = dict(zip(("q_weight", "k_weight"), inputs[1:], strict=False))
-    out = call(inputs[0], **weights, **options)
+    parameters = dict(zip(names, inputs[1:], strict=False))
+    out = call(inputs[0], **parameters, **options)
     return out, *torch.autograd.grad(out, inputs, grad.to(out.dtype))
 
 
@@ -56,8 +61,12 @@ def check(inputs: list[Tensor], **options) -> None:
     grad = normal(batch, tokens, width // 3, dtype=inputs[0].dtype)
     exact = run(eager_attention, [tensor.double() for tensor in inputs], grad, **options)
     native = run(eager_attention, inputs, grad, **options)
-    for results in zip(run(attention, inputs, grad, **options), native, exact, strict=True):
+    got = run(attention, inputs, grad, **options)
+    as_ratios = len(got) if "qkv_bias" not in options.get("names", ()) else 2
+    for results in zip(got[:as_ratios], native, exact, strict=False):
         assert_as_good_as(*results)
+    for one, right in zip(got[as_ratios:], exact[as_ratios:], strict=True):
+        assert_sum_as_good_as(one, right, native[1], exact[1])
 
 
 # Grid, heads, head_dim: N not a multiple of 16, batch 1, a head_dim that is no power of two.
@@ -81,6 +90,21 @@ def test_options(norm, rotary, dtype) -> None:
     if norm:
         inputs += [(1 + 0.3 * normal(36)).float() for _ in range(2)]
     check(inputs, num_heads=2, rope=rope_2d(3, 6, 36, device=DEVICE) if rotary else None)
+
+
+# N of one tile of every kernel, of more, and of some left over; heads in one piece or two.
+@pytest.mark.parametrize("grid", [(5, 5), (8, 10)], ids=["25", "80"])
+@pytest.mark.parametrize("head_dim", [32, 36, 72])
+@pytest.mark.parametrize("norm", [False, True], ids=["", "qk_norm"])
+@pytest.mark.parametrize("rotary", [False, True], ids=["", "rope"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_bias(grid, head_dim, norm, rotary, dtype) -> None:
+    heads, names = 2, ("qkv_bias", *(("q_weight", "k_weight") if norm else ()))
+    qkv = normal(2, grid[0] * grid[1], 3 * heads * head_dim, dtype=dtype)
+    inputs = [qkv, normal(3 * heads * head_dim, dtype=torch.float32)]
+    inputs += [(1 + 0.3 * normal(head_dim)).float() for _ in names[1:]]
+    rope = rope_2d(*grid, head_dim, device=DEVICE) if rotary else None
+    check(inputs, names=names, num_heads=heads, rope=rope)
 
 
 # What kernels go through in tiles of 16 to 128 tokens: full tiles only, some left over, both; and
@@ -231,6 +255,11 @@ BAD = {
         lambda: attention(qkv[:, :0], num_heads=2),
         ValueError,
         "attention: qkv must be (B, N, 3*H*d) with N, d >= 1 and num_heads = H = 2, got (2, 0, 24)",
+    ),
+    "bias of another length": (
+        lambda: attention(qkv, num_heads=2, qkv_bias=normal(8)),
+        ValueError,
+        "attention: qkv_bias must be (3*H*d,) = (24,), got (8,)",
     ),
     "weight of another length": (
         lambda: attention(qkv, num_heads=2, k_weight=normal(8)),

@@ -13,7 +13,15 @@ import msf_kernels
 from msf_kernels import attention, rope_2d
 from msf_kernels.attention import cuda, reference
 from msf_kernels.cuda_support import extension
-from numerics import DEVICE, WALK, assert_as_good_as, normal, relative_error
+from msf_kernels.qk_norm_rope import cuda as qk_norm_rope
+from numerics import (
+    DEVICE,
+    WALK,
+    assert_as_good_as,
+    assert_sum_as_good_as,
+    normal,
+    relative_error,
+)
 
 from .emulated import emulated
 
@@ -33,10 +41,13 @@ def limit(bytes_: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension, "shared_memory", lambda device: bytes_)
 
 
-def preparation(grid: tuple[int, int], dim: int, names: str, dtype: torch.dtype) -> list[Any]:
-    """q_weight, k_weight and rope, if `names` has them."""
+def preparation(
+    grid: tuple[int, int], dim: int, names: str, dtype: torch.dtype, heads: int = 1
+) -> list[Any]:
+    """qkv_bias, q_weight, k_weight and rope, if `names` has them."""
+    bias = normal(3 * heads * dim, dtype=dtype) if "b" in names else None
     weights = [(1 + 0.3 * normal(dim)).to(dtype) if name in names else None for name in "qk"]
-    return [*weights, rope_2d(*grid, dim, device=DEVICE) if "r" in names else None]
+    return [bias, *weights, rope_2d(*grid, dim, device=DEVICE) if "r" in names else None]
 
 
 def check_forward(qkv: Tensor, options: list[Any], heads: int) -> tuple[Tensor, Tensor]:
@@ -63,25 +74,27 @@ def check(qkv: Tensor, options: list[Any], heads: int) -> None:
         return [*found[0].chunk(3, -1), *(each for each in found[1:] if each.numel())]
 
     wide, exact_outputs = qkv.double(), reference.attention(qkv.double(), *options, heads, 1e-6)
-    for results in zip(
-        gradients(cuda, qkv, grad, out, logsumexp),
-        gradients(reference, qkv, grad, *reference.attention(qkv, *options, heads, 1e-6)),
-        gradients(reference, wide, grad.double(), *exact_outputs),
-        strict=True,
-    ):
+    got = gradients(cuda, qkv, grad, out, logsumexp)
+    native = gradients(reference, qkv, grad, *reference.attention(qkv, *options, heads, 1e-6))
+    exact = gradients(reference, wide, grad.double(), *exact_outputs)
+    as_ratios = len(got) if options[0] is None else 3
+    for results in zip(got[:as_ratios], native, exact, strict=False):
         assert_as_good_as(*results)
+    for one, right in zip(got[as_ratios:], exact[as_ratios:], strict=True):
+        terms = (torch.cat(parts[:3]) for parts in (native, exact))
+        assert_sum_as_good_as(one, right, *terms)
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("names", ["", "q", "k", "r", "qk", "kr", "qkr"])
+@pytest.mark.parametrize("names", ["", "b", "q", "k", "r", "qk", "kr", "qkr", "bqkr"])
 def test_what_q_and_k_pass(names: str, dtype: torch.dtype) -> None:
     qkv = normal(2, 24, 3 * 2 * 72, dtype=dtype)
     for weights in (dtype, torch.float32):
-        check(qkv, preparation((4, 6), 72, names, weights), heads=2)
+        check(qkv, preparation((4, 6), 72, names, weights, heads=2), heads=2)
 
 
 @pytest.mark.parametrize("dim", cuda.HEAD_DIMS)
-@pytest.mark.parametrize("names", ["", "qkr"])
+@pytest.mark.parametrize("names", ["", "bqkr"])
 def test_every_head_dim_it_is_built_for(dim: int, names: str) -> None:
     # 37 tokens are two tiles of 16 and a part; 130 a second turn of a block's warps.
     for tokens in (37, 130):
@@ -93,26 +106,39 @@ def test_every_head_dim_it_is_built_for(dim: int, names: str) -> None:
 def test_scores_that_are_all_low(dtype: torch.dtype, size: float) -> None:
     """A key beyond the last would have a score of 0, and so exp(-logsumexp) for its weight."""
     q, k, v = normal(3, 1, 24, 72)
-    check(torch.cat((0.1 * q - size, 0.1 * k + size, v), -1).to(dtype), [None, None, None], heads=1)
+    check(torch.cat((0.1 * q - size, 0.1 * k + size, v), -1).to(dtype), [None] * 4, heads=1)
 
 
 @pytest.mark.parametrize("dim", cuda.HEAD_DIMS)
-@pytest.mark.parametrize("names", ["", "qkr"])
+@pytest.mark.parametrize("names", ["", "bqkr"])
 def test_keys_that_stream(dim: int, names: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads that do not fit a block: their keys arrive 64 at a time, for at most 128 queries."""
     limit(STREAMED, monkeypatch)
     for tokens in (128, 129, 300):
         assert not extension.kernels().attention_fits((1, tokens, 2, dim), STREAMED)
         qkv = normal(1, tokens, 3 * 2 * dim, dtype=FP16) * (1 if names else 4)
-        check_forward(qkv, preparation((1, tokens), dim, names, torch.float32), heads=2)
+        check_forward(qkv, preparation((1, tokens), dim, names, torch.float32, heads=2), heads=2)
+
+
+@pytest.mark.parametrize("dim", cuda.HEAD_DIMS)
+def test_q_and_k_are_prepared_bit_for_bit_as_by_qk_norm_rope(dim: int) -> None:
+    """So a backward of another backend, which prepares them with that, sees what this has seen."""
+    qkv = normal(2, 40, 3 * 2 * dim, dtype=BF16)
+    options = preparation((4, 10), dim, "bqkr", torch.float32, heads=2)
+    options[0][4 * dim :] = 0  # the bias of v
+    q, k = qk_norm_rope.qk_norm_rope(qkv, *options, 2, 1e-6)
+    prepared = torch.cat((q.flatten(2), k.flatten(2), qkv[..., 4 * dim :]), -1)
+    no_angles = torch.stack((torch.ones(40, dim // 2), torch.zeros(40, dim // 2))).to(DEVICE)
+    expected = cuda.attention(prepared, None, None, None, no_angles, 2, 1e-6)
+    assert all(map(torch.equal, cuda.attention(qkv, *options, 2, 1e-6), expected))
 
 
 def test_streamed_and_whole_heads_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without norm and rotation they do the same in the same order."""
     qkv = normal(2, 100, 3 * 2 * 72, dtype=BF16) * 3
-    whole = cuda.attention(qkv, None, None, None, 2, 1e-6)
+    whole = cuda.attention(qkv, *[None] * 4, 2, 1e-6)
     limit(STREAMED, monkeypatch)
-    assert all(map(torch.equal, cuda.attention(qkv, None, None, None, 2, 1e-6), whole))
+    assert all(map(torch.equal, cuda.attention(qkv, *[None] * 4, 2, 1e-6), whole))
 
 
 def test_what_it_declines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +167,7 @@ def test_a_declined_backward_names_the_limit(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_outputs_are_repeatable_bit_for_bit() -> None:
     qkv = normal(2, 70, 3 * 2 * 72, dtype=BF16)
-    options = preparation((7, 10), 72, "qkr", torch.float32)
+    options = preparation((7, 10), 72, "bqkr", torch.float32, heads=2)
     out, logsumexp = cuda.attention(qkv, *options, 2, 1e-6)
     grad = torch.randn_like(out)
     first, second = (
@@ -172,7 +198,9 @@ def test_the_operator() -> None:
     weight = torch.ones(32, device=DEVICE, requires_grad=True)
     qkv = normal(2, 5, 3 * 2 * 32, dtype=BF16).requires_grad_()
     with msf_kernels.backend("cuda"):
-        torch.library.opcheck(torch.ops.msf.attention.default, (qkv, weight, None, None, 2, 1e-6))
+        torch.library.opcheck(
+            torch.ops.msf.attention.default, (qkv, None, weight, None, None, 2, 1e-6)
+        )
         compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
         options = {"num_heads": 2, "q_weight": weight}
         assert torch.equal(compiled(qkv, **options), attention(qkv, **options))
@@ -180,7 +208,9 @@ def test_the_operator() -> None:
 
 def test_empty_batch() -> None:
     qkv, weight = normal(0, 5, 3 * 64, dtype=BF16), torch.ones(64, device=DEVICE)
-    out, logsumexp = cuda.attention(qkv, weight, None, None, 1, 1e-6)
+    bias = torch.ones(3 * 64, device=DEVICE)
+    options = bias, weight, None, None
+    out, logsumexp = cuda.attention(qkv, *options, 1, 1e-6)
     assert out.shape == (0, 5, 64) and logsumexp.shape == (0, 1, 5)
-    found = cuda.attention_backward(out, qkv, weight, None, None, out, logsumexp, 1, 1e-6)
-    assert found[0].shape == qkv.shape and not found[1].any()
+    found = cuda.attention_backward(out, qkv, *options, out, logsumexp, 1, 1e-6)
+    assert found[0].shape == qkv.shape and not found[1].any() and not found[2].any()

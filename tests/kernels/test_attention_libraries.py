@@ -36,16 +36,18 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="calls them with t
     [(2, (4, 4), 2, 32), (3, (1, 2), 2, 8), (1, (3, 7), 4, 36)],
     ids=lambda value: str(value).replace(" ", ""),
 )
-@pytest.mark.parametrize("prepared", [False, True], ids=["plain", "norm-rope"])
+@pytest.mark.parametrize("prepared", ["", "norm-rope", "bias", "bias-norm-rope"])
 @pytest.mark.parametrize("dtype", [FP32, BF16, torch.float16], ids=["fp32", "bf16", "fp16"])
 def test_flash_on_a_cpu(batch, grid, heads, head_dim, prepared, dtype) -> None:
-    inputs = [normal(batch, grid[0] * grid[1], 3 * heads * head_dim, dtype=dtype)]
-    rope = None
-    if prepared:
-        inputs += [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
-        rope = rope_2d(*grid, head_dim)
+    inputs = {"qkv": normal(batch, grid[0] * grid[1], 3 * heads * head_dim, dtype=dtype)}
+    if "bias" in prepared:
+        inputs["qkv_bias"] = normal(3 * heads * head_dim, dtype=FP32)
+    if "norm" in prepared:
+        inputs |= {f"{x}_weight": (1 + 0.3 * normal(head_dim)).float() for x in "qk"}
+    rope = rope_2d(*grid, head_dim) if "rope" in prepared else None
+    _, *names = inputs
     with msf_kernels.backend(attention="flash"):
-        check(inputs, num_heads=heads, rope=rope)
+        check([*inputs.values()], names=names, num_heads=heads, rope=rope)
 
 
 @no_gpu
@@ -67,14 +69,16 @@ def test_calls_fit_the_operators_of_pytorch(name: str, prepared: bool) -> None:
     qkv = torch.empty(2, 6, 3 * 2 * 8, dtype=BF16, device="meta")
     weight = torch.empty(8, device="meta") if prepared else None
     rope = torch.empty(2, 6, 4, device="meta") if prepared else None
-    options = weight, weight, rope
+    bias = torch.empty(48, device="meta") if prepared else None
+    options = bias, weight, weight, rope
     out, logsumexp = libraries.attention(library, qkv, *options, 2, 1e-6)
     assert out.shape == (2, 6, 16) and out.dtype == BF16 and out.is_contiguous()
     assert logsumexp.shape == (2, 2, 6) and logsumexp.dtype == FP32
-    grad_qkv, *grad_weights = libraries.attention_backward(
+    grad_qkv, grad_bias, *grad_weights = libraries.attention_backward(
         library, out, qkv, *options, out, logsumexp, 2, 1e-6
     )
     assert grad_qkv.shape == qkv.shape and grad_qkv.dtype == BF16
+    assert grad_bias.numel() == (48 if prepared else 0)
     assert [grad.numel() for grad in grad_weights] == [8 if prepared else 0] * 2
 
 
@@ -88,7 +92,7 @@ def check_stand_in(name: str, norm: bool, monkeypatch: pytest.MonkeyPatch) -> No
     inputs = [normal(2, 37, 48, dtype=FP32), *(normal(8, dtype=FP32) for _ in "qk" if norm)]
     with msf_kernels.backend(attention=name):
         check(inputs, num_heads=2)
-    arguments = inputs[0], None, None, None, 2, 1e-6
+    arguments = inputs[0], None, None, None, None, 2, 1e-6
     _, logsumexp = libraries.attention(library, *arguments)
     torch.testing.assert_close(logsumexp, reference.attention(*arguments)[1])
 
@@ -201,12 +205,14 @@ def test_limits_of_the_gradient_count_where_there_is_one(monkeypatch: pytest.Mon
         dispatch._registry[op]["cudnn"].unsupported_args_reason
         for op in ("attention", "attention_backward")
     )
-    qkv, options = torch.empty(1, 2, 48, device="meta"), (None, None, None)
+    qkv, options = torch.empty(1, 2, 48, device="meta"), (None,) * 4
     trained = qkv.clone().requires_grad_()
     with torch.no_grad():  # as where the operators run
         assert forward(qkv, *options, 2, 1e-6) is None
         assert forward(trained, *options, 2, 1e-6) == "no gradient"
-        assert forward(qkv, trained[0, 0, :8], None, None, 2, 1e-6) == "no gradient"
+        for i, parameter in enumerate((trained[0, 0], trained[0, 0, :8], trained[0, 0, :8])):
+            given = [parameter if i == j else None for j in range(4)]
+            assert forward(qkv, *given, 2, 1e-6) == "no gradient"
         assert backward(qkv, qkv, *options, qkv, qkv, 2, 1e-6) == "no gradient"
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from emulation.build import CSRC, build
 from msf_kernels import rope_2d
 from msf_kernels.attention import reference
-from numerics import assert_as_good_as, normal
+from numerics import assert_as_good_as, assert_sum_as_good_as, normal
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compiles kernels for the host")
 HEADS, DIM, WHOLE, STREAMED = 2, 72, 227 << 10, 0
@@ -54,8 +54,8 @@ MISTAKES = {
     ),
     "k prepared twice": (
         "attention.cu",
-        "keys.prepare(row, row, a.preparation, k_weight);",
-        "for (int i = 0; i < 2; ++i) keys.prepare(row, row, a.preparation, k_weight);",
+        "keys.prepare(row, row, head, 1);",
+        "for (int i = 0; i < 2; ++i) keys.prepare(row, row, head, 1);",
     ),
     "a key beyond the last": (
         "attention.cuh",
@@ -69,9 +69,20 @@ MISTAKES = {
         "row + 8 * (1 - k / 2);",
     ),
     "rotated back the wrong way": (
-        "attention_heads.cuh",
-        "grad.rotate(other, -1)",
-        "grad.rotate(other, 1)",
+        "preparation.cuh",
+        "rotate(grad, other, -1)",
+        "rotate(grad, other, 1)",
+    ),
+    "the bias of the first head": (
+        "preparation.cuh",
+        "((part - 2) * heads + head) * kDim",
+        "(part - 2) * heads * kDim",
+    ),
+    "the bias of v in the row sums": ("attention_backward.cu", "(bias ? bias[8 * i + k] : 0)", "0"),
+    "rows beyond the last in the gradient of the bias": (
+        "attention_backward.cu",
+        "add_columns(tile.grad_v[0], tokens - first,",
+        "add_columns(tile.grad_v[0], 16,",
     ),
     "a key beyond the last in the gradient": (
         "attention_backward.cu",
@@ -88,7 +99,7 @@ MISTAKES = {
 
 
 # Only what is called here, which compiles sooner.
-OTHERS = {"attention.cuh": r"case (?!72)\d+", "dispatch.cuh": r"case DType::float16"}
+OTHERS = {"quad_head.cuh": r"case (?!72)\d+", "dispatch.cuh": r"case DType::float16"}
 
 
 def compiled_with(mistake: str, folder: Path) -> Path:
@@ -99,7 +110,7 @@ def compiled_with(mistake: str, folder: Path) -> Path:
     (kernels / file).write_text(text.replace(right, wrong, 1) if right else text)
     for name, cases in OTHERS.items():
         text = (kernels / name).read_text()
-        (kernels / name).write_text(re.sub(rf" {cases}: return body\(.*\);", "", text))
+        (kernels / name).write_text(re.sub(rf" {cases}: return (body|call)\(.*\);", "", text))
     files = {"": "attention.cu", "_BACKWARD": "attention_backward.cu"}
     definitions = [f'MSF_ATTENTION{end}="{kernels / name}"' for end, name in files.items()]
     alone = Path(__file__).parent / "attention_alone.cpp"
@@ -123,9 +134,10 @@ def check(library: ctypes.CDLL) -> None:
     ):
         size = 0.1 if mean is low else 1 if prepared else 3
         qkv = (normal(1, tokens, 3 * HEADS * DIM) * size + mean).to(torch.bfloat16)
-        options: list[Any] = [None, None, None]
+        options: list[Any] = [None] * 4
         if prepared:
-            options = [*(1 + 0.3 * normal(2, DIM)).float(), rope_2d(1, tokens, DIM)]
+            weights = (1 + 0.3 * normal(2, DIM)).float()
+            options = [normal(3 * HEADS * DIM).float(), *weights, rope_2d(1, tokens, DIM)]
         out = torch.full((1, tokens, HEADS * DIM), torch.nan, dtype=torch.bfloat16)
         logsumexp = torch.full((1, HEADS, tokens), torch.nan)
         call(library.forward, qkv, *options, out, logsumexp, shared)
@@ -135,17 +147,18 @@ def check(library: ctypes.CDLL) -> None:
         if shared == STREAMED:
             continue
         grad = normal(*out.shape, dtype=torch.bfloat16)
-        grad_qkv, partials = torch.full_like(qkv, torch.nan), torch.zeros(2 * HEADS * DIM)
-        weights = [torch.full((DIM,), torch.nan) for _ in range(2)] if prepared else [None, None]
-        made = grad_qkv, partials if prepared else None, *weights
+        grad_qkv, partials = torch.full_like(qkv, torch.nan), torch.zeros(5 * HEADS * DIM)
+        sums = [torch.full_like(x, torch.nan) if prepared else None for x in options[:3]]
+        made = grad_qkv, partials if prepared else None, *sums
         call(library.backward, qkv, *options, out, grad, logsumexp, *made)
         native, exact = (
             reference.attention_backward(g, x, *options, *outputs, HEADS, 1e-6)
             for g, x, outputs in ((grad, qkv, native), (grad.double(), qkv.double(), exact))
         )
-        for got, *others in zip((grad_qkv, *weights), native, exact, strict=True):
+        assert_as_good_as(grad_qkv, native[0], exact[0])
+        for got, right in zip(sums, exact[1:], strict=True):
             if got is not None:
-                assert_as_good_as(got, *others)
+                assert_sum_as_good_as(got, right, native[0], exact[0])
 
 
 def run(library: Path) -> None:

@@ -15,8 +15,10 @@ from numerics import DEVICE, assert_as_good_as, normal
 
 pytest.importorskip("triton", minversion="3.5")
 from msf_kernels.attention import triton as attention_triton
-from msf_kernels.attention import triton_tile
+from msf_kernels.attention.triton_tiles import Tile, pieces
 from msf_kernels.triton_support import ptxas
+
+BF16 = torch.bfloat16
 
 
 @pytest.mark.parametrize("grid", [(3, 7), (8, 10), (14, 15)], ids=["21", "80", "210"])
@@ -27,41 +29,51 @@ def test_attention_of_gpus_without_wgmma(
     monkeypatch.setattr(attention_triton, "has_wgmma", lambda device: False)
     weights = [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
     qkv, grad = (normal(1, grid[0] * grid[1], n * head_dim, dtype=torch.bfloat16) for n in (3, 1))
-    options = *weights, rope_2d(*grid, head_dim, device=DEVICE), 1, 1e-6
+    options = None, *weights, rope_2d(*grid, head_dim, device=DEVICE), 1, 1e-6
 
     def results(module: Any, qkv: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
         outputs = module.attention(qkv, *options)
-        return *outputs, *module.attention_backward(grad, qkv, *options[:3], *outputs, *options[3:])
+        return *outputs, *module.attention_backward(grad, qkv, *options[:4], *outputs, *options[4:])
 
     native = results(reference, qkv, grad)
     exact = results(reference, qkv.double(), grad.double())
-    for tensors in zip(results(attention_triton, qkv, grad), native, exact, strict=True):
-        assert_as_good_as(*tensors)
+    got = results(attention_triton, qkv, grad)
+    for tensors in zip(got, native, exact, strict=True):
+        if tensors[0].numel():  # there is no bias
+            assert_as_good_as(*tensors)
 
 
 @pytest.mark.parametrize("wgmma", [False, True])
+@pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("element_size", [2, 4, 8])
-def test_attention_tiles_cover_heads_and_tokens(element_size: int, wgmma: bool) -> None:
-    for dim in range(1, 300):
-        pieces = triton_tile.Tile.of(64, dim, element_size, False, wgmma).pieces
-        firsts, widths, joined = zip(*pieces, strict=True)
-        assert firsts == tuple(sum(widths[:i]) for i in range(len(widths)))
-        assert not any(joined[:-1]) or all(joined)  # the kernels find their operands so
-        half = (dim + 1) // 2
-        assert half <= sum(widths) < half + max(8, half / 3)
+def test_tiles_cover_all_tokens(element_size: int, backward: bool, wgmma: bool) -> None:
     for tokens in (1, 15, 16, 17, 64, 80, 100, 115, 192, 193, 256, 272, 273, 300, 1024):
-        for backward in (False, True):
-            tile = triton_tile.Tile.of(tokens, 72, element_size, backward, wgmma)
-            covered = tile.steps * tile.block_n
-            for first, width in tile.rest:
-                assert tile.steps * tile.block_n + first == covered and width <= tile.block_n
-                covered += width
-            assert covered == -(-tokens // 16) * 16 and tile.masked == (covered != tokens)
-            assert tile.block_m == 16 or tile.block_m < 2 * tokens
-            at_once = not backward and element_size == 2 and tokens <= (272 if wgmma else 192)
-            assert tile.steps == 0 if at_once else tile.steps == tokens // tile.block_n
-            alone = backward and wgmma and element_size == 2 and tokens in (16, 64)
-            assert tile.alone == alone and (not alone or tile.block_m == tokens)
+        tile = Tile.of(tokens, 72, 8, element_size, backward, wgmma)
+        covered = tile.steps * tile.step + tile.rest
+        assert tokens <= covered < tokens + max(16, tile.step)
+        assert tile.masked == (covered > tokens) and tile.rest < tile.step
+        assert tile.block == 16 or tile.block < 2 * tokens
+
+
+def test_pieces_cover_all_channels_and_waste_little() -> None:
+    for channels in range(1, 300):
+        cut = pieces(channels)
+        firsts, widths = zip(*cut, strict=True)
+        assert firsts == tuple(sum(widths[:i]) for i in range(len(widths)))
+        assert list(widths) == sorted(set(widths), reverse=True) and len(cut) <= 2
+        assert channels <= sum(widths) < channels + max(16, channels / 3)
+    assert pieces(64) == ((0, 64),) and pieces(72) == ((0, 64), (64, 16))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_which_heads_are_whole_in_a_program(
+    backward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wgmma in (False, True):
+        monkeypatch.setattr(attention_triton, "has_wgmma", lambda device, wgmma=wgmma: wgmma)
+        for tokens, dtype in ((64, BF16), (65, BF16), (64, torch.float32)):
+            whole = attention_triton.fits_whole(torch.empty(1, tokens, 2, 8, dtype=dtype), backward)
+            assert whole == ((tokens, dtype) == (64, BF16) and (wgmma or not backward))
 
 
 def test_attention_of_a_gpu_has_a_largest_head_dim(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +121,3 @@ def test_the_newer_assembler_is_chosen_where_the_other_is_too_old(
     else:
         line = "ptxas 12.8 gets products on this GPU wrong: set TRITON_PTXAS_PATH to that of CUDA"
         assert reason == f"{line} 12.9 or later"
-
-
-def test_head_dims_of_transformers_waste_nothing_but_the_tail_of_72() -> None:
-    padded = {d: 2 * sum(w for _, w, _ in triton_tile.pieces(d, 64, True)) for d in (64, 72)}
-    assert padded == {64: 64, 72: 80}

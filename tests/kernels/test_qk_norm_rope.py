@@ -46,19 +46,21 @@ def prepared(x: Tensor, weight: Tensor | None, rope: Tensor | None, eps: float) 
 
 
 def exact_qk(qkv: Tensor, num_heads: int, eps: float = 1e-6, **options: Any) -> list[Tensor]:
+    if (bias := options.get("qkv_bias")) is not None:
+        qkv = qkv + bias
     parts = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
     rope = options.get("rope")
     weights = options.get("q_weight"), options.get("k_weight")
     return [prepared(part, weight, rope, eps) for part, weight in zip(parts, weights, strict=False)]
 
 
-def check(qkv: Tensor, weights: dict[str, Tensor], **options: Any) -> None:
-    """Values, and gradients of qkv and the weights, against float64."""
-    inputs = [tensor.detach().requires_grad_() for tensor in (qkv, *weights.values())]
-    named = dict(zip(weights, inputs[1:], strict=True))
+def check(qkv: Tensor, parameters: dict[str, Tensor], **options: Any) -> None:
+    """Values, and gradients of qkv and the parameters, against float64."""
+    inputs = [tensor.detach().requires_grad_() for tensor in (qkv, *parameters.values())]
+    named = dict(zip(parameters, inputs[1:], strict=True))
     outputs = qk_norm_rope(inputs[0], **named, **options)
     exact_inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    exact_named = dict(zip(weights, exact_inputs[1:], strict=True))
+    exact_named = dict(zip(parameters, exact_inputs[1:], strict=True))
     exact = exact_qk(exact_inputs[0], **exact_named, **options)
     batch, tokens, heads, head_dim = outputs[0].shape
     for one, right in zip(outputs, exact, strict=True):
@@ -77,8 +79,8 @@ def check(qkv: Tensor, weights: dict[str, Tensor], **options: Any) -> None:
 @dtypes
 @pytest.mark.parametrize(
     ("norm", "rotary"),
-    [("", True), ("q", False), ("qk", False), ("qk", True)],
-    ids=["rope", "q_norm", "qk_norm", "qk_norm-rope"],
+    [("", True), ("q", False), ("qk", False), ("qk", True), ("b", False), ("bqk", True)],
+    ids=["rope", "q_norm", "qk_norm", "qk_norm-rope", "bias", "bias-qk_norm-rope"],
 )
 def test_values_and_gradients(
     batch: int,
@@ -91,9 +93,13 @@ def test_values_and_gradients(
     rotary: bool,
 ) -> None:
     qkv = normal(batch, grid[0] * grid[1], 3 * heads * head_dim, dtype=dtype)
-    weights = {f"{name}_weight": (1 + 0.3 * normal(head_dim)).to(other) for name in norm}
+    parameters = {
+        f"{name}_weight": (1 + 0.3 * normal(head_dim)).to(other) for name in "qk" if name in norm
+    }
+    if "b" in norm:
+        parameters["qkv_bias"] = normal(3 * heads * head_dim, dtype=other)
     rope = rope_2d(*grid, head_dim, device=DEVICE) if rotary else None
-    check(qkv, weights, num_heads=heads, rope=rope)
+    check(qkv, parameters, num_heads=heads, rope=rope)
 
 
 def test_odd_head_dim() -> None:
@@ -106,14 +112,22 @@ def test_epsilon() -> None:
     check(normal(2, 5, 48, dtype=FP32) * 0.01, weights, num_heads=2, eps=1e-3)
 
 
+# Heads that a block or a program has a whole number of, or that have a number of those or neither.
+@pytest.mark.parametrize("heads", [1, 12, 16, 100])
 @pytest.mark.parametrize("partials", [3, 34])  # the second pass takes 32 at once
 def test_more_heads_than_programs(
-    partials: int, backend_name: str, monkeypatch: pytest.MonkeyPatch
+    heads: int, partials: int, backend_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if backend_name != "reference":
         module = importlib.import_module(f"msf_kernels.qk_norm_rope.{backend_name}")
         monkeypatch.setattr(module, "TARGET_BLOCKS", partials)
-    check(normal(2, 140, 3 * 72), {"q_weight": normal(72), "k_weight": normal(72)}, num_heads=1)
+    dim, tokens = (72, 140) if heads == 1 else (32, 23)
+    weights = {"q_weight": normal(dim), "k_weight": normal(dim)}
+    for dtype in (torch.float64, BF16):
+        qkv = normal(2, tokens, 3 * heads * dim, dtype=dtype)
+        bias = normal(3 * heads * dim, dtype=dtype)
+        parameters = {name: weight.to(dtype) for name, weight in weights.items()}
+        check(qkv, parameters | {"qkv_bias": bias}, num_heads=heads)
 
 
 @pytest.mark.parametrize("first", [0, 1, 4])
@@ -139,13 +153,19 @@ def test_gradients_of_another_layout_and_of_v() -> None:
     backward = torch.ops.msf.qk_norm_rope_backward
     qkv, weight = normal(2, 6, 3 * 2 * 8, dtype=BF16), normal(8, dtype=FP32)
     grads = normal(3, 2, 2, 6, 8, dtype=BF16).transpose(2, 3).unbind()
-    arguments = (qkv, weight, None, rope_2d(2, 3, 8, device=DEVICE), 2, 1e-6)
-    got, *weights = backward(*grads, *arguments)
-    expected, *same = backward(*(grad.contiguous() for grad in grads[:2]), None, *arguments)
+    bias = normal(3 * 2 * 8, dtype=FP32)
+    arguments = (qkv, bias, weight, None, rope_2d(2, 3, 8, device=DEVICE), 2, 1e-6)
+    got, grad_bias, *weights = backward(*grads, *arguments)
+    expected, other_bias, *same = backward(
+        *(grad.contiguous() for grad in grads[:2]), None, *arguments
+    )
     got_parts, expected_parts = (x.unflatten(-1, (3, 2, 8)).unbind(2) for x in (got, expected))
     assert torch.equal(got_parts[2], grads[2])
     assert all(map(torch.equal, got_parts[:2], expected_parts[:2]))
     assert all(map(torch.equal, weights, same))
+    assert torch.equal(grad_bias[:32], other_bias[:32]) and not other_bias[32:].any()
+    exact = grads[2].double().sum((0, 1)).flatten()
+    assert_rounded_once(grad_bias[32:], exact, terms=2 * 6)
 
 
 def test_large_head_dim(backend_name: str) -> None:
