@@ -284,8 +284,9 @@ void attention_backward(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, He
     with_head_dim(grid.head_dim, [&](auto dim) {
       if (heads == 0) return;
       const int warps = warps_of(grid.tokens);
-      launch(attention_backward_kernel<T, dim.value>, dim3(heads), dim3(warps * kWarp),
-             Head<T, dim.value>::bytes(grid.tokens, warps), cuda_stream(stream), arguments);
+      launch<attention_backward_kernel<T, dim.value>>(dim3(heads), dim3(warps * kWarp),
+                                                      Head<T, dim.value>::bytes(grid.tokens, warps),
+                                                      cuda_stream(stream), arguments);
     });
     if (!q_weight.data && !k_weight.data) return;
     auto sums = [&](int i, const NormWeight& sum) -> PartialSums<float> {

@@ -204,9 +204,9 @@ void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, NormWeig
     using T = typename decltype(type)::type;
     const Lanes lanes(grid.head_dim, vector.value);
     const unsigned blocks = (heads + lanes.heads() - 1) / lanes.heads();
-    launch(qk_norm_rope_kernel<T, vector.value, turns.value>, dim3(blocks, 2), dim3(kThreads), 0,
-           cuda_stream(stream), grid, lanes, q, k, q_weight, k_weight, rope.as<const float>(),
-           Compute<T>(eps), q_out.as<T>(), k_out.as<T>());
+    launch<qk_norm_rope_kernel<T, vector.value, turns.value>>(
+        dim3(blocks, 2), dim3(kThreads), 0, cuda_stream(stream), grid, lanes, q, k, q_weight,
+        k_weight, rope.as<const float>(), Compute<T>(eps), q_out.as<T>(), k_out.as<T>());
   });
 }
 
@@ -226,10 +226,10 @@ void qk_norm_rope_backward(DType dtype, HeadGrid grid, HeadsView grad_q, HeadsVi
     const unsigned count = blocks < max_partials ? blocks : max_partials;
     const size_t shared = partials ? lanes.heads() * grid.head_dim * sizeof(C) : 0;
     if (heads > 0) {
-      launch(qk_norm_rope_backward_kernel<T, vector.value, turns.value>, dim3(count, 3),
-             dim3(kThreads), shared, cuda_stream(stream), grid, lanes, grad_q, grad_k, grad_v, q, k,
-             q_weight, k_weight, rope.as<const float>(), C(eps), grad_qkv.as<T>(),
-             partials.as<C>());
+      launch<qk_norm_rope_backward_kernel<T, vector.value, turns.value>>(
+          dim3(count, 3), dim3(kThreads), shared, cuda_stream(stream), grid, lanes, grad_q, grad_k,
+          grad_v, q, k, q_weight, k_weight, rope.as<const float>(), C(eps), grad_qkv.as<T>(),
+          partials.as<C>());
     }
     if (partials) {
       auto sums = [&](int i, const NormWeight& grad) -> PartialSums<C> {
