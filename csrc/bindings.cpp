@@ -4,7 +4,10 @@
 #include <pybind11/pybind11.h>
 
 #if MSF_HAVE_KERNELS
+#include <pybind11/stl.h>
+
 #include "launchers.hpp"
+#include "recording.hpp"
 #endif
 #if MSF_HAVE_CUDA
 #include <cuda_runtime_api.h>
@@ -52,6 +55,18 @@ static int shared_memory(int device) {
   static_cast<void>(device);
 #endif
   return bytes;
+}
+
+// Calls it, and returns its launches, none of which starts, as tuples (text that names the kernel,
+// grid, block, dynamic bytes of shared memory).
+static std::vector<msf::LaunchRecord> launches_of(const py::function& call) {
+  struct Recording {
+    std::vector<msf::LaunchRecord> launches;
+    Recording() { msf::recorded_launches = &launches; }
+    ~Recording() { msf::recorded_launches = nullptr; }
+  } recording;
+  call();
+  return recording.launches;
 }
 
 namespace pybind11::detail {
@@ -160,6 +175,7 @@ PYBIND11_MODULE(MSF_MODULE, m) {
   m.def("gate_residual_adaln", &msf::gate_residual_adaln);
   m.def("gate_residual_adaln_backward", &msf::gate_residual_adaln_backward);
   m.def("shared_memory", &shared_memory, "How many bytes of it a block may have on a GPU.");
+  m.def("launches_of", &launches_of, "What a call launches, which does not start.");
   m.def("attention_fits", &msf::attention_fits);
   m.def("attention", &msf::attention);
   m.def("attention_backward_fits", &msf::attention_backward_fits);

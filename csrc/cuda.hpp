@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "recording.hpp"
+
 #if defined(__CUDACC__)
 
 #include <cuda_bf16.h>
@@ -49,11 +51,11 @@ inline std::runtime_error launch_error(dim3 grid, dim3 block, size_t shared_byte
 // The dynamic shared memory that every kernel may have without asking for it.
 constexpr size_t kPlainSharedBytes = 48 << 10;
 
-// Starts kernel<<<grid, block, shared_bytes, stream>>>(args...). Throws std::runtime_error if it
-// cannot start; errors while it runs on a GPU show at a later call, those of the emulation here.
+// Starts kernel<<<grid, block, shared_bytes, stream>>>(args...), as launch<kernel> does, where the
+// kernel is known at run time only.
 template <class Kernel, class... Args>
-void launch(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-            Args... args) {
+void start(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+           Args... args) {
 #if defined(__CUDACC__)
   cudaError_t error = cudaSuccess;
   if (shared_bytes > kPlainSharedBytes) {
@@ -80,6 +82,23 @@ void launch(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStrea
     throw launch_error(grid, block, shared_bytes, error.what());
   }
 #endif
+}
+
+template <auto kKernel>
+const char* name_of() {
+  return __PRETTY_FUNCTION__;
+}
+
+// Starts kKernel<<<grid, block, shared_bytes, stream>>>(args...). Throws std::runtime_error if it
+// cannot start; errors while it runs on a GPU show at a later call, those of the emulation here.
+template <auto kKernel, class... Args>
+void launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, Args... args) {
+  if (recorded_launches) {
+    recorded_launches->push_back(
+        {name_of<kKernel>(), {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes});
+  } else {
+    start(kKernel, grid, block, shared_bytes, stream, args...);
+  }
 }
 
 // Kernels compute in double where the tensors are double, and in float everywhere else.

@@ -148,16 +148,17 @@ void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address 
                          arguments.shift.is_aligned() && arguments.scale.is_aligned();
     with_channels<T>(size.channels, aligned, [&](auto vector, auto items, int threads) {
       const dim3 grid(size.batch, slices(size));
-      auto start = [&](auto kernel) {
-        launch(kernel, grid, dim3(threads), 0, cuda_stream(stream), size, arguments);
-      };
       constexpr int kVector = vector.value, kItems = items.value;
+      auto start = [&](auto gate, auto norm) {
+        launch<gate_residual_adaln_kernel<T, Y, M, kVector, kItems, gate.value, norm.value>>(
+            grid, dim3(threads), 0, cuda_stream(stream), size, arguments);
+      };
       if (y && h) {
-        start(gate_residual_adaln_kernel<T, Y, M, kVector, kItems, true, true>);
+        start(std::true_type{}, std::true_type{});
       } else if (y) {
-        start(gate_residual_adaln_kernel<T, Y, M, kVector, kItems, true, false>);
+        start(std::true_type{}, std::false_type{});
       } else if constexpr (std::is_same_v<T, Y>) {
-        start(gate_residual_adaln_kernel<T, T, M, kVector, kItems, false, true>);
+        start(std::false_type{}, std::true_type{});
       }
     });
   });

@@ -215,16 +215,17 @@ void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address gr
                          arguments.gate.is_aligned() && arguments.scale.is_aligned();
     with_channels<T>(size.channels, aligned, [&](auto vector, auto items, int threads) {
       constexpr int kVector = vector.value, kItems = items.value;
-      auto start = [&](auto kernel) {
-        launch(kernel, dim3(size.batch, slices(size)), dim3(threads), 0, cuda_stream(stream), size,
-               arguments);
+      auto start = [&](auto gate, auto norm) {
+        launch<
+            gate_residual_adaln_backward_kernel<T, Y, M, kVector, kItems, gate.value, norm.value>>(
+            dim3(size.batch, slices(size)), dim3(threads), 0, cuda_stream(stream), size, arguments);
       };
       if (y && grad_h) {
-        start(gate_residual_adaln_backward_kernel<T, Y, M, kVector, kItems, true, true>);
+        start(std::true_type{}, std::true_type{});
       } else if (y) {
-        start(gate_residual_adaln_backward_kernel<T, Y, M, kVector, kItems, true, false>);
+        start(std::true_type{}, std::false_type{});
       } else if constexpr (std::is_same_v<T, Y>) {
-        start(gate_residual_adaln_backward_kernel<T, T, M, kVector, kItems, false, true>);
+        start(std::false_type{}, std::true_type{});
       }
     });
     if (partials) sum_over_slices<T>(size, types.modulation, partials, grads, stream);

@@ -287,15 +287,17 @@ void attention(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, HeadsView v
       constexpr int kDim = dim.value;
       if (attention_fits(grid, shared_limit)) {
         const int warps = warps_of_head<kDim>(grid.tokens);
-        launch(attention_of_head_kernel<T, kDim>, dim3(heads), dim3(warps * kWarp),
-               bytes_of_head<T, kDim>(grid.tokens, warps), cuda_stream(stream), arguments);
+        launch<attention_of_head_kernel<T, kDim>>(dim3(heads), dim3(warps * kWarp),
+                                                  bytes_of_head<T, kDim>(grid.tokens, warps),
+                                                  cuda_stream(stream), arguments);
         return;
       }
       if (preparation) throw std::runtime_error("msf: prepare what does not fit first");
       constexpr int kBlock = kMaxWarps * kQueries<kDim>;
       const int64_t blocks = heads * ((grid.tokens + kBlock - 1) / kBlock);
-      launch(attention_kernel<T, kDim>, dim3(blocks), dim3(kMaxWarps * kWarp),
-             Rows<T, kDim>::bytes(4 * kStreamed + kBlock), cuda_stream(stream), arguments);
+      launch<attention_kernel<T, kDim>>(dim3(blocks), dim3(kMaxWarps * kWarp),
+                                        Rows<T, kDim>::bytes(4 * kStreamed + kBlock),
+                                        cuda_stream(stream), arguments);
     });
   });
 }

@@ -301,8 +301,9 @@ void attention_backward(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, He
     with_built_head_dim(grid.head_dim, [&](auto dim) {
       if (heads == 0) return;
       const int warps = warps_of(grid.tokens);
-      launch(attention_backward_kernel<T, dim.value>, dim3(heads), dim3(warps * kWarp),
-             Head<T, dim.value>::bytes(grid.tokens, warps), cuda_stream(stream), arguments);
+      launch<attention_backward_kernel<T, dim.value>>(dim3(heads), dim3(warps * kWarp),
+                                                      Head<T, dim.value>::bytes(grid.tokens, warps),
+                                                      cuda_stream(stream), arguments);
     });
     if (!sums.bias.data && !sums.q_weight.data && !sums.k_weight.data) return;
     // A weight's gradient is one sum over heads and samples, a bias' one over samples for each

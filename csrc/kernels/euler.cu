@@ -144,8 +144,9 @@ void guided_euler_step(DType dtype, int64_t size, Address x, EulerStep step, Add
         size % kVector == 0 && is_aligned({x, step.cond.data, step.uncond.data, start, x_next});
     with_flag(wide, [&](auto flag) {
       constexpr int V = decltype(flag)::value ? kVector : 1;
-      launch(guided_euler_step_kernel<T, U, V>, dim3(blocks(size / V)), dim3(kThreads), 0,
-             cuda_stream(stream), size, x.as<const T>(), step, start.as<const T>(), x_next.as<T>());
+      launch<guided_euler_step_kernel<T, U, V>>(dim3(blocks(size / V)), dim3(kThreads), 0,
+                                                cuda_stream(stream), size, x.as<const T>(), step,
+                                                start.as<const T>(), x_next.as<T>());
     });
   });
 }
@@ -157,9 +158,9 @@ void guided_euler_step_of_tokens(DType dtype, Extent extent, ImageView x, EulerS
   with_types(dtype, step.dtype, [&](auto type, auto velocity_type) {
     using T = typename decltype(type)::type;
     using U = typename decltype(velocity_type)::type;
-    launch(guided_euler_step_of_tokens_kernel<T, U>, dim3(blocks(pixels)), dim3(kThreads), 0,
-           cuda_stream(stream), extent, Image<const T>(x), step, Image<const T>(start),
-           Image<T>(x_next));
+    launch<guided_euler_step_of_tokens_kernel<T, U>>(dim3(blocks(pixels)), dim3(kThreads), 0,
+                                                     cuda_stream(stream), extent, Image<const T>(x),
+                                                     step, Image<const T>(start), Image<T>(x_next));
   });
 }
 
@@ -170,10 +171,9 @@ void guided_euler_merge(DType dtype, Extent extent, ImageView x, EulerStep step,
     using T = typename decltype(type)::type;
     using U = typename decltype(velocity_type)::type;
     with_flag(bilinear, [&](auto flag) {
-      launch_pixels<AnyLayout>(guided_euler_merge_kernel<T, U, decltype(flag)::value>, extent,
-                               stream, Image<const T>(x), step, Image<const T>(base),
-                               Image<T>(merged), statistics, Compute<T>(clamp.low),
-                               Compute<T>(clamp.high));
+      launch_pixels<AnyLayout, guided_euler_merge_kernel<T, U, decltype(flag)::value>>(
+          extent, stream, Image<const T>(x), step, Image<const T>(base), Image<T>(merged),
+          statistics, Compute<T>(clamp.low), Compute<T>(clamp.high));
     });
   });
 }

@@ -58,8 +58,8 @@ __device__ void for_each_pixel(const Extent& base, Body body) {
 }
 
 // Starts a kernel that calls for_each_pixel on the base pixels of `base`.
-template <class L, class Kernel, class... Args>
-void launch_pixels(Kernel kernel, const Extent& base, Address stream, Args... args) {
+template <class L, auto kKernel, class... Args>
+void launch_pixels(const Extent& base, Address stream, Args... args) {
   const int64_t per_plane =
       int64_t(base.height) * base.width * (L::kPlanar ? 1 : base.channels) / L::kVector;
   const int64_t planes = int64_t(base.batch) * (L::kPlanar ? base.channels : 1);
@@ -70,8 +70,8 @@ void launch_pixels(Kernel kernel, const Extent& base, Address stream, Args... ar
   unsigned x = 1;
   while (x < per_plane && x < kThreads) x *= 2;
   const unsigned y = kThreads / x;  // small planes share a block
-  launch(kernel, dim3((per_plane + x - 1) / x, grid_rows((planes + y - 1) / y)), dim3(x, y), 0,
-         cuda_stream(stream), base, args...);
+  launch<kKernel>(dim3((per_plane + x - 1) / x, grid_rows((planes + y - 1) / y)), dim3(x, y), 0,
+                  cuda_stream(stream), base, args...);
 }
 
 // The window of an image that a thread holds in registers. For each of its base pixels it has

@@ -45,9 +45,10 @@ void flow_interpolate(DType dtype, int64_t batch, int64_t size, Address data, Ad
     const bool wide = size % kVector == 0 && is_aligned({data, noise, x_t, velocity});
     with_flag(wide, [&](auto flag) {
       constexpr int V = decltype(flag)::value ? kVector : 1;
-      launch(flow_interpolate_kernel<T, V>, dim3(blocks(size / V), grid_rows(batch)),
-             dim3(kThreads), 0, cuda_stream(stream), batch, size, data.as<const T>(),
-             noise.as<const T>(), t.as<const Compute<T>>(), x_t.as<T>(), velocity.as<T>());
+      launch<flow_interpolate_kernel<T, V>>(
+          dim3(blocks(size / V), grid_rows(batch)), dim3(kThreads), 0, cuda_stream(stream), batch,
+          size, data.as<const T>(), noise.as<const T>(), t.as<const Compute<T>>(), x_t.as<T>(),
+          velocity.as<T>());
     });
   });
 }

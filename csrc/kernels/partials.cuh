@@ -54,8 +54,8 @@ template <class T, int kGroups>
 void sum_partials(int channels, int max_rows, const PartialSums<Compute<T>> (&sums)[3],
                   Address stream) {
   const dim3 grid((channels + kWarp - 1) / kWarp, grid_rows(max_rows), 3);
-  launch(sum_partials_kernel<T, kGroups>, grid, dim3(kWarp, kGroups), 0, cuda_stream(stream),
-         channels, sums[0], sums[1], sums[2]);
+  launch<sum_partials_kernel<T, kGroups>>(grid, dim3(kWarp, kGroups), 0, cuda_stream(stream),
+                                          channels, sums[0], sums[1], sums[2]);
 }
 
 }  // namespace msf

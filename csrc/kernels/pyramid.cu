@@ -185,8 +185,8 @@ void pyramid_split(DType dtype, Extent extent, ImageView x, ImageView base, Imag
       dtype, extent, {x, base, residual}, bilinear, [&](auto type, auto layout, auto margin) {
         using T = typename decltype(type)::type;
         using L = decltype(layout);
-        launch_pixels<L>(pyramid_split_kernel<T, L, margin.value>, extent, stream,
-                         Image<const T>(x), Image<T>(base), Image<T>(residual), statistics);
+        launch_pixels<L, pyramid_split_kernel<T, L, margin.value>>(
+            extent, stream, Image<const T>(x), Image<T>(base), Image<T>(residual), statistics);
       });
 }
 
@@ -197,9 +197,9 @@ void pyramid_split_backward(DType dtype, Extent extent, ImageView grad_base,
                [&](auto type, auto layout, auto margin) {
                  using T = typename decltype(type)::type;
                  using L = decltype(layout);
-                 launch_pixels<L>(pyramid_split_backward_kernel<T, L, margin.value>, extent, stream,
-                                  Image<const T>(grad_base), Image<const T>(grad_residual),
-                                  Image<T>(grad_x), statistics);
+                 launch_pixels<L, pyramid_split_backward_kernel<T, L, margin.value>>(
+                     extent, stream, Image<const T>(grad_base), Image<const T>(grad_residual),
+                     Image<T>(grad_x), statistics);
                });
 }
 
@@ -209,9 +209,9 @@ void pyramid_merge(DType dtype, Extent extent, ImageView base, ImageView residua
                [&](auto type, auto layout, auto margin) {
                  using T = typename decltype(type)::type;
                  using L = decltype(layout);
-                 launch_pixels<L>(pyramid_merge_kernel<T, L, margin.value>, extent, stream,
-                                  Image<const T>(base), Image<const T>(residual), Image<T>(x),
-                                  statistics, Compute<T>(clamp.low), Compute<T>(clamp.high));
+                 launch_pixels<L, pyramid_merge_kernel<T, L, margin.value>>(
+                     extent, stream, Image<const T>(base), Image<const T>(residual), Image<T>(x),
+                     statistics, Compute<T>(clamp.low), Compute<T>(clamp.high));
                });
 }
 
@@ -222,9 +222,9 @@ void pyramid_merge_backward(DType dtype, Extent extent, ImageView grad, ImageVie
                [&](auto type, auto layout, auto margin) {
                  using T = typename decltype(type)::type;
                  using L = decltype(layout);
-                 launch_pixels<L>(pyramid_merge_backward_kernel<T, L, margin.value>, extent, stream,
-                                  Image<const T>(grad), Image<T>(grad_base),
-                                  Image<T>(grad_residual), statistics);
+                 launch_pixels<L, pyramid_merge_backward_kernel<T, L, margin.value>>(
+                     extent, stream, Image<const T>(grad), Image<T>(grad_base),
+                     Image<T>(grad_residual), statistics);
                });
 }
 

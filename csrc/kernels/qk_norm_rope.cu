@@ -233,8 +233,9 @@ void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, Preparat
     using Share = typename decltype(share)::type;
     const auto lanes = Share::lanes(grid.head_dim);
     const unsigned blocks = (heads + lanes.heads() - 1) / lanes.heads();
-    launch(qk_norm_rope_kernel<T, Share>, dim3(blocks, 2), dim3(kThreads), 0, cuda_stream(stream),
-           grid, lanes, q, k, preparation, q_out.as<T>(), k_out.as<T>());
+    launch<qk_norm_rope_kernel<T, Share>>(dim3(blocks, 2), dim3(kThreads), 0, cuda_stream(stream),
+                                          grid, lanes, q, k, preparation, q_out.as<T>(),
+                                          k_out.as<T>());
   });
 }
 
@@ -256,9 +257,10 @@ void qk_norm_rope_backward(DType dtype, HeadGrid grid, HeadsView grad_q, HeadsVi
     const int64_t count = (std::min<int64_t>(all, max_partials) + whole - 1) / whole * whole;
     const size_t shared = weight_partials || bias_partials ? own * dim * sizeof(C) : 0;
     if (heads > 0) {
-      launch(qk_norm_rope_backward_kernel<T, Share>, dim3(count, 3), dim3(kThreads), shared,
-             cuda_stream(stream), grid, lanes, grad_q, grad_k, grad_v, q, k, preparation,
-             grad_qkv.as<T>(), weight_partials.as<C>(), bias_partials.as<C>());
+      launch<qk_norm_rope_backward_kernel<T, Share>>(
+          dim3(count, 3), dim3(kThreads), shared, cuda_stream(stream), grid, lanes, grad_q, grad_k,
+          grad_v, q, k, preparation, grad_qkv.as<T>(), weight_partials.as<C>(),
+          bias_partials.as<C>());
     }
     if (weight_partials) {
       auto total = [&](int part, const Parameter& sum) -> PartialSums<C> {

@@ -102,10 +102,10 @@ void merge_tokens(DType dtype, DType position_dtype, TokenGrid grid, Address bas
   with_tokens(dtype, position_dtype, grid, addresses, [&](auto type, auto other, auto vector) {
     using T = typename decltype(type)::type;
     using P = typename decltype(other)::type;
-    launch(merge_tokens_kernel<T, P, vector.value>,
-           dim3(blocks(size / vector.value), grid_rows(grid.batch)), dim3(kThreads), 0,
-           cuda_stream(stream), grid, size, base.as<const T>(), skip.as<const T>(),
-           position.as<const P>(), x.as<T>());
+    launch<merge_tokens_kernel<T, P, vector.value>>(
+        dim3(blocks(size / vector.value), grid_rows(grid.batch)), dim3(kThreads), 0,
+        cuda_stream(stream), grid, size, base.as<const T>(), skip.as<const T>(),
+        position.as<const P>(), x.as<T>());
   });
 }
 
@@ -119,13 +119,14 @@ void merge_tokens_backward(DType dtype, DType position_dtype, TokenGrid grid, Ad
     using P = typename decltype(other)::type;
     const unsigned x = blocks(size / vector.value);
     if (grid.batch > 0) {
-      launch(merge_tokens_backward_kernel<T, vector.value>, dim3(x, grid_rows(grid.batch)),
-             dim3(kThreads), 0, cuda_stream(stream), grid, size, grad.as<const T>(),
-             grad_base.as<T>());
+      launch<merge_tokens_backward_kernel<T, vector.value>>(
+          dim3(x, grid_rows(grid.batch)), dim3(kThreads), 0, cuda_stream(stream), grid, size,
+          grad.as<const T>(), grad_base.as<T>());
     }
     if (grad_position) {
-      launch(sum_over_batch_kernel<T, P, vector.value>, dim3(x), dim3(kThreads), 0,
-             cuda_stream(stream), grid, size, grad.as<const T>(), grad_position.as<P>());
+      launch<sum_over_batch_kernel<T, P, vector.value>>(dim3(x), dim3(kThreads), 0,
+                                                        cuda_stream(stream), grid, size,
+                                                        grad.as<const T>(), grad_position.as<P>());
     }
   });
 }

@@ -132,7 +132,7 @@ def _launch_whole(
         **dict(zip(("q_weight_ptr", "k_weight_ptr", "rope_ptr"), map(contiguous, options[1:]))),
         **arrays,
         extent=(tokens, num_heads),
-        eps=triton.language.constexpr(eps),  # a number would be float32
+        eps=eps,
     )
 
 

@@ -124,7 +124,7 @@ def head_forward_kernel(
     out,  # Heads (B, N, H, d)
     lse_ptr,  # (B, H, N)
     extent,  # (N, H)
-    eps: tl.constexpr,
+    eps,
     TILE: tl.constexpr,
 ):
     """Attend all tokens of a head to one another."""
@@ -206,7 +206,7 @@ def head_backward_kernel(
     grad_v,  # Heads (B, N, H, d)
     sums_ptr,  # (B * H, 5, d), of the weights of q and k and the biases of q, k and v
     extent,  # (N, H)
-    eps: tl.constexpr,
+    eps,
     TILE: tl.constexpr,
 ):
     """Write the gradients of a head."""

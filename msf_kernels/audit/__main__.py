@@ -1,7 +1,10 @@
-"""List the registers, shared memory and spills of every kernel on every GPU. No GPU is needed.
+"""List what every kernel takes of every GPU, and how much it loads ahead. No GPU is needed.
 
-The exit status is 1 if a kernel spills, exceeds its budget of registers or has faulty instructions,
-or if a backend cannot be audited.
+Of a thread it lists registers and spills, of a block shared memory, of a multiprocessor how many
+blocks fit and how many bytes of global loads they have in flight, where a launch is known.
+
+The exit status is 1 if a kernel spills, exceeds its budget of registers, has faulty instructions or
+too few bytes in flight for the memory of an H200, or if a backend cannot be audited.
 """
 
 from __future__ import annotations
@@ -15,10 +18,14 @@ from dataclasses import asdict
 
 from ..examples import families
 from ..triton_support import compiler_unsupported_reason
+from . import latency_bound
 from .row import ARCHITECTURES, Row
 
 BACKENDS = ("cuda", "triton")
-COLUMNS = ("backend", "architecture", "registers", "shared", "spill", "kernel")
+COLUMNS = (
+    *("backend", "architecture", "registers", "shared", "spill"),
+    *("blocks", "in flight", "kernel"),
+)
 
 
 def main() -> int:
@@ -45,6 +52,7 @@ def main() -> int:
         if not found:
             problems.append(f"{backend}: no kernel found in what the compiler printed")
     problems += [problem for row in rows if (problem := row.problem())]
+    problems += latency_bound.outdated(rows)
     if args.json:
         print(json.dumps({"rows": [asdict(row) for row in rows], "problems": problems}, indent=1))
     else:
@@ -58,7 +66,10 @@ def _table(rows: list[Row]) -> str:
     for row in rows:
         registers = f"{row.registers} of {row.budget}"
         spill, kernel = str(row.spill + row.stack), f"{row.kernel} ({row.configuration})"
-        lines.append((row.backend, row.architecture, registers, str(row.shared), spill, kernel))
+        blocks = "-" if row.blocks is None else str(row.blocks)
+        in_flight = "-" if row.in_flight is None else f"{row.in_flight / 1024:.1f} KB"
+        taken = registers, str(row.shared), spill, blocks, in_flight
+        lines.append((row.backend, row.architecture, *taken, kernel))
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines

@@ -8,11 +8,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..cuda_support import build_config
 from ..triton_support import compiler_unsupported_reason
+from .cuda_launches import Instance, instance, launches
+from .occupancy import RESERVED_SHARED, gpu_of
 from .row import Row
 
 KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
@@ -35,9 +38,10 @@ def rows(architecture: int | None = None) -> Iterator[Row]:
 
     assert _C.__file__
     listing = _run(_cuobjdump(), "--dump-resource-usage", _C.__file__)
-    for row in parse(_run("c++filt", stdin=listing)):
-        if not architecture or row.architecture == f"sm_{architecture}":
-            yield row
+    found = [*parse(_run("c++filt", stdin=listing))]
+    for name in dict.fromkeys(row.architecture for row in found):
+        if not architecture or name == f"sm_{architecture}":
+            yield from _launched([row for row in found if row.architecture == name], _C.__file__)
 
 
 def parse(listing: str) -> Iterator[Row]:
@@ -46,14 +50,38 @@ def parse(listing: str) -> Iterator[Row]:
     for line in listing.splitlines():
         if found := re.match(r"arch = (sm_\w+)", line):
             architecture = found[1]
-        elif found := re.search(r"Function .*?(\w+)<(.*?)>\(", line):
-            kernel, arguments = found[1], found[2].replace("msf::", "")
+        elif line.startswith(" Function "):
+            kernel, arguments = instance(line)
         elif found := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
             registers, stack, shared, local = map(int, found.groups())
             budget = _budget(kernel, arguments)
+            if architecture != "sm_80":  # of which alone the system's part is not in the listing
+                shared = max(0, shared - RESERVED_SHARED)
             yield Row(
                 "cuda", kernel, arguments, architecture, registers, shared, local, stack, budget
             )
+
+
+def _launched(rows: list[Row], extension: str) -> Iterator[Row]:
+    """Yield the rows, all of one architecture, with what their launches tell."""
+    architecture = rows[0].architecture
+    if not (gpu := gpu_of(architecture)):
+        yield from rows
+        return
+    launched, sass = launches(gpu), _sass(extension, architecture)
+    for row in rows:
+        key = row.kernel, row.configuration
+        own = launched.get(key, ())
+        whole = [replace(launch, shared=launch.shared + row.shared) for launch in own]
+        yield row.launched(whole, sass[key])
+
+
+def _sass(extension: str, architecture: str) -> dict[Instance, str]:
+    """Return the machine code of every kernel."""
+    listing = _run(_cuobjdump(), "-sass", "-arch", architecture, extension)
+    _, *parts = re.split(r"Function : (\S+)", listing)
+    names = _run("c++filt", stdin="\n".join(parts[::2])).splitlines()
+    return {instance(name): code for name, code in zip(names, parts[1::2])}
 
 
 def _budget(kernel: str, arguments: str) -> int:

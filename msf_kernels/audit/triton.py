@@ -1,9 +1,7 @@
 """The audit of the Triton kernels, compiled as shipped for GPUs that need not be here.
 
-The example calls of the operators (`examples.py` of each family) and their gradients run on tensors
-without memory. Signatures, alignment and launch parameters are those of real calls, but each launch
-only compiles. What ptxas made of the products and exponentials is compared with what Triton asked
-it for.
+Each launch of the example calls (calls.py) only compiles. What ptxas made of the products and
+exponentials is compared with what Triton asked it for.
 """
 
 from __future__ import annotations
@@ -15,37 +13,27 @@ import pkgutil
 import re
 import subprocess
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from itertools import chain, product
+from math import prod
 from multiprocessing import get_context
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
-import torch
 import triton
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction, KernelInterface
 
 from .. import triton_support
-from ..examples import Example, New, Shape, examples, families
-from ..library import NAMESPACE
+from ..examples import families
+from .calls import calls
 from .instructions import fault
+from .occupancy import WARP, Launch
 from .row import ARCHITECTURES, Row
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-# The dtypes and layouts of a family that is not compiled in all DTYPES, or not in PLAIN alone.
-DTYPES_OF = {"attention": ("bf16",)}
-PLAIN = {"": torch.contiguous_format}
-IMAGES = {"": torch.contiguous_format, "channels-last": torch.channels_last}
-LAYOUTS = {"pyramid": IMAGES, "interpolation": IMAGES, "euler": IMAGES}
 
 # Registers of a thread. Five blocks of 128 threads, of two dozen loads each, fit an SM of 65,536.
 BUDGET = 96
@@ -110,13 +98,20 @@ def rows_of(family: str, architecture: int) -> list[Row]:
     """Return the rows of one family and architecture. Triton starts no kernel after this."""
     # Before any scope of Triton's settings, because the import chooses the assembler for good.
     importlib.import_module(f"msf_kernels.{family}.triton")
-    budget, known, found = BUDGETS.get(family, BUDGET), set(), []
-    for configuration, call in _calls(family):
-        for kernel, compiled, log in _compile(call, architecture):
-            if compiled.hash not in known:  # a known one has its row, and no log now
-                found.append(_row(kernel, configuration, architecture, compiled, log, budget))
-            known.add(compiled.hash)
-    return found
+    budget = BUDGETS.get(family, BUDGET)
+    found: dict[str, tuple[Row, str]] = {}
+    launches: dict[str, set[Launch]] = defaultdict(set)
+    for configuration, call in calls(family, "triton"):
+        for kernel, compiled, log, launch in _compile(call, architecture):
+            if kernel.__module__.split(".")[1] not in (family, "triton_support"):
+                continue  # another family audits it
+            if compiled.hash not in found:  # a known one has its row, and no log now
+                name = f"{family}.{kernel.__name__}"
+                sass = disassemble(compiled.asm["cubin"])
+                row = _row(name, configuration, architecture, compiled, log, budget, sass)
+                found[compiled.hash] = row, sass
+            launches[compiled.hash].add(launch)
+    return [row.launched(launches[hash], sass) for hash, (row, sass) in found.items()]
 
 
 def kernels_of(family: str) -> set[str]:
@@ -137,67 +132,19 @@ def kernels_of(family: str) -> set[str]:
     }
 
 
-def _calls(family: str) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yield the name and call of every example, at its shapes, in each layout and dtype."""
-    for example in examples(family):
-        for layout, memory_format in LAYOUTS.get(family, PLAIN).items():
-            for dtype in DTYPES_OF.get(family, DTYPES):
-                new = partial(_new, call_dtype=DTYPES[dtype], memory_format=memory_format)
-                for shape in (*example.audited, *example.audited_forward):
-                    sizes = "x".join(map(str, shape))
-                    words = example.name, sizes, layout, dtype
-                    gradients = shape in example.audited
-                    call = partial(run, family, example, new, shape, gradients)
-                    yield ", ".join(filter(None, words)), call
-
-
-def run(family: str, example: Example, new: New, shape: Shape, gradients: bool) -> None:
-    """Run the example on Triton and, if `gradients`, the gradients that it has."""
-    with Kernels(importlib.import_module(f"msf_kernels.{family}.triton")):
-        call, inputs = example.draw(new, shape)
-        leaves = [tensor.requires_grad_() for tensor in inputs[: example.gradients * gradients]]
-        outputs = call(*inputs)
-        if leaves:
-            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-            torch.autograd.grad(outputs, leaves, [torch.empty_like(out) for out in outputs])
-
-
-class Kernels(TorchDispatchMode):
-    """Kernels sends operators to a family's Triton kernels, though tensors have no memory."""
-
-    def __init__(self, module: ModuleType) -> None:
-        super().__init__()
-        self.module = module
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func.namespace == NAMESPACE:
-            return getattr(self.module, func._opname)(*args)
-        return func(*args, **(kwargs or {}))
-
-
-def _new(
-    *shape: int,
-    call_dtype: torch.dtype,
-    memory_format: torch.memory_format,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    form = memory_format if len(shape) == 4 else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype or call_dtype, device="meta", memory_format=form)
-
-
-def _compile(call: Callable[[], Any], architecture: int) -> list[tuple[str, Any, str]]:
-    """Return (family.kernel, compiled kernel, log of ptxas) of every launch in the call."""
+def _compile(call: Callable[[], Any], architecture: int) -> list[tuple[Any, Any, str, Launch]]:
+    """Return (kernel, compiled kernel, log of ptxas, launch) of every launch in the call."""
     compiled = []
     run = JITFunction.run
 
-    def compile_only(kernel: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+    def compile_only(
+        function: Any, /, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any
+    ) -> Any:
         log = io.StringIO()
         with contextlib.redirect_stdout(log):
-            result = run(kernel, *args, warmup=True, **options)
-        family = kernel.__module__.removeprefix("msf_kernels.").partition(".")[0]
-        compiled.append((f"{family}.{kernel.__name__}", result, log.getvalue()))
+            result = run(function, *args, grid=grid, warmup=True, **options)
+        launch = Launch(prod(grid), WARP * result.metadata.num_warps, result.metadata.shared)
+        compiled.append((function, result, log.getvalue(), launch))
         return result
 
     driver.set_active(Target(architecture))
@@ -210,7 +157,13 @@ def _compile(call: Callable[[], Any], architecture: int) -> list[tuple[str, Any,
 
 
 def _row(
-    kernel: str, configuration: str, architecture: int, compiled: Any, log: str, budget: int
+    kernel: str,
+    configuration: str,
+    architecture: int,
+    compiled: Any,
+    log: str,
+    budget: int,
+    sass: str,
 ) -> Row:
     registers = re.findall(r"Used (\d+) registers", log)
     local = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", log)
@@ -228,7 +181,7 @@ def _row(
         spill=stores + loads,
         stack=stack,
         budget=budget,
-        fault=fault(compiled.asm["ptx"], disassemble(compiled.asm["cubin"])),
+        fault=fault(compiled.asm["ptx"], sass),
     )
 
 

@@ -15,7 +15,7 @@ from ..pyramid.examples import statistics
 from .op import guided_euler_merge, guided_euler_step
 
 PATCH = 2
-AUDITED = ((2, 16, 64, 64),)
+AUDITED = ((256, 16, 64, 64),)
 
 
 def velocities(new: New, shape: Shape, tokens: bool, guided: bool = True) -> dict[str, Tensor]:

@@ -22,6 +22,6 @@ EXAMPLES = (
         inputs=inputs,
         shape=(2, 3, 4, 6),
         gradients=2,
-        audited=((2, 16, 64, 64),),
+        audited=((256, 16, 64, 64),),
     ),
 )

@@ -59,7 +59,7 @@ def examples() -> Iterator[Example]:
                 options=partial(_options, mode),
                 gradients=gradients,
                 variant=f"{mode} of the base" if function is split_base else variant,
-                audited=((2, 16, 64, 64),),
+                audited=((256, 16, 64, 64),),
             )
     yield Example(
         op="pyramid_merge",

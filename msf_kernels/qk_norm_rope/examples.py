@@ -61,10 +61,10 @@ PREPARATIONS = {
 
 def examples() -> Iterator[Example]:
     audited = {
-        "bias-norm-rope": ((2, 256, 16, 64), (2, 256, 16, 72)),
-        "norm-rope": ((2, 256, 16, 64), (2, 256, 16, 72)),
-        "rope": ((2, 256, 16, 72),),
-        "norm": ((2, 256, 16, 72),),
+        "norm-rope": ((64, 256, 16, 64), (64, 256, 16, 72)),
+        "bias-norm-rope": ((64, 256, 16, 64), (64, 256, 16, 72)),
+        "rope": ((64, 256, 16, 72),),
+        "norm": ((64, 256, 16, 72),),
     }
     for variant, (parameters, rope) in PREPARATIONS.items():
         yield Example(
@@ -84,7 +84,7 @@ def examples() -> Iterator[Example]:
         shape=(2, 6, 2, 4),
         options=options,
         variant="packed gradients",
-        audited=((2, 256, 16, 64), (2, 256, 16, 72)),
+        audited=((64, 256, 16, 64), (64, 256, 16, 72)),
     )
 
 

@@ -38,7 +38,7 @@ EXAMPLES = tuple(
         options=options,
         gradients=2 + position,
         variant="" if position else "without positions",
-        audited=((2, 16, 16, 768),) if position else (),
+        audited=((64, 16, 16, 768),) if position else (),
     )
     for position in (True, False)
 )

@@ -75,8 +75,8 @@ __global__ void normalize_rows(const float* x, float* y, int* rows_begun, int co
 
 inline void launch_normalize_rows(const float* x, float* y, int* rows_begun, int rows, int columns,
                                   cudaStream_t stream) {
-  msf::launch(normalize_rows, dim3(rows), dim3(kThreads), columns * sizeof(float), stream, x, y,
-              rows_begun, columns);
+  msf::launch<normalize_rows>(dim3(rows), dim3(kThreads), columns * sizeof(float), stream, x, y,
+                              rows_begun, columns);
 }
 
 }  // namespace planted

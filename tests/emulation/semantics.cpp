@@ -20,8 +20,8 @@ template <class... Pointees>
 void define(py::module_& module, const char* name, void (*kernel)(Pointees*...)) {
   module.def(
       name, [kernel](Shape grid, Shape block, size_t shared_bytes, Address<Pointees>... addresses) {
-        msf::launch(kernel, dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]),
-                    shared_bytes, nullptr, reinterpret_cast<Pointees*>(addresses)...);
+        msf::start(kernel, dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]),
+                   shared_bytes, nullptr, reinterpret_cast<Pointees*>(addresses)...);
       });
 }
 

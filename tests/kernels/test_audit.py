@@ -13,6 +13,7 @@ import pytest
 
 import msf_kernels
 from msf_kernels.audit import cuda
+from msf_kernels.audit.occupancy import Launch
 from msf_kernels.audit.row import Row
 from msf_kernels.examples import families
 from processes import program
@@ -32,7 +33,7 @@ arch = sm_90
   REG:{plain} STACK:{stack} SHARED:0 LOCAL:0 CONSTANT[0]:648 TEXTURE:0 SURFACE:0 SAMPLER:0
 arch = sm_120
  Function void msf::pyramid_split_kernel<__half, msf::Layout<8, false>, 1>(int):
-  REG:200 STACK:0 SHARED:64 LOCAL:{local} CONSTANT[0]:648 TEXTURE:0 SURFACE:0 SAMPLER:0
+  REG:200 STACK:0 SHARED:1088 LOCAL:{local} CONSTANT[0]:648 TEXTURE:0 SURFACE:0 SAMPLER:0
 """
 
 
@@ -215,16 +216,20 @@ LOG = "0 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\nUsed 40 r
 
 def audited(monkeypatch: pytest.MonkeyPatch, *launches: tuple[str, str]) -> list[Row]:
     """The audit of one call that launches kernels of these (hash, log of ptxas)."""
-    same = {"metadata": SimpleNamespace(shared=16), "asm": {"ptx": "", "cubin": b""}}
-    compiled = [("k", SimpleNamespace(hash=hash, **same), log) for hash, log in launches]
+    same = {"asm": {"ptx": "", "cubin": b""}, "metadata": SimpleNamespace(shared=16)}
+    launch = Launch(1320, 128, 16)
+    kernel = SimpleNamespace(__name__="k", __module__="msf_kernels.tokens.triton")
+    compiled = [(kernel, SimpleNamespace(hash=hash, **same), log, launch) for hash, log in launches]
     monkeypatch.setattr(audit_triton, "_compile", lambda *_: compiled)
-    monkeypatch.setattr(audit_triton, "disassemble", lambda _: "")
+    sass = "        /*0000*/   LDG.E.64 R2, [R4.64] ;"
+    monkeypatch.setattr(audit_triton, "disassemble", lambda _: sass)
     return audit_triton.rows_of("tokens", 90)
 
 
 def test_only_a_kernel_known_already_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = audited(monkeypatch, ("a", LOG), ("a", ""), ("b", LOG))
     assert (first.registers, first.shared, first.spill, first.stack) == (40, 16, 12, 0)
+    assert (first.blocks, first.threads, first.in_flight) == (12, 1280, 1280 * 8)
     assert second == first
     for log in ("", "ptxas info: none", LOG + LOG):
         with pytest.raises(RuntimeError, match=r"^tokens\.k \(.*\) on sm_90: cannot read the log"):

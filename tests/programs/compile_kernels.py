@@ -5,25 +5,23 @@ from functools import partial
 
 import torch
 
-from msf_kernels.attention.triton import attention
+from msf_kernels.audit import calls
 from msf_kernels.audit import triton as audit
+from msf_kernels.audit.occupancy import Launch
 from msf_kernels.examples import examples
 
 (split,) = (example for example in examples("pyramid") if example.name == "pyramid_split nearest")
 shape = split.audited[0]
-new = partial(audit._new, call_dtype=torch.float32, memory_format=torch.contiguous_format)
-call = partial(audit.run, "pyramid", split, new, shape, False)
-((name, compiled, log),) = audit._compile(call, 90)
-row = audit._row(name, "", 90, compiled, log, audit.BUDGET)
+new = partial(calls.new_tensor, call_dtype=torch.float32, memory_format=torch.contiguous_format)
+call = partial(calls.run, "pyramid", "triton", split, new, shape, False)
+((kernel, compiled, log, launch),) = audit._compile(call, 90)
+assert launch == Launch(grid=256 * 16 * 32 * 32 // 256, threads=128, shared=0), launch
+sass = audit.disassemble(compiled.asm["cubin"])
+row = audit._row(kernel.__name__, "", 90, compiled, log, audit.BUDGET, sass)
 assert row.problem() is None and 8 <= row.registers <= row.budget, row
 code = compiled.asm["ptx"]
 assert "div.rn.f32" in code and not re.search(r"fma\.|\.ftz|div\.full", code)
 assert set(re.findall(r"(?:ld|st)\.global\.v4", code)) == {"ld.global.v4", "st.global.v4"}
 
-audit.DTYPES = {"bf16": torch.bfloat16}
+calls.DTYPES = {"bf16": torch.bfloat16}
 assert [row.problem() for row in audit.rows_of("tokens", 80)] == [None, None]
-
-new = partial(new, dtype=torch.float64)
-call = partial(attention, new(1, 16, 48), new(16), new(16), None, 1, 0.1)
-((name, compiled, log),) = audit._compile(call, 90)
-assert "0d3FB999999999999A" in compiled.asm["ptx"]  # 0.1, of which float32 would end in zeros

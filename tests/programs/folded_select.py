@@ -46,10 +46,11 @@ def findings(kernel: Any) -> dict[str, str | None]:
         torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((64, 256), (256, 64))
     )
     out = torch.empty(64, 64, device="meta")
-    ((name, compiled, log),) = audit._compile(lambda: kernel[(1,)](a, b, out, 50, 8), 90)
-    row = audit._row(name, "planted", 90, compiled, log, audit.BUDGET)
+    ((_, compiled, log, _),) = audit._compile(lambda: kernel[(1,)](a, b, out, 50, 8), 90)
+    sass = audit.disassemble(compiled.asm["cubin"])
+    row = audit._row(kernel.__name__, "planted", 90, compiled, log, audit.BUDGET, sass)
     ptx = compiled.asm["ptx"].replace("selp", "")  # leaves what is asked of the SASS
-    return {"audit": row.problem(), "sass": fault(ptx, audit.disassemble(compiled.asm["cubin"]))}
+    return {"audit": row.problem(), "sass": fault(ptx, sass)}
 
 
 if __name__ == "__main__":
