@@ -147,24 +147,24 @@ struct Tile {
   }
 };
 
-// Writes the gradient of a row of q or k, and adds what it gives to those of weight and bias.
+// Writes the gradient of a row of q or k, and adds what it gives to those of weight and bias to the
+// warp's `sums`, together with the other quads of the warp.
 template <class T, int kDim>
-__device__ void write_prepared(const float (&sums)[kDim / 8][4], int lower,
+__device__ void write_prepared(const float (&row)[kDim / 8][4], int lower,
                                const PreparedHead<kDim>& head, int part, const T* x, T* grad_x,
-                               int token, QuadHead<kDim>& grad_weight, QuadHead<kDim>& grad_bias) {
+                               int token, float* sums) {
   const int lane = threadIdx.x % 4;
   const bool exists = token < head.tokens;
   uint32_t words[kDim / 8] = {};
   QuadHead<kDim> grad, raw;
-  grad.take(sums, lower);
+  grad.take(row, lower);
   if (exists) QuadHead<kDim>::load_words(words, x, lane);
   raw.template unpack<T>(words);
   head.undo(grad, raw, part, exists ? token : 0, lane);
   grad.template pack_into<T>(words);
-  if (!exists) return;
-  QuadHead<kDim>::store_words(words, grad_x, lane);
-  add(grad_weight, raw);
-  add(grad_bias, grad);
+  if (exists) QuadHead<kDim>::store_words(words, grad_x, lane);
+  if (head.weight(part)) raw.add_to(sums + part * kDim, lane, exists);
+  if (head.bias(part)) grad.add_to(sums + (2 + part) * kDim, lane, exists);
 }
 
 // Writes the gradient of a row of v, or of q or k that were not prepared.
@@ -209,20 +209,17 @@ __device__ void work_on(const Head<T, kDim>& head, const BackwardArguments& a,
     if (token < tokens) write_plain<T, kDim>(tile.grad_v[0], lower, grad_of(token, 2));
   }
   if (kKeys && prepared.bias(2)) add_columns(tile.grad_v[0], tokens - first, sums + 4 * kDim);
-  QuadHead<kDim> grad_weight, grad_bias;
 #pragma unroll
   for (int lower = 0; lower < 2; ++lower) {
     const int token = token_of(lower);
     T* const grad_x = grad_of(token, kKeys);
     if (a.preparation) {
       write_prepared(tile.grad[0], lower, prepared, kKeys, index.in<T>(x) + token * x.token, grad_x,
-                     token, grad_weight, grad_bias);
+                     token, sums);
     } else if (token < tokens) {
       write_plain<T, kDim>(tile.grad[0], lower, grad_x);
     }
   }
-  if (prepared.weight(kKeys)) grad_weight.add_to(sums + kKeys * kDim, threadIdx.x % 4);
-  if (prepared.bias(kKeys)) grad_bias.add_to(sums + (2 + kKeys) * kDim, threadIdx.x % 4);
 }
 
 // registers: 255

@@ -122,8 +122,9 @@ __device__ void sum_heads(Share& own, C* shared, int period, int dim, C* partial
 //
 // At 128 registers an SM has 512 threads, which read heads and gradients of 32 KB at once: more
 // than the 20 KB that arrive in the 600 ns of a memory access. With 255 it has half as many, of
-// which each reads 80 bytes of a head or more. Speed does not matter in double. registers: 128; 255
-// for <double, *>; 255 for <*Head<80>*>; 255 for <*Head<96>*>; 255 for <*<128>*>
+// which each reads 80 bytes of a head or more. Speed does not matter in double.
+//
+// registers: 128; 255 for <double, *>; 255 for <*Head<80>*>; 255 for <*<96>*>; 255 for <*<128>*>
 template <class T, class Share>
 __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 && sizeof(Share) <= 72 ? 2 : 1)
     qk_norm_rope_backward_kernel(HeadGrid grid, typename Share::Lanes spread,

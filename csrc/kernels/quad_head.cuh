@@ -143,11 +143,12 @@ struct QuadHead {
     });
   }
 
-  // Adds up what is in the same place of all quads of the warp, into `sums` (d,).
-  __device__ void add_to(float* sums, int lane) const {
+  // Adds up what is in the same place of all quads of the warp that have a head, into `sums` (d,).
+  __device__ void add_to(float* sums, int lane, bool exists) const {
 #pragma unroll
     for (int i = 0; i < 2 * kSize; ++i) {
-      const float sum = sum_over_quads(i < kSize ? first[i] : second[i - kSize]);
+      const float value = i < kSize ? first[i] : second[i - kSize];
+      const float sum = sum_over_quads(exists ? value : 0);
       if (threadIdx.x % kWarp < 4) sums[i / kSize * kHalf + channel(i % kSize, lane)] += sum;
     }
   }

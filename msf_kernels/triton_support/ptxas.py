@@ -1,8 +1,9 @@
 """The choice of an assembler for Hopper that does not get Triton's wgmma wrong.
 
-Triton 3.5 and 3.6 assemble for Hopper with ptxas 12.8. In 23 of 200 shapes of attention's forward
-it builds the descriptor of an operand of wgmma from a register that nothing has written
-(`audit/uniform.py` finds them). ptxas 12.9, which Triton 3.6 carries for Blackwell, did so in none.
+Triton 3.5 and 3.6 assemble for Hopper with ptxas 12.8. In 23 of 200 shapes of an attention that had
+all scores of a query in registers it built the descriptor of an operand of wgmma from a register
+that nothing has written (`audit/uniform.py` finds them). ptxas 12.9, which Triton 3.6 carries for
+Blackwell, did so in none.
 It still folds selects, which our kernels do not have (`audit/instructions.py`).
 """
 
