@@ -11,6 +11,8 @@
 #endif
 #if MSF_HAVE_CUDA
 #include <cuda_runtime_api.h>
+#elif MSF_HAVE_KERNELS
+#include "emulation/matrices.hpp"
 #endif
 
 namespace py = pybind11;
@@ -182,5 +184,10 @@ PYBIND11_MODULE(MSF_MODULE, m) {
   m.def("attention_backward", &msf::attention_backward);
   m.def("qk_norm_rope", &msf::qk_norm_rope);
   m.def("qk_norm_rope_backward", &msf::qk_norm_rope_backward);
+#if !MSF_HAVE_CUDA
+  m.def(
+      "matrix_flops", [] { return msf::emulation::matrix_flops.exchange(0); },
+      "The FLOPs of products of matrices since the last call.");
+#endif
 #endif
 }

@@ -5,6 +5,7 @@
 // next, in the low and the high half of a register. Larger operands are such matrices side by side.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 
@@ -47,6 +48,9 @@ void load_matrices(uint32_t (&to)[kMatrices], const void* row, bool transposed, 
   std::memcpy(to, taken.values, sizeof to);
 }
 
+// FLOPs of the products since this was last set to zero.
+inline std::atomic<int64_t> matrix_flops = 0;
+
 inline float widen(uint16_t bits, __half*) { return __half2float({bits}); }
 inline float widen(uint16_t bits, __nv_bfloat16*) { return __bfloat162float({bits}); }
 
@@ -65,6 +69,7 @@ void multiply_matrices(float (&c)[4], const uint32_t (&a)[kDepth / 4],
   struct Sums {
     float c[4];
   };
+  if (self->lane == 0) matrix_flops += 2 * 16 * 8 * kDepth;
   std::memcpy(mine.a, a, sizeof mine.a);
   std::memcpy(mine.b, b, sizeof mine.b);
   std::memcpy(mine.c, c, sizeof mine.c);

@@ -34,9 +34,25 @@ struct PreparedHead {
     }
   }
 
-  // Prepares the words of a token of q or k, and rounds once.
+  // Says whether no score times log2(e) / sqrt(d) is beyond `limit`: normalised heads are no longer
+  // than sqrt(d) times the largest weight, and a rotation keeps their length. For a whole warp.
+  __device__ bool bounds_scores(float limit) const {
+    if (!weight(0) || !weight(1)) return false;
+    float product = kLog2E * sqrtf(kDim);
+    for (int part = 0; part < 2; ++part) {
+      float largest = 0;
+      for (int i = threadIdx.x % kWarp; i < kDim; i += kWarp) {
+        largest = fmaxf(largest, fabsf(weight(part)[i]));
+      }
+      product *= warp_max(largest);
+    }
+    return product <= limit;
+  }
+
+  // Prepares the words of a token of q or k, times a factor, and rounds once.
   template <class T>
-  __device__ void apply(uint32_t (&words)[kDim / 8], int part, int token, int lane) const {
+  __device__ void apply(uint32_t (&words)[kDim / 8], int part, int token, int lane,
+                        float factor) const {
     QuadHead<kDim> x, other;
     x.template unpack<T>(words);
     add_bias(x, part, lane);
@@ -48,6 +64,7 @@ struct PreparedHead {
       load_angles(other, token, lane);
       rotate(x, other, 1);
     }
+    if (factor != 1) scale(x, factor);
     x.template pack_into<T>(words);
   }
 

@@ -77,12 +77,10 @@ def check(qkv: Tensor, options: list[Any], heads: int) -> None:
     got = gradients(cuda, qkv, grad, out, logsumexp)
     native = gradients(reference, qkv, grad, *reference.attention(qkv, *options, heads, 1e-6))
     exact = gradients(reference, wide, grad.double(), *exact_outputs)
-    as_ratios = len(got) if options[0] is None else 3
-    for results in zip(got[:as_ratios], native, exact, strict=False):
+    for results in zip(got[:3], native, exact, strict=False):
         assert_as_good_as(*results)
-    for one, right in zip(got[as_ratios:], exact[as_ratios:], strict=True):
-        terms = (torch.cat(parts[:3]) for parts in (native, exact))
-        assert_sum_as_good_as(one, right, *terms)
+    for one, right in zip(got[3:], exact[3:], strict=True):
+        assert_sum_as_good_as(one, right, torch.cat(native[:3]), torch.cat(exact[:3]))
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16"])
@@ -100,6 +98,31 @@ def test_every_head_dim_it_is_built_for(dim: int, names: str) -> None:
     for tokens in (37, 130):
         qkv = normal(1, tokens, 3 * dim, dtype=BF16)
         check(qkv, preparation((1, tokens), dim, names, torch.float32), heads=1)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("size", [0.5, 1.05, 1.1, 2.2, 2.25, 4.0])
+def test_norm_weights_on_both_sides_of_the_bound_of_scores(size: float, dtype: torch.dtype) -> None:
+    """Weights of this size bound scores by 12.2 size^2 at 72 channels; the limits are 14 and 60."""
+    qkv = normal(1, 40, 3 * 72, dtype=dtype)
+    qkv[:, 0, :72] = qkv[:, 0, 72:144]  # whose score is the bound, or minus that
+    for sign in (1, -1):
+        q_weight = torch.full((72,), size, device=DEVICE)
+        check(qkv, [None, q_weight, sign * q_weight, None], heads=1)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the emulation counts its products")
+@pytest.mark.parametrize("dim", cuda.HEAD_DIMS)
+@pytest.mark.parametrize("tokens", [16, 80, 256])
+def test_no_product_is_padded(tokens: int, dim: int) -> None:
+    qkv, flops = normal(1, tokens, 3 * dim, dtype=BF16), emulated().matrix_flops
+    flops()
+    out, logsumexp = cuda.attention(qkv, *[None] * 4, 1, 1e-6)
+    product = 2 * tokens**2 * dim
+    assert flops() == 2 * product
+    if cuda.unsupported_reason(qkv, 1, out) is None:
+        cuda.attention_backward(out, qkv, *[None] * 4, out, logsumexp, 1, 1e-6)
+        assert flops() == 7 * product
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(FP16, 1.6), (BF16, 4.0)], ids=["fp16", "bf16"])
@@ -126,6 +149,7 @@ def test_q_and_k_are_prepared_bit_for_bit_as_by_qk_norm_rope(dim: int) -> None:
     qkv = normal(2, 40, 3 * 2 * dim, dtype=BF16)
     options = preparation((4, 10), dim, "bqkr", torch.float32, heads=2)
     options[0][4 * dim :] = 0  # the bias of v
+    options[2] *= 10  # else q carries the scale of the scores too
     q, k = qk_norm_rope.qk_norm_rope(qkv, *options, 2, 1e-6)
     prepared = torch.cat((q.flatten(2), k.flatten(2), qkv[..., 4 * dim :]), -1)
     no_angles = torch.stack((torch.ones(40, dim // 2), torch.zeros(40, dim // 2))).to(DEVICE)

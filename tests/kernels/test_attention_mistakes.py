@@ -54,15 +54,15 @@ MISTAKES = {
     ),
     "k prepared twice": (
         "attention.cu",
-        "keys.prepare(row, row, head, 1);",
-        "for (int i = 0; i < 2; ++i) keys.prepare(row, row, head, 1);",
+        "keys.prepare(row, row, head.prepared, 1);",
+        "for (int i = 0; i < 2; ++i) keys.prepare(row, row, head.prepared, 1);",
     ),
     "a key beyond the last": (
         "attention.cuh",
         "i % 2 < count) continue",
         "i % 2 <= count) continue",
     ),
-    "outputs not rescaled": ("attention.cu", "out[tile][j][2 * row] *= factor;", ""),
+    "outputs not rescaled": ("queries.cuh", "out[tile][j][2 * row] *= factor;", ""),
     "the other row's logsumexp": (
         "attention_backward.cu",
         "row + 8 * (k / 2);",
@@ -73,6 +73,7 @@ MISTAKES = {
         "rotate(grad, other, -1)",
         "rotate(grad, other, 1)",
     ),
+    "scores without their scale": ("attention.cu", "bounded ? a.scale : 1", "1"),
     "the bias of the first head": (
         "preparation.cuh",
         "((part - 2) * heads + head) * kDim",
