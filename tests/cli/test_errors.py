@@ -165,6 +165,8 @@ BAD_INPUT = {
     "train --config {tiny} --data digits --out {run} --resume --seed 1": "in training.seed; resume",
     "train --config {tiny} --data digits --out {out}/x --data-changed": "continues; add --resume",
     "train --config {tiny} --data digits --out {tiny}": "is a file; --out must be a folder",
+    "train --config {tiny} --data= --out {out}/x": "--data is empty; give digits, textures or a",
+    "evaluate {run} --data=": "--data is empty; give digits, textures or a folder",
     "train --config {tiny} --data nothing --out {out}/x": "neither 'digits', 'textures' nor",
     "train --config {tiny} --data {bad}/photos --out {out}/x": "cannot read",
     "train --config {tiny} --data digits --out {out}/x --stage top": "one of base, residual",
