@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..files import check_is_file
-from ..model import MSF, check_tensors
+from ..model import MSF
 from ..modes import own_modes
 from ..precision import autocast
 from ..seeds import generator
+from ..weights import check_tensors
 from .config import TrainingConfig
 from .interrupts import uncut
 
