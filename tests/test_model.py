@@ -3,6 +3,7 @@ import warnings
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -204,6 +205,11 @@ SPOILS = {
 }
 
 
+COMPLEX = pytest.mark.skipif(
+    torch.complex64 not in safetensors.torch._SIZE, reason="this safetensors has no complex numbers"
+)
+
+
 def broken(directory, what):
     tiny_model().save_pretrained(directory)
     weights, config = directory / "model.safetensors", directory / "config.json"
@@ -240,7 +246,7 @@ def broken(directory, what):
         ("infinity", "model.safetensors: pyramid.mean must be finite, but holds NaN or infinity"),
         ("flat", "model.safetensors: pyramid.std must be positive"),
         ("integers", "stages.0.output.bias must be of floats, got torch.int32"),
-        ("complex", "stages.0.output.bias must be of floats, got torch.complex64"),
+        pytest.param("complex", r"bias must be of floats, got torch\.complex64", marks=COMPLEX),
         ("bad config", "not valid JSON"),
     ],
 )
