@@ -294,6 +294,23 @@ def test_train_takes_its_options(tmp_path: Path) -> None:
     assert training["sample_every"] == 3 and training["checkpoint_every"] == 2
 
 
+def test_ctrl_c_pressed_on_and_on_ends_without_a_traceback(tmp_path: Path) -> None:
+    config, out = write_config(tmp_path / "c.json"), tmp_path / "run"
+    command = [sys.executable, "-m", "msf.cli", "train", "--config", str(config), "--steps=5000"]
+    process = subprocess.Popen(
+        [*command, "--data", "digits", "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
+    while not (out / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    for _ in range(60):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 130, messages
+    assert "Traceback" not in messages and "msf train: " in messages
+    assert (out / "state-base.safetensors").exists()
+
+
 def test_ctrl_c_saves_and_resume_finishes_bit_for_bit(tmp_path: Path) -> None:
     config = write_config(
         tmp_path / "c.json", training={"steps": [120, 4], "log_every": 4, "sample_every": 50}

@@ -155,6 +155,7 @@ BAD_INPUT = {
     "evaluate {run} --samples 3": "num_samples (--samples) must be at least ",
     "evaluate {run} --data textures": "textures has 3 classes, the model 10",
     "evaluate {bad}/run-list": "training.json: must be a JSON object, got list",
+    "sample {bad}/twice --out {out}/x.png": "class_names must be different, got 'a' twice",
     "evaluate {bad}/run-pipe": "training.json: is no file",
     "evaluate {bad}/run-data": "training.json: run.data must be a string, got 3",
     "evaluate {run} --prior-noise 9": "prior_noise must be in [0, 0.3]",
@@ -198,7 +199,7 @@ def bad(workspace: Path) -> Path:
     write_config(bad / "size.json", model={"image_size": [8, 9]})
     for name in (
         *("truncated", "corrupt", "other", "config", "half", "state", "latents"),
-        *("run-list", "run-data", "run-pipe", "pipe", "names"),
+        *("run-list", "run-data", "run-pipe", "pipe", "names", "twice"),
     ):
         shutil.copytree(workspace / "run", bad / name)
     weights = (workspace / "run" / "model.safetensors").read_bytes()
@@ -215,6 +216,9 @@ def bad(workspace: Path) -> Path:
         os.mkfifo(bad / pipe)
     run = json.loads((workspace / "run" / "training.json").read_text())
     (bad / "names" / "training.json").write_text(json.dumps({**run, "class_names": list("abc")}))
+    (bad / "twice" / "training.json").write_text(
+        json.dumps({**run, "class_names": list("abcdefghia")})
+    )
     config = MSF.from_pretrained(workspace / "run").config
     (bad / "other" / "config.json").write_text(replace(config, num_classes=9).to_json())
     half = MSF.from_pretrained(workspace / "run")
