@@ -149,6 +149,7 @@ BAD_INPUT = {
     "factorize {image} --levels 99999999999999": "--levels must be 1 to 16, got 99999999999999",
     "factorize {out}/a\nb.png": "a b.png: no such file",
     "factorize {bad}/large.png": "large.png: not a readable image (image file is truncated)",
+    "factorize {bad}/damaged.png": "damaged.png: not a readable image (",
     "factorize {run}": "run: is a folder; give an image file",
     "factorize {out}/none.png": "none.png: no such file",
     # Evaluation
@@ -231,7 +232,9 @@ def bad(workspace: Path) -> Path:
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(bad / "deep.png")
     Image.new("L", (10_000, 10_000)).save(bad / "large.png")  # which Pillow warns of
     (bad / "large.png").write_bytes((bad / "large.png").read_bytes()[:200])
-    (bad / "cut.png").write_bytes((workspace / "image.png").read_bytes()[:200])
+    image = (workspace / "image.png").read_bytes()
+    (bad / "cut.png").write_bytes(image[:200])
+    (bad / "damaged.png").write_bytes(image[:200] + bytes(len(image) - 200))
     for name in "abcdefghij":
         folder = bad / "photos" / name
         folder.mkdir(parents=True)
