@@ -2,7 +2,8 @@
 
 A fake and a gradient belong to the operator and not to a backend, so torch.compile and autograd
 see one operator whichever kernel runs. In forward mode and inside the transforms of `torch.func`
-(jvp, grad, vmap and others) the reference runs, which PyTorch differentiates and vectorises.
+(jvp, grad, vmap and others) the reference runs, which PyTorch differentiates and vectorises: also
+where a graph, exported or compiled before, calls the operator.
 Operators are functional: every output is a new tensor, never an input or a view of one, contiguous
 or channels-last as the first tensor that came in.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 
 from . import cuda_support, dispatch, measurements, triton_support
@@ -78,6 +80,8 @@ def define(
         dispatch.register_sizes(name, by_name(name, sizes))
     _library.impl(name, partial(_run_on_cpu, name), "CPU")
     _library.impl(name, partial(_run_on_gpu, name), "CUDA")
+    in_plain_pytorch = partial(_run_reference, reference)
+    _library.impl(name, in_plain_pytorch, "FuncTorchDynamicLayerFrontMode")
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)
@@ -93,18 +97,21 @@ def define(
         return ordered
 
     torch.library.register_fake(qualified, by_name(name, fake), lib=_library)
-    torch.library.register_autograd(qualified, gradients, setup_context=setup, lib=_library)
-    operator = _operator(name)
+    differentiated = make_autograd_impl(_operator(name), Info(gradients, setup))
 
-    def call(*args: Any) -> Any:
-        # Below autograd, where the operator runs, a tangent of forward mode would be lost, and
-        # functorch differentiates and vectorises PyTorch's own operators only.
-        forward_mode = forward_ad._current_level >= 0 and any(map(_has_tangent, args))
-        if forward_mode or torch._C._are_functorch_transforms_active():
-            return _run_reference(reference, *args)
-        return operator(*args)
+    @torch._disable_dynamo  # a graph would take what it is traced with, which has no tangent
+    def in_forward_mode(keys: Any, *args: Any) -> Any:
+        return (
+            in_plain_pytorch(*args) if any(map(_has_tangent, args)) else differentiated(keys, *args)
+        )
 
-    return call
+    def autograd(keys: Any, *args: Any) -> Any:
+        # All that `torch.library.register_autograd` registers is the latter: it loses tangents.
+        run = in_forward_mode if forward_ad._current_level >= 0 else differentiated
+        return run(keys, *args)
+
+    _library.impl(name, autograd, "Autograd", with_keyset=True)
+    return _operator(name)
 
 
 def arguments_of(name: str) -> tuple[str, ...]:

@@ -116,6 +116,19 @@ def test_metrics_refuse_wrong_shapes(metric):
         metric(torch.zeros(1, 2), torch.zeros(9, 2))
 
 
+@pytest.mark.parametrize("metric", [frechet_distance, kid, precision])
+def test_metrics_refuse_what_is_no_tensor(metric):
+    for pair in ((torch.zeros(9, 2), np.zeros((9, 2))), (np.zeros((9, 2)), torch.zeros(9, 2))):
+        with pytest.raises(TypeError, match=r"features must be tensors \(n, D\), got a ndarray"):
+            metric(*pair)
+
+
+@pytest.mark.parametrize("replicates", [-1, 0, 1])
+def test_an_interval_needs_replicates(replicates):
+    with pytest.raises(ValueError, match=f"replicates must be at least 2, got {replicates}$"):
+        Evaluator("digits", image_size=(8, 8), channels=1, replicates=replicates)
+
+
 def test_subsets_keep_pairs():
     for subset in subsets(50, 20, seed=0):
         assert len(subset) == len(subset.unique()) == 40
@@ -310,6 +323,13 @@ def test_report_as_json_and_as_a_table(evaluator, real):
 def test_bad_generators_get_one_line(evaluator):
     with pytest.raises(ValueError, match=r"must return \(256, 1, 8, 8\), got \(256, 3, 8, 8\)"):
         evaluator.evaluate(lambda labels, *_: torch.zeros(len(labels), 3, 8, 8))
+    for wrong in (None, [], np.zeros((256, 1, 8, 8))):
+        kind = rf"must return a tensor \(256, 1, 8, 8\), got a {type(wrong).__name__}"
+        with pytest.raises(TypeError, match=kind):
+            evaluator.evaluate(lambda *_, wrong=wrong: wrong)
+    bright = torch.full((256, 1, 8, 8), 255, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"in \[-1, 1\], but their mean absolute value is 255; of"):
+        evaluator.evaluate(lambda *_: bright)
     with pytest.raises(ValueError, match="generated images hold NaN or infinity"):
         evaluator.evaluate(lambda labels, *_: torch.full((len(labels), 1, 8, 8), torch.nan))
 

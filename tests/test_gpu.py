@@ -18,6 +18,7 @@ from msf_kernels.attention.libraries import LIBRARIES
 from msf_kernels.cuda_support import extension
 from msf_kernels.dispatch import BACKENDS
 from numerics import assert_as_good_as, assert_rounded_once, normal, relative_error
+from processes import process
 
 pytestmark = [
     pytest.mark.gpu,
@@ -54,6 +55,14 @@ def test_every_operator_is_captured_in_a_graph(case: Case, name: str) -> None:
             output.fill_(torch.nan)
         graph.replay()
         assert all(map(torch.equal, outputs, case.outputs(inputs)))
+
+
+def test_a_label_that_means_no_class_is_asserted_not_to_be_trained_with() -> None:
+    ran = process(
+        "import torch; from models import images, tiny_model; model = tiny_model().cuda();"
+        "model(images(2).cuda(), torch.tensor([0, 3]).cuda()); torch.cuda.synchronize()"
+    )
+    assert ran.returncode != 0 and "device-side assert" in ran.stderr
 
 
 @pytest.mark.parametrize("name", LIBRARIES)

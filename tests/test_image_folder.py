@@ -120,6 +120,48 @@ def test_an_orientation_tag_that_raises_is_ignored(tmp_path, monkeypatch):
         decode(tmp_path / "x.png", "L", (8, 8))
 
 
+def zero_the_tail(content, rng):
+    start = rng.integers(45, 9 * len(content) // 10)
+    return content[:start] + bytes(len(content) - start)
+
+
+def damage_five_bytes(content, rng):
+    damaged = bytearray(content)
+    for place in rng.integers(45, 9 * len(content) // 10, 5):  # among the pixels
+        damaged[place] = rng.integers(256)
+    return bytes(damaged)
+
+
+def pixels_of(path):
+    """What Pillow makes of a file; None where it refuses it."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except Exception:  # its decoders raise whatever the broken file leads them to
+        return None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of damaged tags
+@pytest.mark.parametrize("damage", [zero_the_tail, damage_five_bytes])
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.gif", "tiff_deflate.tif", "tiff_lzw.tif"])
+def test_damaged_pixels_are_refused_where_pillow_refuses_them(tmp_path, name, damage):
+    rng, path = np.random.default_rng(0), tmp_path / name
+    options = {"compression": path.stem} if path.suffix == ".tif" else {}
+    Image.fromarray(rng.integers(0, 128, (64, 64, 3), np.uint8)).save(path, **options)
+    content, refused = path.read_bytes(), 0
+    for _ in range(20):
+        path.write_bytes(damage(content, rng))
+        expected = pixels_of(path)
+        try:
+            x = decode(path, "RGB", (64, 64))
+        except Exception:
+            assert expected is None
+            refused += 1
+        else:
+            assert np.array_equal(((x + 1) * 127.5).round().movedim(0, -1).numpy(), expected)
+    assert refused
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L"])
 @pytest.mark.parametrize("to", ["L", "RGB"])
 def test_transparent_parts_show_white(tmp_path, mode, to):

@@ -3,6 +3,7 @@ import warnings
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -116,6 +117,24 @@ def test_bad_labels_are_one_clear_line(labels, message):
         tiny_model().training_losses(images(2), labels)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_graph_asserts_the_range_of_labels(backend):
+    """Also where every label is dropped, which must not hide a wrong one."""
+    torch.compiler.reset()
+    compiled = torch.compile(tiny_model(label_dropout=1.0), fullgraph=True, backend=backend)
+    assert compiled(images(2), torch.tensor([0, 2]))["total"].isfinite()
+    for label in (3, 7, -1):
+        with pytest.raises(RuntimeError, match=r"^labels must be in \[0, 3\)"):
+            compiled(images(2), torch.tensor([0, label]))
+
+
+def test_what_cannot_be_looked_at_asserts_the_range_of_labels(monkeypatch):
+    """As on a GPU, where looking would be waiting."""
+    monkeypatch.setattr("msf.model.has_values", lambda x: False)
+    with pytest.raises(RuntimeError, match=r"^labels must be in \[0, 3\)"):
+        tiny_model()(images(2), torch.tensor([0, 3]))
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [
@@ -153,6 +172,11 @@ def test_untrained_stages_are_known():
     assert model.untrained_stages == ("base", "residual")
     torch.nn.init.ones_(model.stages[0].output.weight)
     assert model.untrained_stages == ("residual",)
+    for index in range(2):
+        model.stages[index] = torch.nn.DataParallel(model.stages[index])
+    assert model.untrained_stages == ("residual",)
+    model.reset_parameters()
+    assert model.untrained_stages == ("base", "residual")
 
 
 def test_save_and_load_round_trip(tmp_path):
@@ -175,7 +199,15 @@ SPOILS = {
     "integers": lambda tensors: tensors.update(
         {"stages.0.output.bias": tensors["stages.0.output.bias"].int()}
     ),
+    "complex": lambda tensors: tensors.update(
+        {"stages.0.output.bias": tensors["stages.0.output.bias"].to(torch.complex64)}
+    ),
 }
+
+
+COMPLEX = pytest.mark.skipif(
+    torch.complex64 not in safetensors.torch._SIZE, reason="this safetensors has no complex numbers"
+)
 
 
 def broken(directory, what):
@@ -201,6 +233,7 @@ def broken(directory, what):
         config.write_text("{")
 
 
+@pytest.mark.filterwarnings("error")  # which would be lines too
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -213,6 +246,7 @@ def broken(directory, what):
         ("infinity", "model.safetensors: pyramid.mean must be finite, but holds NaN or infinity"),
         ("flat", "model.safetensors: pyramid.std must be positive"),
         ("integers", "stages.0.output.bias must be of floats, got torch.int32"),
+        pytest.param("complex", r"bias must be of floats, got torch\.complex64", marks=COMPLEX),
         ("bad config", "not valid JSON"),
     ],
 )
@@ -285,6 +319,16 @@ def test_unmeasured_statistics_are_said_once():
         tiny_model(num_classes=0)(images(2))
 
 
+def test_a_compiled_model_says_it_once_too():
+    torch.compiler.reset()
+    model = MSF(tiny_config(num_classes=0))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with pytest.warns(UserWarning, match=r"pyramid\.measure\(batches\) before") as warned:
+        for batch in (2, 2, 3):
+            compiled(images(batch))
+    assert len(warned) == 1 and warned[0].filename == __file__
+
+
 def test_functional_call_and_parametrizations():
     model, x = tiny_model(num_classes=0), images(2)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -350,11 +394,16 @@ FSDP2 = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("wrapper", ["fsdp1", pytest.param("fsdp2", marks=FSDP2)])
-def test_blocks_sharded_in_bfloat16_train(wrapper):
+def test_blocks_sharded_in_bfloat16_train_and_are_saved(wrapper, tmp_path):
     """FSDP casts what a block is called with; its rotation stays in float32."""
-    ran = program("shard_blocks.py", wrapper)
+    ran = program("shard_blocks.py", wrapper, str(tmp_path))
     assert ran.returncode == 0, ran.stderr[-2000:]
-    losses = [float(line) for line in ran.stdout.split()]
+    lines = ran.stdout.splitlines()
+    *losses, trained = map(float, lines[:4])
+    if wrapper == "fsdp1":
+        assert lines[4].startswith("save_pretrained: the shape of stages.0.patch_embedding.weight")
     whole = tiny_model()(images(8), torch.arange(8) % 3, generator=generator())["total"]
     assert losses[0] == pytest.approx(whole.item(), rel=0.02)  # bfloat16 has 8 bits
     assert len(set(losses)) == 3
+    loaded = MSF.from_pretrained(tmp_path)(images(8), torch.arange(8) % 3, generator=generator())
+    assert trained == pytest.approx(loaded["total"].item(), rel=0.02)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch._guards import detect_fake_mode
+from torch._guards import active_fake_mode, detect_fake_mode
 from torch.nn import functional as F
-from torch.nn.utils.parametrize import ParametrizationList
 
 from msf_kernels import flow_interpolate
 
@@ -26,15 +23,9 @@ from .interpolation import logit_normal_times
 from .pyramid import Pyramid
 from .seeds import drawn_from
 from .transformer import StageTransformer
+from .weights import check_shapes, check_tensors, plain_state
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-WRAPPERS = (
-    "_orig_mod",
-    "module",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-    "parametrizations",
-)
 
 
 class MSF(nn.Module):
@@ -65,11 +56,13 @@ class MSF(nn.Module):
     @property
     def untrained_stages(self) -> tuple[str, ...]:
         """Return the names of the stages whose output is still the zero it is initialised to."""
-        return tuple(
-            name
-            for name, stage in zip(self.config.stage_names, self.stages)
-            if not stage.is_trained
-        )
+        stages = zip(self.config.stage_names, self._plain_stages)
+        return tuple(name for name, stage in stages if not stage.is_trained)
+
+    @property
+    def _plain_stages(self) -> list[Any]:
+        """Return the stages, which DistributedDataParallel, for one, hides the parts of."""
+        return [getattr(stage, "module", stage) for stage in self.stages]
 
     def forward(
         self,
@@ -117,9 +110,10 @@ class MSF(nn.Module):
         losses: dict[str, Tensor] = self(*args, **kwargs)
         return losses
 
+    @torch.compiler.assume_constant_result  # called when a graph is made, and no part of it
     def _warn_of_unmeasured_statistics(self) -> None:
         """Warn once, before the first loss; later the statistics' values would cost a wait."""
-        if self._warned or not has_values(self.pyramid.mean):
+        if self._warned or self.pyramid.mean.is_meta or active_fake_mode() is not None:
             return
         self._warned = True
         if not self.pyramid.is_measured:
@@ -169,8 +163,8 @@ class MSF(nn.Module):
         return self.pyramid.upsample(x)
 
     def check_labels(self, y: Tensor | None, batch: int, *, null: bool = False) -> None:
-        """Raise a ValueError unless y is (batch,) int64, on the CPU in range, or None without
-        classes; TypeError for what is no tensor."""
+        """Raise a ValueError unless y is (batch,) int64 in range, or None without classes;
+        TypeError for what is no tensor. In a graph and on a GPU the range is an assertion."""
         if y is not None and not isinstance(y, Tensor):
             raise TypeError(f"labels must be a tensor (B,) of int64, got a {type(y).__name__}")
         classes = self.config.num_classes
@@ -183,12 +177,12 @@ class MSF(nn.Module):
             return
         if y.dtype != torch.int64 or y.shape != (batch,):
             raise ValueError(f"labels must be int64 ({batch},), got {y.dtype} {tuple(y.shape)}")
-        highest = classes if null else classes - 1
-        # On a GPU every training step would wait here for the one before; there the embedding
-        # itself asserts the range.
+        in_range = ((y >= 0) & (y <= (classes if null else classes - 1))).all()
         if y.device.type != "cpu" or not has_values(y):
-            return
-        if batch and not (int(y.min()) >= 0 and int(y.max()) <= highest):
+            # On a GPU every training step would wait for the one before if it had to be known here.
+            if not y.is_meta:
+                torch._assert_async(in_range, f"labels must be in [0, {classes})")
+        elif not in_range:
             raise ValueError(
                 f"labels must be in [0, {classes}), got {int(y.min())} to {int(y.max())}"
                 + (f" ({classes} means no class)" if null else "")
@@ -204,37 +198,25 @@ class MSF(nn.Module):
         return labels
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write ``config.json`` and ``model.safetensors``, each whole or not at all."""
-        directory = Path(directory)
+        """Write ``config.json`` and ``model.safetensors``, each whole or not at all.
+
+        Of a model that FSDP2 has sharded all processes call it. Raise ValueError where the weights
+        are not whole, as inside FSDP1.
+        """
+        directory, state = Path(directory), plain_state(self)
+        with torch.device("meta"):
+            check_shapes(state, MSF(self.config).state_dict())
         directory.mkdir(parents=True, exist_ok=True)
         with atomic_write(directory / WEIGHTS_FILE) as path:
-            save_file(self._plain_state(), path)
+            save_file(state, path)
         with atomic_write(directory / CONFIG_FILE) as path:
             path.write_text(self.config.to_json())
-
-    @torch.no_grad()
-    def _plain_state(self) -> dict[str, Tensor]:
-        """Return the state under the parameters' own names, though a compiled, wrapped or
-        parametrized stage has others; of a parametrization it is the weight that it makes."""
-        made = {
-            path: module
-            for path, module in self.named_modules()
-            if isinstance(module, ParametrizationList)
-        }
-        inside = tuple(f"{path}." for path in made)
-        state = {k: x for k, x in self.state_dict().items() if not k.startswith(inside)}
-        # Making a weight in training mode would change the spectral norm's estimate.
-        state |= {path: copy.deepcopy(module).eval()() for path, module in made.items()}
-        return {
-            ".".join(part for part in name.split(".") if part not in WRAPPERS): tensor.contiguous()
-            for name, tensor in state.items()
-        }
 
     def reset_parameters(self) -> None:
         """Initialise all parameters, and the statistics as before ``pyramid.measure``."""
         self.pyramid.reset_parameters()
-        for stage in self.stages:
-            stage.reset_parameters()  # type: ignore[operator]
+        for stage in self._plain_stages:
+            stage.reset_parameters()
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> MSF:
@@ -253,28 +235,20 @@ class MSF(nn.Module):
         config = read_config(directory)
         try:
             weights = load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
+        check_tensors(weights, file)
+        try:
             with torch.device("meta"):  # what does not fit may be of any size
                 model = cls(config)
                 model.load_state_dict({name: x.to("meta") for name, x in weights.items()})
             model.to_empty(device="cpu").load_state_dict(weights)
-        except SafetensorError as error:
-            raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip()
             raise ValueError(f"{file}: does not fit {CONFIG_FILE}: {detail}") from None
-        check_tensors(weights, file)
         if not (model.pyramid.std > 0).all():
             raise ValueError(f"{file}: pyramid.std must be positive")
         return model.eval()
-
-
-def check_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Raise ValueError unless all that ``file`` holds are floats, finite in float32."""
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{file}: {name} must be of floats, got {tensor.dtype}")
-        if tensor.numel() and not torch.stack(torch.aminmax(tensor.float())).isfinite().all():
-            raise ValueError(f"{file}: {name} must be finite, but holds NaN or infinity")
 
 
 def _outside() -> int:

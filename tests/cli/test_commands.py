@@ -255,6 +255,36 @@ def test_evaluate_process_compares_settings(workspace: Path, tmp_path: Path) -> 
     assert first["bases"]["true"] == second["bases"]["true"]
 
 
+def test_evaluate_knows_the_data_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(300):
+        path = tmp_path / "photos" / "abc"[index % 3] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((8, 8), 20 + 20 * (index % 3)).save(path)
+    config = write_config(tmp_path / "c.json", model={"num_classes": 3})
+    photos, run = tmp_path / "photos", str(tmp_path / "run")
+    assert main(["train", "--config", str(config), "--data", str(photos), "--out", run]) == 0
+    evaluate = ["evaluate", run, "--steps", "1", "--samples", "8"]
+    photos.rename(tmp_path / "moved")
+    moved = [*evaluate, "--data", str(tmp_path / "moved")]
+    assert main(moved) == 0
+    (tmp_path / "moved" / "a").rename(tmp_path / "moved" / "z")
+    capsys.readouterr()
+    assert main(moved) == 2
+    change = "classes gone: a, classes new: z"
+    assert capsys.readouterr().err == (
+        f"msf evaluate: {run}: not the data this run was trained on: {change}; "
+        "restore it, or evaluate on what is there now with --data-changed\n"
+    )
+    assert main([*moved, "--data-changed"]) == 0
+    assert f"{run}: evaluating with {change}\n" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "moved" / "z")
+    shutil.copytree(tmp_path / "moved" / "b", tmp_path / "moved" / "a")
+    assert main(moved) == 2  # the same classes with other images
+    assert "100 of 300 images are gone (a/0.png first)" in capsys.readouterr().err
+
+
 def test_train_takes_its_options(tmp_path: Path) -> None:
     train = ["train", "--config", str(write_config(tmp_path / "c.json")), "--data", "digits"]
     options = ["--batch-size=4", "--learning-rate=0.5", "--sample-every=3", "--checkpoint-every=2"]
@@ -262,6 +292,23 @@ def test_train_takes_its_options(tmp_path: Path) -> None:
     training = json.loads((tmp_path / "run" / "training.json").read_text())["training"]
     assert training["batch_size"] == 4 and training["learning_rate"] == 0.5
     assert training["sample_every"] == 3 and training["checkpoint_every"] == 2
+
+
+def test_ctrl_c_pressed_on_and_on_ends_without_a_traceback(tmp_path: Path) -> None:
+    config, out = write_config(tmp_path / "c.json"), tmp_path / "run"
+    command = [sys.executable, "-m", "msf.cli", "train", "--config", str(config), "--steps=5000"]
+    process = subprocess.Popen(
+        [*command, "--data", "digits", "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
+    while not (out / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    for _ in range(60):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 130, messages
+    assert "Traceback" not in messages and "msf train: " in messages
+    assert (out / "state-base.safetensors").exists()
 
 
 def test_ctrl_c_saves_and_resume_finishes_bit_for_bit(tmp_path: Path) -> None:

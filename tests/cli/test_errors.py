@@ -149,12 +149,14 @@ BAD_INPUT = {
     "factorize {image} --levels 99999999999999": "--levels must be 1 to 16, got 99999999999999",
     "factorize {out}/a\nb.png": "a b.png: no such file",
     "factorize {bad}/large.png": "large.png: not a readable image (image file is truncated)",
+    "factorize {bad}/damaged.png": "damaged.png: not a readable image (",
     "factorize {run}": "run: is a folder; give an image file",
     "factorize {out}/none.png": "none.png: no such file",
     # Evaluation
     "evaluate {run} --samples 3": "num_samples (--samples) must be at least ",
     "evaluate {run} --data textures": "textures has 3 classes, the model 10",
     "evaluate {bad}/run-list": "training.json: must be a JSON object, got list",
+    "sample {bad}/twice --out {out}/x.png": "class_names must be different, got 'a' twice",
     "evaluate {bad}/run-pipe": "training.json: is no file",
     "evaluate {bad}/run-data": "training.json: run.data must be a string, got 3",
     "evaluate {run} --prior-noise 9": "prior_noise must be in [0, 0.3]",
@@ -165,6 +167,8 @@ BAD_INPUT = {
     "train --config {tiny} --data digits --out {run} --resume --seed 1": "in training.seed; resume",
     "train --config {tiny} --data digits --out {out}/x --data-changed": "continues; add --resume",
     "train --config {tiny} --data digits --out {tiny}": "is a file; --out must be a folder",
+    "train --config {tiny} --data= --out {out}/x": "--data is empty; give digits, textures or a",
+    "evaluate {run} --data=": "--data is empty; give digits, textures or a folder",
     "train --config {tiny} --data nothing --out {out}/x": "neither 'digits', 'textures' nor",
     "train --config {tiny} --data {bad}/photos --out {out}/x": "cannot read",
     "train --config {tiny} --data digits --out {out}/x --stage top": "one of base, residual",
@@ -196,7 +200,7 @@ def bad(workspace: Path) -> Path:
     write_config(bad / "size.json", model={"image_size": [8, 9]})
     for name in (
         *("truncated", "corrupt", "other", "config", "half", "state", "latents"),
-        *("run-list", "run-data", "run-pipe", "pipe", "names"),
+        *("run-list", "run-data", "run-pipe", "pipe", "names", "twice"),
     ):
         shutil.copytree(workspace / "run", bad / name)
     weights = (workspace / "run" / "model.safetensors").read_bytes()
@@ -213,6 +217,9 @@ def bad(workspace: Path) -> Path:
         os.mkfifo(bad / pipe)
     run = json.loads((workspace / "run" / "training.json").read_text())
     (bad / "names" / "training.json").write_text(json.dumps({**run, "class_names": list("abc")}))
+    (bad / "twice" / "training.json").write_text(
+        json.dumps({**run, "class_names": list("abcdefghia")})
+    )
     config = MSF.from_pretrained(workspace / "run").config
     (bad / "other" / "config.json").write_text(replace(config, num_classes=9).to_json())
     half = MSF.from_pretrained(workspace / "run")
@@ -225,7 +232,9 @@ def bad(workspace: Path) -> Path:
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(bad / "deep.png")
     Image.new("L", (10_000, 10_000)).save(bad / "large.png")  # which Pillow warns of
     (bad / "large.png").write_bytes((bad / "large.png").read_bytes()[:200])
-    (bad / "cut.png").write_bytes((workspace / "image.png").read_bytes()[:200])
+    image = (workspace / "image.png").read_bytes()
+    (bad / "cut.png").write_bytes(image[:200])
+    (bad / "damaged.png").write_bytes(image[:200] + bytes(len(image) - 200))
     for name in "abcdefghij":
         folder = bad / "photos" / name
         folder.mkdir(parents=True)

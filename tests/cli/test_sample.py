@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from PIL import Image
 
 from msf import sampling
 from msf.cli import main, outputs
-from msf.cli.commands.sample import class_number
+from msf.cli.commands.sample import class_number, split_labels
 
 
 def test_labels_are_numbers_or_names(
@@ -64,6 +65,18 @@ def test_a_name_wins_over_a_number() -> None:
         class_number("4", names, 3)
 
 
+def test_a_class_may_have_a_comma_in_its_name() -> None:
+    names = ["a", "a,b", "c", "a,b,c"]
+    split = {
+        "a,b,c": ["a,b,c"],
+        "a,b,a": ["a,b", "a"],
+        "c,a,b": ["c", "a,b"],
+        "a,c,b": ["a", "c", "b"],
+        "": [""],
+    }
+    assert {text: list(split_labels(text, names)) for text in split} == split
+
+
 def interrupt_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send Ctrl-C when so many batches are done, and again while they are kept."""
     original, put, calls = sampling.sample_components, outputs._put, []
@@ -90,19 +103,47 @@ def test_ctrl_c_keeps_the_images_that_are_done(
     capsys: pytest.CaptureFixture[str],
     exists: bool,
 ) -> None:
-    out = tmp_path / "images"
-    if exists:
-        out.mkdir()
-        (out / "old.png").write_bytes(b"")
+    out = kept = tmp_path / "images"
+    if exists:  # what it holds stays until the new is whole
+        kept = tmp_path / "images-interrupted-2"
+        for name in ("images", "images-interrupted-1"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "old.png").write_bytes(b"")
     interrupt_after(2, monkeypatch)
     command = ["sample", str(workspace / "run"), "--out", str(out), "--batch-size=4"]
     assert main([*command, "--count=20000", "--overwrite"]) == 130
     assert capsys.readouterr().err == (
-        f"msf sample: interrupted; kept the 8 images that are done in {out}\n"
+        f"msf sample: interrupted; kept the 8 images that are done in {kept}\n"
     )
-    assert [file.name for file in tmp_path.iterdir()] == ["images"]
-    assert sorted(file.name for file in out.iterdir()) == [f"00000{i}.png" for i in range(8)]
-    assert all(Image.open(file).size == (8, 8) for file in out.iterdir())
+    assert not list(tmp_path.glob(".*"))
+    assert sorted(file.name for file in kept.iterdir()) == [f"00000{i}.png" for i in range(8)]
+    assert all(Image.open(file).size == (8, 8) for file in kept.iterdir())
+    if exists:
+        assert len(list(tmp_path.glob("images*/old.png"))) == 2
+
+
+@pytest.mark.parametrize("stops", [[signal.SIGTERM], [signal.SIGINT] * 20])
+def test_a_process_that_is_stopped_ends_in_one_line(
+    workspace: Path, tmp_path: Path, stops: list[signal.Signals]
+) -> None:
+    command = [sys.executable, "-m", "msf.cli", "sample", str(workspace / "run"), "--batch-size=4"]
+    process = subprocess.Popen(
+        [*command, "--count=200000", "--out", str(tmp_path / "images")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob(".*/0*.png")) and process.poll() is None:
+        time.sleep(0.01)
+    for stop in stops:
+        process.send_signal(stop)
+        time.sleep(0.01)
+    _, messages = process.communicate(timeout=120)
+    count = len(list((tmp_path / "images").iterdir()))
+    assert process.returncode == 130
+    assert messages == (
+        f"msf sample: interrupted; kept the {count:,} images that are done in "
+        f"{tmp_path / 'images'}\n"
+    )
 
 
 @pytest.mark.parametrize(("name", "batches"), [("images", 0), ("x.png", 2), ("x.safetensors", 2)])

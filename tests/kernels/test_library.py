@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -95,6 +97,36 @@ def test_tangents_of_forward_mode(case: Case) -> None:
     for tangent, above, below in zip(got, moved(step), moved(-step)):
         torch.testing.assert_close(tangent, (above - below) / (2 * step), rtol=1e-5, atol=1e-6)
         assert tangent.any()
+
+
+@REFERENCE
+def test_no_road_to_an_operator_loses_a_tangent(case: Case) -> None:
+    """Graphs that were made before have the operator itself, not the function that we offer."""
+    first, *others = (tensor.detach() for tensor in case.inputs())
+    direction = normal(*first.shape)
+
+    class Call(torch.nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return case.outputs([x, *others])
+
+    def of_dual(call: Callable[..., Any], x: Tensor) -> tuple[Tensor | None, ...]:
+        with forward_ad.dual_level():
+            outputs = call(forward_ad.make_dual(x, direction))
+            return tuple(forward_ad.unpack_dual(output).tangent for output in outputs)
+
+    _, expected = torch.func.jvp(Call(), (first,), (direction,))
+    assert all(tangent.any() for tangent in expected)
+    torch.compiler.reset()
+    graphs = [
+        make_fx(Call())(first),
+        torch.export.export(Call(), (first,), strict=False).module(),
+        *(torch.compile(Call(), backend=backend) for backend in ("eager", "aot_eager")),
+    ]
+    for graph in graphs:
+        torch.testing.assert_close(torch.func.jvp(graph, (first,), (direction,))[1], expected)
+        torch.testing.assert_close(of_dual(graph, first), expected)
+    if case.gradient:
+        torch.testing.assert_close(of_dual(graphs[0], first.requires_grad_()), expected)
 
 
 @REFERENCE

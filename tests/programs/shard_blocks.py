@@ -1,5 +1,5 @@
-"""Trains a tiny model, its blocks sharded alone in bfloat16, and prints the losses. The argument is
-the wrapper: fsdp1 or fsdp2."""
+"""Trains a tiny model, its blocks sharded alone in bfloat16, prints the losses and saves it. The
+arguments are the wrapper, fsdp1 or fsdp2, and the folder."""
 
 import sys
 
@@ -43,10 +43,26 @@ dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 model = {"fsdp1": sharded_by_fsdp1, "fsdp2": sharded_by_fsdp2}[sys.argv[1]](tiny_model())
 optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
 x, y = images(8), torch.arange(8) % 3
+
+
+def loss():
+    value = model(x, y, generator=torch.Generator().manual_seed(0))["total"]
+    print(value.item())
+    return value
+
+
 for _ in range(3):
-    loss = model(x, y, generator=torch.Generator().manual_seed(0))["total"]
-    loss.backward()
+    loss().backward()
     optimizer.step()
     optimizer.zero_grad()
-    print(loss.item())
+loss()
+if sys.argv[1] == "fsdp1":
+    try:
+        model.save_pretrained(sys.argv[2])
+    except ValueError as error:
+        print(error)
+    with FullyShardedDataParallel.summon_full_params(model):
+        model.save_pretrained(sys.argv[2])
+else:
+    model.save_pretrained(sys.argv[2])
 dist.destroy_process_group()

@@ -1,10 +1,13 @@
 """Damaged runs that --resume mends."""
 
+import os
 import shutil
 
 import pytest
+import torch
 
-from training_runs import digest, run, steps
+from msf.training.stage import StageTrainer
+from training_runs import digest, interrupt_at, run, steps
 
 
 @pytest.fixture
@@ -15,7 +18,12 @@ def damaged(whole, tmp_path):
 
 @pytest.mark.parametrize("place", [0, 4, 9])
 @pytest.mark.parametrize(
-    "line", [b"garbage\n", b"\0\0\0\0\n", b"\xff\n", b'{"stage": "ba{"a": 1}\n', b"[]\n", b"\n"]
+    "line",
+    [
+        *(b"garbage\n", b"\0\0\0\0\n", b"\xff\n", b'{"stage": "ba{"a": 1}\n', b"[]\n", b"\n"),
+        b'{"stage": "\\u001b[2Jtop", "step": 1, "loss": 1, "learning_rate": 1, '
+        b'"images_per_second": 1}\n',  # well-formed, but no stage of the model
+    ],
 )
 def test_damaged_lines_of_metrics_are_dropped_and_told(whole, damaged, line, place, capsys):
     file = damaged / "metrics.jsonl"
@@ -60,6 +68,59 @@ def test_without_all_states_what_is_missing_is_told(damaged, stage):
         "it cannot be rebuilt; restore one of them or choose another --out"
     )
     assert digest(damaged) == before
+
+
+@pytest.mark.parametrize("stages", [["base"], ["residual"], ["base", "residual"]])
+def test_a_trained_stage_without_its_state_is_not_trained_anew(damaged, stages):
+    for stage in stages:
+        (damaged / f"state-{stage}.safetensors").unlink()
+    before, metrics = digest(damaged), (damaged / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError) as error:
+        run(damaged, resume=True)
+    assert str(error.value) == (
+        f"{damaged}: state-{stages[0]}.safetensors is missing, without which {stages[0]} would be "
+        "trained anew, over what is there; restore it or choose another --out"
+    )
+    assert digest(damaged) == before and (damaged / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_stage_does_not_need_the_state_of_another(whole, damaged):
+    state = damaged / "state-base.safetensors"
+    content = state.read_bytes()
+    state.unlink()
+    run(damaged, resume=True, stages=["residual"])
+    state.write_bytes(content)
+    assert digest(damaged) == digest(whole)
+
+
+def run_until_a_state_gets_its_name(out):
+    rename = os.replace
+
+    def killed(old, new):
+        if new.name.startswith("state-"):
+            os._exit(9)
+        rename(old, new)
+
+    os.replace = killed
+    run(out, stages=["base"])
+
+
+def test_killed_between_the_model_and_its_first_state_is_repeated(whole, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    context = torch.multiprocessing.get_context("spawn")
+    process = context.Process(target=run_until_a_state_gets_its_name, args=(out,))
+    process.start()
+    process.join()
+    assert process.exitcode == 9 and (out / "model.safetensors").exists()
+    assert not (out / "state-base.safetensors").exists()
+    with monkeypatch.context() as patch:  # and stopped once more before it is back there
+        interrupt_at(1, patch)
+        patch.setattr(StageTrainer, "save", None)
+        with pytest.raises(TypeError):
+            run(out, resume=True)
+    run(out, resume=True)
+    run(out, resume=True)  # which removes what is left of the killed one
+    assert digest(out) == digest(whole)
 
 
 def test_a_state_that_is_not_whole_rebuilds_nothing(damaged):

@@ -65,6 +65,16 @@ def test_training_skips_and_names_them_and_resumes_bit_for_bit(
     assert digest(tmp_path / "run") == digest(tmp_path / "whole")
 
 
+def test_pixels_damaged_on_the_way_are_skipped_too(photos, tmp_path, capsys):
+    """Their file is as long as it was."""
+    broken = load(photos).paths[11]
+    content = broken.read_bytes()
+    broken.write_bytes(content[:45] + bytes(len(content) - 45))
+    train(MODEL, TRAINING, str(photos), tmp_path / "run", stages=["base"], progress=False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"data: skipped 1 of 250 images, as they cannot be read: {broken}: ")
+
+
 def test_more_than_one_in_a_hundred_is_an_error(photos, tmp_path):
     for path in load(photos).paths[:3]:
         path.write_bytes(b"no image")

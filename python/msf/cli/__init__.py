@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from ..files import printable
 from ..progress import say
+from . import signals
 from .commands import COMMANDS
 from .errors import explain
 from .outputs import to_json
@@ -23,6 +24,18 @@ LIBRARY = r"^(sample|evaluation): "  # what begins its lines, as the command beg
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
+
+
+def process() -> int:
+    """Run ``main`` as all that this process does. Python's own end, too, is then undisturbed by
+    signals: torch's part of it ends in a traceback."""
+    signals.interrupt()
+    try:
+        return main()
+    except KeyboardInterrupt:  # pressed once more, while the line about the first was printed
+        return 130
+    finally:
+        signals.ignore()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..files import atomic_write, reported_as
+from . import signals
 from .errors import Failure
 
 
@@ -59,8 +60,8 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 def atomic_folder(path: Path, *, keeps: str = "") -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success it becomes ``path``, else it goes.
 
-    With ``keeps``, what its files are, it becomes ``path`` on Ctrl-C too, if it has some, and a
-    Failure says how many.
+    With ``keeps``, what its files are, it is kept on Ctrl-C too, if it has some, and a Failure says
+    where and how many: at ``path``, or beside it where it would replace others before it is whole.
     """
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -85,16 +86,26 @@ def _put(temporary: Path, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def _unused(path: Path) -> Path:
+    """Return ``path`` if it holds nothing, else the first name beside it that nothing has."""
+    if not path.exists() or not any(path.iterdir()):
+        return path
+    beside = (path.with_name(f"{path.name}-interrupted-{i}") for i in itertools.count(1))
+    return next(place for place in beside if not place.exists())
+
+
 def _kept(temporary: Path, path: Path, kind: str) -> BaseException:
-    """Move what is done to ``path``, however often Ctrl-C is pressed, and return what to raise."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Move what is done to ``path`` or beside it, however often Ctrl-C is pressed, and return what
+    to raise."""
+    previous = signals.ignore()
     try:
         for cut in temporary.glob(".*"):
             cut.unlink()
         count = sum(1 for _ in temporary.iterdir())
         if not count:
             return KeyboardInterrupt()
-        _put(temporary, path)
-        return Failure(f"interrupted; kept the {count:,} {kind} that are done in {path}", 130)
+        place = _unused(path)
+        _put(temporary, place)
+        return Failure(f"interrupted; kept the {count:,} {kind} that are done in {place}", 130)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signals.restore(previous)

@@ -38,6 +38,13 @@ def read(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig | None]:
         raise ValueError(f"{args.config}: {error}") from None
 
 
+def data_source(data: str) -> str:
+    """Return a folder by its full path, so that resuming and evaluating find it from anywhere."""
+    if not data:  # which would be the folder that the command runs in
+        raise ValueError("--data is empty; give digits, textures or a folder")
+    return data if data in ("digits", "textures") else str(Path(data).resolve())
+
+
 def one_a_stage(steps: Sequence[int], config: MSFConfig) -> list[int]:
     """Return ``--steps`` a stage: a single number stands for every one."""
     return list(steps) * len(config.stages) if len(steps) == 1 else list(steps)

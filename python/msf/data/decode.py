@@ -46,12 +46,14 @@ def opened(path: Path) -> Iterator[Image]:
 
 
 def upright(image: Image) -> Image:
-    """Return the image as its orientation tag says, if that can be read."""
+    """Return the image as its orientation tag says, if that can be read. Raise what damaged pixels
+    lead Pillow to."""
     from PIL import ImageOps
 
+    image.load()  # not below: what then failed to load counts as loaded, black where it is damaged
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # where the pixels are what is damaged, converting them says so
+    except Exception:
         return image
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from .report import BaseGap, Report
 Generate = Callable[[Tensor, list[int], Tensor | None], Tensor]
 
 NEIGHBOURS = 3
+MAX_MEAN = 10  # of absolute values: far beyond 1, as a model may overshoot
 MAX_SAMPLES = 2000  # by default: the intervals of KID, precision and recall cost n^2
 
 
@@ -74,6 +76,8 @@ class Evaluator:
                 f"evaluation: num_samples (--samples) must be at least {minimum} and at most the "
                 f"{len(self._test)} images in the test split of {source!r}, got {n}"
             )
+        if replicates < 2:
+            raise ValueError(f"evaluation: replicates must be at least 2, got {replicates}")
         n -= n % 2
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(self._test), generator=generator)[:n]
@@ -112,7 +116,8 @@ class Evaluator:
 
         ``generate`` is called without true images and, if ``true_bases``, again with those of the
         reference, for what generated bases cost. ``conditional=False`` leaves out the accuracy, for
-        a generator that ignores labels. Raise ValueError for images of a wrong shape or not finite.
+        a generator that ignores labels. Raise ValueError for images of a wrong shape or range, or
+        not finite, TypeError for what is no tensor.
         """
 
         def images(at: Tensor, true_images: Tensor | None = None) -> Tensor:
@@ -144,13 +149,8 @@ class Evaluator:
         parts = []
         batches = torch.arange(len(self.labels)).split(self._batch_size)
         for at in follow(batches, name, len(batches), "batches", shown=self._progress):
-            batch, expected = images(at), (len(at), *self._test[0][0].shape)
-            if tuple(batch.shape) != expected:
-                raise ValueError(
-                    f"evaluation: generate must return {expected}, got {tuple(batch.shape)}"
-                )
-            if not batch.isfinite().all():
-                raise ValueError("evaluation: generated images hold NaN or infinity")
+            batch = images(at)
+            _check_images(batch, (len(at), *self._test[0][0].shape))
             parts.append(extract(self.network, batch.cpu().float()))
         features, classes = zip(*parts, strict=True)
         return torch.cat(features), torch.cat(classes)
@@ -197,6 +197,22 @@ class Evaluator:
             frechet_distance(features[a], self._reference[b])
             + frechet_distance(features[b], self._reference[a])
         ) / 2
+
+
+def _check_images(images: Any, shape: tuple[int, ...]) -> None:
+    """Raise TypeError or ValueError unless they can be what ``Generate`` returns."""
+    if not isinstance(images, Tensor):
+        kind = type(images).__name__
+        raise TypeError(f"evaluation: generate must return a tensor {shape}, got a {kind}")
+    if tuple(images.shape) != shape:
+        raise ValueError(f"evaluation: generate must return {shape}, got {tuple(images.shape)}")
+    if not images.isfinite().all():
+        raise ValueError("evaluation: generated images hold NaN or infinity")
+    if (mean := float(images.float().abs().mean())) > MAX_MEAN:
+        raise ValueError(
+            f"evaluation: generated images must be in [-1, 1], but their mean absolute value is "
+            f"{mean:.3g}; of 0..255 take x / 127.5 - 1"
+        )
 
 
 def draw_like(labels: Tensor, data: ImageData, generator: torch.Generator) -> Tensor:

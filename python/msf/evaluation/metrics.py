@@ -65,6 +65,10 @@ def precision(real: Tensor, generated: Tensor, k: int = 3) -> float:
 
 
 def _checked(name: str, a: Tensor, b: Tensor, minimum: int) -> tuple[Tensor, Tensor]:
+    for features in (a, b):
+        if not isinstance(features, Tensor):
+            kind = type(features).__name__
+            raise TypeError(f"{name}: features must be tensors (n, D), got a {kind}")
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(
             f"{name}: features must be (n, D) and (m, D), got {tuple(a.shape)} and {tuple(b.shape)}"

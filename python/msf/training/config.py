@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,9 @@ def read_run(directory: Path) -> RunConfig | None:
         return None
     values = parse_object(read_file(file), file)
     try:
-        return parse_dataclass(RunConfig, values, "run")
+        run = parse_dataclass(RunConfig, values, "run")
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    if twice := [name for name, count in Counter(run.class_names).items() if count > 1]:
+        raise ValueError(f"{file}: class_names must be different, got {twice[0]!r} twice")
+    return run

@@ -28,16 +28,7 @@ from ..model import CONFIG_FILE, MSF, WEIGHTS_FILE, read_config
 from ..progress import say
 from . import metrics
 from .config import RUN_FILE, RunConfig, read_run
-from .identity import (
-    changed_classes,
-    changed_contents,
-    changed_files,
-    read_contents,
-    read_files,
-    sample_contents,
-    write_contents,
-    write_files,
-)
+from .identity import compare_data, sample_contents, write_contents, write_files
 from .locks import claim, locked
 from .stage import StageTrainer, load_average
 
@@ -65,7 +56,7 @@ class RunFolder:
     ) -> None:
         self.path, self.config, self.run, self.resume = path, config, run, resume
         self.files, self.data_changed = files or {}, data_changed
-        self._digest = cache(lambda name: digest(name) if name in self.files else "")
+        self._digest = cache(digest)
         self._contents = sample_contents(self.files, self._digest)
         self.changes: list[str] = []  # what this training does otherwise than the run did
         if path.exists() and not path.is_dir():
@@ -95,6 +86,7 @@ class RunFolder:
                             "wait for its end or choose another --out"
                         )
                 self._repair()
+                self._check_states([trainer.name for trainer in trainers])
                 for trainer in trainers:
                     self._load(trainer)
                 # A run that is refused so far stays as it was.
@@ -147,12 +139,15 @@ class RunFolder:
                 f"{self.path}: the run in this folder differs in {', '.join(fixed)}; "
                 f"resume with {values}, or choose another --out"
             )
-        change = self._changed_data(run)
-        if change and not self.data_changed:
-            raise ValueError(
-                f"{self.path}: not the data this run was trained on: {change}; restore it, or "
-                "continue with what is there now with --data-changed"
-            )
+        change = compare_data(
+            self.path,
+            run,
+            self.run,
+            self.files,
+            self._digest,
+            accepted=self.data_changed,
+            otherwise="continue with",
+        )
         self.changes = [
             f"{name.removeprefix('training.')} {_plain(ours[name])} (was {_plain(theirs[name])})"
             for name in differing
@@ -164,22 +159,6 @@ class RunFolder:
             )
         if change:
             self.changes.append(change)
-        elif run.fingerprint not in ("", self.run.fingerprint):
-            before = len(read_files(self.path))
-            self.changes.append(f"other files, {len(self.files):,} images (were {before:,})")
-
-    def _changed_data(self, run: RunConfig) -> str | None:
-        """Return what the data of ``run`` has no longer; None where it has all."""
-        if not run.class_names:  # of an earlier version
-            return None if run.data == self.run.data else f"it was {run.data}, is {self.run.data}"
-        if change := changed_classes(run.class_names, self.run.class_names):
-            return change
-        if not run.fingerprint:
-            return f"it was {run.data}, and had no files" if self.run.fingerprint else None
-        if run.fingerprint == self.run.fingerprint:
-            return changed_contents(read_contents(self.path), self._digest)
-        change = changed_files(read_files(self.path), self.files)
-        return change or changed_contents(read_contents(self.path), self._digest)
 
     def state_file(self, stage: str) -> Path:
         return self.path / f"state-{stage}.safetensors"
@@ -214,11 +193,37 @@ class RunFolder:
             model.save_pretrained(self.path)
             say(f"{self.path}: rebuilt {lost} from the states of all stages")
 
+    def _check_states(self, stages: Sequence[str]) -> None:
+        """Raise ValueError where the state of a trained stage is missing: its training would begin
+        anew, and replace what is there."""
+        model = self.saved_model()
+        for stage in stages:
+            file = self.state_file(stage)
+            # A process that was killed after it renamed the model and before the first state, see
+            # ``save``, left that under its hidden name: then this training is a repeat.
+            kept = file.exists() or self._unnamed_states(stage)
+            if model and stage not in model.untrained_stages and not kept:
+                raise ValueError(
+                    f"{self.path}: {file.name} is missing, without which {stage} would be trained "
+                    "anew, over what is there; restore it or choose another --out"
+                )
+
+    def _unnamed_states(self, stage: str) -> list[Path]:
+        """Return the states that processes were killed over, before they had their name."""
+        return list(self.path.glob(f".{self.state_file(stage).stem}.*"))
+
     def _load(self, trainer: StageTrainer) -> None:
         """Continue ``trainer`` from the folder, if its stage was trained here before."""
         if self.state_file(trainer.name).exists():
             trainer.load(self.state_file(trainer.name))
-        metrics.forget(self.path / "metrics.jsonl", trainer.name, after=trainer.step_number)
+            for file in self._unnamed_states(trainer.name):
+                file.unlink()
+        metrics.forget(
+            self.path / "metrics.jsonl",
+            self.config.stage_names,
+            trainer.name,
+            after=trainer.step_number,
+        )
 
     def save(self, trainer: StageTrainer, averaged: MSF) -> None:
         """Keep ``trainer``'s state, and its stage in the model, whose other stages stay as they
@@ -227,14 +232,15 @@ class RunFolder:
         with locked(self.path):
             model = self.saved_model() or averaged
             model.stages[trainer.index].load_state_dict(trainer.ema.state_dict())
-            # The state comes last: where writing the model fails, a resumed run repeats these
+            # The state gets its name last: where writing either fails, a resumed run repeats these
             # steps and with them the model.
-            model.save_pretrained(self.path)
-            trainer.save(self.state_file(trainer.name))
+            with atomic_write(self.state_file(trainer.name)) as temporary:
+                trainer.save(temporary)
+                model.save_pretrained(self.path)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return every whole line of metrics.jsonl."""
-        return metrics.read(self.path / "metrics.jsonl")[0]
+        return metrics.read(self.path / "metrics.jsonl", self.config.stage_names)[0]
 
     def log(self, **row: Any) -> None:
         with locked(self.path), open(self.path / "metrics.jsonl", "a") as file:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from ..files import atomic_write, printable, read_file
 from ..parsing import parse_object
+from .config import RunConfig
 
 FILES_FILE = "files.json"
 CONTENTS_FILE = "contents.json"
@@ -80,9 +81,61 @@ def _write(file: Path, values: Mapping[str, object]) -> None:
             temporary.write_text(json.dumps(dict(values), indent=0) + "\n")
 
 
-def changed_contents(before: Mapping[str, str], digest: Callable[[str], str]) -> str | None:
+def compare_data(
+    directory: Path,
+    run: RunConfig,
+    now: RunConfig,
+    files: Mapping[str, int],
+    digest: Callable[[str], str],
+    *,
+    accepted: bool,
+    otherwise: str,
+) -> str | None:
+    """Return what is different between the data of the ``run`` in ``directory`` and that of
+    ``now``, of which ``files`` are the names and sizes and ``digest`` hashes the file that it is
+    given the name of; None where nothing is.
+
+    Raise ValueError, unless it is ``accepted``, when anything is gone or another: new images are no
+    other data. ``otherwise`` is what --data-changed would do.
+    """
+    change = _lost(directory, run, now, files, digest)
+    if change and not accepted:
+        raise ValueError(
+            f"{directory}: not the data this run was trained on: {change}; restore it, or "
+            f"{otherwise} what is there now with --data-changed"
+        )
+    if not change and run.fingerprint not in ("", now.fingerprint):
+        before = len(read_files(directory))
+        change = f"other files, {len(files):,} images (were {before:,})"
+    return change
+
+
+def _lost(
+    directory: Path,
+    run: RunConfig,
+    now: RunConfig,
+    files: Mapping[str, int],
+    digest: Callable[[str], str],
+) -> str | None:
+    """Return what the data of ``run`` has no longer; None where it has all."""
+    if not run.class_names:  # of an earlier version
+        return None if run.data == now.data else f"it was {run.data}, is {now.data}"
+    if change := changed_classes(run.class_names, now.class_names):
+        return change
+    if not run.fingerprint:
+        return f"it was {run.data}, and had no files" if now.fingerprint else None
+    if run.fingerprint != now.fingerprint and (
+        change := changed_files(read_files(directory), files)
+    ):
+        return change
+    return changed_contents(read_contents(directory), files, digest)
+
+
+def changed_contents(
+    before: Mapping[str, str], files: Collection[str], digest: Callable[[str], str]
+) -> str | None:
     """Return how many of the sampled files hold something else; None where they do not."""
-    other = [name for name in before if digest(name) != before[name]]
+    other = [name for name in before if name not in files or digest(name) != before[name]]
     if not other:
         return None
     return (

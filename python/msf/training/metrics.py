@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,24 +25,25 @@ class Metrics:
     images_per_second: float
 
 
-def read(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return every whole line, and how many others there are: the last one's writing may have been
-    cut, and a disk may have damaged any."""
+def read(file: Path, stages: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
+    """Return every whole line of one of ``stages``, and how many others there are: the last one's
+    writing may have been cut, and a disk may have damaged any."""
     lines = read_file(file).splitlines(keepends=True) if file.exists() else []
     rows: list[dict[str, Any]] = []
     for line in lines:
         with suppress(ValueError):
-            if line.endswith(b"\n"):
-                rows.append(vars(parse_dataclass(Metrics, parse_object(line, file), "a line")))
+            row = vars(parse_dataclass(Metrics, parse_object(line, file), "a line"))
+            if line.endswith(b"\n") and row["stage"] in stages:
+                rows.append(row)
     return rows, len(lines) - len(rows)
 
 
-def forget(file: Path, stage: str, after: int) -> None:
-    """Drop what a killed run logged of ``stage`` beyond step ``after``, and lines that are damaged,
-    which is said."""
+def forget(file: Path, stages: Sequence[str], stage: str, after: int) -> None:
+    """Drop what a killed run logged of ``stage`` beyond step ``after``, and lines that are damaged
+    or of none of ``stages``, which is said."""
     if not file.exists():
         return
-    rows, damaged = read(file)
+    rows, damaged = read(file, stages)
     kept = [row for row in rows if row["stage"] != stage or row["step"] <= after]
     if damaged:
         count = f"{damaged:,} of its {len(rows) + damaged:,} lines"

@@ -11,11 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import atomic_write, check_is_file
-from ..model import MSF, check_tensors
+from ..files import check_is_file
+from ..model import MSF
 from ..modes import own_modes
 from ..precision import autocast
 from ..seeds import generator
+from ..weights import check_tensors
 from .config import TrainingConfig
 from .interrupts import uncut
 
@@ -106,8 +107,7 @@ class StageTrainer:
         return {k: v.contiguous() for k, v in tensors.items()}
 
     def save(self, path: Path) -> None:
-        with atomic_write(path) as temporary:
-            save_file(self.state(), temporary, metadata={"step": str(self.step_number)})
+        save_file(self.state(), path, metadata={"step": str(self.step_number)})
 
     def load(self, path: Path) -> None:
         """Continue from what ``save`` wrote. Raise ValueError if it is corrupt or does not fit."""

@@ -2,22 +2,26 @@
 
 Frechet distance, KID, precision, recall and class accuracy, each with a 95 % interval and beside
 the same figure of real images (the floor), and the gap between sampling on true and on generated
-bases. Give --steps several times to compare settings.
+bases. Give --steps several times to compare settings. Data that lost classes or images which the
+model was trained on, or has others in their place, is refused, but for --data-changed.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...progress import say
-from ...training.config import read_run
+from ...training.config import RunConfig, read_run
+from ...training.identity import compare_data, fingerprint
 from .. import models, outputs, sampling, settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...config import MSFConfig
     from ...evaluation import Generate
     from ...flops import StageCost
     from ...model import MSF
@@ -27,6 +31,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="DIR", help="a trained model's folder")
     parser.add_argument("--data", metavar="SOURCE", help="default: what the model was trained on")
+    parser.add_argument(
+        "--data-changed",
+        action="store_true",
+        help="evaluate though classes or images are not those the model was trained on",
+    )
     parser.add_argument("--samples", type=int, metavar="N", help="images (default: as test images)")
     parser.add_argument(
         "--steps",
@@ -53,11 +62,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.out:
         outputs.check_file(args.out, args.overwrite)
     model = models.load(args.model, device)
-    config, source = model.config, _source(args)
+    config, run = model.config, read_run(args.model)
+    source = _source(args, run)
     all_steps = [settings.one_a_stage(steps, config) for steps in args.steps or [config.steps]]
     costs = [stage_costs(config, steps) for steps in all_steps]
     samplings = [sampling.read(args, steps, config) for steps in all_steps]
 
+    if run:
+        _check_data(args, config, run, source)
     evaluator = Evaluator(
         source,
         image_size=config.image_size,
@@ -93,12 +105,40 @@ def text(document: dict[str, Any]) -> str:
     )
 
 
-def _source(args: argparse.Namespace) -> str:
-    if args.data:
-        return args.data
-    if run := read_run(args.model):
+def _source(args: argparse.Namespace, run: RunConfig | None) -> str:
+    if args.data is not None:
+        return settings.data_source(args.data)
+    if run:
         return run.data
     raise ValueError(f"{args.model}: has no training.json to know its data by; give --data")
+
+
+def _check_data(args: argparse.Namespace, config: MSFConfig, run: RunConfig, source: str) -> None:
+    """Say what has changed in the data since the ``run``. Raise ValueError where it is not the data
+    that the model was trained on."""
+    from ...data import load_data
+
+    data = load_data(
+        source,
+        split="test",
+        image_size=config.image_size,
+        channels=config.channels,
+        num_classes=config.num_classes,
+    )
+    now = replace(
+        run, data=source, class_names=data.class_names, fingerprint=fingerprint(data.files)
+    )
+    change = compare_data(
+        args.model,
+        run,
+        now,
+        data.files,
+        data.digest,
+        accepted=args.data_changed,
+        otherwise="evaluate on",
+    )
+    if change:
+        say(f"{args.model}: evaluating with {change}")
 
 
 def _gmacs(costs: list[StageCost], solver: str) -> float:

@@ -3,8 +3,9 @@
 A .png file gets one grid: base, residuals and the merged image side by side. A folder gets one PNG
 an image, named by its index. A .safetensors file gets the tensor "images" (B, C, H, W), the only
 form for latents. A grid holds at most 10,000 images, a folder 1,000,000, and either file what takes
-4 GiB as float32. Ctrl-C leaves the images that are done in a folder, and no file. Up to rounding,
-an image does not depend on --batch-size or --count.
+4 GiB as float32. Ctrl-C and SIGTERM leave the images that are done in the folder, or beside it in
+another where --overwrite would replace what it holds, and no file. Up to rounding, an image does
+not depend on --batch-size or --count.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,16 @@ MAX_IN_FOLDER = 1_000_000  # six digits a name
 PICTURES = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg", ".pdf")
 OTHER_FILES = (*PICTURES, ".npy", ".npz", ".pt")
 MAX_BYTES = 4 * 2**30  # a grid's or a tensor's images are in memory, twice at the end
+
+
+def split_labels(text: str, names: Sequence[str]) -> Iterator[str]:
+    """Yield the labels in ``text``, between commas; a class's name may hold commas itself."""
+    parts = text.split(",")
+    while parts:
+        joined = (",".join(parts[:n]) for n in range(len(parts), 1, -1))
+        label = next((label for label in joined if label in names), parts[0])
+        yield label
+        del parts[: label.count(",") + 1]
 
 
 def class_number(label: str, names: Sequence[str], classes: int) -> int:
@@ -66,7 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         "--label",
-        type=lambda text: text.split(","),
         metavar="K,...",
         help="classes in turn, each by its name or, where no class has that name, its number "
         "(default: all of them); the number of classes means none",
@@ -88,7 +98,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = models.load(args.model, device)
     config = sampling.read(args, args.steps, model.config)
     write = _writer(args, model.config.channels)
-    count = args.count if args.count is not None else len(args.labels or range(COUNT))
+    names = _class_names(args.model, model.config)
+    chosen = [] if args.labels is None else list(split_labels(args.labels, names))
+    count = args.count if args.count is not None else len(chosen or range(COUNT))
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
     if count > (maximum := _max_count(args.out, model.config)):
@@ -96,8 +108,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"--count must be at most {maximum} for --out {args.out}, got {count}; "
             "sample in parts, each with its --seed and --out"
         )
-    names = _class_names(args.model, model.config)
-    labels = _labels(args, model, names, count)
+    labels = _labels(args, model, chosen, names, count)
     seeds = range(args.seed, args.seed + count)
     batches = sampling.generate(model, labels, seeds, config, args)
     total = math.ceil(count / args.batch_size)
@@ -145,14 +156,14 @@ def _class_names(directory: Path, config: MSFConfig) -> tuple[str, ...]:
 
 
 def _labels(
-    args: argparse.Namespace, model: MSF, names: Sequence[str], count: int
+    args: argparse.Namespace, model: MSF, chosen: Sequence[str], names: Sequence[str], count: int
 ) -> Tensor | None:
     import torch
 
     classes = model.config.num_classes
-    if not classes and args.labels:
+    if not classes and chosen:
         raise ValueError(f"{args.model} was trained without classes; leave --labels out")
-    numbers = [class_number(label, names, classes) for label in args.labels or ()]
+    numbers = [class_number(label, names, classes) for label in chosen]
     labels = torch.tensor(numbers) if numbers else model.trained_labels(torch.arange(classes))
     return None if labels is None else labels[torch.arange(count) % len(labels)]
 

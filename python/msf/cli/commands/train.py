@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         train(
             config,
             training,
-            _source(args.data),
+            settings.data_source(args.data),
             args.out,
             stages=[args.stage] if args.stage else None,
             resume=args.resume,
@@ -141,11 +141,6 @@ def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
     if args.num_classes is not None:
         config = replace(config, num_classes=args.num_classes)
     return config, replace(training, **changes)
-
-
-def _source(data: str) -> str:
-    """Return a folder by its full path, so that resuming and evaluating find it from anywhere."""
-    return data if data in ("digits", "textures") else str(Path(data).resolve())
 
 
 def _last_metrics(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+"""Ctrl-C and SIGTERM, which end a command."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+ONE_WISH = 1.0  # seconds
+
+
+class Interrupt:
+    """An Interrupt raises KeyboardInterrupt, once for all signals within a second of the first:
+    what ends the command is not to be cut. Where the exception meets a destructor, in which Python
+    drops it, a later signal raises another."""
+
+    def __init__(self) -> None:
+        self._last = -ONE_WISH
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        if time.monotonic() - self._last > ONE_WISH:
+            self._last = time.monotonic()
+            raise KeyboardInterrupt
+
+
+def interrupt() -> None:
+    """Let both raise KeyboardInterrupt, but for one that is ignored already, as Ctrl-C is in a
+    script's background."""
+    handler = Interrupt()
+    for number in STOPS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def ignore() -> dict[int, Any]:
+    """Ignore both and return what to ``restore``."""
+    return {number: signal.signal(number, signal.SIG_IGN) for number in STOPS}
+
+
+def restore(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,0 +1,67 @@
+"""The weights of a model as its files hold them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+WRAPPERS = (
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "parametrizations",
+)
+
+
+@torch.no_grad()
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state under the parameters' own names, though a compiled, wrapped or parametrized
+    part has others; of a parametrization it is the weight that it makes, and what FSDP2 has
+    sharded is whole, for which all its processes call this."""
+    made = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, ParametrizationList)
+    }
+    inside = tuple(f"{path}." for path in made)
+    state = {k: x for k, x in model.state_dict().items() if not k.startswith(inside)}
+    # Making a weight in training mode would change the spectral norm's estimate.
+    state |= {path: copy.deepcopy(module).eval()() for path, module in made.items()}
+    return {
+        ".".join(part for part in name.split(".") if part not in WRAPPERS): _whole(x).contiguous()
+        for name, x in state.items()
+    }
+
+
+def _whole(x: Tensor) -> Tensor:
+    # A DTensor is known by what it has, because not every torch is built with them.
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless both have the same names with the same shapes."""
+    for name in {**expected, **state}:
+        right, got = (
+            list(tensors[name].shape) if name in tensors else "none"
+            for tensors in (expected, state)
+        )
+        if right != got:
+            raise ValueError(
+                f"save_pretrained: the shape of {name} must be {right}, got {got}; save in "
+                "FullyShardedDataParallel.summon_full_params where that is what wraps the model"
+            )
+
+
+def check_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Raise ValueError unless all that ``file`` holds are floats, finite in float32."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{file}: {name} must be of floats, got {tensor.dtype}")
+        if tensor.numel() and not torch.stack(torch.aminmax(tensor.float())).isfinite().all():
+            raise ValueError(f"{file}: {name} must be finite, but holds NaN or infinity")
