@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) attention_of_head_kernel(
     head.prepared.template load<T>(index.head, a.grid.heads);
     wait_copies<1>();
     __syncthreads();
-    bounded = head.prepared.bounds_scores(kLimit<T>);
+    bounded = head.prepared.template bounds_scores<T>();
     for (int row = 8 * warp; row < tokens; row += 8 * warps) {
       keys.prepare(row, row, head.prepared, 1);
     }
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) attention_of_head_kernel(
   while (first < tokens) {
     if (a.preparation) {
       for (int row = 0; row < kQueries<kDim>; row += 8) {
-        rows.prepare(row, first + row, head.prepared, 0, bounded ? a.scale : 1);
+        rows.prepare(row, first + row, head.prepared, 0);
       }
       __syncwarp();
     }

@@ -73,16 +73,15 @@ struct Rows {
     return reinterpret_cast<uint32_t*>(at(row)) + lane;
   }
 
-  // The warp prepares rows [first, first + 8), which hold tokens `token` and on of q or k, times a
-  // factor. A quad takes a row; neighbouring quads take rows four apart, which lie 16 banks apart.
-  // Those beyond the last token stay zero.
-  __device__ void prepare(int first, int token, const PreparedHead<kDim>& head, int part,
-                          float factor = 1) const {
+  // The warp prepares rows [first, first + 8), which hold tokens `token` and on of q or k. A quad
+  // takes a row; neighbouring quads take rows four apart, which lie 16 banks apart. Those beyond
+  // the last token stay zero.
+  __device__ void prepare(int first, int token, const PreparedHead<kDim>& head, int part) const {
     const int lane = threadIdx.x % 4, quad = threadIdx.x / 4 % 8, offset = quad / 2 + quad % 2 * 4;
     const bool exists = token + offset < head.tokens;
     uint32_t found[kVectors];
     QuadHead<kDim>::load_words(found, at(first + offset), lane);
-    head.template apply<T>(found, part, exists ? token + offset : 0, lane, factor);
+    head.template apply<T>(found, part, exists ? token + offset : 0, lane);
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {

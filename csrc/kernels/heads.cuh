@@ -133,15 +133,6 @@ __device__ void add(Share& x, const Share& y) {
 }
 
 template <class Share, class C>
-__device__ void scale(Share& x, C factor) {
-#pragma unroll
-  for (int i = 0; i < Share::kSize; ++i) {
-    x.first[i] *= factor;
-    x.second[i] *= factor;
-  }
-}
-
-template <class Share, class C>
 __device__ void normalise(Share& x, const Share& weight, C reciprocal_rms) {
 #pragma unroll
   for (int i = 0; i < Share::kSize; ++i) {

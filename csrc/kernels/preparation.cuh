@@ -5,6 +5,12 @@
 
 namespace msf {
 
+// Where QK-norm keeps scores between -kLimit and kLimit, in units of log2, nothing is subtracted
+// from them: 2^score is then far from the ends of T (2^-14 and 2^16 in half), and so are sums in
+// float.
+template <class T>
+constexpr float kLimit = std::is_same_v<T, __half> ? 14 : 60;
+
 // The parameters of a head in shared memory, and what is done with them. A part is 0 for q, 1 for k
 // and 2 for v.
 template <int kDim>
@@ -34,9 +40,10 @@ struct PreparedHead {
     }
   }
 
-  // Says whether no score times log2(e) / sqrt(d) is beyond `limit`: normalised heads are no longer
-  // than sqrt(d) times the largest weight, and a rotation keeps their length. For a whole warp.
-  __device__ bool bounds_scores(float limit) const {
+  // Says whether all scores are within kLimit: normalised heads are no longer than sqrt(d) times
+  // the largest weight, and a rotation keeps their length. For a whole warp.
+  template <class T>
+  __device__ bool bounds_scores() const {
     if (!weight(0) || !weight(1)) return false;
     float product = kLog2E * sqrtf(kDim);
     for (int part = 0; part < 2; ++part) {
@@ -46,13 +53,12 @@ struct PreparedHead {
       }
       product *= warp_max(largest);
     }
-    return product <= limit;
+    return product <= kLimit<T>;
   }
 
-  // Prepares the words of a token of q or k, times a factor, and rounds once.
+  // Prepares the words of a token of q or k, and rounds once.
   template <class T>
-  __device__ void apply(uint32_t (&words)[kDim / 8], int part, int token, int lane,
-                        float factor) const {
+  __device__ void apply(uint32_t (&words)[kDim / 8], int part, int token, int lane) const {
     QuadHead<kDim> x, other;
     x.template unpack<T>(words);
     add_bias(x, part, lane);
@@ -64,7 +70,6 @@ struct PreparedHead {
       load_angles(other, token, lane);
       rotate(x, other, 1);
     }
-    if (factor != 1) scale(x, factor);
     x.template pack_into<T>(words);
   }
 

@@ -11,15 +11,8 @@ constexpr int kChunk = 2;  // 16-key groups that are scored before their softmax
 // exceed that, and not for each new maximum.
 constexpr float kHeadroom = 8;
 
-// Where QK-norm keeps scores between -kLimit and kLimit, in units of log2, nothing is subtracted
-// from them: 2^score is then far from the ends of T (2^-14 and 2^16 in half), and so are sums in
-// float.
-template <class T>
-constexpr float kLimit = std::is_same_v<T, __half> ? 14 : 60;
-
 // kCount tiles of queries of a warp, and what has been summed for them over the keys so far. In
-// each tile a lane has rows l / 4 and l / 4 + 8. With kBounded, scores are within kLimit and q
-// carries their scale.
+// each tile a lane has rows l / 4 and l / 4 + 8. With kBounded, scores are within kLimit.
 template <class T, int kDim, int kCount, bool kBounded>
 struct Queries {
   static constexpr int kColumns = kDim / 8;
@@ -120,7 +113,7 @@ struct Queries {
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         auto weight = [&](float score) {
-          return exp2_fast(kBounded ? score : fmaf(score, scale, -largest[tile][row]));
+          return exp2_fast(kBounded ? score * scale : fmaf(score, scale, -largest[tile][row]));
         };
         const float low = weight(scores[i][2 * row]), high = weight(scores[i][2 * row + 1]);
         total[tile][row] += low + high;

@@ -149,7 +149,7 @@ def test_q_and_k_are_prepared_bit_for_bit_as_by_qk_norm_rope(dim: int) -> None:
     qkv = normal(2, 40, 3 * 2 * dim, dtype=BF16)
     options = preparation((4, 10), dim, "bqkr", torch.float32, heads=2)
     options[0][4 * dim :] = 0  # the bias of v
-    options[2] *= 10  # else q carries the scale of the scores too
+    options[2] *= 10  # so that scores are not bounded, as those below are not known to be
     q, k = qk_norm_rope.qk_norm_rope(qkv, *options, 2, 1e-6)
     prepared = torch.cat((q.flatten(2), k.flatten(2), qkv[..., 4 * dim :]), -1)
     no_angles = torch.stack((torch.ones(40, dim // 2), torch.zeros(40, dim // 2))).to(DEVICE)
