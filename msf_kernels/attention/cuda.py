@@ -64,15 +64,15 @@ def attention(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     shared = extension.shared_memory(qkv.device)
-    options: list[Tensor | None] = [qkv_bias, q_weight, k_weight, rope]
-    if extension.kernels().attention_fits(_grid(qkv, num_heads), shared):
+    options = qkv_bias, q_weight, k_weight, rope
+    whole = extension.kernels().attention_fits(_grid(qkv, num_heads), shared)
+    if whole:
         q, k, v = heads(aligned(qkv), num_heads)
     else:
         q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, *options, num_heads, eps)
-        options = [None] * 4
     out = q.new_empty(q.shape)
     logsumexp = q.new_empty((q.shape[0], num_heads, q.shape[1]), dtype=torch.float32)
-    options = [contiguous(option, 16) for option in options]
+    inside = [contiguous(option, 16) if whole else None for option in options]
     launch(
         "attention",
         q,
@@ -81,7 +81,7 @@ def attention(
         view(q),
         view(k),
         view(v),
-        preparation(*options, eps),
+        preparation(*inside, eps),
         address(out),
         address(logsumexp),
         shared,

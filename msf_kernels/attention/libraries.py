@@ -90,9 +90,9 @@ def attention_backward(
     q_k_v = prepared(prepare_qk, qkv, *options)
     grad, out = (aligned(x).unflatten(-1, (num_heads, -1)) for x in (grad, out))
     if library.writes_into and not is_prepared(*options[:4]):
-        gradients = new_gradients(qkv, *options[:3])
-        library.backward(grad, *q_k_v, out, logsumexp, into=heads(gradients[0], num_heads))
-        return gradients
+        packed = new_gradients(qkv, *options[:3])
+        library.backward(grad, *q_k_v, out, logsumexp, into=heads(packed[0], num_heads))
+        return packed
     gradients = library.backward(grad, *q_k_v, out, logsumexp)
     return qk_norm_rope_backward(*gradients, qkv, *options)
 

@@ -19,7 +19,7 @@ from ..triton_support.launch import WGMMA_UNSUPPORTED_REASON, launch
 from .prepared import heads, prepared
 from .triton_heads import head_backward_kernel, head_forward_kernel
 from .triton_kernels import backward_kernel, delta_kernel, forward_kernel
-from .triton_tiles import Tile
+from .triton_tile import Tile
 
 MAX_HEAD_DIM = 128  # The tiles of a larger one would not fit the shared memory of every GPU.
 
@@ -78,29 +78,30 @@ def attention_backward(
     gradients = new_gradients(qkv, *options[:3])
     if fits_whole(out, backward=True):
         q, k, v = heads(qkv, num_heads)
+        grad_q, grad_k, grad_v = heads(gradients[0], num_heads)
         tensors = {"grad": grad, "q": q, "k": k, "v": v, "out": out}
-        grads = zip(("grad_q", "grad_k", "grad_v"), heads(gradients[0], num_heads))
-        sums = logsumexp.new_empty((len(q) * num_heads, 5, q.shape[3]))
+        tensors |= {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
+        sums = logsumexp.new_empty((len(q), num_heads, 5, q.shape[3]))
         arrays = {"lse_ptr": logsumexp, "sums_ptr": sums}
-        _launch_whole(head_backward_kernel, tensors | dict(grads), options, eps, **arrays)
-        for gradient, total in zip(gradients[2:], sums[:, :2].sum(0), strict=True):
+        _launch_whole(head_backward_kernel, tensors, options, eps, **arrays)
+        for gradient, total in zip(gradients[2:], sums[:, :, :2].sum((0, 1)), strict=True):
             gradient.copy_(total) if gradient.numel() else None
         if qkv_bias is not None:
-            by_head = sums[:, 2:].unflatten(0, (-1, num_heads))
-            gradients[1].copy_(by_head.sum(0).transpose(0, 1).flatten())
+            gradients[1].copy_(sums[:, :, 2:].sum(0).transpose(0, 1).flatten())
         return gradients
     q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, *options, num_heads, eps)
-    grads = heads(gradients[0], num_heads)
+    grad_q, grad_k, grad_v = heads(gradients[0], num_heads)
     if is_prepared(*options):
-        grads = tuple(x.new_empty(x.shape) for x in (q, k, v))
+        grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     delta = torch.empty_like(logsumexp)
     _launch_tiles(delta_kernel, {"grad": grad, "out": out}, backward=True, delta_ptr=delta)
     tensors = {"grad": grad, "q": q, "k": k, "v": v}
-    tensors |= zip(("grad_q", "grad_k", "grad_v"), grads)
+    tensors |= {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
     arrays = {"lse_ptr": logsumexp, "delta_ptr": delta}
     _launch_tiles(backward_kernel, tensors, backward=True, kinds=2, **arrays)
     if is_prepared(*options):
-        return qk_norm_rope.qk_norm_rope_backward(*grads, qkv, *options, num_heads, eps)
+        backward = qk_norm_rope.qk_norm_rope_backward
+        return backward(grad_q, grad_k, grad_v, qkv, *options, num_heads, eps)
     return gradients
 
 
@@ -160,8 +161,8 @@ def _launch(kernel: Any, programs: int, tile: Tile, **arguments: Any) -> None:
     Attention agrees with the reference to the rounding of its dtype, so multiply-adds are fused.
     """
     device = next(x.device for x in arguments.values() if isinstance(x, Tensor))
-    options = {"warps": tile.warps, "num_stages": tile.stages, "fused": True}
-    launch(kernel, device, programs, **arguments, TILE=tile, **options)
+    options = {"TILE": tile, "num_stages": tile.stages, **arguments}
+    launch(kernel, device, programs, warps=tile.warps, fused=True, **options)
 
 
 def has_wgmma(device: torch.device) -> bool:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from ..triton_support.arithmetic import narrow, widen
-from .triton_tiles import (
+from .triton_tokens import (
     LOG2_E,
     dot_channels,
     dot_tokens,

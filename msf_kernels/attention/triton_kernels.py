@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tiles import (
+from .triton_tokens import (
     LOG2_E,
     dot_channels,
     dot_tokens,

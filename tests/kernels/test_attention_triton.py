@@ -15,7 +15,7 @@ from numerics import DEVICE, assert_as_good_as, normal
 
 pytest.importorskip("triton", minversion="3.5")
 from msf_kernels.attention import triton as attention_triton
-from msf_kernels.attention.triton_tiles import Tile, pieces
+from msf_kernels.attention.triton_tile import Tile, pieces
 from msf_kernels.triton_support import ptxas
 
 BF16 = torch.bfloat16
