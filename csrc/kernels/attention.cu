@@ -33,8 +33,8 @@ __device__ void copy_queries(const Rows<T, kDim>& rows, const Arguments& a, cons
 }
 
 // Writes the outputs of the queries from `first` on, through the rows of the warp.
-template <class T, int kDim, int kCount, bool kBounded>
-__device__ void write(Queries<T, kDim, kCount, kBounded>& queries, const Rows<T, kDim>& rows,
+template <class T, int kDim, int kCount>
+__device__ void write(Queries<T, kDim, kCount>& queries, const Rows<T, kDim>& rows,
                       const Arguments& a, const HeadIndex& index, const float* bias, int first) {
   const int tokens = a.grid.tokens;
   const int64_t stride = int64_t(a.grid.heads) * kDim;
@@ -58,18 +58,8 @@ struct WholeHead {
 
   // The warp attends 16 kCount queries from `first` on, which lie in its rows, to all keys.
   template <int kCount>
-  __device__ void attend(const Arguments& a, const HeadIndex& index, int first,
-                         bool bounded) const {
-    if (bounded) {
-      attend(Queries<T, kDim, kCount, true>(rows, a.scale), a, index, first);
-    } else {
-      attend(Queries<T, kDim, kCount, false>(rows, a.scale), a, index, first);
-    }
-  }
-
- private:
-  template <class Q>
-  __device__ void attend(Q queries, const Arguments& a, const HeadIndex& index, int first) const {
+  __device__ void attend(const Arguments& a, const HeadIndex& index, int first) const {
+    Queries<T, kDim, kCount> queries(rows, a.scale);
     __syncwarp();
     queries.attend(keys, values, a.grid.tokens);
     write(queries, rows, a, index, prepared.bias(2), first);
@@ -95,12 +85,10 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) attention_of_head_kernel(
   values.copy(a.v, index, 0, count, tokens);
   copy_queries(rows, a, index, first);
   commit_copies();
-  bool bounded = false;
   if (a.preparation) {
     head.prepared.template load<T>(index.head, a.grid.heads);
     wait_copies<1>();
     __syncthreads();
-    bounded = head.prepared.template bounds_scores<T>();
     for (int row = 8 * warp; row < tokens; row += 8 * warps) {
       keys.prepare(row, row, head.prepared, 1);
     }
@@ -115,9 +103,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) attention_of_head_kernel(
       __syncwarp();
     }
     if (first + 16 < tokens) {
-      head.template attend<kTiles<kDim>>(a, index, first, bounded);
+      head.template attend<kTiles<kDim>>(a, index, first);
     } else {
-      head.template attend<1>(a, index, first, bounded);
+      head.template attend<1>(a, index, first);
     }
     first += warps * kQueries<kDim>;
     if (first < tokens) copy_queries(rows, a, index, first);
@@ -153,7 +141,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) attention_kernel(Argument
   copy(0);
   wait_copies<0>();
   __syncwarp();
-  Queries<T, kDim, kTiles<kDim>, false> queries(rows, a.scale);
+  Queries<T, kDim, kTiles<kDim>> queries(rows, a.scale);
   for (int from = 0; from < tokens; from += kStreamed) {
     __syncthreads();  // all see the keys from `from` on, and have done with those before
     copy(from + kStreamed);

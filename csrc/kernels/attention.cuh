@@ -6,6 +6,7 @@
 
 namespace msf {
 
+constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
 template <class Body>

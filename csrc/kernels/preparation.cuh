@@ -5,12 +5,6 @@
 
 namespace msf {
 
-// Where QK-norm keeps scores between -kLimit and kLimit, in units of log2, nothing is subtracted
-// from them: 2^score is then far from the ends of T (2^-14 and 2^16 in half), and so are sums in
-// float.
-template <class T>
-constexpr float kLimit = std::is_same_v<T, __half> ? 14 : 60;
-
 // The parameters of a head in shared memory, and what is done with them. A part is 0 for q, 1 for k
 // and 2 for v.
 template <int kDim>
@@ -38,22 +32,6 @@ struct PreparedHead {
       shared[i] = x.dtype == DType::float32 ? x.data.as<const float>()[at]
                                             : to_compute(x.data.as<const T>()[at]);
     }
-  }
-
-  // Says whether all scores are within kLimit: normalised heads are no longer than sqrt(d) times
-  // the largest weight, and a rotation keeps their length. For a whole warp.
-  template <class T>
-  __device__ bool bounds_scores() const {
-    if (!weight(0) || !weight(1)) return false;
-    float product = kLog2E * sqrtf(kDim);
-    for (int part = 0; part < 2; ++part) {
-      float largest = 0;
-      for (int i = threadIdx.x % kWarp; i < kDim; i += kWarp) {
-        largest = fmaxf(largest, fabsf(weight(part)[i]));
-      }
-      product *= warp_max(largest);
-    }
-    return product <= kLimit<T>;
   }
 
   // Prepares the words of a token of q or k, and rounds once.

@@ -12,7 +12,6 @@
 namespace msf {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr float kLog2E = 1.4426950408889634f;
 
 __device__ inline float quad_sum(float x) {
   x += __shfl_xor_sync(kAllLanes, x, 1);
@@ -31,14 +30,6 @@ __device__ inline float sum_over_quads(float x) {
 __device__ inline float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
   return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
-}
-
-__device__ inline float warp_max(float x) {
-#pragma unroll
-  for (int distance = 1; distance < kWarp; distance *= 2) {
-    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, distance));
-  }
-  return x;
 }
 
 // The quads of a block, each with a head, and which lane this thread is: Lanes for four of them.

@@ -12,8 +12,8 @@ constexpr int kChunk = 2;  // 16-key groups that are scored before their softmax
 constexpr float kHeadroom = 8;
 
 // kCount tiles of queries of a warp, and what has been summed for them over the keys so far. In
-// each tile a lane has rows l / 4 and l / 4 + 8. With kBounded, scores are within kLimit.
-template <class T, int kDim, int kCount, bool kBounded>
+// each tile a lane has rows l / 4 and l / 4 + 8.
+template <class T, int kDim, int kCount>
 struct Queries {
   static constexpr int kColumns = kDim / 8;
   Operand<T, kDim> q[kCount];
@@ -27,7 +27,7 @@ struct Queries {
 #pragma unroll
     for (int tile = 0; tile < kCount; ++tile) {
       q[tile].load(rows, 16 * tile);
-      largest[tile][0] = largest[tile][1] = kBounded ? 0 : -INFINITY;
+      largest[tile][0] = largest[tile][1] = -INFINITY;
     }
   }
 
@@ -73,7 +73,7 @@ struct Queries {
     uint32_t probabilities[kCount][2 * kGroups][2];
 #pragma unroll
     for (int tile = 0; tile < kCount; ++tile) {
-      if constexpr (!kBounded) rescale(scores[tile], tile);
+      rescale(scores[tile], tile);
       softmax(probabilities[tile], scores[tile], tile);
     }
     add_weighted(out, probabilities, values, first);
@@ -112,10 +112,8 @@ struct Queries {
     for (int i = 0; i < kScores; ++i) {
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
-        auto weight = [&](float score) {
-          return exp2_fast(kBounded ? score * scale : fmaf(score, scale, -largest[tile][row]));
-        };
-        const float low = weight(scores[i][2 * row]), high = weight(scores[i][2 * row + 1]);
+        const float low = exp2_fast(fmaf(scores[i][2 * row], scale, -largest[tile][row]));
+        const float high = exp2_fast(fmaf(scores[i][2 * row + 1], scale, -largest[tile][row]));
         total[tile][row] += low + high;
         probabilities[i][row] = pack<T>(low, high);
       }

@@ -13,9 +13,12 @@ the 1,024. In microseconds:
 
 The forward reads 110 KB a head and writes 37; scores and outputs are 19 million operations, without
 padding at 72 (4 x 16 + 8 deep, 9 x 8 wide). Two tiles of queries a warp halve what it reads of
-shared memory, which would be first otherwise. In the machine code for sm_90 a chunk of 32 queries
-and 32 keys takes some 310 instructions of a warp, 76 of them products, and 8 rows are normalised
-and rotated in 250, which is 40 % of all instructions.
+shared memory, which would be first otherwise; the last 16 of an odd number of tiles go alone. In
+the machine code for sm_90 a chunk of 32 queries and 32 keys takes some 270 instructions of a warp,
+76 of them products, where no maximum grows, and 8 rows are normalised and rotated in 250, which is
+40 % of all instructions. Where QK-norm bounds the scores no maximum is needed, which saves 45 of
+the 270; but then the largest probability of a row is no power of two and is rounded, and a query
+with a single key no longer gets its value as it is.
 
 The backward has one tile a warp, as the gradients of 16 keys and of their values are 72 registers
 already: so shared memory comes first. Five products instead of seven would read less, but need the

@@ -100,17 +100,6 @@ def test_every_head_dim_it_is_built_for(dim: int, names: str) -> None:
         check(qkv, preparation((1, tokens), dim, names, torch.float32), heads=1)
 
 
-@pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("size", [0.5, 1.05, 1.1, 2.2, 2.25, 4.0])
-def test_norm_weights_on_both_sides_of_the_bound_of_scores(size: float, dtype: torch.dtype) -> None:
-    """Weights of this size bound scores by 12.2 size^2 at 72 channels; the limits are 14 and 60."""
-    qkv = normal(1, 40, 3 * 72, dtype=dtype)
-    qkv[:, 0, :72] = qkv[:, 0, 72:144]  # whose score is the bound, or minus that
-    for sign in (1, -1):
-        q_weight = torch.full((72,), size, device=DEVICE)
-        check(qkv, [None, q_weight, sign * q_weight, None], heads=1)
-
-
 @pytest.mark.skipif(DEVICE == "cuda", reason="the emulation counts its products")
 @pytest.mark.parametrize("dim", cuda.HEAD_DIMS)
 @pytest.mark.parametrize("tokens", [16, 80, 256])
@@ -149,7 +138,6 @@ def test_q_and_k_are_prepared_bit_for_bit_as_by_qk_norm_rope(dim: int) -> None:
     qkv = normal(2, 40, 3 * 2 * dim, dtype=BF16)
     options = preparation((4, 10), dim, "bqkr", torch.float32, heads=2)
     options[0][4 * dim :] = 0  # the bias of v
-    options[2] *= 10  # so that scores are not bounded, as those below are not known to be
     q, k = qk_norm_rope.qk_norm_rope(qkv, *options, 2, 1e-6)
     prepared = torch.cat((q.flatten(2), k.flatten(2), qkv[..., 4 * dim :]), -1)
     no_angles = torch.stack((torch.ones(40, dim // 2), torch.zeros(40, dim // 2))).to(DEVICE)

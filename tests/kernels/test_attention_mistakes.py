@@ -73,7 +73,6 @@ MISTAKES = {
         "rotate(grad, other, -1)",
         "rotate(grad, other, 1)",
     ),
-    "scores without their scale": ("queries.cuh", "score * scale", "score"),
     "the bias of the first head": (
         "preparation.cuh",
         "((part - 2) * heads + head) * kDim",

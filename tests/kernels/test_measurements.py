@@ -114,12 +114,12 @@ def test_the_measured_sizes_nearest_to_a_call_decide(
         monkeypatch.setitem(entry, name, dispatch.Implementation(lambda *_, name=name: name))
     weight = torch.ones(72)
     for tokens, options, name in (
-        *((1, (None, None, None), "triton"), (272, (None, None, None), "cudnn")),
-        (4096, (None, None, None), "cudnn"),
-        (1000, (weight, None, None), "flash"),
+        *((1, (None,) * 4, "triton"), (272, (None,) * 4, "cudnn"), (4096, (None,) * 4, "cudnn")),
+        (1000, (None, weight, None, None), "flash"),
+        (1000, (torch.ones(3 * 2 * 72), None, None, None), "flash"),
     ):
         args = torch.empty(1, tokens, 3 * 2 * 72), *options, 2, 1e-6
         with msf.backend("auto"):
             assert dispatch.run(op, gpu, *args) == name
-        saved = args[0], *args[:4], args[0], args[0], *args[4:]
+        saved = args[0], *args[:5], args[0], args[0], *args[5:]
         assert dispatch._sizes[f"{op}_backward"](*saved) == dispatch._sizes[op](*args)
