@@ -111,7 +111,15 @@ def define(
         return run(keys, *args)
 
     _library.impl(name, autograd, "Autograd", with_keyset=True)
-    return _operator(name)
+    operator = _operator(name)
+
+    def call(*args: Any) -> Any:
+        # A graph enters a level of forward mode by C++, which no Python sees when the graph runs.
+        if torch.compiler.is_compiling() and _level_of_trace() >= 0:
+            return in_plain_pytorch(*args)
+        return operator(*args)
+
+    return call
 
 
 def arguments_of(name: str) -> tuple[str, ...]:
@@ -132,6 +140,14 @@ def by_name(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if parameter in arguments
     ]
     return lambda *args: function(**{parameter: args[place] for parameter, place in places})
+
+
+def _level_of_trace() -> int:
+    return forward_ad._current_level
+
+
+# As torch.compiler.assume_constant_result does, which imports the compiler.
+_level_of_trace._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _has_tangent(x: Any) -> bool:

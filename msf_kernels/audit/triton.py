@@ -101,8 +101,10 @@ def rows_of(family: str, architecture: int) -> list[Row]:
     budget = BUDGETS.get(family, BUDGET)
     found: dict[str, tuple[Row, str]] = {}
     launches: dict[str, set[Launch]] = defaultdict(set)
+    launched: set[Any] = set()
     for configuration, call in calls(family, "triton"):
         for kernel, compiled, log, launch in _compile(call, architecture):
+            launched.add(kernel)
             if kernel.__module__.split(".")[1] not in (family, "triton_support"):
                 continue  # another family audits it
             if compiled.hash not in found:  # a known one has its row, and no log now
@@ -111,6 +113,8 @@ def rows_of(family: str, architecture: int) -> list[Row]:
                 row = _row(name, configuration, architecture, compiled, log, budget, sass)
                 found[compiled.hash] = row, sass
             launches[compiled.hash].add(launch)
+    for kernel in launched:
+        kernel.device_caches.clear()  # for the next family, as what is found there has no log
     return [row.launched(launches[hash], sass) for hash, (row, sass) in found.items()]
 
 

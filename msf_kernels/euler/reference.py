@@ -92,12 +92,13 @@ def _image(velocity: Tensor, x: Tensor, patch: int) -> Tensor:
     if not patch:
         return velocity
     channels, height, width = x.shape[1:]
-    tokens = velocity.unflatten(2, (patch, patch, channels))
-    tokens = tokens.unflatten(1, (height // patch, width // patch))
+    grid = len(velocity), height // patch, width // patch
+    tokens = velocity.reshape(*grid, patch, patch, channels)  # unflatten has no batching rule
     return tokens.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def _tokens(image: Tensor, patch: int) -> Tensor:
     """Return an image (B, C, H, W) as tokens (B, H/p * W/p, p * p * C)."""
-    blocks = image.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    batch, channels, height, width = image.shape
+    blocks = image.reshape(batch, channels, height // patch, patch, width // patch, patch)
     return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)

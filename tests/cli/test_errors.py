@@ -113,6 +113,7 @@ BAD_INPUT = {
     # Sampling
     "sample {run} --out {out}/x.png --labels 3,11": "no class is named or numbered '11'; choose",
     "sample {bad}/names --out {out}/x.png --labels a": "class_names must be 10, one a class, got 3",
+    "inspect {bad}/names": "class_names must be 10, one a class, got 3",
     "sample {run} --out {out}/x.png --labels three": "no class is named or numbered 'three'",
     "sample {run} --out {out}/x.png --steps 4 2 1": "steps must be one value or 2, one a stage",
     "sample {run} --out {out}/x.png --steps 0": "steps must be at least 1, got 0",

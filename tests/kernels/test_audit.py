@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -206,7 +207,7 @@ def audited(monkeypatch: pytest.MonkeyPatch, *launches: tuple[str, str]) -> list
     """The audit of one call that launches kernels of these (hash, log of ptxas)."""
     same = {"asm": {"ptx": "", "cubin": b""}, "metadata": SimpleNamespace(shared=16)}
     launch = Launch(1320, 128, 16)
-    kernel = SimpleNamespace(__name__="k", __module__="msf_kernels.tokens.triton")
+    kernel = Mock(__name__="k", __module__="msf_kernels.tokens.triton")
     compiled = [(kernel, SimpleNamespace(hash=hash, **same), log, launch) for hash, log in launches]
     monkeypatch.setattr(audit_triton, "_compile", lambda *_: compiled)
     sass = "        /*0000*/   LDG.E.64 R2, [R4.64] ;"

@@ -125,6 +125,9 @@ def test_no_road_to_an_operator_loses_a_tangent(case: Case) -> None:
     for graph in graphs:
         torch.testing.assert_close(torch.func.jvp(graph, (first,), (direction,))[1], expected)
         torch.testing.assert_close(of_dual(graph, first), expected)
+    for backend in ("eager", "aot_eager"):
+        compiled = torch.compile(of_dual, backend=backend, fullgraph=True)  # the level in the graph
+        torch.testing.assert_close(compiled(Call(), first), expected)
     if case.gradient:
         torch.testing.assert_close(of_dual(graphs[0], first.requires_grad_()), expected)
 

@@ -113,3 +113,17 @@ def read_run(directory: Path) -> RunConfig | None:
     if twice := [name for name, count in Counter(run.class_names).items() if count > 1]:
         raise ValueError(f"{file}: class_names must be different, got {twice[0]!r} twice")
     return run
+
+
+def class_names_of(directory: Path, num_classes: int) -> tuple[str, ...]:
+    """Return the classes' names, where there are classes and the run has their names. Raise
+    ValueError (one line) if they are not one a class."""
+    run = read_run(directory)
+    if run is None or not run.class_names or not num_classes:
+        return ()
+    if len(run.class_names) != num_classes:
+        raise ValueError(
+            f"{directory / RUN_FILE}: class_names must be {num_classes}, one a class, "
+            f"got {len(run.class_names)}"
+        )
+    return run.class_names

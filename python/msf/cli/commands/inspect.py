@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import printable
-from ...training.config import read_run
+from ...training.config import class_names_of, read_run
 from .. import tables
 
 
@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ...model import MSF
 
     model, training = MSF.from_pretrained(args.model), read_run(args.model)
+    class_names_of(args.model, model.config.num_classes)
     stages = [
         {
             "name": cost.name,

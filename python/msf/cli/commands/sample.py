@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...progress import follow
-from ...training.config import RUN_FILE, read_run
+from ...training.config import class_names_of
 from ...training.identity import listed
 from .. import models, outputs, sampling, tables
 
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = models.load(args.model, device)
     config = sampling.read(args, args.steps, model.config)
     write = _writer(args, model.config.channels)
-    names = _class_names(args.model, model.config)
+    names = class_names_of(args.model, model.config.num_classes)
     chosen = [] if args.labels is None else list(split_labels(args.labels, names))
     count = args.count if args.count is not None else len(chosen or range(COUNT))
     if count < 1:
@@ -140,19 +140,6 @@ def _max_count(out: Path, config: MSFConfig) -> int:
         return MAX_IN_FOLDER
     fitting = MAX_BYTES // (4 * config.channels * math.prod(config.image_size))
     return min(fitting, MAX_IN_GRID) if suffix == ".png" else fitting
-
-
-def _class_names(directory: Path, config: MSFConfig) -> tuple[str, ...]:
-    """Return the classes' names, where there are classes and the run has their names."""
-    run = read_run(directory)
-    if run is None or not run.class_names or not config.num_classes:
-        return ()
-    if len(run.class_names) != config.num_classes:
-        raise ValueError(
-            f"{directory / RUN_FILE}: class_names must be {config.num_classes}, one a class, "
-            f"got {len(run.class_names)}"
-        )
-    return run.class_names
 
 
 def _labels(
