@@ -89,7 +89,7 @@ def installation(capability: str | None) -> list[Step]:
     return [
         Step("build", build, limit=90, vital=True),
         Step("doctor", (*MSF, "doctor"), limit=20),
-        Step("audit", (PYTHON, "-m", "msf_kernels.audit", "--backend", "cuda"), limit=40),
+        Step("audit", (PYTHON, "-m", "msf_kernels.audit", "--backend", "cuda"), limit=80),
     ]
 
 
