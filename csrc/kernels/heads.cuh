@@ -123,6 +123,11 @@ __device__ auto sum_of_squares(const Share& x) {
   return sum;
 }
 
+template <class Share, class C, class Lanes>
+__device__ C reciprocal_rms(const Share& x, int dim, C eps, const Lanes& lanes) {
+  return reciprocal_root(lanes.sum(sum_of_squares(x)) / dim + eps);
+}
+
 template <class Share>
 __device__ void add(Share& x, const Share& y) {
 #pragma unroll

@@ -42,7 +42,7 @@ struct PreparedHead {
     add_bias(x, part, lane);
     if (weight(part)) {
       other.load(weight(part), {0, lane});
-      normalise(x, other, reciprocal_rms(x));
+      normalise(x, other, reciprocal_rms(x, kDim, float(given.eps), Quads{}));
     }
     if (given.rope) {
       load_angles(other, token, lane);
@@ -63,7 +63,8 @@ struct PreparedHead {
     if (!weight(part)) return;
     add_bias(x, part, lane);
     other.load(weight(part), {0, lane});
-    norm_backward(grad, x, other, reciprocal_rms(x), kDim, Quads{});
+    norm_backward(grad, x, other, reciprocal_rms(x, kDim, float(given.eps), Quads{}), kDim,
+                  Quads{});
   }
 
  private:
@@ -72,10 +73,6 @@ struct PreparedHead {
     QuadHead<kDim> other;
     other.load(bias(part), {0, lane});
     add(x, other);
-  }
-
-  __device__ float reciprocal_rms(const QuadHead<kDim>& x) const {
-    return reciprocal_root(quad_sum(sum_of_squares(x)) / kDim + float(given.eps));
   }
 
   __device__ void load_angles(QuadHead<kDim>& to, int token, int lane) const {

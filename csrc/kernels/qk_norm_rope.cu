@@ -61,12 +61,6 @@ __device__ inline Parameter norm_weight(const Preparation& x, int part) {
           part == 0 ? x.q_weight.dtype : x.k_weight.dtype};
 }
 
-template <class Share, class C>
-__device__ C reciprocal_rms(const Share& x, const HeadGrid& grid, C eps,
-                            const typename Share::Lanes& lanes) {
-  return reciprocal_root(lanes.sum(sum_of_squares(x)) / grid.head_dim + eps);
-}
-
 // Blocks are (heads, q or k).
 // registers: 96
 template <class T, class Share>
@@ -90,7 +84,7 @@ __global__ void qk_norm_rope_kernel(HeadGrid grid, typename Share::Lanes spread,
   }
   if (norm.data) {
     if (exists) load_parameter<T>(weight, norm, 0, lanes);
-    normalise(x, weight, reciprocal_rms(x, grid, C(preparation.eps), lanes));
+    normalise(x, weight, reciprocal_rms(x, grid.head_dim, C(preparation.eps), lanes));
   }
   if (!exists) return;
   if (preparation.rope) rotate_head(x, preparation.rope, grid, token, lanes, 1);
@@ -158,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 && sizeof(Share) <= 72
     if (norm.data) {
       if (exists) load_raw<T>(x, x_view, preparation.bias, grid, part, token, head, lanes);
       // A head that does not exist adds nothing, also where eps is 0.
-      const C rrms = reciprocal_rms(x, grid, C(preparation.eps), lanes);
+      const C rrms = reciprocal_rms(x, grid.head_dim, C(preparation.eps), lanes);
       norm_backward(grad, x, weight, exists ? rrms : C(0), grid.head_dim, lanes);
       add(grad_weight, x);
     }

@@ -34,9 +34,9 @@ from ..cuda_support import extension
 from ..cuda_support.launch import address, dtype, launch
 from ..layout import aligned, contiguous
 from ..qk_norm_rope import cuda as qk_norm_rope
-from ..qk_norm_rope.cuda import heads, parameter, preparation, view
+from ..qk_norm_rope.cuda import parameter, preparation, view
 from ..qk_norm_rope.op import Gradients, is_prepared, new_gradients
-from .prepared import prepared
+from .prepared import heads, prepared
 
 HEAD_DIMS = (32, 64, 72, 80, 96, 128)  # those that the kernels are built for
 
@@ -70,7 +70,7 @@ def attention(
     options = qkv_bias, q_weight, k_weight, rope
     whole = extension.kernels().attention_fits(_grid(qkv, num_heads), shared)
     if whole:
-        q, k, v = heads(aligned(qkv), num_heads)
+        q, k, v = heads(qkv, num_heads)
     else:
         q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, *options, num_heads, eps)
     out = q.new_empty(q.shape)
@@ -104,7 +104,7 @@ def attention_backward(
     num_heads: int,
     eps: float,
 ) -> Gradients:
-    q, k, v = heads(aligned(qkv), num_heads)
+    q, k, v = heads(qkv, num_heads)
     out, grad = (aligned(x).unflatten(-1, (num_heads, -1)) for x in (out, grad))
     options = [contiguous(option, 16) for option in (qkv_bias, q_weight, k_weight, rope)]
     logsumexp = logsumexp.contiguous()

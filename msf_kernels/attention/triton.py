@@ -75,9 +75,9 @@ def attention_backward(
     options = qkv_bias, q_weight, k_weight, rope
     grad, out = (aligned(x).unflatten(-1, (num_heads, -1)) for x in (grad, out))
     logsumexp = logsumexp.contiguous()
-    gradients = new_gradients(qkv, *options[:3])
     if fits_whole(out, backward=True):
         q, k, v = heads(qkv, num_heads)
+        gradients = new_gradients(qkv, *options[:3])
         grad_q, grad_k, grad_v = heads(gradients[0], num_heads)
         tensors = {"grad": grad, "q": q, "k": k, "v": v, "out": out}
         tensors |= {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
@@ -90,9 +90,11 @@ def attention_backward(
             gradients[1].copy_(sums[:, :, 2:].sum(0).transpose(0, 1).flatten())
         return gradients
     q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, *options, num_heads, eps)
-    grad_q, grad_k, grad_v = heads(gradients[0], num_heads)
     if is_prepared(*options):
         grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+    else:
+        gradients = new_gradients(qkv, *options[:3])
+        grad_q, grad_k, grad_v = heads(gradients[0], num_heads)
     delta = torch.empty_like(logsumexp)
     _launch_tiles(delta_kernel, {"grad": grad, "out": out}, backward=True, delta_ptr=delta)
     tensors = {"grad": grad, "q": q, "k": k, "v": v}

@@ -115,10 +115,9 @@ def read_run(directory: Path) -> RunConfig | None:
     return run
 
 
-def class_names_of(directory: Path, num_classes: int) -> tuple[str, ...]:
-    """Return the classes' names, where there are classes and the run has their names. Raise
-    ValueError (one line) if they are not one a class."""
-    run = read_run(directory)
+def class_names_of(directory: Path, run: RunConfig | None, num_classes: int) -> tuple[str, ...]:
+    """Return the classes' names, where there are classes and the run that made ``directory`` has
+    their names. Raise ValueError (one line) if they are not one a class."""
     if run is None or not run.class_names or not num_classes:
         return ()
     if len(run.class_names) != num_classes:

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ...model import MSF
 
     model, training = MSF.from_pretrained(args.model), read_run(args.model)
-    class_names_of(args.model, model.config.num_classes)
+    class_names_of(args.model, training, model.config.num_classes)
     stages = [
         {
             "name": cost.name,

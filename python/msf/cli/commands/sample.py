@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...progress import follow
-from ...training.config import class_names_of
+from ...training.config import class_names_of, read_run
 from ...training.identity import listed
 from .. import models, outputs, sampling, tables
 
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = models.load(args.model, device)
     config = sampling.read(args, args.steps, model.config)
     write = _writer(args, model.config.channels)
-    names = class_names_of(args.model, model.config.num_classes)
+    names = class_names_of(args.model, read_run(args.model), model.config.num_classes)
     chosen = [] if args.labels is None else list(split_labels(args.labels, names))
     count = args.count if args.count is not None else len(chosen or range(COUNT))
     if count < 1:
