@@ -132,6 +132,9 @@ __host__ __device__ inline __nv_bfloat16 from_compute<__nv_bfloat16>(float value
   return __float2bfloat16(value);
 }
 
+__device__ inline float fused_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ inline double fused_multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
 __device__ inline float reciprocal_root(float x) { return rsqrtf(x); }
 __device__ inline double reciprocal_root(double x) { return rsqrt(x); }
 

@@ -102,12 +102,20 @@ void guided_euler_merge(DType dtype, Extent extent, ImageView x, EulerStep step,
                         ImageView merged, Statistics statistics, bool bilinear, Clamp clamp,
                         Address stream);
 
+// A bias or norm weight, or its gradient, in the dtype of what it belongs to or float32. An absent
+// one has no data.
+struct Parameter {
+  Address data;
+  DType dtype = DType::float32;
+};
+
 // The dtypes of x, of y (that of x where there is no y), and of gate, shift and scale together.
 struct AdalnTypes {
   DType x, y, modulation;
 };
 
-// The sizes of contiguous tokens (B, N, D). A block takes a slice of `length` of a sample's tokens.
+// The sizes of contiguous tokens (B, N, D). A team of threads takes a slice of
+// `length` of a sample's tokens.
 struct TokenSlices {
   int batch, tokens, channels, length;
 };
@@ -121,9 +129,10 @@ struct Modulation {
 
 // x, y, x_out and h are (B, N, D), mean and rstd (B, N) in the compute dtype. x_out is absent
 // without y and gate; h, shift, scale, mean and rstd are absent where nothing is normalised.
-void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address y, Modulation gate,
-                         Modulation shift, Modulation scale, double eps, bool eager, Address x_out,
-                         Address h, Address mean, Address rstd, Address stream);
+void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address y, Parameter y_bias,
+                         Modulation gate, Modulation shift, Modulation scale, double eps,
+                         bool eager, Address x_out, Address h, Address mean, Address rstd,
+                         Address stream);
 
 // The gradient of a modulation: (B, D) or, with `shared`, (1, D).
 struct ModulationGradient {
@@ -131,16 +140,17 @@ struct ModulationGradient {
   bool shared = false;
 };
 
-// The gradients of gate_residual_adaln, whose x_out is called x here. `partials` is (3, B, slices,
-// D) in the compute dtype, and absent where each sample has one slice and a modulation of its own.
+// The gradients of gate_residual_adaln, whose x_out is called x here. `partials` is (4, B, slices,
+// D) in the compute dtype, and absent where each sample has one slice and a modulation of its own,
+// and y has no bias.
 // grad_x_out may be absent. Where nothing was normalised there is grad_x_out without grad_h, and no
 // grad_x.
 void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address grad_h,
-                                  Address grad_x_out, Address x, Address y, Modulation gate,
-                                  Modulation scale, Address mean, Address rstd, Address grad_x,
-                                  Address grad_y, ModulationGradient grad_gate,
-                                  ModulationGradient grad_shift, ModulationGradient grad_scale,
-                                  Address partials, Address stream);
+                                  Address grad_x_out, Address x, Address y, Parameter y_bias,
+                                  Modulation gate, Modulation scale, Address mean, Address rstd,
+                                  Address grad_x, Address grad_y, Parameter grad_y_bias,
+                                  ModulationGradient grad_gate, ModulationGradient grad_shift,
+                                  ModulationGradient grad_scale, Address partials, Address stream);
 
 // Heads (B, N, H, d) with strides in elements; the stride of d is 1. Absent heads have no data.
 struct HeadsView {
@@ -150,13 +160,6 @@ struct HeadsView {
 
 struct HeadGrid {
   int batch, tokens, heads, head_dim;
-};
-
-// A bias or norm weight, or its gradient, in the dtype of the heads or float32. An absent one has
-// no data.
-struct Parameter {
-  Address data;
-  DType dtype = DType::float32;
 };
 
 // What heads pass on their way into attention: a bias, then for q and k a norm and a rotation.

@@ -1,5 +1,7 @@
-"""Kernels of both languages that sum over blocks aim at one number of blocks."""
+"""The sizes of grids that kernels of both languages aim at."""
 
-# An H200 has 132 SMs and each runs four such blocks, so that all end at about the same time. Each
-# block writes a row of partial sums, which a second pass reads.
-TARGET_BLOCKS = 4 * 132
+SMS = 132  # of an H200
+
+# Kernels that sum over blocks write a row of partial sums each, which a second pass reads. Each SM
+# runs four such blocks, so that all end at about the same time.
+TARGET_BLOCKS = 4 * SMS

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .dtypes import compute_dtype
+
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
@@ -48,6 +50,13 @@ def empty(x: Tensor, *shape: int) -> Tensor:
     """Make an output of ``shape``, x's by default, in x's dtype and memory format."""
     sizes = shape or x.shape
     return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+def new_gradient(parameter: Tensor | None, like: Tensor) -> Tensor:
+    """Make a tensor for the gradient of a bias or weight, of no elements where there is none."""
+    if parameter is None:
+        return like.new_empty(0, dtype=compute_dtype(like))
+    return parameter.new_empty(parameter.shape)
 
 
 def in_layout_of(x: Any, like: Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -49,12 +49,20 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale[:, None]) + shift[:, None]
 
 
-def gate_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    return x + gate[:, None] * y
+def gate_residual(x: Tensor, y: Tensor, gate: Tensor, y_bias: Tensor | None = None) -> Tensor:
+    # A matmul adds its bias in its own dtype.
+    return x + gate[:, None] * (y if y_bias is None else y + y_bias.to(y.dtype))
 
 
-def pair(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    x_out = gate_residual(x, y, gate)
+def pair(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    y_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    x_out = gate_residual(x, y, gate, y_bias)
     return x_out, modulate(x_out, shift, scale)
 
 
@@ -83,6 +91,10 @@ def statistics(x: Tensor) -> int:
     return 2 * 4 * x.shape[0] * x.shape[1]
 
 
+def nbytes(bias: Sequence[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in bias)
+
+
 def benchmarks(
     op: str,
     eager: Callable[..., Any],
@@ -93,7 +105,10 @@ def benchmarks(
     peers: tuple[Arm, ...] = (),
     terms: int = TERMS,
 ) -> Iterator[Benchmark]:
-    """Yield the forward in both roundings, and the backward, which is the same in both."""
+    """Yield the forward in both roundings, and the backward, which is the same in both.
+
+    Then forward and backward with a bias, where there may be one.
+    """
     examples = {example.name: example for example in EXAMPLES}
     forward = Benchmark(
         example=examples[op],
@@ -107,7 +122,12 @@ def benchmarks(
     )
     yield forward
     yield replace(forward, example=examples[f"{op} eager rounding"], own_roundings=roundings)
-    yield replace(forward, gradients=forward.example.gradients, bytes=backward_bytes, terms=TERMS)
+    backward = replace(forward, bytes=backward_bytes, terms=TERMS)
+    yield replace(backward, gradients=forward.example.gradients)
+    if example := examples.get(f"{op} bias"):
+        yield replace(forward, example=example, roundings=roundings + 1, shapes=SHAPES[:3])
+        gradients = example.gradients
+        yield replace(backward, example=example, gradients=gradients, shapes=SHAPES[:3])
 
 
 BENCHMARKS = [
@@ -122,16 +142,18 @@ BENCHMARKS = [
     *benchmarks(
         "gate_residual",
         gate_residual,
-        lambda x, y, gate: 3 * x.nbytes + gate.nbytes,
-        lambda x, y, gate: 3 * x.nbytes + 2 * gate.nbytes,
+        lambda x, y, gate, *bias: 3 * x.nbytes + gate.nbytes + nbytes(bias),
+        lambda x, y, gate, *bias: 3 * x.nbytes + 2 * gate.nbytes + 2 * nbytes(bias),
         roundings=2,
         terms=1,
     ),
     *benchmarks(
         "gate_residual_adaln",
         pair,
-        lambda x, y, gate, shift, scale: 4 * x.nbytes + 3 * gate.nbytes,
-        lambda x, y, gate, shift, scale: 6 * x.nbytes + 5 * gate.nbytes + statistics(x),
+        lambda x, y, gate, shift, scale, *bias: 4 * x.nbytes + 3 * gate.nbytes + nbytes(bias),
+        lambda x, y, gate, shift, scale, *bias: (
+            6 * x.nbytes + 5 * gate.nbytes + statistics(x) + 2 * nbytes(bias)
+        ),
         roundings=6,
         own_roundings=2,  # the norm starts from x_out as rounded
     ),

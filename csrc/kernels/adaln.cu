@@ -1,14 +1,21 @@
 // adaln_modulate, gate_residual and gate_residual_adaln, each in one pass over memory. The
 // equations are in msf_kernels/adaln/reference.py.
+//
+// A row of up to 1536 channels in 16 bits belongs to one warp, which meets no barrier: each of the
+// 16 or more warps of an SM has a row of x and y in flight, at 1152 channels 4.6 KB. Longer rows
+// belong to a block.
 #include "adaln.cuh"
 
 namespace msf {
 namespace {
 
+constexpr int kTeams = 4;  // of a block, where a team is one warp
+
 template <class T, class Y, class M>
 struct ForwardArguments {
   const T* x;                            // (B, N, D)
   const Y* y;                            // (B, N, D)
+  Parameter y_bias;                      // (D,) or absent
   ModulationRows<M> gate, shift, scale;  // (B, D)
   Compute<T> eps;
   bool eager;        // rounds where PyTorch would, operation by operation
@@ -19,48 +26,45 @@ struct ForwardArguments {
 };
 
 // Rounds a value as eager PyTorch does between two operators.
-template <class T>
-__device__ Compute<T> rounded(Compute<T> value, bool eager) {
-  return eager ? to_compute(from_compute<T>(value)) : value;
+template <class T, bool kEager>
+__device__ Compute<T> rounded(Compute<T> value) {
+  return kEager ? to_compute(from_compute<T>(value)) : value;
 }
 
-// Computes x[r][i] += gate * y for the tokens from `row` to `end`, and stores it to x_out.
-template <class T, class Y, class M, int kVector, int kItems, int kRows>
-__device__ void add_gated(Vector<T, kVector> (&x)[kRows][kItems],
+// Returns a * b + c, with one rounding less than the reference where none is asked for in between.
+template <class T, bool kEager>
+__device__ Compute<T> multiply_add(Compute<T> a, Compute<T> b, Compute<T> c) {
+  return kEager ? rounded<T, true>(a * b) + c : fused_multiply_add(a, b, c);
+}
+
+// Computes x += gate * (y + y_bias) for the tokens from `row` to `end`, and stores it to x_out.
+template <bool kEager, class T, class Y, class M, int kVector, int kItems, bool kWhole, int kRows>
+__device__ void add_gated(Packed<T, kVector> (&x)[kRows][kItems],
+                          const Packed<Y, kVector> (&y)[kRows][kItems],
                           const ForwardArguments<T, Y, M>& args,
-                          const Channels<kVector, kItems>& channels, int sample, int64_t row,
-                          int64_t end) {
-  Vector<Y, kVector> y[kRows][kItems];
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    if (row + r >= end) break;
-    const Y* token = args.y + (row + r) * channels.count;
-    channels.each([&](int i, int c) { y[r][i] = y[r][i].load(token + c); });
-  }
+                          const Channels<kVector, kItems, kWhole>& channels, int sample,
+                          int64_t row, int64_t end) {
+  using C = Compute<T>;
   channels.each([&](int i, int c) {
-    const auto gate = Vector<M, kVector>::load(args.gate[sample] + c);
+    const auto gate = Packed<M, kVector>::load(args.gate[sample] + c);
+    const auto bias = load_bias<C, Y, kVector>(args.y_bias, c);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (row + r >= end) break;
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) {
-        const Compute<T> branch =
-            rounded<T>(to_compute(gate[k]) * to_compute(y[r][i][k]), args.eager);
-        x[r][i][k] = from_compute<T>(to_compute(x[r][i][k]) + branch);
-      }
-      x[r][i].store(args.x_out + (row + r) * channels.count + c);
+      x[r][i] = Packed<T, kVector>::of([&](int k) {
+        const C branch = rounded<T, kEager>(y[r][i][k] + bias[k]);
+        return multiply_add<T, kEager>(gate[k], branch, x[r][i][k]);
+      });
+      if (row + r < end) x[r][i].store(args.x_out + (row + r) * channels.count + c);
     }
   });
 }
 
-// Computes h of the tokens from `row` to `end`. It goes over the x in its registers twice: first
-// for the mean, then for the squares around it.
-template <class T, class Y, class M, int kVector, int kItems, int kRows>
-__device__ void normalise(const Vector<T, kVector> (&x)[kRows][kItems],
-                          const ForwardArguments<T, Y, M>& args,
-                          const Channels<kVector, kItems>& channels, int sample, int64_t row,
-                          int64_t end) {
-  using C = Compute<T>;
+// Computes the mean and the reciprocal deviation of each row. It goes over the x in its registers
+// twice: first for the mean, then for the squares around it.
+template <class T, class C, int kVector, int kItems, bool kWhole, int kRows>
+__device__ void measure(const Packed<T, kVector> (&x)[kRows][kItems], C eps,
+                        const Channels<kVector, kItems, kWhole>& channels, C (&mean)[kRows],
+                        C (&rstd)[kRows]) {
   MSF_SHARED(C, shared_sums, kRows * kMaxWarps);
   MSF_SHARED(C, shared_squares, kRows * kMaxWarps);
   auto each_element = [&](auto body) {
@@ -68,90 +72,124 @@ __device__ void normalise(const Vector<T, kVector> (&x)[kRows][kItems],
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-        for (int k = 0; k < kVector; ++k) body(r, to_compute(x[r][i][k]));
+        for (int k = 0; k < kVector; ++k) body(r, x[r][i][k]);
       }
     });
   };
-  C mean[kRows] = {}, rstd[kRows] = {};
   each_element([&](int r, C value) { mean[r] += value; });
-  sum_over_block(mean, shared_sums);
+  sum_over_team<kWhole>(mean, shared_sums);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) mean[r] /= channels.count;
-  each_element([&](int r, C value) { rstd[r] += (value - mean[r]) * (value - mean[r]); });
-  sum_over_block(rstd, shared_squares);
+  each_element([&](int r, C value) {
+    rstd[r] = fused_multiply_add(value - mean[r], value - mean[r], rstd[r]);
+  });
+  sum_over_team<kWhole>(rstd, shared_squares);
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) rstd[r] = reciprocal_root(rstd[r] / channels.count + args.eps);
+  for (int r = 0; r < kRows; ++r) rstd[r] = reciprocal_root(rstd[r] / channels.count + eps);
+}
 
+// Computes h of the tokens from `row` to `end`.
+template <bool kEager, class T, class Y, class M, int kVector, int kItems, bool kWhole, int kRows>
+__device__ void modulate(const Packed<T, kVector> (&x)[kRows][kItems],
+                         const Compute<T> (&mean)[kRows], const Compute<T> (&rstd)[kRows],
+                         const ForwardArguments<T, Y, M>& args,
+                         const Channels<kVector, kItems, kWhole>& channels, int sample, int64_t row,
+                         int64_t end) {
+  using C = Compute<T>;
   channels.each([&](int i, int c) {
-    const auto shift = Vector<M, kVector>::load(args.shift[sample] + c);
-    const auto scale = Vector<M, kVector>::load(args.scale[sample] + c);
+    const auto shift = Packed<M, kVector>::load(args.shift[sample] + c);
+    const auto scale = Packed<M, kVector>::load(args.scale[sample] + c);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (row + r >= end) break;
-      Vector<T, kVector> h;
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) {
-        const C normalised = rounded<T>((to_compute(x[r][i][k]) - mean[r]) * rstd[r], args.eager);
-        const C factor = rounded<T>(1 + to_compute(scale[k]), args.eager);
-        const C scaled = rounded<T>(normalised * factor, args.eager);
-        h[k] = from_compute<T>(scaled + to_compute(shift[k]));
-      }
-      h.store(args.h + (row + r) * channels.count + c);
+      const auto h = Packed<T, kVector>::of([&](int k) {
+        const C normalised = rounded<T, kEager>((x[r][i][k] - mean[r]) * rstd[r]);
+        return multiply_add<T, kEager>(normalised, rounded<T, kEager>(1 + scale[k]), shift[k]);
+      });
+      if (row + r < end) h.store(args.h + (row + r) * channels.count + c);
     }
   });
-  if (threadIdx.x == 0) {
+}
+
+template <bool kEager, bool kGate, bool kNorm, class T, class Y, class M, int kVector, int kItems,
+          bool kWhole>
+__device__ void walk(const Slice& slice, const ForwardArguments<T, Y, M>& args,
+                     const Channels<kVector, kItems, kWhole>& channels) {
+  using C = Compute<T>;
+  // Two short rows, so that a warp has as much in flight as with a long one.
+  constexpr int kRows = kVector > 1 && kItems == 2 ? 2 : 1;
+  for (int64_t row = slice.first; row < slice.end; row += kRows) {
+    Packed<T, kVector> x[kRows][kItems] = {};
+    Packed<Y, kVector> y[kRows][kItems] = {};
+    channels.load(x, args.x, row, slice.end);
+    if constexpr (kGate) {
+      channels.load(y, args.y, row, slice.end);
+      add_gated<kEager>(x, y, args, channels, slice.sample, row, slice.end);
+    }
+    if constexpr (kNorm) {
+      C mean[kRows] = {}, rstd[kRows] = {};
+      measure(x, args.eps, channels, mean, rstd);
+      modulate<kEager>(x, mean, rstd, args, channels, slice.sample, row, slice.end);
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (row + r >= end) break;
-      args.mean[row + r] = mean[r];
-      args.rstd[row + r] = rstd[r];
+      for (int r = 0; r < kRows; ++r) {
+        if (threadIdx.x != 0 || row + r >= slice.end) continue;
+        args.mean[row + r] = mean[r];
+        args.rstd[row + r] = rstd[r];
+      }
     }
   }
 }
 
-// Blocks are (samples, slices).
-// registers: 128
-template <class T, class Y, class M, int kVector, int kItems, bool kGate, bool kNorm>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+// Five blocks of one-warp teams an SM, 20 warps. y in float beside x in 16 bits takes the registers
+// of one or two of them.
+// registers: 128; 136 for <__*, float, float, 8, 6, *>
+template <class T, class Y, class M, int kVector, int kItems, bool kWhole, bool kGate, bool kNorm>
+__global__ void __launch_bounds__(kWhole ? kMaxThreads : kTeams * kWarp,
+                                  kWhole || sizeof(Y) > sizeof(T) ? 1 : 5)
     gate_residual_adaln_kernel(TokenSlices size, ForwardArguments<T, Y, M> args) {
-  constexpr int kRows = rows_at_once<T, kVector, kItems>(16);
   const Slice slice(size);
-  const Channels<kVector, kItems> channels{size.channels};
-  for (int64_t row = slice.first; row < slice.end; row += kRows) {
-    Vector<T, kVector> x[kRows][kItems] = {};
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (row + r >= slice.end) break;
-      const T* token = args.x + (row + r) * size.channels;
-      channels.each([&](int i, int c) { x[r][i] = x[r][i].load(token + c); });
-    }
-    if constexpr (kGate) add_gated(x, args, channels, slice.sample, row, slice.end);
-    if constexpr (kNorm) normalise(x, args, channels, slice.sample, row, slice.end);
+  const Channels<kVector, kItems, kWhole> channels{size.channels};
+  // Two loops: in one, what both roundings compute alike would wait in registers for the branch.
+  if (args.eager) {
+    walk<true, kGate, kNorm>(slice, args, channels);
+  } else {
+    walk<false, kGate, kNorm>(slice, args, channels);
   }
 }
 
 }  // namespace
 
-void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address y, Modulation gate,
-                         Modulation shift, Modulation scale, double eps, bool eager, Address x_out,
-                         Address h, Address mean, Address rstd, Address stream) {
+void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address y, Parameter y_bias,
+                         Modulation gate, Modulation shift, Modulation scale, double eps,
+                         bool eager, Address x_out, Address h, Address mean, Address rstd,
+                         Address stream) {
   if (size.batch == 0 || size.tokens == 0 || size.channels == 0) return;
   with_adaln_types(types, [&](auto x_type, auto y_type, auto modulation_type) {
     using T = typename decltype(x_type)::type;
     using Y = typename decltype(y_type)::type;
     using M = typename decltype(modulation_type)::type;
-    const ForwardArguments<T, Y, M> arguments{
-        x.as<const T>(),      y.as<const Y>(), gate,          shift,     scale,
-        Compute<T>(eps),      eager,           x_out.as<T>(), h.as<T>(), mean.as<Compute<T>>(),
-        rstd.as<Compute<T>>()};
-    const bool aligned = is_aligned({x, y, x_out, h}) && arguments.gate.is_aligned() &&
+    const ForwardArguments<T, Y, M> arguments{x.as<const T>(),
+                                              y.as<const Y>(),
+                                              y_bias,
+                                              gate,
+                                              shift,
+                                              scale,
+                                              Compute<T>(eps),
+                                              eager,
+                                              x_out.as<T>(),
+                                              h.as<T>(),
+                                              mean.as<Compute<T>>(),
+                                              rstd.as<Compute<T>>()};
+    const bool aligned = is_aligned({x, y, y_bias.data, x_out, h}) && arguments.gate.is_aligned() &&
                          arguments.shift.is_aligned() && arguments.scale.is_aligned();
-    with_channels<T>(size.channels, aligned, [&](auto vector, auto items, int threads) {
-      const dim3 grid(size.batch, slices(size));
-      constexpr int kVector = vector.value, kItems = items.value;
+    auto run = [&](auto vector, auto deal, int threads) {
+      const int teams = deal.kWhole ? 1 : kTeams;
+      const dim3 grid(size.batch, (slices(size) + teams - 1) / teams), block(threads, teams);
+      constexpr int kVector = vector.value, kItems = deal.kItems;
+      constexpr bool kWhole = deal.kWhole;
       auto start = [&](auto gate, auto norm) {
-        launch<gate_residual_adaln_kernel<T, Y, M, kVector, kItems, gate.value, norm.value>>(
-            grid, dim3(threads), 0, cuda_stream(stream), size, arguments);
+        launch<
+            gate_residual_adaln_kernel<T, Y, M, kVector, kItems, kWhole, gate.value, norm.value>>(
+            grid, block, 0, cuda_stream(stream), size, arguments);
       };
       if (y && h) {
         start(std::true_type{}, std::true_type{});
@@ -160,7 +198,9 @@ void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address 
       } else if constexpr (std::is_same_v<T, Y>) {
         start(std::false_type{}, std::true_type{});
       }
-    });
+    };
+    with_channels<T, Deal<2, false>, Deal<4, false>, Deal<6, false>, Deal<4, true>>(size.channels,
+                                                                                    aligned, run);
   });
 }
 

@@ -1,41 +1,37 @@
-// The parts that the adaLN kernels share. A block takes a slice of one sample's tokens, and a
-// thread the same channels of each token: so it reads them once, and sums over tokens in registers.
+// The parts that the adaLN kernels share. A team of threads takes a slice of one sample's tokens,
+// and a thread the same channels of each token: so it reads them once, and sums over tokens in
+// registers.
 #pragma once
 
 #include "dispatch.cuh"
 #include "launch.cuh"
+#include "packed.cuh"
 
 namespace msf {
 
-// The longest rows, of 8,192 channels in 16 bits, take blocks of 512 threads. An SM just has
-// room for them at a budget of 128 registers a thread.
+// The longest rows take teams of 512 threads. An SM just has room for them at a budget of 128
+// registers a thread.
 constexpr int kMaxThreads = 512, kMaxWarps = kMaxThreads / kWarp;
 
 inline int slices(const TokenSlices& size) { return (size.tokens + size.length - 1) / size.length; }
 
-// Block (sample, slice) has the tokens [first, end), counted over all samples.
+// A slice is the tokens [first, end), counted over all samples. Blocks are (samples, slices), in
+// which threadIdx.y counts the teams of a block, each with a slice of its own.
 struct Slice {
   int sample;
   int64_t first, end;
 
   __device__ explicit Slice(const TokenSlices& size) : sample(blockIdx.x) {
-    const int begin = int(blockIdx.y) * size.length, left = size.tokens - begin;
+    const int64_t begin = int64_t(blockIdx.y * blockDim.y + threadIdx.y) * size.length;
+    const int64_t left = size.tokens - begin;  // none for the last teams of the last block
     first = int64_t(sample) * size.tokens + begin;
     end = first + (left < size.length ? left : size.length);
   }
 };
 
-// The number of tokens whose channels a thread holds at the same time, in at most `max_registers`
-// of 32 bits. More tokens keep more loads in flight, fewer leave registers for more blocks. Without
-// vectors it is one token, because each channel then has an address of its own in registers.
-template <class T, int kVector, int kItems>
-__host__ __device__ constexpr int rows_at_once(int max_registers) {
-  const int registers = kVector * kItems * int(sizeof(Compute<T>)) / 4;
-  return kVector > 1 && registers < max_registers ? max_registers / registers : 1;
-}
-
-// A thread has kItems vectors of kVector channels; those before `count` exist.
-template <int kVector, int kItems>
+// A thread has kItems vectors of kVector channels; those before `count` exist. The team is a warp
+// or, with kWhole, the block.
+template <int kVector, int kItems, bool kWhole>
 struct Channels {
   int count;
 
@@ -44,24 +40,37 @@ struct Channels {
   __device__ void each(const Body& body) const {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      const int channel = (i * int(blockDim.x) + int(threadIdx.x)) * kVector;
+      const int team = kWhole ? blockDim.x : kWarp;
+      const int channel = (i * team + int(threadIdx.x)) * kVector;
       if (channel < count) body(i, channel);
+    }
+  }
+
+  // Loads what exists of the rows before `end`, from `row` on. The others stay as they are.
+  template <class X, int kRows>
+  __device__ void load(Packed<X, kVector> (&x)[kRows][kItems], const X* rows, int64_t row,
+                       int64_t end) const {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (row + r >= end) continue;
+      each([&](int i, int c) { x[r][i] = x[r][i].load(rows + (row + r) * count + c); });
     }
   }
 };
 
-// Replaces each of kCount numbers by its sum over the block, with the same bits in every thread:
+// Replaces each of kCount numbers by its sum over the team, with the same bits in every thread:
 // first over the lanes of a warp by shuffles, then over the warps in their order. `shared` has room
-// for kCount numbers a warp. All threads must meet at a barrier between two uses of the same
-// memory.
-template <int kCount, class C>
-__device__ void sum_over_block(C (&sums)[kCount], C* shared) {
-  const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+// for kCount numbers a warp of a block. Its threads must meet at a barrier between two uses of the
+// same memory.
+template <bool kWhole, int kCount, class C>
+__device__ void sum_over_team(C (&sums)[kCount], C* shared) {
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
 #pragma unroll
     for (int k = 0; k < kCount; ++k) sums[k] += __shfl_xor_sync(~0u, sums[k], distance);
   }
+  if constexpr (!kWhole) return;
+  const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   if (threadIdx.x % kWarp == 0) {
 #pragma unroll
     for (int k = 0; k < kCount; ++k) shared[warp * kCount + k] = sums[k];
@@ -88,6 +97,24 @@ struct ModulationRows {
   }
 };
 
+// Returns the bias of the channels from c on, in Y or float; zero for an absent one.
+template <class C, class Y, int kVector>
+__device__ Vector<C, kVector> load_bias(const Parameter& bias, int c) {
+  Vector<C, kVector> wide = {};
+  auto load = [&](const auto* data) {
+    const auto narrow = Packed<std::decay_t<decltype(*data)>, kVector>::load(data + c);
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) wide[k] = narrow[k];
+  };
+  if (!bias.data) return wide;
+  if (bias.dtype == DType::float32) {
+    load(bias.data.as<const float>());
+  } else {
+    load(bias.data.as<const Y>());
+  }
+  return wide;
+}
+
 // Calls body(type of x, type of y, type of the modulation). y has the dtype of x, or one of the two
 // is float. The modulation has the dtype of both, or the one in which the kernel computes.
 template <class Body>
@@ -105,30 +132,29 @@ void with_adaln_types(const AdalnTypes& types, Body body) {
   });
 }
 
-// Calls body(kVector, kItems, threads) with vectors of 16 bytes where the addresses allow them, and
-// with as few of them a thread as let kMaxThreads threads cover a row.
-template <class T, class Body>
+// A way to deal a row's vectors: kItems to each thread of a warp or, with kWhole, of a block.
+template <int kItemCount, bool kWholeBlock>
+struct Deal {
+  static constexpr int kItems = kItemCount;
+  static constexpr bool kWhole = kWholeBlock;
+};
+
+// Calls body(kVector, deal, threads) for the first of the deals that a row fits, with vectors of
+// 16 bytes where the addresses allow them, else of single channels, four to a thread.
+template <class T, class... Deals, class Body>
 void with_channels(int channels, bool aligned, Body body) {
-  auto fits = [&](auto vector, auto items) {
-    const int a_warp = kWarp * vector.value * items.value;
+  auto fits = [&](auto vector, auto deal) {
+    const int a_warp = kWarp * vector.value * deal.kItems;
     const int threads = (channels + a_warp - 1) / a_warp * kWarp;
-    if (threads <= kMaxThreads) body(vector, items, threads);
-    return threads <= kMaxThreads;
+    if (threads > (deal.kWhole ? kMaxThreads : kWarp)) return false;
+    body(vector, deal, threads);
+    return true;
   };
-  using One = std::integral_constant<int, 1>;
-  using Two = std::integral_constant<int, 2>;
-  using Four = std::integral_constant<int, 4>;
-  constexpr int kVector = 16 / sizeof(T);
   if constexpr (sizeof(T) < 8) {
-    using Whole = std::integral_constant<int, kVector>;
-    if (aligned && channels % kVector == 0) {
-      if (fits(Whole{}, One{}) || fits(Whole{}, Two{})) return;
-      if constexpr (kVector == 4) {
-        if (fits(Whole{}, Four{})) return;
-      }
-    }
+    using Whole = std::integral_constant<int, 16 / sizeof(T)>;
+    if (aligned && channels % Whole::value == 0 && (fits(Whole{}, Deals{}) || ...)) return;
   }
-  if (fits(One{}, Four{})) return;
+  if (fits(std::integral_constant<int, 1>{}, Deal<4, true>{})) return;
   throw std::runtime_error("msf: too many channels for a block");
 }
 

@@ -16,7 +16,6 @@ constexpr int kBackwardWarps = 8;  // of a block
 // Groups of 16 rows that a tile is multiplied with at once: with two, 128 channels would spill.
 template <int kDim>
 constexpr int kBackwardChunk = kDim <= 96 ? 2 : 1;
-constexpr int kGroups = 32;  // threads that share a channel in the sum over heads
 
 struct BackwardArguments {
   HeadGrid grid;
@@ -311,9 +310,9 @@ void attention_backward(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, He
       return {from, sum.data, sum.dtype, rows, rows > 1 ? grid.batch : heads};
     };
     const int rows = 3 * grid.heads;
-    sum_partials<T, kGroups>(
-        grid.head_dim, rows,
-        {total(0, sums.q_weight, 1), total(1, sums.k_weight, 1), total(2, sums.bias, rows)},
+    sum_partials<float>(
+        grid.head_dim,
+        {total(0, sums.q_weight, 1), total(1, sums.k_weight, 1), total(2, sums.bias, rows), {}},
         stream);
   });
 }

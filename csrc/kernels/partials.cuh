@@ -8,23 +8,41 @@ namespace msf {
 
 template <class C>
 struct PartialSums {
-  const C* partials;             // (rows, parts, channels)
-  Address sums;                  // (rows, channels), of `dtype`
-  DType dtype = DType::float32;  // float32, or T of sum_partials
-  int rows = 0;                  // 0: nothing is asked for
+  const C* partials;  // (rows, parts, channels)
+  Address sums;       // (rows, channels), of `dtype`
+  DType dtype = DType::float32;
+  int rows = 0;  // 0: nothing is asked for
   int64_t parts = 0;
 };
 
-// Sums `partials` over their parts, for up to three tensors in one launch. kGroups threads share a
+// As many threads share a channel as their parts keep busy. Sums of many parts are of few rows: 32
+// threads read 32 parts at the same time where a grid of blocks alone would not fill the GPU.
+constexpr int kFewGroups = 8, kManyGroups = 32, kManyParts = 64;
+
+template <class C>
+__device__ void store_sum(const PartialSums<C>& a, int64_t at, C sum) {
+  const Address sums = a.sums;
+  switch (a.dtype) {
+    case DType::float64: sums.as<double>()[at] = sum; return;
+    case DType::float32: sums.as<float>()[at] = float(sum); return;
+    case DType::bfloat16: sums.as<__nv_bfloat16>()[at] = from_compute<__nv_bfloat16>(sum); return;
+    case DType::float16: sums.as<__half>()[at] = from_compute<__half>(sum); return;
+  }
+}
+
+// Sums `partials` over their parts, for up to four tensors in one launch. kGroups threads share a
 // channel: the i-th adds up the parts i, i + kGroups, ..., then the first adds up the groups.
 // Blocks are (kWarp channels, rows, tensors), threads (channels, groups).
-// registers: 96
-template <class T, int kGroups>
-__global__ void sum_partials_kernel(int channels, PartialSums<Compute<T>> first,
-                                    PartialSums<Compute<T>> second, PartialSums<Compute<T>> third) {
-  using C = Compute<T>;
+// registers: 64
+template <class C, int kGroups>
+__global__ void sum_partials_kernel(int channels, PartialSums<C> first, PartialSums<C> second,
+                                    PartialSums<C> third, PartialSums<C> fourth) {
   MSF_SHARED(C, shared, kGroups * kWarp);
-  const PartialSums<C> a = blockIdx.z == 0 ? first : blockIdx.z == 1 ? second : third;
+  const int tensor = blockIdx.z;
+  const PartialSums<C> a = tensor == 0   ? first
+                           : tensor == 1 ? second
+                           : tensor == 2 ? third
+                                         : fourth;
   const int64_t channel = int64_t(blockIdx.x) * kWarp + threadIdx.x;
   for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
     C sum = 0;
@@ -37,25 +55,30 @@ __global__ void sum_partials_kernel(int channels, PartialSums<Compute<T>> first,
     __syncthreads();
     if (threadIdx.y == 0 && channel < channels) {
       for (int group = 1; group < kGroups; ++group) sum += shared[group * kWarp + threadIdx.x];
-      const int64_t at = row * channels + channel;
-      const Address sums = a.sums;
-      if (a.dtype == DType::float32) {
-        sums.as<float>()[at] = sum;
-      } else {
-        sums.as<T>()[at] = from_compute<T>(sum);
-      }
+      store_sum(a, row * channels + channel, sum);
     }
     __syncthreads();
   }
 }
 
-// max_rows is the largest `rows` of the three.
-template <class T, int kGroups>
-void sum_partials(int channels, int max_rows, const PartialSums<Compute<T>> (&sums)[3],
-                  Address stream) {
-  const dim3 grid((channels + kWarp - 1) / kWarp, grid_rows(max_rows), 3);
-  launch<sum_partials_kernel<T, kGroups>>(grid, dim3(kWarp, kGroups), 0, cuda_stream(stream),
-                                          channels, sums[0], sums[1], sums[2]);
+template <int kGroups, class C>
+void sum_partials_of(int channels, PartialSums<C> (&&sums)[4], Address stream) {
+  int rows = 0;
+  for (PartialSums<C>& a : sums) {
+    if ((a.parts > kManyParts) != (kGroups == kManyGroups)) a = {};
+    rows = a.rows > rows ? a.rows : rows;
+  }
+  if (rows == 0) return;
+  const dim3 grid((channels + kWarp - 1) / kWarp, grid_rows(rows), 4);
+  launch<sum_partials_kernel<C, kGroups>>(grid, dim3(kWarp, kGroups), 0, cuda_stream(stream),
+                                          channels, sums[0], sums[1], sums[2], sums[3]);
+}
+
+// Sums up to four tensors of partial sums with as many channels.
+template <class C>
+void sum_partials(int channels, const PartialSums<C> (&sums)[4], Address stream) {
+  sum_partials_of<kFewGroups, C>(channels, {sums[0], sums[1], sums[2], sums[3]}, stream);
+  sum_partials_of<kManyGroups, C>(channels, {sums[0], sums[1], sums[2], sums[3]}, stream);
 }
 
 }  // namespace msf

@@ -11,10 +11,6 @@ namespace {
 
 constexpr int kMaxHeadDim = 256;
 
-// In the second pass 32 threads share an element, so that 32 partial sums are read at the same
-// time: it has few blocks, at head_dim 64 two for q and two for k.
-constexpr int kGroups = 32;
-
 template <class T, class Share>
 __device__ void load_parameter(Share& share, const Parameter& x, int64_t at,
                                const typename Share::Lanes& lanes) {
@@ -263,17 +259,13 @@ void qk_norm_rope_backward(DType dtype, HeadGrid grid, HeadsView grad_q, HeadsVi
         const C* first = weight_partials.as<const C>() + part * count * dim;
         return {first, sum.data, sum.dtype, 1, count};
       };
-      sum_partials<T, kGroups>(dim, 1, {total(0, sums.q_weight), total(1, sums.k_weight), {}},
-                               stream);
+      sum_partials<C>(dim, {total(0, sums.q_weight), total(1, sums.k_weight), {}, {}}, stream);
     }
     if (bias_partials) {
       const int64_t rows = count * std::min<int64_t>(grid.heads, own);  // of each part
-      sum_partials<T, kGroups>(
-          grid.heads * dim, 3,
-          {{bias_partials.as<const C>(), sums.bias.data, sums.bias.dtype, 3, rows / grid.heads},
-           {},
-           {}},
-          stream);
+      const PartialSums<C> total{bias_partials.as<const C>(), sums.bias.data, sums.bias.dtype, 3,
+                                 rows / grid.heads};
+      sum_partials<C>(grid.heads * dim, {total, {}, {}, {}}, stream);
     }
   });
 }

@@ -5,17 +5,9 @@
 #pragma once
 
 #include "launch.cuh"
+#include "packed.cuh"
 
 namespace msf {
-
-// Two floats as neighbouring 16-bit elements, the first in the low half.
-template <class T>
-__device__ uint32_t pack(float low, float high) {
-  const Vector<T, 2> pair{{from_compute<T>(low), from_compute<T>(high)}};
-  uint32_t bits;
-  memcpy(&bits, &pair, sizeof bits);
-  return bits;
-}
 
 #if defined(__CUDACC__)
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..cuda_support.launch import DTYPES, address, dtype, launch
+from ..cuda_support.launch import DTYPES, address, dtype, launch, parameter
 from ..dtypes import compute_dtype
-from ..grid import TARGET_BLOCKS
-from ..layout import contiguous
-
-# The fewest tokens of a slice: 4 in forward, which are one to four steps of its block, and 16 in
-# backward, where each slice costs the traffic of two tokens for its partial sums.
-MIN_FORWARD_TOKENS, MIN_BACKWARD_TOKENS = 4, 16
+from ..grid import SMS
+from ..layout import contiguous, new_gradient
 
 MAX_CHANNELS, MAX_SCALAR_CHANNELS = 8192, 2048
 
@@ -41,47 +39,33 @@ def unsupported_reason(
 def adaln_modulate(
     x: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _, h, mean, rstd = _forward(x, None, None, shift, scale, eps, eager)
+    _, h, mean, rstd = gate_residual_adaln(x, None, None, None, shift, scale, eps, eager)
     return h, mean, rstd
 
 
-def gate_residual(x: Tensor, y: Tensor, gate: Tensor, eager: bool) -> Tensor:
-    return _forward(x, y, gate, None, None, 0.0, eager)[0]
-
-
-def gate_residual_adaln(
-    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _forward(x, y, gate, shift, scale, eps, eager)
+def gate_residual(x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, eager: bool) -> Tensor:
+    return gate_residual_adaln(x, y, y_bias, gate, None, None, 0.0, eager)[0]
 
 
 def adaln_modulate_backward(
     grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, ...]:
-    return _backward(grad, None, x, None, None, shift, scale, mean, rstd)
+    grads = gate_residual_adaln_backward(grad, None, x, None, None, None, shift, scale, mean, rstd)
+    return grads[0], *grads[-2:]
 
 
-def gate_residual_backward(grad: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, ...]:
-    return _backward(None, grad, None, y, gate, None, None, None, None)
-
-
-def gate_residual_adaln_backward(
-    grad_h: Tensor,
-    grad_x_out: Tensor | None,
-    x_out: Tensor,
-    y: Tensor,
-    gate: Tensor,
-    shift: Tensor,
-    scale: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+def gate_residual_backward(
+    grad: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor
 ) -> tuple[Tensor, ...]:
-    return _backward(grad_h, grad_x_out, x_out, y, gate, shift, scale, mean, rstd)
+    return gate_residual_adaln_backward(None, grad, None, y, y_bias, gate, None, None, None, None)[
+        1:4
+    ]
 
 
-def _forward(
+def gate_residual_adaln(
     x: Tensor,
     y: Tensor | None,
+    y_bias: Tensor | None,
     gate: Tensor | None,
     shift: Tensor | None,
     scale: Tensor | None,
@@ -89,7 +73,7 @@ def _forward(
     eager: bool,
 ) -> Any:
     """Return x_out if there is a gate; h, mean and rstd if there is a scale; None for others."""
-    x, y = contiguous(x, 16), contiguous(y, 16)
+    x, y, y_bias = contiguous(x, 16), contiguous(y, 16), contiguous(y_bias, 16)
     kind = _modulation_dtype(x, y, gate, shift, scale)
     gate, shift, scale = (_modulation(tensor, kind) for tensor in (gate, shift, scale))
     x_out = None if y is None else x.new_empty(x.shape)
@@ -101,9 +85,10 @@ def _forward(
         "gate_residual_adaln",
         x,
         _types(x, y, kind),
-        _size(x, MIN_FORWARD_TOKENS),
+        _size(x, _forward_slices(*x.shape[:2])),
         address(x),
         address(y),
+        parameter(y_bias),
         _address_and_stride(gate),
         _address_and_stride(shift),
         _address_and_stride(scale),
@@ -117,20 +102,24 @@ def _forward(
     return x_out, h, mean, rstd
 
 
-def _backward(
+def gate_residual_adaln_backward(
     grad_h: Tensor | None,
     grad_x_out: Tensor | None,
     x: Tensor | None,
     y: Tensor | None,
+    y_bias: Tensor | None,
     gate: Tensor | None,
     shift: Tensor | None,
     scale: Tensor | None,
     mean: Tensor | None,
     rstd: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """Return the gradients of x, y, gate, shift and scale, of those that are there."""
-    tensors = grad_h, grad_x_out, x, y, mean, rstd
-    grad_h, grad_x_out, x, y, mean, rstd = (contiguous(t, 16) for t in tensors)
+) -> tuple[Any, ...]:
+    """Return the gradients of x, y, y_bias, gate, shift and scale; None for what is not there.
+
+    That of an absent y_bias is empty. x_out is called x here.
+    """
+    tensors = grad_h, grad_x_out, x, y, y_bias, mean, rstd
+    grad_h, grad_x_out, x, y, y_bias, mean, rstd = (contiguous(t, 16) for t in tensors)
     like = grad_x_out if x is None else x
     assert like is not None
     modulations = gate, shift, scale
@@ -138,14 +127,21 @@ def _backward(
     gate, scale = _modulation(gate, kind), _modulation(scale, kind)
     grad_x = None if x is None else x.new_empty(x.shape)
     grad_y = None if y is None else y.new_empty(y.shape)
-    fresh = torch.empty if like.numel() else torch.zeros
-    sums = [None if m is None else fresh(m.shape, dtype=kind, device=m.device) for m in modulations]
-    size = batch, tokens, channels, length = _size(like, MIN_BACKWARD_TOKENS)
+    grad_bias = new_gradient(y_bias, like)
+    sums: list[Any] = [None if m is None else m.new_empty(m.shape, dtype=kind) for m in modulations]
+    if not like.numel():
+        for total in grad_bias, *sums:
+            total is not None and total.zero_()
+    batch, tokens, channels = like.shape
+    vectors = -(-channels * like.element_size() // 16)
+    threads = min(-(-vectors // 32) * 32, 512)
+    room = 512 if x is not None else 768  # at 128 registers a thread, and at 80 without the norm
+    size = *_, length = _size(like, _backward_slices(batch, tokens, threads, room))
     slices = -(-tokens // length)
     shared = [m is not None and m.shape[0] != batch for m in modulations]
     partials = None
-    if slices > 1 or any(shared):
-        partials = like.new_empty((3, batch * slices, channels), dtype=compute_dtype(like))
+    if slices > 1 or any(shared) or y_bias is not None:
+        partials = like.new_empty((4, batch * slices, channels), dtype=compute_dtype(like))
     launch(
         "gate_residual_adaln_backward",
         like,
@@ -155,24 +151,50 @@ def _backward(
         address(grad_x_out),
         address(x),
         address(y),
+        parameter(y_bias),
         _address_and_stride(gate),
         _address_and_stride(scale),
         address(mean),
         address(rstd),
         address(grad_x),
         address(grad_y),
+        parameter(grad_bias),
         *zip(map(address, sums), shared),
         address(partials),
     )
-    grads = [g.to(m.dtype) for g, m in zip(sums, modulations) if g is not None and m is not None]
-    return *(grad for grad in (grad_x, grad_y) if grad is not None), *grads
+    grads = (None if m is None else g.to(m.dtype) for g, m in zip(sums, modulations))
+    return grad_x, grad_y, grad_bias, *grads
 
 
-def _size(x: Tensor, min_tokens: int) -> tuple[int, int, int, int]:
-    """Return TokenSlices: about TARGET_BLOCKS of them, if each has at least `min_tokens` tokens."""
+def _forward_slices(batch: int, tokens: int) -> int:
+    """Return how many slices of a sample fill the SMs with one-warp teams, 32 on each.
+
+    They have 4 tokens or more, which share the sample's modulation in L1.
+    """
+    return min(-(-32 * SMS // max(1, batch)), tokens // 4)
+
+
+@functools.lru_cache
+def _backward_slices(batch: int, tokens: int, threads: int, room: int) -> int:
+    """Return the fewest slices of a sample whose blocks, in up to four waves, leave no SM idle.
+
+    An SM has room for so many threads. A slice has 16 tokens or more, because it writes and later
+    reads the partial sums of four parameters, as much as 3 tokens.
+    """
+    at_once, batch = SMS * (room // threads), max(1, batch)
+
+    def busy(slices: int) -> float:
+        waves = batch * slices / at_once
+        return waves / math.ceil(waves)
+
+    most = min(tokens // 16, 4 * at_once // batch)
+    return max(range(1, most + 1), key=busy, default=1)
+
+
+def _size(x: Tensor, slices: int) -> tuple[int, int, int, int]:
+    """Return TokenSlices of about so many slices a sample."""
     batch, tokens, channels = x.shape
-    slices = max(1, min(-(-TARGET_BLOCKS // max(1, batch)), tokens // min_tokens))
-    return batch, tokens, channels, max(1, -(-tokens // slices))
+    return batch, tokens, channels, max(1, -(-tokens // max(1, slices)))
 
 
 def _types(x: Tensor, y: Tensor | None, modulation: torch.dtype) -> tuple[int, int, int]:

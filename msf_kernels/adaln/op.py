@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import checks
 from ..dtypes import compute_dtype
+from ..layout import new_gradient
 from ..library import define
 from . import reference
 
@@ -43,12 +45,21 @@ def adaln_modulate(
     return _adaln_modulate(x, shift, scale, eps, rounding == "eager")[0]
 
 
-def gate_residual(x: Tensor, y: Tensor, gate: Tensor, *, rounding: str = "fp32") -> Tensor:
-    """Return the gated residual of adaLN-Zero, x + gate * y.
+def gate_residual(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    *,
+    y_bias: Tensor | None = None,
+    rounding: str = "fp32",
+) -> Tensor:
+    """Return the gated residual of adaLN-Zero, x + gate * (y + y_bias).
 
     Args:
         x, y: (B, N, D); dtypes as in `adaln_modulate`.
         gate: (B, D) or (1, D), possibly strided; dtypes as for x and y.
+        y_bias: (D,) of the matmul that y comes from, in y's dtype or float32; None for no bias.
+            With its gradient summed here, it costs no pass over y of its own.
         rounding: "fp32" or "eager", as in `adaln_modulate`.
 
     Returns:
@@ -57,8 +68,8 @@ def gate_residual(x: Tensor, y: Tensor, gate: Tensor, *, rounding: str = "fp32")
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    _check("gate_residual", {"x": x, "y": y}, {"gate": gate}, rounding)
-    return _gate_residual(x, y, gate, rounding == "eager")
+    _check("gate_residual", {"x": x, "y": y}, {"gate": gate}, rounding, y_bias=y_bias)
+    return _gate_residual(x, y, y_bias, gate, rounding == "eager")
 
 
 def gate_residual_adaln(
@@ -68,6 +79,7 @@ def gate_residual_adaln(
     shift: Tensor,
     scale: Tensor,
     *,
+    y_bias: Tensor | None = None,
     eps: float = 1e-6,
     rounding: str = "fp32",
 ) -> tuple[Tensor, Tensor]:
@@ -76,18 +88,21 @@ def gate_residual_adaln(
     Args:
         x, y: (B, N, D); dtypes as in `adaln_modulate`.
         gate, shift, scale: (B, D) or (1, D), possibly strided; dtypes as for x and y.
+        y_bias: as in `gate_residual`.
         eps: added to the variance.
         rounding: "fp32" or "eager", as in `adaln_modulate`.
 
     Returns:
-        x_out = x + gate * y and h = LN(x_out) * (1 + scale) + shift, both (B, N, D) in x's dtype.
+        x_out = x + gate * (y + y_bias) and h = LN(x_out) * (1 + scale) + shift, both (B, N, D) in
+        x's dtype.
 
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
     modulation = {"gate": gate, "shift": shift, "scale": scale}
-    _check("gate_residual_adaln", {"x": x, "y": y}, modulation, rounding, eps)
-    x_out, h, _, _ = _gate_residual_adaln(x, y, gate, shift, scale, eps, rounding == "eager")
+    _check("gate_residual_adaln", {"x": x, "y": y}, modulation, rounding, eps, y_bias)
+    eager = rounding == "eager"
+    x_out, h, _, _ = _gate_residual_adaln(x, y, y_bias, gate, shift, scale, eps, eager)
     return x_out, h
 
 
@@ -97,8 +112,10 @@ def _check(
     modulation: dict[str, Tensor],
     rounding: str,
     eps: float = 0.0,
+    y_bias: Tensor | None = None,
 ) -> None:
-    checks.tensors(op, **tokens, **modulation)
+    bias = {} if y_bias is None else {"y_bias": y_bias}
+    checks.tensors(op, **tokens, **modulation, **bias)
     checks.dtypes(op, **tokens, **modulation)
     x = tokens["x"]
     checks.dimensions(op, "x", x, "(B, N, D)")
@@ -108,10 +125,13 @@ def _check(
     for name, tensor in modulation.items():
         if tensor.shape != (1, channels):
             checks.shape(op, name, tensor, "(B, D)", (batch, channels))
+    for name, tensor in bias.items():
+        checks.shape(op, name, tensor, "(D,)", (channels,))
+        checks.dtype(op, name, tensor, tokens["y"].dtype, torch.float32)
     checks.number(op, "eps", eps)
     checks.choice(op, "rounding", rounding, ROUNDINGS)
     if rounding == "eager":
-        for name, tensor in {**tokens, **modulation}.items():
+        for name, tensor in {**tokens, **modulation, **bias}.items():
             checks.dtype(f'{op}: with rounding="eager"', name, tensor, x.dtype)
 
 
@@ -156,25 +176,32 @@ _adaln_modulate = define(
 )
 
 _gate_residual_backward = define(
-    "gate_residual_backward(Tensor grad, Tensor y, Tensor gate) -> (Tensor, Tensor)",
+    "gate_residual_backward(Tensor grad, Tensor y, Tensor? y_bias, Tensor gate) "
+    "-> (Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_backward,
     kernels=("cuda", "triton"),
-    fake=lambda y, gate: _like(y, gate),
+    fake=lambda y, y_bias, gate: (*_like(y), new_gradient(y_bias, y), *_like(gate)),
 )
 
 
 def _gate_residual_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    _, y, gate, _ = inputs
-    ctx.save_for_backward(y, gate)
+    _, y, y_bias, gate, _ = inputs
+    ctx.save_for_backward(y, y_bias, gate)
 
 
-def _gate_residual_gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
-    grad_y, grad_gate = _gate_residual_backward(grad, *ctx.saved_tensors)
-    return {"x": grad, "y": grad_y, "gate": grad_gate}
+def _gate_residual_gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor | None]:
+    return {"x": grad} | _gradients_of_branch(grad, *ctx.saved_tensors)
+
+
+def _gradients_of_branch(
+    grad: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor
+) -> dict[str, Tensor | None]:
+    grad_y, grad_bias, grad_gate = _gate_residual_backward(grad, y, y_bias, gate)
+    return {"y": grad_y, "y_bias": None if y_bias is None else grad_bias, "gate": grad_gate}
 
 
 _gate_residual = define(
-    "gate_residual(Tensor x, Tensor y, Tensor gate, bool eager) -> Tensor",
+    "gate_residual(Tensor x, Tensor y, Tensor? y_bias, Tensor gate, bool eager) -> Tensor",
     reference=reference.gate_residual,
     kernels=("cuda", "triton"),
     fake=lambda x: x.new_empty(x.shape),
@@ -184,36 +211,41 @@ _gate_residual = define(
 
 _gate_residual_adaln_backward = define(
     "gate_residual_adaln_backward(Tensor grad_h, Tensor? grad_x_out, Tensor x_out, Tensor y, "
-    "Tensor gate, Tensor shift, Tensor scale, Tensor mean, Tensor rstd) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? y_bias, Tensor gate, Tensor shift, Tensor scale, Tensor mean, Tensor rstd) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln_backward,
     kernels=("cuda", "triton"),
-    fake=lambda x_out, y, gate, shift, scale: _like(x_out, y, gate, shift, scale),
+    fake=lambda x_out, y, y_bias, gate, shift, scale: (
+        *_like(x_out, y),
+        new_gradient(y_bias, y),
+        *_like(gate, shift, scale),
+    ),
 )
 
 
 def _gate_residual_adaln_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    _, y, gate, shift, scale, *_ = inputs
+    _, *tensors, _, _ = inputs  # y, y_bias, gate, shift and scale
     x_out, _, mean, rstd = output
-    ctx.save_for_backward(x_out, y, gate, shift, scale, mean, rstd)
+    ctx.save_for_backward(x_out, *tensors, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
 
 
 def _gate_residual_adaln_gradient(
     ctx: Any, grad_x_out: Tensor | None, grad_h: Tensor | None, *_: None
-) -> dict[str, Tensor]:
-    x_out, y, gate, *rest = ctx.saved_tensors
-    if grad_h is not None:
-        grads = _gate_residual_adaln_backward(grad_h, grad_x_out, x_out, y, gate, *rest)
-        return dict(zip(("x", "y", "gate", "shift", "scale"), grads))
-    assert grad_x_out is not None
-    grad_y, grad_gate = _gate_residual_backward(grad_x_out, y, gate)
-    return {"x": grad_x_out, "y": grad_y, "gate": grad_gate}
+) -> dict[str, Tensor | None]:
+    saved = ctx.saved_tensors
+    _, y, y_bias, gate, *_ = saved
+    if grad_h is None:
+        assert grad_x_out is not None
+        return {"x": grad_x_out} | _gradients_of_branch(grad_x_out, y, y_bias, gate)
+    grads = _gate_residual_adaln_backward(grad_h, grad_x_out, *saved)
+    named = dict(zip(("x", "y", "y_bias", "gate", "shift", "scale"), grads, strict=True))
+    return named if y_bias is not None else named | {"y_bias": None}
 
 
 _gate_residual_adaln = define(
-    "gate_residual_adaln(Tensor x, Tensor y, Tensor gate, Tensor shift, Tensor scale, float eps, "
-    "bool eager) -> (Tensor, Tensor, Tensor, Tensor)",
+    "gate_residual_adaln(Tensor x, Tensor y, Tensor? y_bias, Tensor gate, Tensor shift, "
+    "Tensor scale, float eps, bool eager) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln,
     kernels=("cuda", "triton"),
     fake=lambda x: (*_like(x, x), *_statistics(x)),

@@ -49,28 +49,40 @@ def adaln_modulate_backward(
     return grad_x.mul_(rstd[..., None]).to(x.dtype), grad_shift, grad_scale
 
 
-def gate_residual(x: Tensor, y: Tensor, gate: Tensor, eager: bool) -> Tensor:
-    """Return x + gate * y, (B, N, D) in x's dtype."""
+def gate_residual(x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, eager: bool) -> Tensor:
+    """Return x + gate * (y + y_bias), (B, N, D) in x's dtype; y_bias is (D,) or absent."""
     if eager:
-        return x + gate[:, None] * y
-    return torch.addcmul(widen(x), _rows(gate), widen(y)).to(x.dtype)
+        return x + gate[:, None] * (y if y_bias is None else y + y_bias)
+    return torch.addcmul(widen(x), _rows(gate), _biased(y, y_bias)).to(x.dtype)
 
 
-def gate_residual_backward(grad: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of y and gate; that of x is `grad` itself."""
+def gate_residual_backward(
+    grad: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of y, y_bias (empty where there is none) and gate. That of x is grad."""
     grad = widen(grad)
-    return (grad * _rows(gate)).to(y.dtype), _sum_rows(grad * widen(y), gate)
+    grad_y = grad * _rows(gate)
+    grad_bias = grad.new_empty(0) if y_bias is None else grad_y.sum((0, 1)).to(y_bias.dtype)
+    grad_gate = _sum_rows(grad * _biased(y, y_bias), gate)
+    return grad_y.to(y.dtype), grad_bias, grad_gate
 
 
 def gate_residual_adaln(
-    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
+    x: Tensor,
+    y: Tensor,
+    y_bias: Tensor | None,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    eager: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return x_out = gate_residual(x, y, gate), then adaln_modulate(x_out, shift, scale).
+    """Return x_out = gate_residual(x, y, y_bias, gate), then adaln_modulate(x_out, shift, scale).
 
     The latter are h, mean and rstd. The normalisation sees x_out as rounded to x's dtype, which
     makes the fused operator equal to the two above and lets backward start from the stored x_out.
     """
-    x_out = gate_residual(x, y, gate, eager)
+    x_out = gate_residual(x, y, y_bias, gate, eager)
     return x_out, *adaln_modulate(x_out, shift, scale, eps, eager)
 
 
@@ -79,20 +91,29 @@ def gate_residual_adaln_backward(
     grad_x_out: Tensor | None,
     x_out: Tensor,
     y: Tensor,
+    y_bias: Tensor | None,
     gate: Tensor,
     shift: Tensor,
     scale: Tensor,
     mean: Tensor,
     rstd: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, y, gate, shift and scale from those of h and perhaps x_out."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, y, y_bias, gate, shift and scale.
+
+    They come from those of h and perhaps x_out.
+    """
     grad, grad_shift, grad_scale = adaln_modulate_backward(
         widen(grad_h), widen(x_out), shift, scale, mean, rstd
     )
     if grad_x_out is not None:
         grad = grad + grad_x_out
-    grad_y, grad_gate = gate_residual_backward(grad, y, gate)
-    return grad.to(x_out.dtype), grad_y, grad_gate, grad_shift, grad_scale
+    grad_y, grad_bias, grad_gate = gate_residual_backward(grad, y, y_bias, gate)
+    return grad.to(x_out.dtype), grad_y, grad_bias, grad_gate, grad_shift, grad_scale
+
+
+def _biased(y: Tensor, y_bias: Tensor | None) -> Tensor:
+    """Return y and its bias, added up in the compute dtype."""
+    return widen(y) if y_bias is None else widen(y) + widen(y_bias)
 
 
 def _rows(modulation: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..dtypes import compute_dtype
 from ..grid import TARGET_BLOCKS
-from ..layout import contiguous
+from ..layout import contiguous, new_gradient
 from ..triton_support.launch import launch
 from ..triton_support.rows import Walk, modulation, sum_partials
 from .triton_kernels import backward_kernel, forward_kernel
@@ -36,6 +36,7 @@ def registers(walk: Walk, gated: bool, few: int, many: int) -> int:
 def forward(
     x: Tensor,
     y: Tensor | None,
+    y_bias: Tensor | None,
     gate: Tensor | None,
     shift: Tensor | None,
     scale: Tensor | None,
@@ -58,6 +59,7 @@ def forward(
         walk.count,
         x_ptr=x,
         y_ptr=contiguous(y),
+        y_bias=modulation(None if y_bias is None else y_bias[None]),
         gate=modulation(gate),
         shift=modulation(shift),
         scale=modulation(scale),
@@ -79,26 +81,30 @@ def backward(
     grad_x_out: Tensor | None,
     x_out: Tensor | None,
     y: Tensor | None,
+    y_bias: Tensor | None,
     gate: Tensor | None,
     shift: Tensor | None,
     scale: Tensor | None,
     mean: Tensor | None,
     rstd: Tensor | None,
 ) -> tuple[Any, ...]:
-    """Return the gradients of x, y, gate, shift and scale; None for what is not there."""
+    """Return the gradients of x, y, y_bias, gate, shift and scale; None for what is not there.
+
+    That of an absent y_bias is empty.
+    """
     batch, _, channels = grad.shape
     walk = Walk.of(grad, BACKWARD_PROGRAMS, MIN_ROWS)
-    of = x_out, y, gate, shift, scale
-    grads: list[Any] = [None if x is None else x.new_empty(x.shape) for x in of]
+    grads = [None if x is None else x.new_empty(x.shape) for x in (x_out, y)]
+    parameters = [None if y_bias is None else y_bias[None], gate, shift, scale]
+    totals: list[Any] = [None if x is None else x.new_empty(x.shape) for x in parameters]
     sums: list[Any] = []
-    for total in grads[2:]:
+    for total in totals:
         if total is None or (total.shape[0] == batch and walk.slices == 1):
             sums.append(total)
         else:
             dtype = compute_dtype(grad)
             sums.append(grad.new_empty(batch * walk.slices, channels, dtype=dtype))
-    grad_x, grad_y, *_ = grads
-    gate_sums, shift_sums, scale_sums = sums
+    bias_sums, gate_sums, shift_sums, scale_sums = sums
     launch(
         backward_kernel,
         grad.device,
@@ -107,12 +113,14 @@ def backward(
         grad_x_out_ptr=contiguous(grad_x_out),
         x_out_ptr=contiguous(x_out),
         y_ptr=contiguous(y),
+        y_bias=modulation(None if y_bias is None else y_bias[None]),
         gate=modulation(gate),
         scale=modulation(scale),
         mean_ptr=contiguous(mean),
         rstd_ptr=contiguous(rstd),
-        grad_x_ptr=grad_x,
-        grad_y_ptr=grad_y,
+        grad_x_ptr=grads[0],
+        grad_y_ptr=grads[1],
+        bias_sums_ptr=bias_sums,
         gate_sums_ptr=gate_sums,
         shift_sums_ptr=shift_sums,
         scale_sums_ptr=scale_sums,
@@ -120,35 +128,32 @@ def backward(
         warps=walk.warps,
         maxnreg=registers(walk, gate is not None, 128, 168),  # four blocks of 128 threads, three
     )
-    sum_partials([pair for pair in zip(sums, grads[2:]) if pair[0] is not pair[1]])
-    return tuple(grads)
+    sum_partials([pair for pair in zip(sums, totals) if pair[0] is not pair[1]])
+    grad_bias = new_gradient(None, grad) if totals[0] is None else totals[0][0]
+    return *grads, grad_bias, *totals[1:]
 
 
 def adaln_modulate(
     x: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return forward(x, None, None, shift, scale, eps, eager)[1:]
+    return forward(x, None, None, None, shift, scale, eps, eager)[1:]
 
 
 def adaln_modulate_backward(
     grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x, _, _, *grads = backward(grad, None, x, None, None, shift, scale, mean, rstd)
-    return grad_x, *grads
+    grads = backward(grad, None, x, None, None, None, shift, scale, mean, rstd)
+    return grads[0], *grads[-2:]
 
 
-def gate_residual(x: Tensor, y: Tensor, gate: Tensor, eager: bool) -> Tensor:
-    return forward(x, y, gate, None, None, 0.0, eager)[0]
+def gate_residual(x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, eager: bool) -> Tensor:
+    return forward(x, y, y_bias, gate, None, None, 0.0, eager)[0]
 
 
-def gate_residual_backward(grad: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    return backward(grad, None, None, y, gate, None, None, None, None)[1:3]
+def gate_residual_backward(
+    grad: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return backward(grad, None, None, y, y_bias, gate, None, None, None, None)[1:4]
 
 
-def gate_residual_adaln(
-    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return forward(x, y, gate, shift, scale, eps, eager)
-
-
-gate_residual_adaln_backward = backward
+gate_residual_adaln, gate_residual_adaln_backward = forward, backward

@@ -22,6 +22,7 @@ def rounded(x, DTYPE: tl.constexpr, ROUND: tl.constexpr = True):
 def forward_kernel(
     x_ptr,  # (B, N, D)
     y_ptr,  # (B, N, D), absent without a gate
+    y_bias,  # Modulation (1, D) or absent
     gate,  # Modulation (B, D) or absent
     shift,  # Modulation (B, D), absent without a scale
     scale,  # Modulation (B, D) or absent
@@ -39,12 +40,15 @@ def forward_kernel(
     EPS: tl.constexpr,
     EAGER: tl.constexpr,
 ):
-    """Write x_out = x + gate * y with a gate; h = LN(x_out) * (1 + scale) + shift with a scale."""
+    """Write x_out = x + gate * (y + y_bias) with a gate; h = LN(x_out) * (1 + scale) + shift with
+    a scale."""
     columns = [tl.arange(0, PIECE)[None, :] + i * PIECE for i in PIECES]
     sample, first, end = own_slice(tokens, slices, slice_rows)
     dtype = x_ptr.dtype.element_ty
     if gate is not None:
         gates = load_modulation(gate, sample, columns, ROWS, D)
+    if y_bias is not None:
+        biases = load_modulation(y_bias, sample, columns, ROWS, D)
     if scale is not None:
         shifts = load_modulation(shift, sample, columns, ROWS, D)
         scales = load_modulation(scale, sample, columns, ROWS, D)
@@ -56,6 +60,8 @@ def forward_kernel(
         value = load_row(x_ptr + row * D, exists, columns, D)
         if gate is not None:
             branch = load_row(y_ptr + row * D, exists, columns, D)
+            if y_bias is not None:
+                branch = [rounded(branch[i] + biases[i], dtype, EAGER) for i in PIECES]
             gated = [rounded(gates[i] * branch[i], dtype, EAGER) for i in PIECES]
             value = [rounded(value[i] + gated[i], dtype) for i in PIECES]
             store_row(x_out_ptr + row * D, exists, columns, value, D)
@@ -93,12 +99,14 @@ def backward_kernel(
     grad_x_out_ptr,  # (B, N, D) or absent
     x_out_ptr,  # (B, N, D), absent without a scale
     y_ptr,  # (B, N, D), absent without a gate
+    y_bias,  # Modulation (1, D) or absent
     gate,  # Modulation (B, D) or absent
     scale,  # Modulation (B, D) or absent
     mean_ptr,  # (B, N), absent without a scale
     rstd_ptr,  # (B, N), absent without a scale
     grad_x_ptr,  # (B, N, D), absent without a scale
     grad_y_ptr,  # (B, N, D), absent without a gate
+    bias_sums_ptr,  # (B * slices, D), absent without a bias
     gate_sums_ptr,  # (B * slices, D), absent without a gate
     shift_sums_ptr,  # (B * slices, D), absent without a scale
     scale_sums_ptr,  # (B * slices, D), absent without a scale
@@ -117,6 +125,7 @@ def backward_kernel(
     columns = [tl.arange(0, PIECE)[None, :] + i * PIECE for i in PIECES]
     sample, first, end = own_slice(tokens, slices, slice_rows)
     dtype: tl.constexpr = tl.float64 if grad_ptr.dtype.element_ty == tl.float64 else tl.float32
+    grad_sum = [tl.zeros((ROWS, PIECE), dtype) for i in PIECES]  # of x_out, over tokens
     gate_sum = [tl.zeros((ROWS, PIECE), dtype) for i in PIECES]
     shift_sum = [tl.zeros((ROWS, PIECE), dtype) for i in PIECES]
     scale_sum = [tl.zeros((ROWS, PIECE), dtype) for i in PIECES]
@@ -152,7 +161,16 @@ def backward_kernel(
             gated = [value[i] * gates[i] for i in PIECES]
             store_row(grad_y_ptr + row * D, exists, columns, gated, D)
             gate_sum = [gate_sum[i] + value[i] * branch[i] for i in PIECES]
+            if y_bias is not None:
+                grad_sum = [grad_sum[i] + value[i] for i in PIECES]
         first += ROWS
+    if y_bias is not None:
+        # A slice has one gate: the sum of grad * (y + y_bias) is that of grad * y and y_bias * sum.
+        biases = load_modulation(y_bias, sample, columns, ROWS, D)
+        gates = load_modulation(gate, sample, columns, ROWS, D)
+        gate_sum = [gate_sum[i] + biases[i] * grad_sum[i] for i in PIECES]
+        bias_sum = [gates[i] * grad_sum[i] for i in PIECES]
+        store_sum(bias_sums_ptr, bias_sum, columns, ROWS, D)
     if gate is not None:
         store_sum(gate_sums_ptr, gate_sum, columns, ROWS, D)
     if scale is not None:

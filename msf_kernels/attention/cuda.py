@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 
 from ..cuda_support import extension
-from ..cuda_support.launch import address, dtype, launch
+from ..cuda_support.launch import address, dtype, launch, parameter
 from ..layout import aligned, contiguous
 from ..qk_norm_rope import cuda as qk_norm_rope
-from ..qk_norm_rope.cuda import parameter, preparation, view
+from ..qk_norm_rope.cuda import preparation, view
 from ..qk_norm_rope.op import Gradients, is_prepared, new_gradients
 from .prepared import heads, prepared
 

@@ -6,10 +6,10 @@ until a wait for its group (DEPBAR). A kernel that streams through a loop has in
 iteration of it loads ahead. So loads outside of loops do not count where a loop has some, nor do
 those in a loop whose addresses it never changes: after the first time L1 has them.
 
-If all loads counted, in all blocks that fit, the CUDA adaln_modulate would have 30 KB on a
-multiprocessor, though it ran at 38 % of a copy's rate on an H200: but these are modulations, while
-it waits for each 16 bytes of a token, and the grid has 4.4 blocks for a multiprocessor, not 6. So
-it has 11 KB, and Triton's gate_residual_adaln, which ran at 80 %, 45.
+If all loads counted, in all blocks that fit, the CUDA adaln_modulate of commit 9fd1612 would have
+had 30 KB on a multiprocessor, though it ran at 38 % of a copy's rate on an H200: but these were
+modulations, while it waited for each 16 bytes of a token, and its grid had 4.4 blocks for a
+multiprocessor, not 6. So it had 11 KB, and Triton's gate_residual_adaln, which ran at 80 %, 45.
 """
 
 from __future__ import annotations

@@ -33,6 +33,11 @@ def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
+def parameter(x: Tensor | None) -> tuple[int, int] | None:
+    """Return a bias or norm weight, or its gradient, as an msf::Parameter; None if it is absent."""
+    return None if x is None or not x.numel() else (x.data_ptr(), dtype(x))
+
+
 def image(x: Tensor | None) -> tuple[int, ...] | None:
     """Return x (B, C, H, W) as an msf::ImageView."""
     return None if x is None else (x.data_ptr(), *x.stride())

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..cuda_support.launch import address, dtype, launch
+from ..cuda_support.launch import address, dtype, launch, parameter
 from ..dtypes import compute_dtype
 from ..grid import TARGET_BLOCKS
 from ..layout import contiguous
@@ -108,8 +108,3 @@ def preparation(*options: Any) -> tuple[Any, ...]:
     """Return (qkv_bias, q_weight, k_weight, rope, eps) as an msf::Preparation."""
     *parameters, rope, eps = options
     return *map(parameter, parameters), address(rope), eps
-
-
-def parameter(x: Tensor | None) -> tuple[int, int] | None:
-    """Return a bias or norm weight, or its gradient, as an msf::Parameter; None if it is absent."""
-    return None if x is None or not x.numel() else (x.data_ptr(), dtype(x))

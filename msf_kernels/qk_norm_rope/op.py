@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..dtypes import compute_dtype
+from ..layout import new_gradient
 from ..library import define
 from . import reference
 
@@ -95,13 +95,6 @@ def check_qkv(
 def is_prepared(*options: Tensor | None) -> bool:
     """Tell whether there is a bias, a norm weight or a table of angles."""
     return any(option is not None for option in options)
-
-
-def new_gradient(parameter: Tensor | None, qkv: Tensor) -> Tensor:
-    """Make a tensor for the gradient of a bias or weight, of no elements where there is none."""
-    if parameter is None:
-        return qkv.new_empty(0, dtype=compute_dtype(qkv))
-    return parameter.new_empty(parameter.shape)
 
 
 def new_gradients(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from inspect import signature
+from typing import Any
 
 import pytest
 import torch
@@ -42,14 +44,19 @@ def eager_adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> T
     return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale[:, None]) + shift[:, None]
 
 
-def eager_gate(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    return x + gate[:, None] * y
+def eager_gate(x: Tensor, y: Tensor, gate: Tensor, y_bias: Tensor | None = None) -> Tensor:
+    return x + gate[:, None] * (y if y_bias is None else y + y_bias)
 
 
 def eager_pair(
-    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    y_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    x_out = eager_gate(x, y, gate)
+    x_out = eager_gate(x, y, gate, y_bias)
     return x_out, eager_adaln(x_out, shift, scale)
 
 
@@ -82,16 +89,38 @@ def test_adaln_modulate(
         assert_rounded_once(one, right, terms=terms)
 
 
+# In y's dtype, or in float32 as a parameter is under autocast; None for no bias.
+biases = pytest.mark.parametrize("bias", [None, "as y", "fp32"])
+
+
+def bias_of(y: Tensor, bias: str | None) -> list[Tensor]:
+    if bias is None:
+        return []
+    dtype = y.dtype if bias == "as y" else FP32
+    return [normal(y.shape[-1], dtype=dtype).requires_grad_()]
+
+
+def with_bias(op: Callable[..., Any], inputs: Sequence[Tensor], bias: str | None) -> Any:
+    return op(*inputs) if bias is None else op(*inputs[:-1], y_bias=inputs[-1])
+
+
 @dtypes
 @shapes
+@biases
 def test_gate_residual(
-    dtype: torch.dtype, other: torch.dtype, batch: int, rows: int, tokens: int, channels: int
+    dtype: torch.dtype,
+    other: torch.dtype,
+    batch: int,
+    rows: int,
+    tokens: int,
+    channels: int,
+    bias: str | None,
 ) -> None:
     x = normal(batch, tokens, channels, dtype=dtype).requires_grad_()
     y = normal(batch, tokens, channels, dtype=other).requires_grad_()
     gate, *_ = modulation(rows, channels, other)
-    inputs, grad = (x, y, gate), normal(*x.shape, dtype=dtype)
-    out, exact_inputs = gate_residual(*inputs), exactly(*inputs)
+    inputs, grad = (x, y, gate, *bias_of(y, bias)), normal(*x.shape, dtype=dtype)
+    out, exact_inputs = with_bias(gate_residual, inputs, bias), exactly(*inputs)
     exact = eager_gate(*exact_inputs)
     assert_rounded_once(out, exact)
 
@@ -103,16 +132,23 @@ def test_gate_residual(
 
 @dtypes
 @shapes
+@biases
 def test_gate_residual_adaln(
-    dtype: torch.dtype, other: torch.dtype, batch: int, rows: int, tokens: int, channels: int
+    dtype: torch.dtype,
+    other: torch.dtype,
+    batch: int,
+    rows: int,
+    tokens: int,
+    channels: int,
+    bias: str | None,
 ) -> None:
     x = normal(batch, tokens, channels, dtype=dtype).requires_grad_()
     y = normal(batch, tokens, channels, dtype=other).requires_grad_()
-    inputs = (x, y, *modulation(rows, channels, other))
+    inputs = (x, y, *modulation(rows, channels, other), *bias_of(y, bias))
     grads = normal(2, *x.shape, dtype=dtype).unbind()
-    x_out, h = gate_residual_adaln(*inputs)
-    ex, ey, gate, shift, scale = exact_inputs = exactly(*inputs)
-    exact_x_out = eager_gate(ex, ey, gate)
+    x_out, h = with_bias(gate_residual_adaln, inputs, bias)
+    ex, ey, gate, shift, scale, *y_bias = exact_inputs = exactly(*inputs)
+    exact_x_out = eager_gate(ex, ey, gate, *y_bias)
     assert_rounded_once(x_out, exact_x_out)
     # The norm and its gradient start from x_out as rounded.
     rounded = exact_x_out + (x_out.double() - exact_x_out).detach()
@@ -134,8 +170,9 @@ def test_the_fused_pair_equals_the_two(
         other = dtype
     x, y = normal(2, 5, 24, dtype=dtype), normal(2, 5, 24, dtype=other)
     gate, shift, scale = modulation(2, 24, other)
-    x_out, h = gate_residual_adaln(x, y, gate, shift, scale, rounding=rounding)
-    assert torch.equal(x_out, gate_residual(x, y, gate, rounding=rounding))
+    y_bias = normal(24, dtype=other)
+    x_out, h = gate_residual_adaln(x, y, gate, shift, scale, y_bias=y_bias, rounding=rounding)
+    assert torch.equal(x_out, gate_residual(x, y, gate, y_bias=y_bias, rounding=rounding))
     assert torch.equal(h, adaln_modulate(x_out, shift, scale, rounding=rounding))
 
 
@@ -145,8 +182,10 @@ eager_dtypes = pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16
 @eager_dtypes
 def test_eager_rounding_of_the_gate(dtype: torch.dtype) -> None:
     x, y, (gate, *_) = *normal(2, 3, 9, 64, dtype=dtype), modulation(3, 64, dtype)
-    assert torch.equal(gate_residual(x, y, gate, rounding="eager"), eager_gate(x, y, gate))
-    assert not torch.equal(gate_residual(x, y, gate), eager_gate(x, y, gate))
+    for y_bias in None, normal(64, dtype=dtype):
+        expected = eager_gate(x, y, gate, y_bias)
+        assert torch.equal(gate_residual(x, y, gate, y_bias=y_bias, rounding="eager"), expected)
+        assert not torch.equal(gate_residual(x, y, gate, y_bias=y_bias), expected)
 
 
 @eager_dtypes
@@ -221,10 +260,14 @@ def test_misaligned_and_strided_tensors(channels: int) -> None:
         assert whole.data_ptr() % 16 and not whole.is_contiguous()
         return whole.requires_grad_()
 
+    def misaligned_bias() -> Tensor:
+        return normal(2 * channels + 1, dtype=BF16)[1::2].requires_grad_()
+
     inputs = [misaligned(2, 5, channels) for _ in range(2)]
-    inputs += [misaligned(2, channels) for _ in MODULATIONS]
+    inputs += [misaligned(2, channels) for _ in MODULATIONS] + [misaligned_bias()]
     plain = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    outputs, expected = gate_residual_adaln(*inputs), gate_residual_adaln(*plain)
+    outputs = with_bias(gate_residual_adaln, inputs, "as y")
+    expected = with_bias(gate_residual_adaln, plain, "as y")
     grads = [misaligned(2, 5, channels).detach() for _ in outputs]
     got = torch.autograd.grad(outputs, inputs, grads)
     right = torch.autograd.grad(expected, plain, [grad.contiguous() for grad in grads])
@@ -246,11 +289,11 @@ def test_saved_tensors_may_come_back_strided() -> None:
 
 
 def test_an_empty_batch_of_many_tokens() -> None:
-    inputs = [normal(0, 64, 24), normal(0, 64, 24), *normal(3, 0, 24)]
+    inputs = [normal(0, 64, 24), normal(0, 64, 24), *normal(3, 0, 24), normal(24)]
     inputs = [tensor.requires_grad_() for tensor in inputs]
-    _, h = gate_residual_adaln(*inputs)
+    _, h = with_bias(gate_residual_adaln, inputs, "as y")
     for grad, tensor in zip(torch.autograd.grad(h, inputs, h.detach()), inputs, strict=True):
-        assert grad.shape == tensor.shape
+        assert grad.shape == tensor.shape and not grad.any()
 
 
 x, y, row = normal(2, 3, 8), normal(2, 3, 8), normal(2, 8)
@@ -301,6 +344,28 @@ BAD = {
         TypeError,
         "adaln_modulate: dtypes must agree, or be one 16-bit dtype and float32, "
         "got x float16, shift bfloat16, scale float16",
+    ),
+    "y_bias has another D": (
+        lambda: gate_residual(x, y, row, y_bias=row[0, :4]),
+        ValueError,
+        "gate_residual: y_bias must be (D,) = (8,), got (4,)",
+    ),
+    "y_bias has a batch": (
+        lambda: gate_residual_adaln(x, y, row, row, row, y_bias=row),
+        ValueError,
+        "gate_residual_adaln: y_bias must be (D,) = (8,), got (2, 8)",
+    ),
+    "y_bias of another dtype": (
+        lambda: gate_residual(x, y, row, y_bias=row[0].half()),
+        TypeError,
+        "gate_residual: y_bias must be float64 or float32, got float16",
+    ),
+    "eager rounding of a bias of another dtype": (
+        lambda: gate_residual(
+            x.half(), y.half(), row.half(), y_bias=row[0].float(), rounding="eager"
+        ),
+        TypeError,
+        'gate_residual: with rounding="eager": y_bias must be float16, got float32',
     ),
     "eps is no number": (
         lambda: adaln_modulate(x, row, row, eps=None),
