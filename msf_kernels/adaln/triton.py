@@ -93,7 +93,9 @@ def backward(
     That of an absent y_bias is empty.
     """
     batch, _, channels = grad.shape
-    walk = Walk.of(grad, BACKWARD_PROGRAMS, MIN_ROWS)
+    # Four sums of 18 channels, as a thread had them at a width of 1152, would spill.
+    held = 34 if y_bias is not None and scale is not None else 36
+    walk = Walk.of(grad, BACKWARD_PROGRAMS, MIN_ROWS, held)
     grads = [None if x is None else x.new_empty(x.shape) for x in (x_out, y)]
     parameters = [None if y_bias is None else y_bias[None], gate, shift, scale]
     totals: list[Any] = [None if x is None else x.new_empty(x.shape) for x in parameters]

@@ -38,16 +38,16 @@ class Walk:
     count: int
 
     @classmethod
-    def of(cls, x: Tensor, programs: int, min_rows: int) -> Walk:
+    def of(cls, x: Tensor, programs: int, min_rows: int, held: int = 36) -> Walk:
         """Cut each sample of x (B, N, D) into slices of at least ``min_rows`` rows.
 
         There are about ``programs`` slices in all, and at least one for each sample. A thread holds
-        up to 36 bytes of a row, which it reads 4 to 16 bytes at once; a block has 128 threads or,
-        where a row is too wide for them, up to 1024. The pieces are those
-        with the fewest idle lanes, and of those the widest.
+        up to ``held`` bytes of a row, which it reads 4 to 16 bytes at once; a block has 128 threads
+        or, where a row is too wide for them, up to 1024. The pieces are those with the fewest idle
+        lanes, and of those the widest.
         """
         batch, tokens, channels = x.shape
-        threads = min(power_of_2(triton.cdiv(channels * x.element_size(), 36)), 1024)
+        threads = min(power_of_2(triton.cdiv(channels * x.element_size(), held)), 1024)
         widest = min(max(threads * 16 // x.element_size(), 64), power_of_2(channels))
         widths = [widest] + [width for width in (widest // 2, widest // 4) if width >= 64]
         piece = min(widths, key=lambda width: (triton.cdiv(channels, width) * width, -width))
