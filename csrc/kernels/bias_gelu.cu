@@ -1,10 +1,10 @@
 // bias_gelu and its gradient, each in one pass over memory. The equations are in
 // msf_kernels/bias_gelu/reference.py.
 //
-// In 16 bits at the 4.3 TB/s of an H200 an SM reads and writes some 5 elements a cycle in forward
-// and 3 in backward. It has 128 instructions a cycle, of which 16 of the special function unit: an
-// element may take 27 and 3 in forward, 40 and 5 in backward. By tanh it takes about half of them,
-// an exponential and a reciprocal among them, by erf about two thirds.
+// In 16 bits at the 4.3 TB/s of an H200 an SM moves 4.6 elements a cycle in forward and 3.1 in
+// backward. It has 128 instructions a cycle, of which 16 of the special function unit: so an
+// element may take 27 and 3 in forward, 41 and 5 in backward. On sm_90 it takes 14 by tanh and 22
+// by erf in forward, 23 and 28 in backward, two of them an exponential and a reciprocal.
 #include "dispatch.cuh"
 #include "fast_math.cuh"
 #include "partials.cuh"

@@ -56,7 +56,7 @@ def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _share_below(x: Tensor, approximate: str) -> Tensor:
-    """Return the share of the distribution below x, with relative precision where that is near 0."""
+    """Return the share of the distribution below x, to a relative precision also near 0."""
     if approximate == "tanh":
         return torch.sigmoid(x * (LINEAR + CUBIC * x * x))
     return torch.erfc(x * -math.sqrt(0.5)) / 2

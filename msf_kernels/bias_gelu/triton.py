@@ -37,7 +37,7 @@ class Tile:
 
     @classmethod
     def of(cls, x: Tensor, loads: int) -> Tile:
-        """Give a thread ``loads`` times 16 bytes, a row up to 1 KB and a block up to 128 threads."""
+        """Give a thread ``loads`` times 16 bytes, a row up to 1 KB, a block up to 128 threads."""
         vector = 16 // x.element_size()
         columns = min(power_of_2(x.shape[2]), 64 * vector)
         rows = 2 * loads
