@@ -16,8 +16,8 @@ from ..triton_support.rows import sum_partials
 from .op import new_gradients
 from .triton_kernels import backward_kernel, forward_kernel
 
-# How many times 16 bytes a thread loads of each tensor before it uses the first. The backward has
-# two tensors, and 1 to 4 sums for each column of 4 rows.
+# How many times 16 bytes a thread loads of each tensor before it uses the first. The backward loads
+# two tensors, and keeps a sum for each element of its tile.
 FORWARD_LOADS, BACKWARD_LOADS = 4, 2
 
 # In backward an SM gets the five blocks of 128 threads that 96 registers a thread leave room for;
