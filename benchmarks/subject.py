@@ -19,6 +19,7 @@ OPERATORS: tuple[str, ...] = (
     "adaln",
     "attention",
     "qk_norm_rope",
+    "bias_gelu",
     "interpolation",
     "euler",
     "pyramid",

@@ -176,6 +176,8 @@ PYBIND11_MODULE(MSF_MODULE, m) {
   m.def("guided_euler_merge", &msf::guided_euler_merge);
   m.def("gate_residual_adaln", &msf::gate_residual_adaln);
   m.def("gate_residual_adaln_backward", &msf::gate_residual_adaln_backward);
+  m.def("bias_gelu", &msf::bias_gelu);
+  m.def("bias_gelu_backward", &msf::bias_gelu_backward);
   m.def("shared_memory", &shared_memory, "How many bytes of it a block may have on a GPU.");
   m.def("launches_of", &launches_of, "What a call launches, which does not start.");
   m.def("attention_fits", &msf::attention_fits);

@@ -6,6 +6,7 @@ Each operator has one schema, one gradient and one or more backends; see `backen
 from .adaln.op import adaln_modulate, gate_residual, gate_residual_adaln
 from .attention.op import attention
 from .attention.rope import rope_2d
+from .bias_gelu.op import bias_gelu
 from .cuda_support import build_config
 from .dispatch import (
     BackendUnavailable,
@@ -28,6 +29,7 @@ OPERATORS = (
     "gate_residual_adaln",
     "attention",
     "qk_norm_rope",
+    "bias_gelu",
     "pyramid_split",
     "pyramid_merge",
     "merge_tokens",
@@ -44,6 +46,7 @@ __all__ = [
     "available_backends",
     "backend",
     "backends_of",
+    "bias_gelu",
     "build_config",
     "chosen_backend",
     "explain_choice",

@@ -47,7 +47,7 @@ __device__ void add_gated(Packed<T, kVector> (&x)[kRows][kItems],
   using C = Compute<T>;
   channels.each([&](int i, int c) {
     const auto gate = Packed<M, kVector>::load(args.gate[sample] + c);
-    const auto bias = load_bias<C, Y, kVector>(args.y_bias, c);
+    const auto bias = load_parameter<Y, kVector>(args.y_bias, c);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       x[r][i] = Packed<T, kVector>::of([&](int k) {

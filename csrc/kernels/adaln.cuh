@@ -5,7 +5,7 @@
 
 #include "dispatch.cuh"
 #include "launch.cuh"
-#include "packed.cuh"
+#include "parameter.cuh"
 
 namespace msf {
 
@@ -96,24 +96,6 @@ struct ModulationRows {
     return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * sizeof(M) % 16 == 0;
   }
 };
-
-// Returns the bias of the channels from c on, in Y or float; zero for an absent one.
-template <class C, class Y, int kVector>
-__device__ Vector<C, kVector> load_bias(const Parameter& bias, int c) {
-  Vector<C, kVector> wide = {};
-  auto load = [&](const auto* data) {
-    const auto narrow = Packed<std::decay_t<decltype(*data)>, kVector>::load(data + c);
-#pragma unroll
-    for (int k = 0; k < kVector; ++k) wide[k] = narrow[k];
-  };
-  if (!bias.data) return wide;
-  if (bias.dtype == DType::float32) {
-    load(bias.data.as<const float>());
-  } else {
-    load(bias.data.as<const Y>());
-  }
-  return wide;
-}
 
 // Calls body(type of x, type of y, type of the modulation). y has the dtype of x, or one of the two
 // is float. The modulation has the dtype of both, or the one in which the kernel computes.

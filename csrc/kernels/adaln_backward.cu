@@ -148,7 +148,7 @@ class Totals {
         // The sum of grad * (y + y_bias) is that of grad * y, and y_bias times that of grad. The
         // gradient of y_bias is the gate, which all tokens of a block share, times that of grad.
         const auto gate = Packed<M, kVector>::load(args.gate[sample] + c);
-        const auto bias = load_bias<C, Y, kVector>(args.y_bias, c);
+        const auto bias = load_parameter<Y, kVector>(args.y_bias, c);
 #pragma unroll
         for (int k = 0; k < kVector; ++k) {
           C &grad = sums[kGradSum][i][k], &total = sums[kGateSum][i][k];

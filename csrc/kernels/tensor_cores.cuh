@@ -4,6 +4,7 @@
 // Larger operands are such matrices side by side, first over their rows, then over the depth.
 #pragma once
 
+#include "fast_math.cuh"
 #include "launch.cuh"
 #include "packed.cuh"
 
@@ -67,13 +68,6 @@ __device__ void multiply_matrices(float (&c)[4], const uint32_t (&a)[kDepth / 4]
 #undef MSF_MMA
 }
 
-// 2^x to 2 units in the last place.
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 #else
 
 template <bool kTransposed = false, int kMatrices>
@@ -88,8 +82,6 @@ void multiply_matrices(float (&c)[4], const uint32_t (&a)[kDepth / 4],
                        emulation::Site site = emulation::here("multiply_matrices")) {
   emulation::multiply_matrices<T, kDepth>(c, a, b, site);
 }
-
-inline float exp2_fast(float x) { return std::exp2(x); }
 
 #endif
 

@@ -22,8 +22,11 @@ KNOWN = {
         "a thread loads a single element of each tensor"
     ),
     "cuda sum_over_batch_kernel (*)": "one block an SM: a thread sums over a whole batch",
-    "cuda sum_partials_kernel (*, 32)": "the partial sums of norm weights are 0.3 MB in all",
+    "cuda sum_partials_kernel (*, 32)": (
+        "the partial sums of a bias are 0.8 to 2.4 MB, of norm weights 0.3, and lie in the L2"
+    ),
     "triton qk_norm_rope.sum_kernel (*)": "the partial sums of norm weights are 0.3 MB in all",
+    "triton bias_gelu.sum_kernel (*)": "the partial sums of the bias are 1.4 MB in all",
     "triton adaln.sum_kernel (*x384, *)": "few blocks at 384 channels: 23.3 KB",
     "triton adaln.backward_kernel (*x384, bf16)": "few blocks at 384 channels: 23.3 KB",
     "triton tokens.merge_backward_kernel (*)": "one to three blocks an SM sum over a whole batch",

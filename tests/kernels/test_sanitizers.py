@@ -15,7 +15,7 @@ from processes import PROGRAMS
 HERE = Path(__file__).parent
 FAMILIES = (
     *("library", "adaln", "pyramid", "tokens", "interpolation", "euler", "qk_norm_rope"),
-    *("attention", "attention_cuda"),
+    *("bias_gelu", "attention", "attention_cuda"),
 )
 FILES = [str(HERE / f"test_{name}.py") for name in FAMILIES]
 # Compiling and autograd's checks are no business of the kernels'. A thread of the emulation costs
