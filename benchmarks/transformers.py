@@ -16,10 +16,9 @@ from unittest import mock
 import torch
 import torch._functorch.config
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import msf.transformer
 import msf_kernels
 
 from .arms import Arm, Function
@@ -29,8 +28,9 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
 
 
+# In plain PyTorch a matmul adds its bias itself, and what follows leaves it alone.
 def gate_and_modulate(
-    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
+    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, *, y_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     x = x + gate[:, None] * y
     return x, modulate(x, shift, scale)
@@ -40,6 +40,7 @@ def attend(
     qkv: Tensor,
     *,
     num_heads: int,
+    qkv_bias: Tensor,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
     rope: Tensor | None = None,
@@ -58,10 +59,16 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
 
+def gelu(x: Tensor, bias: Tensor, *, approximate: str) -> Tensor:
+    return F.gelu(x, approximate=approximate)
+
+
 PLAIN: dict[str, Callable[..., Any]] = {
     "adaln_modulate": modulate,
     "gate_residual_adaln": gate_and_modulate,
     "attention": attend,
+    "bias_gelu": gelu,
+    "SkipBiasLinear.forward": nn.Linear.forward,
 }
 
 
@@ -95,7 +102,7 @@ def scope(ours: bool, attention: SDPBackend | None) -> Iterator[None]:
     with ExitStack() as stack:
         if not ours:
             for name, function in PLAIN.items():
-                stack.enter_context(mock.patch.object(msf.transformer, name, function))
+                stack.enter_context(mock.patch(f"msf.transformer.{name}", function))
             stack.enter_context(msf_kernels.backend("reference"))
         if attention is not None:
             stack.enter_context(sdpa_kernel(attention))

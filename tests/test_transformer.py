@@ -1,3 +1,4 @@
+import operator
 from functools import partial
 
 import pytest
@@ -47,19 +48,26 @@ def plain_forward(stage, x, t, y, prior, prior_noise):
     for block in stage.blocks:
         g1, s2, c2, g2, *following = block.modulation(c).chunk(6, 1)
         x = x + g1[:, None] * plain_attention(block.attention, norm(x, shift, scale), side)
-        x = x + g2[:, None] * block.mlp(norm(x, s2, c2))
+        first, _, second = block.mlp
+        hidden = F.gelu(linear(first, norm(x, s2, c2)), approximate="tanh")
+        x = x + g2[:, None] * linear(second, hidden)
         shift, scale = following
     return unpatchify(stage.output(norm(x, shift, scale)), stage.stage.patch, (8, 8))
 
 
 def plain_attention(attention, x, side):
     b, n, d = x.shape
-    q, k, v = attention.qkv(x).view(b, n, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = linear(attention.qkv, x).view(b, n, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
     q, k = (
         rotate(F.rms_norm(z, z.shape[-1:], w, 1e-6), side)
         for z, w in ((q, attention.q_weight), (k, attention.k_weight))
     )
-    return attention.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
+    out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
+    return linear(attention.proj, out)
+
+
+def linear(layer, x):
+    return F.linear(x, layer.weight, layer.bias)
 
 
 def rotate(z, side):
@@ -136,3 +144,23 @@ def test_a_block_can_be_checkpointed(reentrant):
 
     again = gradients(partial(checkpoint, block, use_reentrant=reentrant))
     assert all(map(torch.equal, again, gradients(block)))
+
+
+def test_a_block_has_nothing_but_our_operators_between_its_products():
+    block = StageTransformer(StageConfig(32, 1, 2), 2, 3, has_prior=False).blocks[0]
+    x, h, c = torch.randn(2, 16, 32), torch.randn(2, 16, 32), torch.randn(2, 32)
+    graph = torch.export.export(block, (x, h, c, None)).graph
+    calls = [node.target for node in graph.nodes if node.op == "call_function"]
+    names = [str(call) for call in calls if call is not operator.getitem]
+    assert names == [
+        "aten.linear.default",  # the modulations
+        "aten.chunk.default",
+        "aten.linear.default",
+        "msf.attention.default",
+        "aten.linear.default",
+        "msf.gate_residual_adaln.default",
+        "aten.linear.default",
+        "msf.bias_gelu.default",
+        "aten.linear.default",
+        "msf.gate_residual_adaln.default",
+    ]

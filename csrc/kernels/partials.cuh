@@ -17,7 +17,7 @@ struct PartialSums {
 
 // As many threads share a channel as their parts keep busy. Sums of many parts are of few rows: 32
 // threads read 32 parts at the same time where a grid of blocks alone would not fill the GPU.
-constexpr int kFewGroups = 8, kManyGroups = 32, kManyParts = 64;
+constexpr int kFewGroups = 8, kManyGroups = 32, kManyParts = 16;
 
 template <class C>
 __device__ void store_sum(const PartialSums<C>& a, int64_t at, C sum) {

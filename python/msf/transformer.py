@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.nn import functional as F
 
-from msf_kernels import adaln_modulate, attention, gate_residual_adaln, rope_2d
+from msf_kernels import adaln_modulate, attention, bias_gelu, gate_residual_adaln, rope_2d
 
 from .config import StageConfig
 
@@ -79,6 +80,15 @@ class ScalarEmbedding(nn.Sequential):
         return super().forward(embedded.to(first.weight.dtype))
 
 
+class SkipBiasLinear(nn.Linear):
+    """A SkipBiasLinear is a Linear layer whose bias the operator that follows adds, and sums the
+    gradient of, in a pass over memory that it makes anyway (Megatron's ``skip_bias_add``)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the product without the bias."""
+        return F.linear(x, self.weight)
+
+
 class Attention(nn.Module):
     """Attention is multi-head self-attention; QK-norm (ViT-22B, arXiv 2302.05442) and 2-D RoPE are
     part of the operator.
@@ -90,21 +100,42 @@ class Attention(nn.Module):
     def __init__(self, stage: StageConfig, qk_norm: bool) -> None:
         super().__init__()
         self.heads, self.head_dim = stage.heads, stage.head_dim
-        self.qkv = nn.Linear(stage.width, 3 * stage.width)
-        self.proj = nn.Linear(stage.width, stage.width)
+        self.qkv = SkipBiasLinear(stage.width, 3 * stage.width)
+        self.proj = SkipBiasLinear(stage.width, stage.width)
         self.q_weight = nn.Parameter(torch.ones(stage.head_dim)) if qk_norm else None
         self.k_weight = nn.Parameter(torch.ones(stage.head_dim)) if qk_norm else None
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        """Return the output of ``proj``, whose bias the block hands on."""
         rope = None if grid is None else rope_2d(*grid, self.head_dim, device=x.device)
         out = attention(
             self.qkv(x),
             num_heads=self.heads,
+            qkv_bias=self.qkv.bias,
             q_weight=self.q_weight,
             k_weight=self.k_weight,
             rope=rope,
         )
         return self.proj(out)
+
+
+class MLP(nn.Sequential):
+    """An MLP is two products with a GELU in between, which adds the bias of the first."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        gelu = nn.GELU(approximate="tanh")
+        super().__init__(SkipBiasLinear(width, hidden), gelu, SkipBiasLinear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the second product, whose ``bias`` the block hands on."""
+        layers: Any = self
+        first, gelu, second = layers
+        return second(bias_gelu(first(x), first.bias, approximate=gelu.approximate))
+
+    @property
+    def bias(self) -> Tensor:
+        second: Any = self[2]
+        return second.bias
 
 
 class Block(nn.Module):
@@ -120,11 +151,7 @@ class Block(nn.Module):
         width, hidden = stage.width, int(stage.width * stage.mlp_ratio)
         self.modulation = nn.Linear(width, 6 * width)
         self.attention = Attention(stage, qk_norm)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(hidden, width),
-        )
+        self.mlp = MLP(width, hidden)
 
     def forward(
         self, x: Tensor, h: Tensor, c: Tensor, grid: tuple[int, int] | None
@@ -133,8 +160,17 @@ class Block(nn.Module):
         condition c is (B, D), ``grid`` as in ``Attention``."""
         modulations = self.modulation(c).chunk(6, dim=1)
         attention_gate, mlp_shift, mlp_scale, mlp_gate, next_shift, next_scale = modulations
-        x, h = gate_residual_adaln(x, self.attention(h, grid), attention_gate, mlp_shift, mlp_scale)
-        return gate_residual_adaln(x, self.mlp(h), mlp_gate, next_shift, next_scale)
+        x, h = gate_residual_adaln(
+            x,
+            self.attention(h, grid),
+            attention_gate,
+            mlp_shift,
+            mlp_scale,
+            y_bias=self.attention.proj.bias,
+        )
+        return gate_residual_adaln(
+            x, self.mlp(h), mlp_gate, next_shift, next_scale, y_bias=self.mlp.bias
+        )
 
 
 class StageTransformer(nn.Module):

@@ -56,6 +56,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     else:
         marker = metafunc.definition.get_closest_marker("operator")
         names = backends_under_test(*marker.args) if marker else ["reference"]
+        if metafunc.definition.get_closest_marker("kernels"):
+            names = [name for name in names if name != "reference"]
         metafunc.parametrize("backend_name", names, indirect=True)
 
 
