@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,22 +47,69 @@ def reported_as(path: Path, temporary: Path) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; rename it to ``path`` on success, remove it on
-    failure. Makes the folder.
+# What becomes <stem><suffix> is made in a folder of this name, by the process of this number.
+TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)\.tmp(?P<suffix>\.[^.]*)?", re.DOTALL)
 
-    The suffix is kept, because writers such as Pillow and matplotlib choose the format by it.
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a hidden folder of this process beside ``path``, in which to make what gets that name;
+    it goes afterwards, with all that a writer left in it. Makes the folder that both are in.
+
+    On success that goes too which processes that have died left of the same ``path``.
     """
-    path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     with reported_as(path, temporary):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            remove(temporary)  # a process of our number may have died, as one of 1 in a container
+            temporary.mkdir(parents=True)
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        # A folder that is itself temporary may hold a million images, and nothing of others.
+        if not TEMPORARY.fullmatch(path.parent.name):
+            for name, left in abandoned(path.parent):
+                if name == path.name:
+                    remove(left)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary file of the same name elsewhere; it becomes ``path`` on success and is
+    removed on failure. Makes the folder."""
+    path = Path(path)
+    with temporary_folder(path) as folder:
+        temporary = folder / path.name
+        with reported_as(path, temporary):
             temporary.touch()
             mode = temporary.stat().st_mode
             yield temporary
             temporary.chmod(mode)  # safetensors makes its files unreadable to others, 0600
             os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+
+def abandoned(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (the name that it was to get, path) of what processes that have died on this machine
+    left in ``folder``."""
+    for name in os.listdir(folder):
+        found = TEMPORARY.fullmatch(name)
+        if found and not _is_alive(int(found["pid"])):
+            yield found["stem"] + (found["suffix"] or ""), folder / name
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's, or no process's number at all
+        pass
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, or a file, as earlier versions wrote to; what is not there is no error."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -146,6 +146,25 @@ def test_a_process_that_is_stopped_ends_in_one_line(
     )
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_next_run_removes_what_a_killed_one_left(
+    workspace: Path, tmp_path: Path, overwrite: bool
+) -> None:
+    out = tmp_path / "images"
+    command = ["sample", str(workspace / "run"), "--out", str(out), "--batch-size=4"]
+    if overwrite:
+        assert main([*command, "--count=1"]) == 0
+        command.append("--overwrite")
+    process = subprocess.Popen([sys.executable, "-m", "msf.cli", *command, "--count=200000"])
+    while not list(tmp_path.glob(".*/0*.png")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert list(tmp_path.glob(".images.*"))
+    assert main([*command, "--count=2"]) == 0
+    assert os.listdir(tmp_path) == ["images"] and len(os.listdir(out)) == 2
+
+
 @pytest.mark.parametrize(("name", "batches"), [("images", 0), ("x.png", 2), ("x.safetensors", 2)])
 def test_ctrl_c_leaves_nothing_else(
     workspace: Path,
