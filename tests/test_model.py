@@ -7,9 +7,11 @@ import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.utils import prune
 
 from models import images, tiny_config, tiny_model
 from msf import MSF, StageConfig
+from msf.weights import plain_state
 from processes import program
 
 
@@ -360,6 +362,49 @@ def test_reset_parameters_after_to_empty():
     assert all(map(torch.equal, empty.state_dict().values(), model.state_dict().values()))
     assert (empty.stages[0].blocks[0].attention.q_weight == 1).all()
     assert not empty.pyramid.is_measured
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_reset_parameters_sets_what_parametrizations_make():
+    model, plain = tiny_model(), tiny_model()
+    stage = model.stages[0]
+    for module in (stage.output, stage.time_embedding[0], stage.label_embedding):
+        torch.nn.utils.parametrizations.weight_norm(module)
+    torch.nn.utils.parametrizations.weight_norm(stage.blocks[0].mlp[0], "bias")
+    torch.nn.utils.parametrizations.weight_norm(stage.blocks[0].attention, "q_weight")
+    for each in (model, plain):
+        torch.manual_seed(5)
+        each.reset_parameters()
+    made, expected = plain_state(model), plain.state_dict()
+    for name, weight in expected.items():
+        torch.testing.assert_close(made[name], weight, rtol=1e-6, atol=0, msg=name)
+    assert not made["stages.0.output.weight"].any()
+    model(images(2), torch.tensor([0, 1]))["total"].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda m: torch.nn.utils.parametrize.register_parametrization(m, "weight", Doubled()),
+            "^reset_parameters: weight of a ParametrizedLinear: .*Doubled does not implement right",
+        ),
+        (
+            lambda m: prune.identity(m, "weight"),
+            "^reset_parameters: a hook makes weight of a Linear; remove it first$",
+        ),
+    ],
+)
+def test_reset_parameters_refuses_what_it_cannot_set(change, message):
+    model = tiny_model()
+    change(model.stages[0].output)
+    with pytest.raises(ValueError, match=message):
+        model.reset_parameters()
 
 
 def test_compiled_and_wrapped_stages_save_plain_names(tmp_path):
