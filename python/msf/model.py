@@ -20,6 +20,7 @@ from msf_kernels import flow_interpolate
 from .config import MSFConfig
 from .files import atomic_write, read_file
 from .interpolation import logit_normal_times
+from .modes import own_modes
 from .pyramid import Pyramid
 from .seeds import drawn_from
 from .transformer import StageTransformer
@@ -219,8 +220,9 @@ class MSF(nn.Module):
             stage.reset_parameters()
 
     @classmethod
+    @own_modes()
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> MSF:
-        """Read what ``save_pretrained`` wrote, on the CPU, in evaluation mode.
+        """Read what ``save_pretrained`` wrote, on the CPU, in its dtype, in evaluation mode.
 
         Raise ValueError (one line) when a file is missing, corrupt or of another configuration, or
         the weights cannot make images.
@@ -241,7 +243,8 @@ class MSF(nn.Module):
         try:
             with torch.device("meta"):  # what does not fit may be of any size
                 model = cls(config)
-                model.load_state_dict({name: x.to("meta") for name, x in weights.items()})
+                shapes = {name: x.to("meta") for name, x in weights.items()}
+                model.load_state_dict(shapes, assign=True)  # as they are, dtypes too
             model.to_empty(device="cpu").load_state_dict(weights)
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip()

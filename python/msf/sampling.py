@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .config import MSFConfig
 from .model import MSF, has_values
+from .modes import default_device
 from .parsing import parse
 from .sampling_config import SamplingConfig, SamplingFields
 from .seeds import generator
@@ -64,6 +65,7 @@ def sample(
     return made.images
 
 
+@default_device()
 @torch.no_grad()
 def sample_components(
     model: MSF,
