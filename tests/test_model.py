@@ -344,6 +344,49 @@ def test_functional_call_and_parametrizations():
     assert model(x)["total"].isfinite()
 
 
+@pytest.mark.parametrize("stage", [None, "base"])
+def test_gradients_of_each_image(stage):
+    model, x, y = MSF(tiny_config()).eval(), images(3), torch.tensor([0, 1, 2])
+    model.load_state_dict(tiny_model().state_dict())
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(weights, x, y):
+        call = torch.func.functional_call
+        return call(model, weights, (x[None], y[None]), {"stage": stage})["total"]
+
+    gradient = torch.func.grad(loss)
+    seeded = []
+    for each in zip(x, y):
+        torch.manual_seed(0)
+        seeded.append(gradient(weights, *each))
+    vectorised = {
+        randomness: torch.func.vmap(gradient, in_dims=(None, 0, 0), randomness=randomness)
+        for randomness in ("same", "different")
+    }
+    torch.manual_seed(0)
+    same = vectorised["same"](weights, x, y)
+    expected = {name: torch.stack([each[name] for each in seeded]) for name in weights}
+    torch.testing.assert_close(same, expected, rtol=1e-4, atol=1e-5)
+    different = vectorised["different"](weights, x, y)
+    assert all(gradient.isfinite().all() for gradient in different.values())
+
+
+def test_losses_of_several_models_at_once():
+    models, x, y = [tiny_model(seed=seed) for seed in (0, 1)], images(2), torch.tensor([0, 1])
+    template, stacked = MSF(tiny_config()), torch.func.stack_module_state(models)
+
+    def loss(weights, statistics):
+        return torch.func.functional_call(template, (weights, statistics), (x, y))["total"]
+
+    torch.manual_seed(0)
+    got = torch.func.vmap(loss, randomness="same")(*stacked)
+    expected = []
+    for model in models:
+        torch.manual_seed(0)
+        expected.append(model(x, y)["total"])
+    torch.testing.assert_close(got, torch.stack(expected))
+
+
 @pytest.mark.parametrize("positions", ["rope", "sincos"])
 def test_fake_tensors_leave_no_table_behind(positions):
     model, x = tiny_model(num_classes=0, positions=positions), images(2, size=(24, 8))

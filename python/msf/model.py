@@ -12,10 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch._guards import active_fake_mode, detect_fake_mode
+from torch._guards import active_fake_mode
 from torch.nn import functional as F
 
 from msf_kernels import flow_interpolate
+from msf_kernels.checks import has_values, is_batched
 
 from .config import MSFConfig
 from .files import atomic_write, read_file
@@ -114,7 +115,8 @@ class MSF(nn.Module):
     @torch.compiler.assume_constant_result  # called when a graph is made, and no part of it
     def _warn_of_unmeasured_statistics(self) -> None:
         """Warn once, before the first loss; later the statistics' values would cost a wait."""
-        if self._warned or self.pyramid.mean.is_meta or active_fake_mode() is not None:
+        mean = self.pyramid.mean
+        if self._warned or mean.is_meta or active_fake_mode() is not None or is_batched(mean):
             return
         self._warned = True
         if not self.pyramid.is_measured:
@@ -165,7 +167,8 @@ class MSF(nn.Module):
 
     def check_labels(self, y: Tensor | None, batch: int, *, null: bool = False) -> None:
         """Raise a ValueError unless y is (batch,) int64 in range, or None without classes;
-        TypeError for what is no tensor. In a graph and on a GPU the range is an assertion."""
+        TypeError for what is no tensor. In a graph and on a GPU the range is an assertion, and in
+        vmap it is not looked at."""
         if y is not None and not isinstance(y, Tensor):
             raise TypeError(f"labels must be a tensor (B,) of int64, got a {type(y).__name__}")
         classes = self.config.num_classes
@@ -178,6 +181,8 @@ class MSF(nn.Module):
             return
         if y.dtype != torch.int64 or y.shape != (batch,):
             raise ValueError(f"labels must be int64 ({batch},), got {y.dtype} {tuple(y.shape)}")
+        if is_batched(y):
+            return
         in_range = ((y >= 0) & (y <= (classes if null else classes - 1))).all()
         if y.device.type != "cpu" or not has_values(y):
             # On a GPU every training step would wait for the one before if it had to be known here.
@@ -260,11 +265,6 @@ def _outside() -> int:
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("msf", "torch"):
         level, frame = level + 1, frame.f_back
     return level
-
-
-def has_values(x: Tensor) -> bool:
-    """Return whether numbers of x can be looked at: not in a graph, nor without memory."""
-    return not (torch.compiler.is_compiling() or x.is_meta or detect_fake_mode() is not None)
 
 
 def read_config(directory: str | os.PathLike[str]) -> MSFConfig:
