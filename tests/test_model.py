@@ -141,6 +141,10 @@ def test_what_cannot_be_looked_at_asserts_the_range_of_labels(monkeypatch):
     ("x", "message"),
     [
         (torch.zeros(2, 2, 8, 8, dtype=torch.float64), "x must be float32 .*, got torch.float64"),
+        (
+            torch.zeros(2, 2, 8, 8, dtype=torch.bfloat16),
+            r"got torch.bfloat16; where FSDP casts it, .*\(cast_root_forward_inputs=False\), in",
+        ),
         ([[0.0]], r"x must be float32 \(B, C, H, W\), got a list"),
         (None, r"x must be float32 \(B, C, H, W\), got a NoneType"),
         (torch.zeros(2, 8, 8), r"x must be \(B, 2, H, W\) .* got \(2, 8, 8\)"),
@@ -426,6 +430,7 @@ def test_reset_parameters_sets_what_parametrizations_make():
     for name, weight in expected.items():
         torch.testing.assert_close(made[name], weight, rtol=1e-6, atol=0, msg=name)
     assert not made["stages.0.output.weight"].any()
+    model.pyramid.std.fill_(2)
     model(images(2), torch.tensor([0, 1]))["total"].backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 

@@ -28,6 +28,10 @@ from .transformer import StageTransformer
 from .weights import check_shapes, check_tensors, plain_state
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FSDP_CASTS = (
+    "; where FSDP casts it, wrap the model with MixedPrecision(cast_root_forward_inputs=False), in "
+    "FSDP2 MixedPrecisionPolicy(cast_forward_inputs=False)"
+)
 
 
 class MSF(nn.Module):
@@ -93,7 +97,8 @@ class MSF(nn.Module):
             raise ValueError(f"training_losses: stage must be one of {names}, got {stage!r}")
         kind = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
         if kind != torch.float32:
-            raise ValueError(f"training_losses: x must be float32 (B, C, H, W), got {kind}")
+            cast = "" if kind not in (torch.bfloat16, torch.float16) else FSDP_CASTS
+            raise ValueError(f"training_losses: x must be float32 (B, C, H, W), got {kind}{cast}")
         if not x.numel():
             raise ValueError("training_losses: x must hold images, got an empty batch")
         self._warn_of_unmeasured_statistics()
