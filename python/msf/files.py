@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,13 @@ def printable(name: str | os.PathLike[str]) -> str:
     return "".join(
         "\ufffd" if _is_control(character) else character for character in os.fspath(name)
     )
+
+
+def quoted(name: str) -> str:
+    """Return ``printable``, in quotes where a list would not show where the name ends: it is empty,
+    or has a comma, a space or a quote in it."""
+    name = printable(name)
+    return json.dumps(name, ensure_ascii=False) if re.search(r'^$|[\s,"]', name) else name
 
 
 def _is_control(character: str) -> bool:
