@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_a_writer_removes_what_dead_processes_left_of_its_target(
     for _ in range(2):
         assert len(killed_over(path, writer)) == 1
     (tmp_path / f".{path.stem}.{2**40}.tmp{path.suffix}").write_text("no process's number")
-    earlier = stays[0].split(".")[-2 - bool(path.suffix)]  # a dead process's number
+    (earlier,) = re.findall(r"\.(\d+)-[0-9a-f]{8}\.tmp", stays[0])
     (tmp_path / f".{path.stem}.{earlier}.tmp{path.suffix}").write_text("of an earlier version")
     with (atomic_folder if writer == "atomic_folder" else atomic_write)(path):
         pass
@@ -62,9 +63,18 @@ def test_a_failed_write_removes_nothing_of_others(tmp_path: Path) -> None:
 
 
 def test_a_dead_process_may_have_had_our_number(tmp_path: Path) -> None:
-    left = tmp_path / f".x.{os.getpid()}.tmp"
-    left.mkdir()
-    (left / "old").write_text("old")
-    with atomic_folder(tmp_path / "x") as folder:
-        (folder / "new").write_text("new")
+    for content in ("old", "new"):
+        with atomic_folder(tmp_path / "x") as folder:
+            (folder / content).write_text("")
+        if content == "old":
+            os.rename(tmp_path / "x", folder)
     assert os.listdir(tmp_path) == ["x"] and os.listdir(tmp_path / "x") == ["new"]
+
+
+def test_processes_of_another_machine_may_be_alive(tmp_path: Path) -> None:
+    (left,) = killed_over(tmp_path / "x", "atomic_write")
+    elsewhere = re.sub(r"-[0-9a-f]{8}\.", "-01234567.", left)
+    os.rename(tmp_path / left, tmp_path / elsewhere)
+    with atomic_write(tmp_path / "x"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == sorted([elsewhere, "x"])

@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import unicodedata
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -55,8 +56,12 @@ def reported_as(path: Path, temporary: Path) -> Iterator[None]:
         raise
 
 
-# What becomes <stem><suffix> is made in a folder of this name, by the process of this number.
-TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)\.tmp(?P<suffix>\.[^.]*)?", re.DOTALL)
+# What becomes <stem><suffix> is made in a folder of this name, by process <pid> of <machine>. That
+# counts because processes of several machines, or containers, may write to one folder.
+TEMPORARY = re.compile(
+    r"\.(?P<stem>.+)\.(?P<pid>\d+)(-(?P<machine>[0-9a-f]{8}))?\.tmp(?P<suffix>\.[^.]*)?", re.DOTALL
+)
+MACHINE = f"{zlib.crc32(os.uname().nodename.encode()):08x}"
 
 
 @contextmanager
@@ -66,7 +71,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
     On success that goes too which processes that have died left of the same ``path``.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{MACHINE}.tmp{path.suffix}")
     with reported_as(path, temporary):
         try:
             remove(temporary)  # a process of our number may have died, as one of 1 in a container
@@ -98,11 +103,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def abandoned(folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield (the name that it was to get, path) of what processes that have died on this machine
-    left in ``folder``."""
-    for name in os.listdir(folder):
-        found = TEMPORARY.fullmatch(name)
-        if found and not _is_alive(int(found["pid"])):
-            yield found["stem"] + (found["suffix"] or ""), folder / name
+    left in ``folder``, as far as that can be listed. Earlier versions did not name the machine."""
+    with suppress(PermissionError):
+        for name in os.listdir(folder):
+            found = TEMPORARY.fullmatch(name)
+            if found and found["machine"] in (None, MACHINE) and not _is_alive(int(found["pid"])):
+                yield found["stem"] + (found["suffix"] or ""), folder / name
 
 
 def _is_alive(process: int) -> bool:
@@ -116,8 +122,7 @@ def _is_alive(process: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, or a file, as earlier versions wrote to; what is not there is no error."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    """Remove a folder, or a file, as earlier versions made, if it is there and we may."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
