@@ -68,6 +68,23 @@ def test_folders_inside_a_class_are_read(folder):
     assert split == split_of("a/f0.png/deep/x.png")
 
 
+def test_links_that_lead_nowhere_or_back_are_left_out(folder):
+    before = every(folder)
+    (folder / "self").symlink_to("self")
+    (folder / "a" / "self.png").symlink_to("self.png")
+    (folder / "a" / "self").symlink_to("self")
+    (folder / "a" / "out").symlink_to(folder.parent)
+    (folder / "a" / "file").symlink_to(folder / "a" / "0.png" / "x")
+    (folder / "back").symlink_to(folder)  # no class of its own
+    for one, other in (("l1", "l2"), ("l2", "l1")):
+        save(folder / "a" / one / "x.png")
+        (folder / "a" / one / "over").symlink_to(f"../{other}")
+    (folder / "b" / "round").symlink_to(folder / "a" / "l1" / "round")
+    (folder / "a" / "l1" / "round").symlink_to(folder / "b" / "round")
+    added = ["a/l1/x.png", "a/l1/over/x.png", "a/l2/x.png", "a/l2/over/x.png"]
+    assert every(folder) == sorted(before + added)
+
+
 def test_splits_are_those_of_earlier_versions():
     splits = [split_of(f"red/{i}.png") for i in range(14)]
     assert [index for index, split in enumerate(splits) if split == "features"] == [0, 8]

@@ -7,9 +7,11 @@ import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.utils import prune
 
 from models import images, tiny_config, tiny_model
 from msf import MSF, StageConfig
+from msf.weights import plain_state
 from processes import program
 
 
@@ -139,6 +141,10 @@ def test_what_cannot_be_looked_at_asserts_the_range_of_labels(monkeypatch):
     ("x", "message"),
     [
         (torch.zeros(2, 2, 8, 8, dtype=torch.float64), "x must be float32 .*, got torch.float64"),
+        (
+            torch.zeros(2, 2, 8, 8, dtype=torch.bfloat16),
+            r"got torch.bfloat16; where FSDP casts it, .*\(cast_root_forward_inputs=False\), in",
+        ),
         ([[0.0]], r"x must be float32 \(B, C, H, W\), got a list"),
         (None, r"x must be float32 \(B, C, H, W\), got a NoneType"),
         (torch.zeros(2, 8, 8), r"x must be \(B, 2, H, W\) .* got \(2, 8, 8\)"),
@@ -342,6 +348,49 @@ def test_functional_call_and_parametrizations():
     assert model(x)["total"].isfinite()
 
 
+@pytest.mark.parametrize("stage", [None, "base"])
+def test_gradients_of_each_image(stage):
+    model, x, y = MSF(tiny_config()).eval(), images(3), torch.tensor([0, 1, 2])
+    model.load_state_dict(tiny_model().state_dict())
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(weights, x, y):
+        call = torch.func.functional_call
+        return call(model, weights, (x[None], y[None]), {"stage": stage})["total"]
+
+    gradient = torch.func.grad(loss)
+    seeded = []
+    for each in zip(x, y):
+        torch.manual_seed(0)
+        seeded.append(gradient(weights, *each))
+    vectorised = {
+        randomness: torch.func.vmap(gradient, in_dims=(None, 0, 0), randomness=randomness)
+        for randomness in ("same", "different")
+    }
+    torch.manual_seed(0)
+    same = vectorised["same"](weights, x, y)
+    expected = {name: torch.stack([each[name] for each in seeded]) for name in weights}
+    torch.testing.assert_close(same, expected, rtol=1e-4, atol=1e-5)
+    different = vectorised["different"](weights, x, y)
+    assert all(gradient.isfinite().all() for gradient in different.values())
+
+
+def test_losses_of_several_models_at_once():
+    models, x, y = [tiny_model(seed=seed) for seed in (0, 1)], images(2), torch.tensor([0, 1])
+    template, stacked = MSF(tiny_config()), torch.func.stack_module_state(models)
+
+    def loss(weights, statistics):
+        return torch.func.functional_call(template, (weights, statistics), (x, y))["total"]
+
+    torch.manual_seed(0)
+    got = torch.func.vmap(loss, randomness="same")(*stacked)
+    expected = []
+    for model in models:
+        torch.manual_seed(0)
+        expected.append(model(x, y)["total"])
+    torch.testing.assert_close(got, torch.stack(expected))
+
+
 @pytest.mark.parametrize("positions", ["rope", "sincos"])
 def test_fake_tensors_leave_no_table_behind(positions):
     model, x = tiny_model(num_classes=0, positions=positions), images(2, size=(24, 8))
@@ -360,6 +409,50 @@ def test_reset_parameters_after_to_empty():
     assert all(map(torch.equal, empty.state_dict().values(), model.state_dict().values()))
     assert (empty.stages[0].blocks[0].attention.q_weight == 1).all()
     assert not empty.pyramid.is_measured
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_reset_parameters_sets_what_parametrizations_make():
+    model, plain = tiny_model(), tiny_model()
+    stage = model.stages[0]
+    for module in (stage.output, stage.time_embedding[0], stage.label_embedding):
+        torch.nn.utils.parametrizations.weight_norm(module)
+    torch.nn.utils.parametrizations.weight_norm(stage.blocks[0].mlp[0], "bias")
+    torch.nn.utils.parametrizations.weight_norm(stage.blocks[0].attention, "q_weight")
+    for each in (model, plain):
+        torch.manual_seed(5)
+        each.reset_parameters()
+    made, expected = plain_state(model), plain.state_dict()
+    for name, weight in expected.items():
+        torch.testing.assert_close(made[name], weight, rtol=1e-6, atol=0, msg=name)
+    assert not made["stages.0.output.weight"].any()
+    model.pyramid.std.fill_(2)
+    model(images(2), torch.tensor([0, 1]))["total"].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda m: torch.nn.utils.parametrize.register_parametrization(m, "weight", Doubled()),
+            "^reset_parameters: weight of a ParametrizedLinear: .*Doubled does not implement right",
+        ),
+        (
+            lambda m: prune.identity(m, "weight"),
+            "^reset_parameters: a hook makes weight of a Linear; remove it first$",
+        ),
+    ],
+)
+def test_reset_parameters_refuses_what_it_cannot_set(change, message):
+    model = tiny_model()
+    change(model.stages[0].output)
+    with pytest.raises(ValueError, match=message):
+        model.reset_parameters()
 
 
 def test_compiled_and_wrapped_stages_save_plain_names(tmp_path):

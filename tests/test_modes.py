@@ -1,4 +1,4 @@
-"""What a caller has set changes nothing: autocast, gradient modes, the default dtype."""
+"""What a caller has set changes nothing: autocast, gradient modes, the default dtype and device."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ from torch import Tensor
 import msf
 from models import images, tiny_model
 from msf.data import load_data
+from msf.evaluation import Evaluator
 from msf.evaluation.features import extract, train_feature_network
 from msf.modes import own_modes
 from msf.training.stage import StageTrainer
-from training_runs import TRAINING
+from training_runs import TRAINING, digest, run
 
 
 @contextmanager
@@ -31,16 +33,27 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@contextmanager
+def default_device(device: str) -> Iterator[None]:
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
 CALLERS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "autocast": partial(torch.autocast, "cpu", torch.bfloat16),
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "float64": partial(default_dtype, torch.float64),
+    "meta": partial(torch.device, "meta"),
+    "default device": partial(default_device, "meta"),
 }
 callers = pytest.mark.parametrize("caller", CALLERS)
 
 
-@pytest.mark.parametrize("caller", ["autocast", "no_grad", "inference_mode"])
+@pytest.mark.parametrize("caller", ["autocast", "no_grad", "inference_mode", "meta"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_training_step(caller: str, precision: str) -> None:
     def trained(scope: Callable[[], AbstractContextManager[Any]]) -> list[Tensor]:
@@ -69,15 +82,62 @@ def test_features(caller: str) -> None:
 @callers
 def test_images_of_a_seed(caller: str) -> None:
     def sampled() -> Tensor:
-        return msf.sample(model, torch.tensor([0, 2]), seeds=[3, 4])
+        return msf.sample(model, labels, seeds=[3, 4])
 
-    model = tiny_model()
+    model, labels = tiny_model(), torch.tensor([0, 2])
     expected = sampled()
     with CALLERS[caller]():
         got = sampled()
     assert got.dtype == torch.float32
     # Autocast is the caller's wish here: the same noise, computed in bfloat16.
     torch.testing.assert_close(got, expected, rtol=0, atol=0.3 if caller == "autocast" else 0)
+
+
+@callers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_weights_of_a_file(caller: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = tiny_model().to(dtype)
+    model.save_pretrained(tmp_path)
+    with CALLERS[caller]():
+        loaded = msf.MSF.from_pretrained(tmp_path)
+    for name, weight in model.state_dict().items():
+        got = loaded.state_dict()[name]
+        assert got.dtype == dtype and torch.equal(got, weight) and not got.is_inference(), name
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@callers
+def test_training(caller: str, tmp_path: Path) -> None:
+    run(tmp_path / "expected")
+    random = torch.get_rng_state()
+    with CALLERS[caller]():
+        model = run(tmp_path / "run")
+        assert torch.equal(torch.get_rng_state(), random)
+        run(tmp_path / "run", resume=True)
+    assert digest(tmp_path / "run") == digest(tmp_path / "expected")
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("caller", ["meta", "default device", "float64"])
+def test_an_evaluation(caller: str) -> None:
+    default = []
+
+    def generate(labels: Tensor, seeds: list[int], true_images: Tensor | None) -> Tensor:
+        default.append(torch.empty(0).device.type)
+        noise = torch.Generator().manual_seed(seeds[0])
+        return torch.rand(len(labels), 1, 8, 8, generator=noise, device="cpu", dtype=torch.float32)
+
+    def report() -> Any:
+        size = {"image_size": (8, 8), "channels": 1, "num_classes": 10}
+        judge = Evaluator("digits", **size, num_samples=20, replicates=2)
+        return judge.evaluate(generate).to_dict()
+
+    expected = report()
+    assert set(default) == {"cpu"}
+    default.clear()
+    with CALLERS[caller]():
+        assert report() == expected
+        assert set(default) == {torch.empty(0).device.type}  # what is the caller's own code
 
 
 def test_losses_draw_float32_whatever_the_default_is() -> None:

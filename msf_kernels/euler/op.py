@@ -157,9 +157,7 @@ def _check_row(op: str, x: Tensor, step: Tensor) -> None:
 
 def _check_range(op: str, step: Tensor, length: int) -> None:
     """Check step on the CPU; on a GPU the host would have to wait for it."""
-    if step.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if not 0 <= int(step) < length:
+    if step.device.type == "cpu" and checks.has_values(step) and not 0 <= int(step) < length:
         raise ValueError(f"{op}: step must be in [0, {length}), got {int(step)}")
 
 

@@ -93,12 +93,14 @@ def _image(velocity: Tensor, x: Tensor, patch: int) -> Tensor:
         return velocity
     channels, height, width = x.shape[1:]
     grid = len(velocity), height // patch, width // patch
-    tokens = velocity.reshape(*grid, patch, patch, channels)  # unflatten has no batching rule
-    return tokens.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+    # Neither flatten nor unflatten has a batching rule.
+    tokens = velocity.reshape(*grid, patch, patch, channels)
+    return tokens.permute(0, 5, 1, 3, 2, 4).reshape(x.shape)
 
 
 def _tokens(image: Tensor, patch: int) -> Tensor:
     """Return an image (B, C, H, W) as tokens (B, H/p * W/p, p * p * C)."""
     batch, channels, height, width = image.shape
-    blocks = image.reshape(batch, channels, height // patch, patch, width // patch, patch)
-    return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    rows, columns = height // patch, width // patch
+    blocks = image.reshape(batch, channels, rows, patch, columns, patch)
+    return blocks.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch**2 * channels)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import unicodedata
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -15,6 +19,13 @@ def printable(name: str | os.PathLike[str]) -> str:
     return "".join(
         "\ufffd" if _is_control(character) else character for character in os.fspath(name)
     )
+
+
+def quoted(name: str) -> str:
+    """Return ``printable``, in quotes where a list would not show where the name ends: it is empty,
+    or has a comma, a space or a quote in it."""
+    name = printable(name)
+    return json.dumps(name, ensure_ascii=False) if re.search(r'^$|[\s,"]', name) else name
 
 
 def _is_control(character: str) -> bool:
@@ -45,22 +56,73 @@ def reported_as(path: Path, temporary: Path) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; rename it to ``path`` on success, remove it on
-    failure. Makes the folder.
+# What becomes <stem><suffix> is made in a folder of this name, by process <pid> of <machine>. That
+# counts because processes of several machines, or containers, may write to one folder.
+TEMPORARY = re.compile(
+    r"\.(?P<stem>.+)\.(?P<pid>\d+)(-(?P<machine>[0-9a-f]{8}))?\.tmp(?P<suffix>\.[^.]*)?", re.DOTALL
+)
+MACHINE = f"{zlib.crc32(os.uname().nodename.encode()):08x}"
 
-    The suffix is kept, because writers such as Pillow and matplotlib choose the format by it.
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a hidden folder of this process beside ``path``, in which to make what gets that name;
+    it goes afterwards, with all that a writer left in it. Makes the folder that both are in.
+
+    On success that goes too which processes that have died left of the same ``path``.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{MACHINE}.tmp{path.suffix}")
     with reported_as(path, temporary):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            remove(temporary)  # a process of our number may have died, as one of 1 in a container
+            temporary.mkdir(parents=True)
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        # A folder that is itself temporary may hold a million images, and nothing of others.
+        if not TEMPORARY.fullmatch(path.parent.name):
+            for name, left in abandoned(path.parent):
+                if name == path.name:
+                    remove(left)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary file of the same name elsewhere; it becomes ``path`` on success and is
+    removed on failure. Makes the folder."""
+    path = Path(path)
+    with temporary_folder(path) as folder:
+        temporary = folder / path.name
+        with reported_as(path, temporary):
             temporary.touch()
             mode = temporary.stat().st_mode
             yield temporary
             temporary.chmod(mode)  # safetensors makes its files unreadable to others, 0600
             os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+
+def abandoned(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (the name that it was to get, path) of what processes that have died on this machine
+    left in ``folder``, as far as that can be listed. Earlier versions did not name the machine."""
+    with suppress(PermissionError):
+        for name in os.listdir(folder):
+            found = TEMPORARY.fullmatch(name)
+            if found and found["machine"] in (None, MACHINE) and not _is_alive(int(found["pid"])):
+                yield found["stem"] + (found["suffix"] or ""), folder / name
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's, or no process's number at all
+        pass
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, or a file, as earlier versions made, if it is there and we may."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()

@@ -12,20 +12,26 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch._guards import active_fake_mode, detect_fake_mode
+from torch._guards import active_fake_mode
 from torch.nn import functional as F
 
 from msf_kernels import flow_interpolate
+from msf_kernels.checks import has_values, is_batched
 
 from .config import MSFConfig
 from .files import atomic_write, read_file
 from .interpolation import logit_normal_times
+from .modes import own_modes
 from .pyramid import Pyramid
 from .seeds import drawn_from
 from .transformer import StageTransformer
 from .weights import check_shapes, check_tensors, plain_state
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FSDP_CASTS = (
+    "; where FSDP casts it, wrap the model with MixedPrecision(cast_root_forward_inputs=False), in "
+    "FSDP2 MixedPrecisionPolicy(cast_forward_inputs=False)"
+)
 
 
 class MSF(nn.Module):
@@ -91,7 +97,8 @@ class MSF(nn.Module):
             raise ValueError(f"training_losses: stage must be one of {names}, got {stage!r}")
         kind = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
         if kind != torch.float32:
-            raise ValueError(f"training_losses: x must be float32 (B, C, H, W), got {kind}")
+            cast = "" if kind not in (torch.bfloat16, torch.float16) else FSDP_CASTS
+            raise ValueError(f"training_losses: x must be float32 (B, C, H, W), got {kind}{cast}")
         if not x.numel():
             raise ValueError("training_losses: x must hold images, got an empty batch")
         self._warn_of_unmeasured_statistics()
@@ -113,7 +120,8 @@ class MSF(nn.Module):
     @torch.compiler.assume_constant_result  # called when a graph is made, and no part of it
     def _warn_of_unmeasured_statistics(self) -> None:
         """Warn once, before the first loss; later the statistics' values would cost a wait."""
-        if self._warned or self.pyramid.mean.is_meta or active_fake_mode() is not None:
+        mean = self.pyramid.mean
+        if self._warned or mean.is_meta or active_fake_mode() is not None or is_batched(mean):
             return
         self._warned = True
         if not self.pyramid.is_measured:
@@ -164,7 +172,8 @@ class MSF(nn.Module):
 
     def check_labels(self, y: Tensor | None, batch: int, *, null: bool = False) -> None:
         """Raise a ValueError unless y is (batch,) int64 in range, or None without classes;
-        TypeError for what is no tensor. In a graph and on a GPU the range is an assertion."""
+        TypeError for what is no tensor. In a graph and on a GPU the range is an assertion, and in
+        vmap it is not looked at."""
         if y is not None and not isinstance(y, Tensor):
             raise TypeError(f"labels must be a tensor (B,) of int64, got a {type(y).__name__}")
         classes = self.config.num_classes
@@ -177,6 +186,8 @@ class MSF(nn.Module):
             return
         if y.dtype != torch.int64 or y.shape != (batch,):
             raise ValueError(f"labels must be int64 ({batch},), got {y.dtype} {tuple(y.shape)}")
+        if is_batched(y):
+            return
         in_range = ((y >= 0) & (y <= (classes if null else classes - 1))).all()
         if y.device.type != "cpu" or not has_values(y):
             # On a GPU every training step would wait for the one before if it had to be known here.
@@ -219,8 +230,9 @@ class MSF(nn.Module):
             stage.reset_parameters()
 
     @classmethod
+    @own_modes()
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> MSF:
-        """Read what ``save_pretrained`` wrote, on the CPU, in evaluation mode.
+        """Read what ``save_pretrained`` wrote, on the CPU, in its dtype, in evaluation mode.
 
         Raise ValueError (one line) when a file is missing, corrupt or of another configuration, or
         the weights cannot make images.
@@ -241,7 +253,8 @@ class MSF(nn.Module):
         try:
             with torch.device("meta"):  # what does not fit may be of any size
                 model = cls(config)
-                model.load_state_dict({name: x.to("meta") for name, x in weights.items()})
+                shapes = {name: x.to("meta") for name, x in weights.items()}
+                model.load_state_dict(shapes, assign=True)  # as they are, dtypes too
             model.to_empty(device="cpu").load_state_dict(weights)
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip()
@@ -257,11 +270,6 @@ def _outside() -> int:
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("msf", "torch"):
         level, frame = level + 1, frame.f_back
     return level
-
-
-def has_values(x: Tensor) -> bool:
-    """Return whether numbers of x can be looked at: not in a graph, nor without memory."""
-    return not (torch.compiler.is_compiling() or x.is_meta or detect_fake_mode() is not None)
 
 
 def read_config(directory: str | os.PathLike[str]) -> MSFConfig:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 
 
 @contextmanager
+def default_device(device: torch.device | str = "cpu") -> Iterator[None]:
+    """Run with ``device`` as the default, whatever the caller has."""
+    device = torch.device(device)
+    # Where it is that already, the mode would only slow every call of torch.
+    with nullcontext() if torch.empty(0).device == device else device:
+        yield
+
+
+@contextmanager
 def own_modes() -> Iterator[None]:
-    """Run with gradients, float32 as the default dtype and no autocast, whatever the caller has.
+    """Run with gradients, no autocast, and float32 on the CPU as the default, whatever the caller
+    has.
 
     Also forget the weights that an autocast around us has cast already, as they may have changed.
     """
@@ -18,6 +28,7 @@ def own_modes() -> Iterator[None]:
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     torch.clear_autocast_cache()
     with ExitStack() as stack:
+        stack.enter_context(default_device())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in devices:

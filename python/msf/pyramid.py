@@ -128,7 +128,7 @@ class Pyramid(nn.Module):
     @torch.no_grad()
     def measure(self, batches: Iterable[Tensor]) -> None:
         """Set ``mean`` and ``std`` from images (B, C, H, W), accumulated in float64."""
-        count = torch.zeros(self.levels + 1, 1, dtype=torch.float64)
+        count = torch.zeros(self.levels + 1, 1, dtype=torch.float64, device="cpu")
         total, squares = (
             torch.zeros_like(self.mean, dtype=torch.float64, device="cpu") for _ in range(2)
         )

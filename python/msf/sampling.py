@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from msf_kernels.checks import has_values
+
 from .config import MSFConfig
-from .model import MSF, has_values
+from .model import MSF
+from .modes import default_device
 from .parsing import parse
 from .sampling_config import SamplingConfig, SamplingFields
 from .seeds import generator
@@ -64,6 +67,7 @@ def sample(
     return made.images
 
 
+@default_device()
 @torch.no_grad()
 def sample_components(
     model: MSF,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from msf_kernels import adaln_modulate, attention, bias_gelu, gate_residual_adaln, rope_2d
 
 from .config import StageConfig
+from .weights import initialize
 
 FREQUENCIES = 256
 
@@ -208,16 +209,15 @@ class StageTransformer(nn.Module):
         # The zeros come last, so that no other weight's draw depends on where they stand.
         for module in sorted(self.modules(), key=zeros.__contains__):
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                initialize(module, "weight", nn.init.xavier_uniform_)
+                initialize(module, "bias", nn.init.zeros_)
                 if module in zeros:
-                    nn.init.zeros_(module.weight)
+                    initialize(module, "weight", nn.init.zeros_)
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            elif isinstance(module, Attention):
-                for weight in (module.q_weight, module.k_weight):
-                    if weight is not None:
-                        nn.init.ones_(weight)
+                initialize(module, "weight", partial(nn.init.normal_, std=0.02))
+            elif isinstance(module, Attention) and module.q_weight is not None:
+                initialize(module, "q_weight", nn.init.ones_)
+                initialize(module, "k_weight", nn.init.ones_)
 
     @property
     def is_trained(self) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 WRAPPERS = (
     "_orig_mod",
@@ -37,6 +37,33 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
         ".".join(part for part in name.split(".") if part not in WRAPPERS): _whole(x).contiguous()
         for name, x in state.items()
     }
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, name: str, fill: Callable[[Tensor], Tensor]) -> None:
+    """Let ``fill``, as of ``nn.init``, set a weight; one that a parametrization makes is assigned.
+
+    Raise ValueError where nothing can be assigned: there is no ``right_inverse``, or a hook, as of
+    pruning, makes the weight.
+    """
+    kind = type(module).__name__
+    if not is_parametrized(module, name):
+        if any(parameter.startswith(f"{name}_") for parameter in module._parameters):
+            raise ValueError(f"reset_parameters: a hook makes {name} of a {kind}; remove it first")
+        fill(getattr(module, name))
+        return
+    directions = list(getattr(module.parametrizations, name).parameters(recurse=False))[1:]
+    before = [direction.clone() for direction in directions]
+    try:
+        setattr(module, name, fill(torch.empty_like(getattr(module, name))))
+    except RuntimeError as error:
+        raise ValueError(
+            f"reset_parameters: {name} of a {type(module).__name__}: {error}"
+        ) from None
+    if fill is nn.init.zeros_:
+        # weight_norm would make 0 / 0 of it: zero is a length of 0 in any direction but none.
+        for direction, value in zip(directions, before):
+            direction.copy_(value)
 
 
 def _whole(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +44,7 @@ from numerics import relative_error
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cpu")
 OURS = arm("ours", ours=True)
-IN_BLOCKS = ("gate_residual_adaln", "attention")
+IN_BLOCKS = ("gate_residual_adaln", "attention", "bias_gelu")
 COMPILED = replace(arm("compiled", ours=True, mode="default"), unsupported_reason=lambda _: None)
 
 
@@ -120,7 +121,7 @@ WRONG = [
 def test_a_wrong_operator_is_refused(
     subject: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = getattr(msf.transformer, name)
+    right = attrgetter(name)(msf.transformer)
 
     def wrong(*args: Any, **kwargs: Any) -> Any:
         outputs = right(*args, **kwargs)
@@ -128,7 +129,7 @@ def test_a_wrong_operator_is_refused(
             return 1.3 * outputs
         return outputs[0], 1.3 * outputs[1]
 
-    monkeypatch.setattr(msf.transformer, name, wrong)
+    monkeypatch.setattr(f"msf.transformer.{name}", wrong)
     eager, ours = rows_of(SUBJECTS[subject](), EAGER, OURS)
     assert eager.status == "ok" and eager.median_us > 0
     assert ours.status == "incorrect" and ours.median_us is None

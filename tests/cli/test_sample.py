@@ -38,7 +38,7 @@ def test_labels_are_numbers_or_names(
     assert made["labels"] == [2, 1, 10, 0] and made["classes"] == [
         "cat",
         "bee",
-        "(no class)",
+        None,
         "ant",
     ]
     assert main([*command, "--labels", "dog"]) == 2
@@ -66,15 +66,43 @@ def test_a_name_wins_over_a_number() -> None:
 
 
 def test_a_class_may_have_a_comma_in_its_name() -> None:
-    names = ["a", "a,b", "c", "a,b,c"]
+    names = ["a", "a,b", "c", "d,e,f"]
     split = {
-        "a,b,c": ["a,b,c"],
+        "d,e,f": ["d,e,f"],
         "a,b,a": ["a,b", "a"],
         "c,a,b": ["c", "a,b"],
         "a,c,b": ["a", "c", "b"],
         "": [""],
     }
     assert {text: list(split_labels(text, names)) for text in split} == split
+
+
+@pytest.mark.parametrize("names", [["a", "b", "a,b,c", "c"], ["a,b", "a,b,c", "c"]])
+def test_a_name_whose_parts_are_names_is_ambiguous(names: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        list(split_labels("c,a,b,c", names))
+    assert str(error.value) == (
+        '--labels: "a,b,c" is ambiguous, it is a class and its parts are classes too; '
+        f"give their numbers, {names.index('a,b,c')} for the former"
+    )
+    assert list(split_labels("c,0", names)) == ["c", "0"]
+
+
+def test_names_that_need_it_are_quoted(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(workspace / "run", run)
+    values = json.loads((run / "training.json").read_text())
+    values["class_names"] = ["(no class)", "", "a,b", 'say "c"', *"456789"]
+    (run / "training.json").write_text(json.dumps(values))
+    assert main(["inspect", str(run)]) == 0
+    assert r'0 "(no class)", 1 "", 2 "a,b", 3 "say \"c\"", 4 4' in capsys.readouterr().out
+    command = ["sample", str(run), "--overwrite", "--out", str(tmp_path / "x.png"), "--labels"]
+    assert main([*command, "0,10"]) == 0
+    assert capsys.readouterr().out.endswith(', classes "(no class)", (no class)\n')
+    assert main([*command, "b"]) == 2
+    assert 'choose from "(no class)", "", "a,b" and 7 more, or 0' in capsys.readouterr().err
 
 
 def interrupt_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +172,25 @@ def test_a_process_that_is_stopped_ends_in_one_line(
         f"msf sample: interrupted; kept the {count:,} images that are done in "
         f"{tmp_path / 'images'}\n"
     )
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_next_run_removes_what_a_killed_one_left(
+    workspace: Path, tmp_path: Path, overwrite: bool
+) -> None:
+    out = tmp_path / "images"
+    command = ["sample", str(workspace / "run"), "--out", str(out), "--batch-size=4"]
+    if overwrite:
+        assert main([*command, "--count=1"]) == 0
+        command.append("--overwrite")
+    process = subprocess.Popen([sys.executable, "-m", "msf.cli", *command, "--count=200000"])
+    while not list(tmp_path.glob(".*/0*.png")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert list(tmp_path.glob(".images.*"))
+    assert main([*command, "--count=2"]) == 0
+    assert os.listdir(tmp_path) == ["images"] and len(os.listdir(out)) == 2
 
 
 @pytest.mark.parametrize(("name", "batches"), [("images", 0), ("x.png", 2), ("x.safetensors", 2)])

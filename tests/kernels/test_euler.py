@@ -227,3 +227,14 @@ def test_row_out_of_range(row: int) -> None:
     line = rf"guided_euler_step: step must be in \[0, 2\), got {row}"
     with pytest.raises(ValueError, match=line):
         guided_euler_step(image, image, None, t, t, step=torch.tensor(row))
+
+
+def test_all_rows_of_a_table_at_once() -> None:
+    rows, table = torch.arange(3, device=DEVICE), torch.tensor([1.0, 2.0, 3.0], device=DEVICE)
+    x, v = torch.randn(2, 3, 4, 6, device=DEVICE), torch.randn(2, 2, 6, 12, device=DEVICE)
+
+    def step(row: Tensor) -> Tensor:
+        return guided_euler_step(x, *v, table, table / 10, step=row, patch=2)
+
+    expected = torch.stack([step(row) for row in rows])
+    torch.testing.assert_close(torch.func.vmap(step)(rows), expected)

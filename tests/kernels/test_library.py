@@ -177,6 +177,18 @@ def test_transforms_of_torch_func(case: Case) -> None:
     torch.testing.assert_close(vectorised, torch.stack([loss(x, *others) for x in pair]))
 
 
+@GRADIENT
+def test_gradients_of_several_cotangents_at_once(case: Case) -> None:
+    inputs = case.inputs()
+    outs, moving = case.outputs(inputs), leaves(inputs)
+    cotangents = [torch.randn(2, *out.shape, dtype=out.dtype, device=out.device) for out in outs]
+    expected = [
+        torch.autograd.grad(outs, moving, grads, retain_graph=True) for grads in zip(*cotangents)
+    ]
+    got = torch.autograd.grad(outs, moving, cotangents, is_grads_batched=True)
+    torch.testing.assert_close(list(got), list(map(torch.stack, zip(*expected))))
+
+
 def test_opcheck_of_forward_and_backward(case: Case) -> None:
     inputs = case.inputs(torch.float32)
     cotangents = cotangents_of(case, inputs)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,6 +123,20 @@ def test_killed_between_the_model_and_its_first_state_is_repeated(whole, tmp_pat
     run(out, resume=True)
     run(out, resume=True)  # which removes what is left of the killed one
     assert digest(out) == digest(whole)
+
+
+def test_a_resume_removes_what_killed_processes_left(whole, damaged):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    names = ["model.safetensors", "state-base.safetensors", "samples-base-000003.png", "loss.png"]
+    for name in map(Path, names):
+        (damaged / f".{name.stem}.{process.pid}.tmp{name.suffix}").mkdir()
+    (damaged / f".config.{process.pid}.tmp.json").write_text("of an earlier version")
+    living = damaged / f".metrics.{os.getppid()}.tmp.jsonl"
+    living.mkdir()
+    run(damaged, resume=True)
+    assert [path for path in damaged.iterdir() if path.name.startswith(".")] == [living]
+    assert digest(damaged) == digest(whole)
 
 
 def test_a_state_that_is_not_whole_rebuilds_nothing(damaged):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_write, reported_as
+from ..files import atomic_write, remove, temporary_folder
 from . import signals
 from .errors import Failure
 
@@ -64,19 +64,14 @@ def atomic_folder(path: Path, *, keeps: str = "") -> Iterator[Path]:
     where and how many: at ``path``, or beside it where it would replace others before it is whole.
     """
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with reported_as(path, temporary):
+    with temporary_folder(path) as temporary:
         try:
-            temporary.mkdir(parents=True)
-            try:
-                yield temporary
-            except KeyboardInterrupt:
-                if not keeps:
-                    raise
-                raise _kept(temporary, path, keeps) from None
-            _put(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            yield temporary
+        except KeyboardInterrupt:
+            if not keeps:
+                raise
+            raise _kept(temporary, path, keeps) from None
+        _put(temporary, path)
 
 
 def _put(temporary: Path, path: Path) -> None:
@@ -100,7 +95,7 @@ def _kept(temporary: Path, path: Path, kind: str) -> BaseException:
     previous = signals.ignore()
     try:
         for cut in temporary.glob(".*"):
-            cut.unlink()
+            remove(cut)
         count = sum(1 for _ in temporary.iterdir())
         if not count:
             return KeyboardInterrupt()

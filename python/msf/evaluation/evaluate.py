@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data import SPLITS, ImageData, load_data
+from ..modes import default_device
 from ..progress import follow
 from .features import extract, train_feature_network
 from .intervals import ANY, DISTANCE, PROPORTION, Figure, figure, subsets
@@ -39,6 +40,7 @@ class Evaluator:
     Raise ValueError where the splits are too small.
     """
 
+    @default_device()
     def __init__(
         self,
         source: str,
@@ -119,7 +121,12 @@ class Evaluator:
         a generator that ignores labels. Raise ValueError for images of a wrong shape or range, or
         not finite, TypeError for what is no tensor.
         """
+        # The caller's default device counts in what is the caller's alone.
+        in_its_modes = default_device(torch.empty(0).device)(generate)
+        return self._evaluate(in_its_modes, true_bases, conditional)
 
+    @default_device()
+    def _evaluate(self, generate: Generate, true_bases: bool, conditional: bool) -> Report:
         def images(at: Tensor, true_images: Tensor | None = None) -> Tensor:
             return generate(self.labels[at], [self.seeds[i] for i in at.tolist()], true_images)
 

@@ -68,7 +68,7 @@ def train_feature_network(
     """
     channels, height, width = data[0][0].shape
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone, which is forked
         network = FeatureNetwork((height, width), channels, data.num_classes)
         if data.num_classes > 1:
             _fit(network, data, steps, progress)

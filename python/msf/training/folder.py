@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import MSFConfig
-from ..files import atomic_write
+from ..files import abandoned, atomic_write, remove
 from ..model import CONFIG_FILE, MSF, WEIGHTS_FILE, read_config
 from ..progress import say
 from . import metrics
@@ -89,6 +89,7 @@ class RunFolder:
                 self._check_states([trainer.name for trainer in trainers])
                 for trainer in trainers:
                     self._load(trainer)
+                self._remove_abandoned()
                 # A run that is refused so far stays as it was.
                 write_files(self.path, self.files)
                 write_contents(self.path, self._contents)
@@ -201,23 +202,24 @@ class RunFolder:
             file = self.state_file(stage)
             # A process that was killed after it renamed the model and before the first state, see
             # ``save``, left that under its hidden name: then this training is a repeat.
-            kept = file.exists() or self._unnamed_states(stage)
+            kept = file.exists() or any(self.path.glob(f".{file.stem}.*"))
             if model and stage not in model.untrained_stages and not kept:
                 raise ValueError(
                     f"{self.path}: {file.name} is missing, without which {stage} would be trained "
                     "anew, over what is there; restore it or choose another --out"
                 )
 
-    def _unnamed_states(self, stage: str) -> list[Path]:
-        """Return the states that processes were killed over, before they had their name."""
-        return list(self.path.glob(f".{self.state_file(stage).stem}.*"))
+    def _remove_abandoned(self) -> None:
+        """Remove what processes were killed over, but for states of a stage that has no other: they
+        are what ``_check_states`` asks for."""
+        for name, left in abandoned(self.path):
+            if (self.path / name).exists() or not name.startswith("state-"):
+                remove(left)
 
     def _load(self, trainer: StageTrainer) -> None:
         """Continue ``trainer`` from the folder, if its stage was trained here before."""
         if self.state_file(trainer.name).exists():
             trainer.load(self.state_file(trainer.name))
-            for file in self._unnamed_states(trainer.name):
-                file.unlink()
         metrics.forget(
             self.path / "metrics.jsonl",
             self.config.stage_names,

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from ..files import atomic_write, printable, read_file
+from ..files import atomic_write, printable, quoted, read_file
 from ..parsing import parse_object
 from .config import RunConfig
 
@@ -149,11 +149,12 @@ def changed_classes(before: Sequence[str], now: Sequence[str]) -> str | None:
     if list(before) == list(now):
         return None
     gone, new = (
-        [name for name in one if name not in set(other)]
+        [quoted(name) for name in one if name not in set(other)]
         for one, other in ((before, now), (now, before))
     )
     if not gone and not new:
-        return f"the classes {listed(before)} are now in the order {listed(now)}"
+        before, now = (listed(list(map(quoted, names))) for names in (before, now))
+        return f"the classes {before} are now in the order {now}"
     parts = [
         f"classes {word}: {listed(names)}"
         for word, names in (("gone", gone), ("new", new))

@@ -31,6 +31,7 @@ MAX_EPOCHS_A_BATCH = 10  # a batch that is larger is a slip
 
 
 @own_modes()
+@torch.random.fork_rng(devices=[])
 def train(
     config: MSFConfig,
     training: TrainingConfig,
@@ -81,7 +82,7 @@ def train(
         data_changed=data_changed,
     )
     skipped = Skipped(data.total, data.empty_files)
-    torch.manual_seed(training.seed)
+    torch.default_generator.manual_seed(training.seed)  # the CPU's alone, which is forked
     model = MSF(config)
     saved = folder.saved_model()
     if saved is None:

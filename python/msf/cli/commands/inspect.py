@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...files import printable
+from ...files import printable, quoted
 from ...training.config import class_names_of, read_run
 from .. import tables
 
@@ -70,7 +70,7 @@ def text(document: dict[str, Any]) -> str:
 
 def _classes(names: Sequence[str]) -> str:
     """Return names and numbers, as ``msf sample --labels`` takes both."""
-    return ", ".join(f"{number} {printable(name)}" for number, name in enumerate(names))
+    return ", ".join(f"{number} {quoted(name)}" for number, name in enumerate(names))
 
 
 def _stage_table(stages: list[dict[str, Any]]) -> str:

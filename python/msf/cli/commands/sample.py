@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...files import quoted
 from ...progress import follow
 from ...training.config import class_names_of, read_run
 from ...training.identity import listed
@@ -42,13 +43,28 @@ MAX_BYTES = 4 * 2**30  # a grid's or a tensor's images are in memory, twice at t
 
 
 def split_labels(text: str, names: Sequence[str]) -> Iterator[str]:
-    """Yield the labels in ``text``, between commas; a class's name may hold commas itself."""
+    """Yield the labels in ``text``, between commas; a class's name may hold commas itself. Raise
+    ValueError where its parts are names too."""
     parts = text.split(",")
     while parts:
         joined = (",".join(parts[:n]) for n in range(len(parts), 1, -1))
         label = next((label for label in joined if label in names), parts[0])
+        if _is_of_names(label, names):
+            raise ValueError(
+                f"--labels: {quoted(label)} is ambiguous, it is a class and its parts are classes "
+                f"too; give their numbers, {names.index(label)} for the former"
+            )
         yield label
         del parts[: label.count(",") + 1]
+
+
+def _is_of_names(label: str, names: Sequence[str]) -> bool:
+    """Return whether ``label`` can be parted at commas into classes' names."""
+    parts = label.split(",")
+    splits = ((",".join(parts[:n]), ",".join(parts[n:])) for n in range(1, len(parts)))
+    return any(
+        first in names and (rest in names or _is_of_names(rest, names)) for first, rest in splits
+    )
 
 
 def class_number(label: str, names: Sequence[str], classes: int) -> int:
@@ -62,7 +78,7 @@ def class_number(label: str, names: Sequence[str], classes: int) -> int:
         number = -1
     if 0 <= number <= classes:
         return number
-    named = f"{listed(names, NAMED)}, or " if names else ""
+    named = f"{listed(list(map(quoted, names)), NAMED)}, or " if names else ""
     raise ValueError(
         f"--labels: no class is named or numbered {reprlib.repr(label)}; choose from {named}"
         f"0 to {classes - 1}, or {classes} for no class"
@@ -126,11 +142,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def text(document: dict[str, Any]) -> str:
     first, last = document["seeds"]
     size = tables.size(document["size"])
-    classes = f", classes {listed(document['classes'], NAMED)}" if document["classes"] else ""
-    return (
-        f"{document['out']}: {document['images']} images of {size}, seeds {first} to {last}"
-        + classes
-    )
+    line = f"{document['out']}: {document['images']} images of {size}, seeds {first} to {last}"
+    if not document["classes"]:
+        return line
+    classes = [NO_CLASS if name is None else quoted(name) for name in document["classes"]]
+    return f"{line}, classes {listed(classes, NAMED)}"
 
 
 def _max_count(out: Path, config: MSFConfig) -> int:
@@ -155,9 +171,9 @@ def _labels(
     return None if labels is None else labels[torch.arange(count) % len(labels)]
 
 
-def _named(labels: Tensor, names: Sequence[str]) -> list[str]:
-    """Return the names of the classes that labels (B,) have, each once."""
-    return [(*names, NO_CLASS)[label] for label in dict.fromkeys(labels.tolist())]
+def _named(labels: Tensor, names: Sequence[str]) -> list[str | None]:
+    """Return the names of the classes that labels (B,) have, each once, None for no class."""
+    return [(*names, None)[label] for label in dict.fromkeys(labels.tolist())]
 
 
 def _writer(args: argparse.Namespace, channels: int) -> Callable[[Path, MSF, Batches], None]:
