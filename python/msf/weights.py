@@ -57,9 +57,7 @@ def initialize(module: nn.Module, name: str, fill: Callable[[Tensor], Tensor]) -
     try:
         setattr(module, name, fill(torch.empty_like(getattr(module, name))))
     except RuntimeError as error:
-        raise ValueError(
-            f"reset_parameters: {name} of a {type(module).__name__}: {error}"
-        ) from None
+        raise ValueError(f"reset_parameters: {name} of a {kind}: {error}") from None
     if fill is nn.init.zeros_:
         # weight_norm would make 0 / 0 of it: zero is a length of 0 in any direction but none.
         for direction, value in zip(directions, before):
