@@ -28,6 +28,7 @@ NAMESPACE = "msf"
 
 # These modules tell whether the kernels of a backend can run on a device.
 SUPPORT = {"cuda": cuda_support, "triton": triton_support}
+PLAIN = (Tensor, torch.nn.Parameter)
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -78,8 +79,8 @@ def define(
         dispatch.register(name, kernel, implementation)
     if sizes:
         dispatch.register_sizes(name, by_name(name, sizes))
-    _library.impl(name, partial(_run_on_cpu, name), "CPU")
-    _library.impl(name, partial(_run_on_gpu, name), "CUDA")
+    _library.impl(name, partial(_run, name), "CPU")
+    _library.impl(name, partial(_run, name), "CUDA")
     in_plain_pytorch = partial(_run_reference, reference)
     _library.impl(name, in_plain_pytorch, "FuncTorchDynamicLayerFrontMode")
 
@@ -113,11 +114,25 @@ def define(
     _library.impl(name, autograd, "Autograd", with_keyset=True)
     operator = _operator(name)
 
+    class Differentiated(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = _run(name, *args)
+            setup(ctx, args, output)
+            return output
+
+        backward = staticmethod(gradients)
+
     def call(*args: Any) -> Any:
-        # A graph enters a level of forward mode by C++, which no Python sees when the graph runs.
-        if torch.compiler.is_compiling() and _level_of_trace() >= 0:
-            return in_plain_pytorch(*args)
-        return operator(*args)
+        if torch.compiler.is_compiling():
+            # A graph enters a level of forward mode by C++, which no Python sees when it runs.
+            return in_plain_pytorch(*args) if _level_of_trace() >= 0 else operator(*args)
+        if not _nothing_looks_on(args):
+            return operator(*args)
+        # The same without the dispatcher, whose layers in Python take longer than all else.
+        if torch.is_grad_enabled() and any(_requires_grad(arg) for arg in args):
+            return Differentiated.apply(*args)
+        return _run(name, *args)
 
     return call
 
@@ -150,6 +165,51 @@ def _level_of_trace() -> int:
 _level_of_trace._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _nothing_looks_on(args: tuple[Any, ...]) -> bool:
+    """Tell whether a call is known to its caller and autograd alone.
+
+    No mode, transform, trace, profiler or subclass of Tensor has to see the operator.
+    """
+    return (
+        not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and torch._C._get_tracing_state() is None
+        and not torch.autograd._profiler_enabled()
+        and all(_is_plain(arg) for arg in args if isinstance(arg, Tensor))
+    )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Tell whether a kernel may read x as it lies in memory.
+
+    Batched, fake and sparse tensors have dispatch keys that a fresh tensor has not; so has a view
+    of negated numbers, such as the imaginary part of a conjugate, which nobody has negated yet.
+    """
+    keys = torch._C._dispatch_keys(x).raw_repr()
+    return type(x) in PLAIN and keys in _plain_keys(x.device.type)
+
+
+@cache
+def _plain_keys(device: str) -> tuple[int, ...]:
+    if device not in ("cpu", "cuda"):
+        return ()
+    with torch.inference_mode():
+        tensors = [torch.empty(0, device=device)]
+    with torch.inference_mode(False):
+        tensors.append(torch.empty(0, device=device))
+    return tuple(torch._C._dispatch_keys(x).raw_repr() for x in tensors)
+
+
+def _requires_grad(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
+
+
+def _device_of(args: tuple[Any, ...]) -> torch.device:
+    return next(arg.device for arg in args if isinstance(arg, Tensor))
+
+
 def _has_tangent(x: Any) -> bool:
     return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
 
@@ -158,17 +218,18 @@ def _operator(name: str) -> Any:
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-def _run_on_cpu(name: str, *args: Any) -> Any:
-    return dispatch.run(name, torch.device("cpu"), *args)
-
-
-def _run_on_gpu(name: str, *args: Any) -> Any:
-    device = next(arg.device for arg in args if isinstance(arg, Tensor) and arg.is_cuda)
-    return dispatch.run(name, device, *args)
+def _run(name: str, *args: Any) -> Any:
+    return dispatch.run(name, _device_of(args), *args)
 
 
 def _run_kernel(module: str, name: str, *args: Any) -> Any:
-    return getattr(importlib.import_module(module), name)(*args)
+    return _kernel(module, name)(*args)
+
+
+@cache
+def _kernel(module: str, name: str) -> Callable[..., Any]:
+    kernel: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return kernel
 
 
 def _unsupported_reason(module: str, name: str, *args: Any) -> str | None:

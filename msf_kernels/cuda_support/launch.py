@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,8 +20,12 @@ def launch(name: str, x: Tensor, *args: Any) -> None:
     if extension.emulation:
         getattr(extension.emulation, name)(*args, None)
         return
-    with torch.cuda.device(x.device):
-        getattr(extension.module(), name)(*args, torch.cuda.current_stream().cuda_stream)
+    launcher, device = getattr(extension.module(), name), x.device.index
+    # torch.cuda.current_stream makes an object of it, which takes longer than the launch.
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    elsewhere = device != torch._C._cuda_getDevice()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
+        launcher(*args, stream)
 
 
 def dtype(x: Tensor) -> int:

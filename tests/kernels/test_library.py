@@ -342,3 +342,36 @@ def test_a_gradient_has_the_name_of_an_argument() -> None:
     out = op(normal(2).requires_grad_())
     with pytest.raises(AssertionError, match=r"^msf::wrong_gradient has no argument y$"):
         out.sum().backward()
+
+
+@pytest.mark.operator("adaln_modulate")
+def test_numbers_that_nobody_has_negated_yet() -> None:
+    """The imaginary part of a conjugate is a view of the numbers as they were, and a flag."""
+    numbers = torch.randn(2, 3, 8, dtype=torch.complex64, device=DEVICE)
+    x = torch.conj(numbers).imag
+    assert x.is_neg()
+    shift, scale = normal(2, 2, 8, dtype=torch.float32).unbind()
+    assert torch.equal(
+        msf.adaln_modulate(x, shift, scale), msf.adaln_modulate(-numbers.imag, shift, scale)
+    )
+
+
+@pytest.mark.operator("adaln_modulate")
+@pytest.mark.parametrize("grad", [False, True])
+def test_modes_traces_and_profilers_see_the_operator(grad: bool) -> None:
+    inputs = normal(2, 3, 8).requires_grad_(grad), normal(2, 8), normal(2, 8)
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Mode():
+        msf.adaln_modulate(*inputs)
+    assert "msf.adaln_modulate.default" in seen
+    with torch.profiler.profile() as profile:
+        msf.adaln_modulate(*inputs)
+    assert "msf::adaln_modulate" in {event.name for event in profile.events()}
+    trace = torch.jit.trace(msf.adaln_modulate, [x.detach() for x in inputs], check_trace=False)
+    assert "msf::adaln_modulate" in str(trace.graph)
