@@ -8,31 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch._guards import detect_fake_mode
 
 from .dtypes import SUPPORTED
 
 MODES = ("nearest", "bilinear")  # how a base image is upsampled
-
-
-def has_values(x: Tensor) -> bool:
-    """Return whether numbers of x can be looked at: not in a graph, nor without memory, nor where
-    vmap runs one call for many."""
-    if torch.compiler.is_compiling() or x.is_meta or detect_fake_mode() is not None:
-        return False
-    return not is_batched(x)
-
-
-def is_batched(x: Tensor) -> bool:
-    """Return whether vmap runs one call for many x, as far as that is known outside of a graph."""
-    if torch.compiler.is_compiling():
-        return False
-    while _functorch.is_functorch_wrapped_tensor(x):
-        if _functorch.is_batchedtensor(x):
-            return True
-        x = _functorch.get_unwrapped(x)
-    return False
 
 
 def tensors(op: str, **named: Any) -> None:

@@ -177,12 +177,12 @@ def _nothing_looks_on(args: tuple[Any, ...]) -> bool:
         and forward_ad._current_level < 0
         and torch._C._get_tracing_state() is None
         and not torch.autograd._profiler_enabled()
-        and all(_is_plain(arg) for arg in args if isinstance(arg, Tensor))
+        and all(is_plain(arg) for arg in args if isinstance(arg, Tensor))
     )
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Tell whether a kernel may read x as it lies in memory.
+def is_plain(x: Tensor) -> bool:
+    """Tell whether the numbers of x can be read as they lie in memory, outside of a graph.
 
     Batched, fake and sparse tensors have dispatch keys that a fresh tensor has not; so has a view
     of negated numbers, such as the imaginary part of a conjugate, which nobody has negated yet.

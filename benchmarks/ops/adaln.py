@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msf_kernels.adaln.examples import EXAMPLES
-from msf_kernels.examples import Shape
+from msf_kernels.examples import Example, New, Shape
 
 from .. import cudnn_adaln
 from ..arms import Arm, compiled, needs_gpu, peer
@@ -50,8 +50,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor, y_bias: Tensor | None = None) -> Tensor:
-    # A matmul adds its bias in its own dtype.
-    return x + gate[:, None] * (y if y_bias is None else y + y_bias.to(y.dtype))
+    return x + gate[:, None] * (y if y_bias is None else y + y_bias)
 
 
 def pair(
@@ -91,6 +90,12 @@ def statistics(x: Tensor) -> int:
     return 2 * 4 * x.shape[0] * x.shape[1]
 
 
+def in_one_dtype(example: Example, new: New, shape: Shape) -> dict[str, Tensor]:
+    """Return the example's inputs with the bias in x's dtype, as eager PyTorch has it there."""
+    made = example.inputs(new, shape)
+    return {name: tensor.to(made["x"].dtype) for name, tensor in made.items()}
+
+
 def nbytes(bias: Sequence[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in bias)
 
@@ -125,9 +130,14 @@ def benchmarks(
     backward = replace(forward, bytes=backward_bytes, terms=TERMS)
     yield replace(backward, gradients=forward.example.gradients)
     if example := examples.get(f"{op} bias"):
-        yield replace(forward, example=example, roundings=roundings + 1, shapes=SHAPES[:3])
-        gradients = example.gradients
-        yield replace(backward, example=example, gradients=gradients, shapes=SHAPES[:3])
+        # Eager rounds y + y_bias too, and its gradient, of which that of the bias is the sum.
+        example = replace(example, inputs=partial(in_one_dtype, example))
+        forward, backward = (
+            replace(one, example=example, roundings=roundings + 1, shapes=SHAPES[:4])
+            for one in (forward, backward)
+        )
+        yield forward
+        yield replace(backward, gradients=example.gradients)
 
 
 BENCHMARKS = [

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import checks
 from ..layout import empty
-from ..library import define
+from ..library import define, is_plain
 from . import reference
 
 
@@ -157,7 +157,8 @@ def _check_row(op: str, x: Tensor, step: Tensor) -> None:
 
 def _check_range(op: str, step: Tensor, length: int) -> None:
     """Check step on the CPU; on a GPU the host would have to wait for it."""
-    if step.device.type == "cpu" and checks.has_values(step) and not 0 <= int(step) < length:
+    known = step.device.type == "cpu" and not torch.compiler.is_compiling() and is_plain(step)
+    if known and not 0 <= int(step) < length:
         raise ValueError(f"{op}: step must be in [0, {length}), got {int(step)}")
 
 

@@ -16,12 +16,11 @@ from torch._guards import active_fake_mode
 from torch.nn import functional as F
 
 from msf_kernels import flow_interpolate
-from msf_kernels.checks import has_values, is_batched
 
 from .config import MSFConfig
 from .files import atomic_write, read_file
 from .interpolation import logit_normal_times
-from .modes import own_modes
+from .modes import has_values, is_batched, own_modes
 from .pyramid import Pyramid
 from .seeds import drawn_from
 from .transformer import StageTransformer

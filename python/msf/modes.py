@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch._guards import detect_fake_mode
 
 
 @contextmanager
@@ -36,3 +39,22 @@ def own_modes() -> Iterator[None]:
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
         yield
+
+
+def has_values(x: Tensor) -> bool:
+    """Return whether numbers of x can be looked at: not in a graph, nor without memory, nor where
+    vmap runs one call for many."""
+    if torch.compiler.is_compiling() or x.is_meta or detect_fake_mode() is not None:
+        return False
+    return not is_batched(x)
+
+
+def is_batched(x: Tensor) -> bool:
+    """Return whether vmap runs one call for many x, as far as that is known outside of a graph."""
+    if torch.compiler.is_compiling():
+        return False
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_batchedtensor(x):
+            return True
+        x = _functorch.get_unwrapped(x)
+    return False

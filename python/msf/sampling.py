@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from msf_kernels.checks import has_values
-
 from .config import MSFConfig
 from .model import MSF
-from .modes import default_device
+from .modes import default_device, has_values
 from .parsing import parse
 from .sampling_config import SamplingConfig, SamplingFields
 from .seeds import generator

@@ -279,7 +279,7 @@ def test_every_call_is_the_same_step() -> None:
 def settings() -> list[Any]:
     """All that an arm's scope changes."""
     return [
-        *(getattr(msf.transformer, name) for name in PLAIN),
+        *(attrgetter(name)(msf.transformer) for name in PLAIN),
         dispatch._requested,
         torch.backends.cuda.flash_sdp_enabled(),
         torch.backends.cuda.cudnn_sdp_enabled(),

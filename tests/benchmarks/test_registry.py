@@ -94,6 +94,7 @@ def test_names_are_unique_and_operators_exist() -> None:
     assert both == {
         *(f"pyramid_{op} {mode}" for op in ("split", "merge") for mode in ("nearest", "bilinear")),
         *("merge_tokens", "qk_norm_rope", "adaln_modulate", "gate_residual", "gate_residual_adaln"),
+        *("gate_residual bias", "gate_residual_adaln bias"),
         *("attention", "attention norm-rope", "bias_gelu", "bias_gelu erf"),
     }
 

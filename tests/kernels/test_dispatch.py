@@ -63,7 +63,7 @@ def test_a_kernel_may_decline_the_machine_or_the_arguments(
 ) -> None:
     kernels["cuda"] = answering(1.0, unsupported_device_reason=lambda device: "no driver")
     kernels["triton"] = answering(
-        2.0, unsupported_args_reason=lambda x, y, gate, _: f"D = {x.shape[-1]} is odd"
+        2.0, unsupported_args_reason=lambda x, y, y_bias, gate, _: f"D = {x.shape[-1]} is odd"
     )
     assert msf.explain_choice(GATE).unsupported_reasons == {
         "cuda": "no driver",

@@ -329,7 +329,7 @@ def test_functions_take_the_arguments_that_they_name() -> None:
     def function(gate: str, x: str, absent: int = 3) -> tuple[str, str, int]:
         return x, gate, absent
 
-    assert by_name("gate_residual", function)("x", "y", "gate", False) == ("x", "gate", 3)
+    assert by_name("gate_residual", function)("x", "y", None, "gate", False) == ("x", "gate", 3)
 
 
 def test_a_gradient_has_the_name_of_an_argument() -> None:

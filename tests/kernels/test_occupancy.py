@@ -187,9 +187,13 @@ def test_launches_of_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["flow_interpolate_kernel", "float, 4"] == {Launch(64 * 256, 256, 0)}
     assert found["flow_interpolate_kernel", "__nv_bfloat16, 8"] == {Launch(32 * 256, 256, 0)}
     # Both a gate and a norm: tensors without memory count as present.
-    both = "__nv_bfloat16, __nv_bfloat16, __nv_bfloat16, 8, 1, true, true"
-    widths = {(launch.grid, launch.threads) for launch in found["gate_residual_adaln_kernel", both]}
-    assert widths == {(576, 64), (576, 96), (576, 128), (576, 160), (576, 192)}
+    bf16 = "__nv_bfloat16, __nv_bfloat16, __nv_bfloat16"
+    both = found["gate_residual_adaln_kernel", f"{bf16}, 8, 6, false, true, true"]
+    assert {(launch.grid, launch.threads) for launch in both} == {(1024, 128)}
+    # One wave of what runs at once, 512 threads on each of 132 SMs, for each of five widths.
+    both = found["gate_residual_adaln_backward_kernel", f"{bf16}, 8, 1, true, true"]
+    widths = {(launch.grid, launch.threads) for launch in both}
+    assert widths == {(1024, 64), (640, 96), (512, 128), (384, 160), (256, 192)}
     # Heads of 36, which CUDA does not take, are left out, and so is qk_norm_rope of attention.
     assert {kernel for kernel, _ in found} == {
         "flow_interpolate_kernel",

@@ -188,12 +188,12 @@ def test_rows_of_many_pieces_and_samples_of_many_slices(rows: int) -> None:
     x, y, grad, residual = normal(4, 3, 53, 161)
     walk = Walk.of(x, adaln_triton.BACKWARD_PROGRAMS, adaln_triton.MIN_ROWS)
     assert (walk.piece, walk.pieces) == (64, 3) and 53 % walk.slice_rows % walk.rows
-    modulation = normal(rows, 6 * 161).chunk(6, 1)[1:4]
+    modulation, y_bias = normal(rows, 6 * 161).chunk(6, 1)[1:4], normal(161)
     outputs = [
-        module.gate_residual_adaln(x, y, *modulation, 1e-6, False)
+        module.gate_residual_adaln(x, y, y_bias, *modulation, 1e-6, False)
         for module in (adaln_triton, adaln_reference)
     ]
-    rest = x, y, *modulation, *outputs[1][2:]
+    rest = x, y, y_bias, *modulation, *outputs[1][2:]
     grads = [
         module.gate_residual_adaln_backward(grad, residual, *rest)
         for module in (adaln_triton, adaln_reference)
