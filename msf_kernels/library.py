@@ -127,12 +127,13 @@ def define(
         if torch.compiler.is_compiling():
             # A graph enters a level of forward mode by C++, which no Python sees when it runs.
             return in_plain_pytorch(*args) if _level_of_trace() >= 0 else operator(*args)
-        if not _nothing_looks_on(args):
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if not _nothing_looks_on(tensors):
             return operator(*args)
         # The same without the dispatcher, whose layers in Python take longer than all else.
-        if torch.is_grad_enabled() and any(_requires_grad(arg) for arg in args):
+        if torch.is_grad_enabled() and any([x.requires_grad for x in tensors]):
             return Differentiated.apply(*args)
-        return _run(name, *args)
+        return dispatch.run(name, tensors[0].device, *args)
 
     return call
 
@@ -165,7 +166,7 @@ def _level_of_trace() -> int:
 _level_of_trace._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _nothing_looks_on(args: tuple[Any, ...]) -> bool:
+def _nothing_looks_on(tensors: list[Tensor]) -> bool:
     """Tell whether a call is known to its caller and autograd alone.
 
     No mode, transform, trace, profiler or subclass of Tensor has to see the operator.
@@ -177,7 +178,7 @@ def _nothing_looks_on(args: tuple[Any, ...]) -> bool:
         and forward_ad._current_level < 0
         and torch._C._get_tracing_state() is None
         and not torch.autograd._profiler_enabled()
-        and all(is_plain(arg) for arg in args if isinstance(arg, Tensor))
+        and all(map(is_plain, tensors))
     )
 
 
@@ -202,14 +203,6 @@ def _plain_keys(device: str) -> tuple[int, ...]:
     return tuple(torch._C._dispatch_keys(x).raw_repr() for x in tensors)
 
 
-def _requires_grad(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.requires_grad
-
-
-def _device_of(args: tuple[Any, ...]) -> torch.device:
-    return next(arg.device for arg in args if isinstance(arg, Tensor))
-
-
 def _has_tangent(x: Any) -> bool:
     return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
 
@@ -219,7 +212,8 @@ def _operator(name: str) -> Any:
 
 
 def _run(name: str, *args: Any) -> Any:
-    return dispatch.run(name, _device_of(args), *args)
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    return dispatch.run(name, device, *args)
 
 
 def _run_kernel(module: str, name: str, *args: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..cuda_support.launch import DTYPES, address, dtype, launch, parameter
 from ..dtypes import compute_dtype
 from ..grid import SMS
-from ..layout import contiguous, new_gradient
+from ..layout import contiguous, empty_like, new_gradient
 
 MAX_CHANNELS, MAX_SCALAR_CHANNELS = 8192, 2048
 
@@ -76,11 +76,12 @@ def gate_residual_adaln(
     x, y, y_bias = contiguous(x, 16), contiguous(y, 16), contiguous(y_bias, 16)
     kind = _modulation_dtype(x, y, gate, shift, scale)
     gate, shift, scale = (_modulation(tensor, kind) for tensor in (gate, shift, scale))
-    x_out = None if y is None else x.new_empty(x.shape)
+    x_out = None if y is None else empty_like(x)
     h = mean = rstd = None
     if scale is not None:
-        h = x.new_empty(x.shape)
-        mean, rstd = (x.new_empty(x.shape[:2], dtype=compute_dtype(x)) for _ in range(2))
+        h = empty_like(x)
+        mean = x.new_empty(x.shape[:2], dtype=compute_dtype(x))
+        rstd = empty_like(mean)
     launch(
         "gate_residual_adaln",
         x,
@@ -125,8 +126,8 @@ def gate_residual_adaln_backward(
     modulations = gate, shift, scale
     kind = _modulation_dtype(like, y, *modulations)
     gate, scale = _modulation(gate, kind), _modulation(scale, kind)
-    grad_x = None if x is None else x.new_empty(x.shape)
-    grad_y = None if y is None else y.new_empty(y.shape)
+    grad_x = None if x is None else empty_like(x)
+    grad_y = None if y is None else empty_like(y)
     grad_bias = new_gradient(y_bias, like)
     sums: list[Any] = [None if m is None else m.new_empty(m.shape, dtype=kind) for m in modulations]
     if not like.numel():
@@ -203,15 +204,18 @@ def _types(x: Tensor, y: Tensor | None, modulation: torch.dtype) -> tuple[int, i
 
 def _modulation_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype:
     """Return the dtype that kernels take shift, scale and gate in: x's if all are of it."""
-    alike = all(other is None or other.dtype == x.dtype for other in others)
-    return x.dtype if alike else compute_dtype(x)
+    for other in others:
+        if other is not None and other.dtype != x.dtype:
+            return compute_dtype(x)
+    return x.dtype
 
 
 def _modulation(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Return x (B, D) in the dtype. Copy it if its rows could not be read, or not as vectors."""
     if x is None:
         return None
-    x = x.to(dtype)
+    if x.dtype != dtype:
+        x = x.to(dtype)
     address, stride = _address_and_stride(x)
     size = x.element_size()
     aligned = address % 16 == 0 and stride * size % 16 == 0

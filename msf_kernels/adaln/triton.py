@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..dtypes import compute_dtype
 from ..grid import TARGET_BLOCKS
-from ..layout import contiguous, new_gradient
+from ..layout import contiguous, empty_like, new_gradient
 from ..triton_support.launch import launch
 from ..triton_support.rows import Walk, modulation, sum_partials
 from .triton_kernels import backward_kernel, forward_kernel
@@ -47,11 +47,11 @@ def forward(
     x = x.contiguous()
     x_out = h = mean = rstd = None
     if gate is not None:
-        x_out = x.new_empty(x.shape)
+        x_out = empty_like(x)
     if scale is not None:
-        h = x.new_empty(x.shape)
+        h = empty_like(x)
         mean = x.new_empty(x.shape[:2], dtype=compute_dtype(x))
-        rstd = mean.new_empty(mean.shape)
+        rstd = empty_like(mean)
     walk = Walk.of(x, FORWARD_PROGRAMS, 1)
     launch(
         forward_kernel,
@@ -96,9 +96,9 @@ def backward(
     # Four sums of 18 channels, as a thread had them at a width of 1152, would spill.
     held = 34 if y_bias is not None and scale is not None else 36
     walk = Walk.of(grad, BACKWARD_PROGRAMS, MIN_ROWS, held)
-    grads = [None if x is None else x.new_empty(x.shape) for x in (x_out, y)]
+    grads = [None if x is None else empty_like(x) for x in (x_out, y)]
     parameters = [None if y_bias is None else y_bias[None], gate, shift, scale]
-    totals: list[Any] = [None if x is None else x.new_empty(x.shape) for x in parameters]
+    totals: list[Any] = [None if x is None else empty_like(x) for x in parameters]
     sums: list[Any] = []
     for total in totals:
         if total is None or (total.shape[0] == batch and walk.slices == 1):

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..cuda_support import extension
 from ..cuda_support.launch import address, dtype, launch, parameter
-from ..layout import aligned, contiguous
+from ..layout import aligned, contiguous, empty_like
 from ..qk_norm_rope import cuda as qk_norm_rope
 from ..qk_norm_rope.cuda import preparation, view
 from ..qk_norm_rope.op import Gradients, is_prepared, new_gradients
@@ -73,7 +73,7 @@ def attention(
         q, k, v = heads(qkv, num_heads)
     else:
         q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, *options, num_heads, eps)
-    out = q.new_empty(q.shape)
+    out = empty_like(q)
     logsumexp = q.new_empty((q.shape[0], num_heads, q.shape[1]), dtype=torch.float32)
     inside = [contiguous(option, 16) if whole else None for option in options]
     launch(

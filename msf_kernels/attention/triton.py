@@ -10,7 +10,7 @@ from torch import Tensor
 from triton.runtime import driver
 
 from ..dtypes import compute_dtype
-from ..layout import aligned, contiguous
+from ..layout import aligned, contiguous, empty_like
 from ..qk_norm_rope import triton as qk_norm_rope
 from ..qk_norm_rope.op import Gradients, is_prepared, new_gradients
 from ..qk_norm_rope.triton import parts, views
@@ -91,7 +91,7 @@ def attention_backward(
         return gradients
     q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, *options, num_heads, eps)
     if is_prepared(*options):
-        grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+        grad_q, grad_k, grad_v = (empty_like(x) for x in (q, k, v))
     else:
         gradients = new_gradients(qkv, *options[:3])
         grad_q, grad_k, grad_v = heads(gradients[0], num_heads)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..cuda_support.launch import address, dtype, launch, parameter
 from ..dtypes import compute_dtype
 from ..grid import TARGET_BLOCKS
-from ..layout import contiguous
+from ..layout import contiguous, empty_like
 from .op import new_gradients
 
 # A block is 64 vectors of 16 bytes wide and takes 8 rows at a time.
@@ -25,7 +25,7 @@ BACKWARD_BLOCKS, MIN_BACKWARD_ROWS = 3 * TARGET_BLOCKS // 4, 16
 
 def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
     x, bias = contiguous(x, 16), contiguous(bias, 16)
-    out = x.new_empty(x.shape)
+    out = empty_like(x)
     rows, across = _extent(x)
     length = min(rows * across // FORWARD_BLOCKS // STEP * STEP, MAX_FORWARD_ROWS)
     launch(

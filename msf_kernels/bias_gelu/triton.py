@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..dtypes import compute_dtype
 from ..grid import TARGET_BLOCKS
-from ..layout import contiguous
+from ..layout import contiguous, empty_like
 from ..triton_support.launch import launch, power_of_2
 from ..triton_support.rows import sum_partials
 from .op import new_gradients
@@ -57,7 +57,7 @@ class Tile:
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
-    out = x.new_empty(x.shape)
+    out = empty_like(x)
     tile = Tile.of(x, FORWARD_LOADS)
     launch(
         forward_kernel,

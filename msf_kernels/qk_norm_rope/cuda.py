@@ -10,7 +10,7 @@ from torch import Tensor
 from ..cuda_support.launch import address, dtype, launch, parameter
 from ..dtypes import compute_dtype
 from ..grid import TARGET_BLOCKS
-from ..layout import contiguous
+from ..layout import contiguous, empty_like
 from .op import Gradients, is_prepared, new_gradients
 
 
@@ -29,7 +29,7 @@ def qk_norm_rope(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     q, k, _ = heads(qkv, num_heads)
-    q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
+    q_out, k_out = empty_like(q), empty_like(k)
     options = [contiguous(option) for option in (qkv_bias, q_weight, k_weight, rope)]
     launch(
         "qk_norm_rope",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..dtypes import compute_dtype
 from ..grid import TARGET_BLOCKS
-from ..layout import contiguous
+from ..layout import contiguous, empty_like
 from ..triton_support.launch import launch, power_of_2, tiles
 from ..triton_support.rows import sum_partials
 from .op import Gradients, new_gradients
@@ -64,7 +64,7 @@ def qk_norm_rope(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     q, k, _ = unpack(qkv, num_heads)
-    q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
+    q_out, k_out = empty_like(q), empty_like(k)
     tile = Tile.of(q)
     launch(
         forward_kernel,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..cuda_support.launch import address, dtype, launch
+from ..layout import empty_like
 
 
 def merge_tokens(
@@ -13,7 +14,7 @@ def merge_tokens(
     batch, _, channels = skip.shape
     base, skip = base.contiguous(), skip.contiguous()
     position = None if position is None else position.contiguous()
-    x = skip.new_empty(skip.shape)
+    x = empty_like(skip)
     launch(
         "merge_tokens",
         x,
@@ -34,7 +35,7 @@ def merge_tokens_backward(
     batch, tokens, channels = grad.shape
     grad = grad.contiguous()
     grad_base = grad.new_empty((batch, tokens // 4, 4 * channels))
-    grad_position = None if position is None else position.new_empty(position.shape)
+    grad_position = None if position is None else empty_like(position)
     launch(
         "merge_tokens_backward",
         grad,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import contiguous
+from ..layout import contiguous, empty_like
 from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.launch import launch, power_of_2, tiles
 
@@ -116,7 +116,7 @@ def merge_backward_kernel(
 def merge_tokens(
     base: Tensor, skip: Tensor, position: Tensor | None, height: int, width: int
 ) -> Tensor:
-    x = skip.new_empty(skip.shape)
+    x = empty_like(skip)
     batch, tokens, channels = x.shape
     tile = TokenTile.of(batch * tokens, channels, x.element_size(), 4)
     launch(
@@ -143,7 +143,7 @@ def merge_tokens_backward(
 ) -> tuple[Tensor, Tensor]:
     batch, tokens, channels = grad.shape
     grad_base = grad.new_empty(batch, tokens // 4, 4 * channels)
-    grad_position = None if position is None else position.new_empty(position.shape)
+    grad_position = None if position is None else empty_like(position)
     groups = triton.cdiv(batch, SAMPLES) if position is None else 1
     tile = TokenTile.of(groups * tokens, channels, grad.element_size(), 1)
     launch(

@@ -1,0 +1,143 @@
+"""Measure what a call costs the host: its checks, the choice of a backend, outputs and launches.
+
+    python -m benchmarks.host [--profile OPERATOR]
+
+Calls are so small that kernels take no time; without a GPU launches do nothing. One without
+autograd is compared with `F.layer_norm`, one with its gradient with the same in eager PyTorch.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import pstats
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+
+import msf_kernels
+from msf_kernels.cuda_support import extension
+from msf_kernels.examples import Shape
+
+from .parser import Parser
+from .registry import Benchmark, Drawn, draw, find, tensors
+
+ROUNDS, CALLS = 15, 200
+HEADS = {"attention": (1, 16, 2, 64)}  # of a size that the kernels take
+
+
+class NoKernels(SimpleNamespace):
+    """NoKernels stands for the extension: it fits everything and launches nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., bool]:
+        return _nothing
+
+    def shared_memory(self, device: int) -> int:
+        return 227 << 10
+
+
+def _nothing(*_: Any) -> bool:
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    benchmarks = {
+        benchmark.op: benchmark for benchmark in reversed(find()) if not benchmark.gradients
+    }
+    parser = Parser(prog="benchmarks.host", description=__doc__)
+    parser.add_argument("--profile", choices=benchmarks, metavar="OPERATOR", help="where it goes")
+    chosen = parser.parse_args(arguments).profile
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1)
+    with no_kernels(device), msf_kernels.backend("cuda"):
+        if chosen:
+            profile(benchmarks[chosen], device)
+        else:
+            compare([*reversed(benchmarks.values())], device)
+
+
+def no_kernels(device: torch.device) -> AbstractContextManager[Any]:
+    if device.type == "cuda":
+        return nullcontext()
+    return mock.patch.object(extension, "emulation", NoKernels())
+
+
+def compare(benchmarks: Sequence[Benchmark], device: torch.device) -> None:
+    x = torch.randn(2, 3, 8, device=device)
+    with torch.no_grad():
+        norm = microseconds(partial(F.layer_norm, x, (8,)), device)
+    print(f"F.layer_norm {norm:.1f} us")
+    print(f"{'':24}   us  x layer_norm   with gradient, us  x eager")
+    for benchmark in benchmarks:
+        with torch.no_grad():
+            alone = microseconds(forward(benchmark, device), device)
+        line = f"{benchmark.op:24}{alone:5.1f}{alone / norm:14.1f}"
+        if benchmark.example.gradients:
+            ours, eager = (
+                microseconds(both_ways(benchmark, device, function), device)
+                for function in (None, benchmark.eager)
+            )
+            line += f"{ours:20.1f}{ours / eager:9.1f}"
+        print(line)
+
+
+def profile(benchmark: Benchmark, device: torch.device) -> None:
+    call = forward(benchmark, device)
+    with torch.no_grad(), cProfile.Profile() as profiler:
+        for _ in range(ROUNDS * CALLS):
+            call()
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(20)
+
+
+def forward(benchmark: Benchmark, device: torch.device) -> Callable[[], Any]:
+    drawn = _draw(benchmark, device)
+    return partial(drawn.call, *drawn.args)
+
+
+def both_ways(
+    benchmark: Benchmark, device: torch.device, function: Callable[..., Any] | None
+) -> Callable[[], Any]:
+    """Return a call and its gradient, of ours or of a function in its place."""
+    count = benchmark.example.gradients
+    drawn = _draw(Benchmark(**vars(benchmark) | {"gradients": count}), device)
+    options = benchmark.example.options(_shape(benchmark)) if function else {}
+    call = partial(function or drawn.call, *drawn.args, **options)
+
+    def run() -> None:
+        torch.autograd.grad(tensors(call()), drawn.args[:count], drawn.cotangents)
+
+    return run
+
+
+def microseconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Return the shortest mean time of a call among some rounds."""
+    return min(_round(call, device) for _ in range(ROUNDS)) * 1e6
+
+
+def _round(call: Callable[[], Any], device: torch.device) -> float:
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        call()
+    taken = time.perf_counter() - start
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return taken / CALLS
+
+
+def _draw(benchmark: Benchmark, device: torch.device) -> Drawn:
+    generator = torch.Generator(device).manual_seed(0)
+    return draw(benchmark, _shape(benchmark), torch.bfloat16, generator)
+
+
+def _shape(benchmark: Benchmark) -> Shape:
+    return HEADS.get(benchmark.op, benchmark.example.shape)
+
+
+if __name__ == "__main__":
+    main()
