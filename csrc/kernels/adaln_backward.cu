@@ -2,9 +2,10 @@
 // and without atomics. A block sums over its tokens in registers, a second kernel sums over the
 // blocks. The equations are in msf_kernels/adaln/reference.py.
 //
-// A block has a row, or two, so that a thread's sums of its 8 channels fit into 32 registers. While
-// it meets at the barrier of one step, the loads of the next are under way: in 16 bits 128 bytes a
-// thread, at 1152 channels and three blocks an SM 55 KB, more than twice what memory needs.
+// A block has one row or two at a time, so that a thread's sums of its 8 channels fit into 32
+// registers. While its threads meet at the barrier of a step, two rows of y and of x_out's gradient
+// are on their way for the rest of it, and two of x and of h's gradient for the next step: in 16
+// bits 128 bytes a thread, at 1152 channels and three blocks an SM 55 KB, twice what memory needs.
 #include "adaln.cuh"
 #include "partials.cuh"
 

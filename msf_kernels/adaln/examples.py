@@ -14,7 +14,7 @@ from .op import adaln_modulate, gate_residual, gate_residual_adaln
 
 # The widths of DiT-S, B, L and XL, and 1536, at the 256 tokens of 256 pixels.
 AUDITED = tuple((64, 256, width) for width in (384, 768, 1024, 1152, 1536))
-WITHOUT_BIAS = ((64, 256, 384), (64, 256, 1152))  # kernels that need less than those with one
+VARIANTS_AUDITED = ((64, 256, 384), (64, 256, 1152))  # they need less than those with a bias
 
 
 def inputs(
@@ -50,11 +50,13 @@ def examples() -> Iterator[Example]:
             inputs=drawn,
             shape=(2, 3, 5),
             gradients=gradients,
-            audited=WITHOUT_BIAS if gated else AUDITED,
+            audited=VARIANTS_AUDITED if gated else AUDITED,
         )
         yield example
         as_eager = partial(function, rounding="eager")
-        yield replace(example, variant="eager rounding", function=as_eager)
+        yield replace(
+            example, variant="eager rounding", function=as_eager, audited=VARIANTS_AUDITED
+        )
         common = partial(drawn, broadcast=broadcast)
         yield replace(example, variant="broadcast", inputs=common, audited=())
         if gated:
