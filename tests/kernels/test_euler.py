@@ -78,6 +78,30 @@ def test_step_of_tokens_tables_and_heun(options: dict[str, Any], velocity: torch
     assert torch.equal(got, expected)
 
 
+WIDE = [(2, 4, 8, 16), (2, 8, 4, 8), (2, 3, 4, 12), (2, 4, 6, 6)]  # B, C, H, W
+PATCHES = [(s, p) for s in WIDE for p in (1, 2, 3, 4) if s[2] % p == s[3] % p == 0]
+LAYOUTS = {"rows": torch.contiguous_format, "channels-last": torch.channels_last}
+
+
+@pytest.mark.parametrize(("shape", "patch"), PATCHES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtypes", [(FP32, BF16), (BF16, BF16), (BF16, FP32), (FP32, FP32)])
+def test_steps_of_tokens_in_vectors(
+    shape: tuple[int, ...], layout: str, dtypes: tuple[torch.dtype, ...], patch: int
+) -> None:
+    """Bit for bit the plain steps, whether or not vectors can read the tokens."""
+    x, start = (
+        v.contiguous(memory_format=LAYOUTS[layout]) for v in normal(2, *shape).to(dtypes[0])
+    )
+    velocities = normal(2, *shape).to(dtypes[1])
+    expected = (start.float() + guided_euler_step(x.float(), *velocities.float(), 3.5, 0.3)) / 2
+    tokens = torch.stack([patchify(v, patch) for v in velocities])
+    shifted = torch.cat([tokens.flatten()[:1], tokens.flatten()])[1:].view(tokens.shape)
+    for v_cond, v_uncond in (tokens, shifted):
+        got = guided_euler_step(x, v_cond, v_uncond, 3.5, 0.3, start=start, patch=patch)
+        assert torch.equal(got, expected.to(got.dtype))
+
+
 @steps
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
