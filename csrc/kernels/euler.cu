@@ -75,13 +75,67 @@ __device__ int64_t velocity_offset(const EulerStep& step, const Extent& image, i
 
 // A thread owns a tile: kColumns neighbours in a row, with kChannels channels of each. Images are
 // read in vectors of columns, or of channels where there is one column. Of the numbers of a tile,
-// ordered (column, channel), tokens have kRun side by side. Threads with the other channels of the
-// same columns are neighbours, as these are in tokens.
-//
-// A tile of 4x4 has 128 bytes in flight where the image is float and the velocities have 16 bits:
-// 64 KB on an SM with 512 threads. Single numbers had 16 KB, an H200 needs 24, and so the kernel
-// took 32 us at 256x4x64x64, of which 12 are due to the memory's rate.
-// registers: 96; 128 for <float, float, *>
+// ordered (column, channel), velocities have kRun side by side.
+template <int kChannelsOf, int kColumnsOf, int kRunOf>
+struct Tile {
+  static constexpr int kChannels = kChannelsOf, kColumns = kColumnsOf, kRun = kRunOf;
+  static constexpr int kVector = kColumns > 1 ? kColumns : kChannels;
+  static constexpr int kVectors = kChannels * kColumns / kVector;
+  static constexpr int kRuns = kChannels * kColumns / kRun;
+};
+
+// Threads with the other channels of the same columns are neighbours, as these are in tokens.
+using Order = Layout<1, false>;
+
+// The states and velocities of a tile. One of 4x4 has 128 bytes in flight where states are float
+// and velocities have 16 bits: 64 KB on an SM with 512 threads. Single numbers had 16 KB, an H200
+// needs 24, and so a step took 32 us at 256x4x64x64, of which 12 are due to the memory's rate.
+template <class T, class U, class Tile>
+struct Stepped {
+  using States = Packed<T, Tile::kVector>;
+  using Velocities = Packed<U, Tile::kRun>;
+  int b, c, h, w;  // of the first pixel
+  States state[Tile::kVectors];
+  Velocities cond[Tile::kRuns], uncond[Tile::kRuns];
+
+  __device__ Stepped(const Pixel& tile, const Extent& tiles, const Image<const T>& x,
+                     const EulerStep& step)
+      : b(tile.b), c(tile.c * Tile::kChannels), h(tile.h), w(tile.w * Tile::kColumns) {
+    const Extent image{tiles.batch, tiles.channels * Tile::kChannels, tiles.height,
+                       tiles.width * Tile::kColumns};
+    int64_t offsets[Tile::kRuns];
+#pragma unroll
+    for (int j = 0; j < Tile::kRuns; ++j) {
+      offsets[j] = velocity_offset(step, image, c, h, w + j * Tile::kColumns / Tile::kRuns);
+    }
+    load(x, state);
+    load(step.cond, offsets, cond);
+    if (step.uncond.data) load(step.uncond, offsets, uncond);
+  }
+
+  template <class Element>
+  __device__ Element* at(const Image<Element>& image, int i) const {
+    return image.at(b, c + i, h) + w * image.column;
+  }
+  __device__ void load(const Image<const T>& image, States* states) const {
+#pragma unroll
+    for (int i = 0; i < Tile::kVectors; ++i) states[i] = States::load(at(image, i));
+  }
+  __device__ void load(const ImageView& from, const int64_t* offsets, Velocities* to) const {
+#pragma unroll
+    for (int j = 0; j < Tile::kRuns; ++j) {
+      to[j] = Velocities::load(from.data.as<const U>() + b * from.batch + offsets[j]);
+    }
+  }
+
+  // Returns element k of vector i after the step.
+  __device__ Compute<T> operator()(const GuidedEuler<T>& euler, int i, int k) const {
+    const int number = k * Tile::kVectors + i, j = number / Tile::kRun, r = number % Tile::kRun;
+    return euler.next(state[i][k], cond[j][r], uncond[j][r]);
+  }
+};
+
+// registers: 96
 template <class T, class U, int kChannels, int kColumns, int kRun>
 __global__ void guided_euler_step_of_tokens_kernel(
     Extent tiles,      // (B, C / kChannels, H, W / kColumns)
@@ -89,109 +143,93 @@ __global__ void guided_euler_step_of_tokens_kernel(
     EulerStep step,
     Image<const T> start,  // (B, C, H, W) or absent: then x_next is the mean of it and the step
     Image<T> x_next) {     // (B, C, H, W)
-  constexpr int kVector = kColumns > 1 ? kColumns : kChannels;
-  constexpr int kVectors = kChannels * kColumns / kVector, kRuns = kChannels * kColumns / kRun;
-  using States = Packed<T, kVector>;
-  using Velocities = Packed<U, kRun>;
-  const Extent image{tiles.batch, tiles.channels * kChannels, tiles.height, tiles.width * kColumns};
+  using Tile = Tile<kChannels, kColumns, kRun>;
+  using States = Packed<T, Tile::kVector>;
   const GuidedEuler<T> euler(step);
-  for_each_pixel<Layout<1, false>>(tiles, [&](const Pixel& at) {
-    const int c = at.c * kChannels, w = at.w * kColumns;
-    int64_t offsets[kRuns];
+  for_each_pixel<Order>(tiles, [&](const Pixel& tile) {
+    const Stepped<T, U, Tile> stepped(tile, tiles, x, step);
+    States begin[Tile::kVectors];
+    if (start.data) stepped.load(start, begin);
 #pragma unroll
-    for (int j = 0; j < kRuns; ++j) {
-      offsets[j] = velocity_offset(step, image, c, at.h, w + j * kColumns / kRuns);
-    }
-    States state[kVectors], begin[kVectors];
-    Velocities cond[kRuns], uncond[kRuns];
-    const auto load_states = [&](const Image<const T>& from, States* to) {
-#pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
-        to[i] = States::load(from.at(at.b, c + i, at.h) + w * from.column);
-      }
-    };
-    const auto load_velocities = [&](const ImageView& from, Velocities* to) {
-#pragma unroll
-      for (int j = 0; j < kRuns; ++j) {
-        to[j] = Velocities::load(from.data.as<const U>() + at.b * from.batch + offsets[j]);
-      }
-    };
-    load_states(x, state);
-    load_velocities(step.cond, cond);
-    if (step.uncond.data) load_velocities(step.uncond, uncond);
-    if (start.data) load_states(start, begin);
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
+    for (int i = 0; i < Tile::kVectors; ++i) {
       const auto next = [&](int k) {
-        const int number = k * kVectors + i, j = number / kRun, r = number % kRun;
-        const Compute<T> value = euler.next(state[i][k], cond[j][r], uncond[j][r]);
+        const Compute<T> value = stepped(euler, i, k);
         return start.data ? (begin[i][k] + value) / 2 : value;
       };
-      States::of(next).store(x_next.at(at.b, c + i, at.h) + w * x_next.column);
+      States::of(next).store(stepped.at(x_next, i));
     }
   });
 }
 
-// registers: 96; 128 for <*, 1>
-template <class T, class U, int kMargin>
-__global__ void guided_euler_merge_kernel(Extent extent,
+// registers: 128
+template <class T, class U, int kChannels, int kColumns, int kRun, bool kBilinear>
+__global__ void guided_euler_merge_kernel(Extent tiles,  // (B, C / kChannels, 2h, 2w / kColumns)
                                           Image<const T> x,  // (B, C, 2h, 2w)
                                           EulerStep step,
                                           Image<const T> base,  // (B, C, h, w)
                                           Image<T> merged,      // (B, C, 2h, 2w)
                                           Statistics statistics_view, Compute<T> low,
                                           Compute<T> high) {
-  const Extent image{extent.batch, extent.channels, 2 * extent.height, 2 * extent.width};
+  using Tile = Tile<kChannels, kColumns, kRun>;
+  using States = Packed<T, Tile::kVector>;
+  const Extent image{tiles.batch, tiles.channels * kChannels, tiles.height, tiles.width * kColumns};
   const GuidedEuler<T> euler(step);
-  for_each_pixel<AnyLayout>(extent, [&](const Pixel& at) {
-    const ChannelStatistics<T, AnyLayout> statistics(statistics_view, at.c);
-    Window<T, AnyLayout, 1, kMargin> base_window;
-    base_window.load(base, at, extent);
-    Window<T, AnyLayout, 2, 0> pixels;
-    pixels.load(x, at, extent);
-    const U* cond = step.cond.data.as<const U>() + at.b * step.cond.batch;
-    const U* uncond = step.uncond.data.as<const U>() + at.b * step.uncond.batch;
+  for_each_pixel<Order>(tiles, [&](const Pixel& tile) {
+    const Stepped<T, U, Tile> stepped(tile, tiles, x, step);
+    Compute<T> upsampled[kChannels][kColumns];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int dy = i / 2, dx = i % 2;
-      const int64_t offset = velocity_offset(step, image, at.c, 2 * at.h + dy, 2 * at.w + dx);
-      // The state is rounded as the result of a step would be.
-      const T state = from_compute<T>(euler.next(pixels(0, dy, dx), to_compute(cond[offset]),
-                                                 euler.guided ? to_compute(uncond[offset]) : 0));
-      pixels(0, dy, dx) = clamped(
-          upsample(base_window, 0, dy, dx) + statistics.restore(to_compute(state), 0), low, high);
+    for (int i = 0; i < kChannels; ++i) {
+      upsample_row<kBilinear, kColumns>(base, image, stepped.b, stepped.c + i, stepped.h, stepped.w,
+                                        upsampled[i]);
     }
-    pixels.store(merged, at);
+#pragma unroll
+    for (int i = 0; i < Tile::kVectors; ++i) {
+      const auto merge = [&](int k) {
+        const int channel = kColumns > 1 ? i : k, column = kColumns > 1 ? k : 0;
+        const ChannelStatistics<T, AnyLayout> statistics(statistics_view, stepped.c + channel);
+        // The state is rounded as the result of a step would be.
+        const T state = from_compute<T>(stepped(euler, i, k));
+        return clamped(upsampled[channel][column] + statistics.restore(to_compute(state), 0), low,
+                       high);
+      };
+      States::of(merge).store(stepped.at(merged, i));
+    }
   });
 }
 
-template <int kChannelsOf, int kColumnsOf, int kRunOf>
-struct Tile {
-  static constexpr int kChannels = kChannelsOf, kColumns = kColumnsOf, kRun = kRunOf;
-};
-
-// Calls body(tile) with the widest tile in which these images and the tokens can be read. For
-// doubles that is a single number, as 16 of each tensor would take too many registers.
+// Calls body(tile, tiles) with the widest tile in which these images and the velocities can be
+// read. For doubles it is a single number, as 16 of each tensor would take too many registers.
 template <class T, class Body>
-void with_tile(const Extent& image, std::initializer_list<ImageView> images, const EulerStep& step,
-               Body body) {
+void with_tile(const Extent& image, ImageView x, ImageView other, ImageView result,
+               const EulerStep& step, Body body) {
+  const auto call = [&](auto tile) {
+    using Tile = decltype(tile);
+    body(tile, Extent{image.batch, image.channels / Tile::kChannels, image.height,
+                      image.width / Tile::kColumns});
+  };
   if constexpr (sizeof(T) == 8) {
-    body(Tile<1, 1, 1>{});
+    call(Tile<1, 1, 1>{});
   } else {
-    const bool wide = image.channels % 4 == 0 && is_aligned({step.cond.data, step.uncond.data}) &&
-                      step.cond.batch % 8 == 0 && step.uncond.batch % 8 == 0;
-    with_layout<4>(image, images, [&](auto layout) {
+    const bool tokens = step.patch_size > 0;
+    const bool wide =
+        !tokens || (image.channels % 4 == 0 && step.cond.batch % 8 == 0 &&
+                    step.uncond.batch % 8 == 0 && is_aligned({step.cond.data, step.uncond.data}));
+    const ImageView cond = tokens ? ImageView{} : step.cond;
+    const ImageView uncond = tokens ? ImageView{} : step.uncond;
+    with_layout<4>(image, {x, other, result, cond, uncond}, [&](auto layout) {
       using L = decltype(layout);
       if (L::kVector == 1 || (!L::kPlanar && !wide)) {
-        body(Tile<1, 1, 1>{});
+        call(Tile<1, 1, 1>{});
       } else if (!L::kPlanar) {
-        body(Tile<4, 1, 4>{});
+        call(Tile<4, 1, 4>{});
+      } else if (!tokens) {
+        call(Tile<1, 4, 4>{});
       } else if (!wide) {
-        body(Tile<1, 4, 1>{});
+        call(Tile<1, 4, 1>{});
       } else if (image.channels == 4 && step.patch_size % 2 == 0) {
-        body(Tile<4, 4, 8>{});  // two pixels of a token are 16 bytes of 16-bit numbers
+        call(Tile<4, 4, 8>{});  // two pixels of a token are 16 bytes of 16-bit numbers
       } else {
-        body(Tile<4, 4, 4>{});
+        call(Tile<4, 4, 4>{});
       }
     });
   }
@@ -222,12 +260,10 @@ void guided_euler_step_of_tokens(DType dtype, Extent extent, ImageView x, EulerS
   with_types(dtype, step.dtype, [&](auto type, auto velocity_type) {
     using T = typename decltype(type)::type;
     using U = typename decltype(velocity_type)::type;
-    with_tile<T>(extent, {x, start, x_next}, step, [&](auto tile) {
+    with_tile<T>(extent, x, start, x_next, step, [&](auto tile, const Extent& tiles) {
       using Tile = decltype(tile);
-      const Extent tiles{extent.batch, extent.channels / Tile::kChannels, extent.height,
-                         extent.width / Tile::kColumns};
-      launch_pixels<Layout<1, false>, guided_euler_step_of_tokens_kernel<
-                                          T, U, Tile::kChannels, Tile::kColumns, Tile::kRun>>(
+      launch_pixels<Order, guided_euler_step_of_tokens_kernel<T, U, Tile::kChannels, Tile::kColumns,
+                                                              Tile::kRun>>(
           tiles, stream, Image<const T>(x), step, Image<const T>(start), Image<T>(x_next));
     });
   });
@@ -239,10 +275,15 @@ void guided_euler_merge(DType dtype, Extent extent, ImageView x, EulerStep step,
   with_types(dtype, step.dtype, [&](auto type, auto velocity_type) {
     using T = typename decltype(type)::type;
     using U = typename decltype(velocity_type)::type;
-    with_flag(bilinear, [&](auto flag) {
-      launch_pixels<AnyLayout, guided_euler_merge_kernel<T, U, decltype(flag)::value>>(
-          extent, stream, Image<const T>(x), step, Image<const T>(base), Image<T>(merged),
-          statistics, Compute<T>(clamp.low), Compute<T>(clamp.high));
+    const Extent image{extent.batch, extent.channels, 2 * extent.height, 2 * extent.width};
+    with_tile<T>(image, x, {}, merged, step, [&](auto tile, const Extent& tiles) {
+      using Tile = decltype(tile);
+      with_flag(bilinear, [&](auto flag) {
+        launch_pixels<Order, guided_euler_merge_kernel<T, U, Tile::kChannels, Tile::kColumns,
+                                                       Tile::kRun, decltype(flag)::value>>(
+            tiles, stream, Image<const T>(x), step, Image<const T>(base), Image<T>(merged),
+            statistics, Compute<T>(clamp.low), Compute<T>(clamp.high));
+      });
     });
   });
 }

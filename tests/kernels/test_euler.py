@@ -102,6 +102,31 @@ def test_steps_of_tokens_in_vectors(
         assert torch.equal(got, expected.to(got.dtype))
 
 
+@pytest.mark.parametrize(("shape", "patch"), [*PATCHES, *[(s, None) for s in WIDE]], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtypes", [(FP32, BF16), (BF16, BF16), (BF16, FP32), (FP32, FP32)])
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_last_step_with_merge_in_vectors(
+    shape: tuple[int, ...],
+    patch: int | None,
+    layout: str,
+    dtypes: tuple[torch.dtype, ...],
+    mode: str,
+) -> None:
+    """Bit for bit the step and then the merge."""
+    form, channels = LAYOUTS[layout], shape[1]
+    x = normal(*shape, dtype=dtypes[0]).contiguous(memory_format=form)
+    velocities = [v.contiguous(memory_format=form) for v in normal(2, *shape, dtype=dtypes[1])]
+    base = normal(2, channels, shape[2] // 2, shape[3] // 2, dtype=dtypes[0])
+    mean, std = normal(2, channels).float()
+    merge = {"mode": mode, "mean": mean, "std": std, "clamp": (-2.0, 2.0)}
+    expected = pyramid_merge(base, guided_euler_step(x, *velocities, 1.5, 0.25), **merge)
+    if patch:
+        velocities = [patchify(v, patch) for v in velocities]
+    got = guided_euler_merge(x, *velocities, 1.5, 0.25, base, patch=patch, **merge)
+    assert torch.equal(got, expected)
+
+
 @steps
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
