@@ -88,8 +88,8 @@ struct Tile {
 using Order = Layout<1, false>;
 
 // The states and velocities of a tile. One of 4x4 has 128 bytes in flight where states are float
-// and velocities have 16 bits: 64 KB on an SM with 512 threads. Single numbers had 16 KB, an H200
-// needs 24, and so a step took 32 us at 256x4x64x64, of which 12 are due to the memory's rate.
+// and velocities have 16 bits: 96 KB on an SM with 768 threads. Threads of single numbers had 10,
+// or 20 KB where an H200 needs 24, and took 32 us for 256x4x64x64, of which 12 are the memory's.
 template <class T, class U, class Tile>
 struct Stepped {
   using States = Packed<T, Tile::kVector>;
@@ -184,13 +184,13 @@ __global__ void guided_euler_merge_kernel(Extent tiles,  // (B, C / kChannels, 2
     }
 #pragma unroll
     for (int i = 0; i < Tile::kVectors; ++i) {
+      const ChannelStatistics<T, Layout<Tile::kVector, (kColumns > 1)>> statistics(statistics_view,
+                                                                                   stepped.c + i);
       const auto merge = [&](int k) {
-        const int channel = kColumns > 1 ? i : k, column = kColumns > 1 ? k : 0;
-        const ChannelStatistics<T, AnyLayout> statistics(statistics_view, stepped.c + channel);
+        const Compute<T> above = kColumns > 1 ? upsampled[i][k] : upsampled[k][0];
         // The state is rounded as the result of a step would be.
         const T state = from_compute<T>(stepped(euler, i, k));
-        return clamped(upsampled[channel][column] + statistics.restore(to_compute(state), 0), low,
-                       high);
+        return clamped(above + statistics.restore(to_compute(state), k), low, high);
       };
       States::of(merge).store(stepped.at(merged, i));
     }
