@@ -2,15 +2,15 @@
 // Operations follow its order, so results agree bit for bit.
 #include "dispatch.cuh"
 #include "launch.cuh"
+#include "packed.cuh"
 #include "resample.cuh"
 
 namespace msf {
 namespace {
 
 // The guided Euler step of one number: x + dt v, where guidance sets
-// v = v_uncond + guidance_scale (v_cond - v_uncond). T is the type of the state, U of the
-// velocities.
-template <class T, class U>
+// v = v_uncond + guidance_scale (v_cond - v_uncond). T is the type of the state.
+template <class T>
 struct GuidedEuler {
   using C = Compute<T>;
   C scale, dt;
@@ -21,13 +21,8 @@ struct GuidedEuler {
         dt(read(step.dt, step.index)),
         guided(bool(step.uncond.data)) {}
 
-  __device__ C next(C x, const U* cond, const U* uncond, int64_t offset) const {
-    C v = to_compute(cond[offset]);
-    if (guided) {
-      const C v_uncond = to_compute(uncond[offset]);
-      v = v_uncond + scale * (v - v_uncond);
-    }
-    return x + dt * v;
+  __device__ C next(C x, C cond, C uncond) const {
+    return x + dt * (guided ? uncond + scale * (cond - uncond) : cond);
   }
 
  private:
@@ -48,7 +43,7 @@ __global__ void guided_euler_step_kernel(
     T* x_next) {     // (size,)
   const int64_t first = thread_index() * kVector;
   if (first >= size) return;
-  const GuidedEuler<T, U> euler(step);
+  const GuidedEuler<T> euler(step);
   using States = Vector<T, kVector>;
   using Velocities = Vector<U, kVector>;
   const auto state = States::load(x + first);
@@ -59,7 +54,7 @@ __global__ void guided_euler_step_kernel(
   if (start) begin = States::load(start + first);
 #pragma unroll
   for (int k = 0; k < kVector; ++k) {
-    Compute<T> value = euler.next(to_compute(state[k]), cond.elements, uncond.elements, k);
+    Compute<T> value = euler.next(to_compute(state[k]), to_compute(cond[k]), to_compute(uncond[k]));
     if (start) value = (to_compute(begin[k]) + value) / 2;
     next[k] = from_compute<T>(value);
   }
@@ -69,66 +64,175 @@ __global__ void guided_euler_step_kernel(
 // Returns the offset of pixel (c, h, w) in the velocity of a sample, be it tokens or an image.
 __device__ int64_t velocity_offset(const EulerStep& step, const Extent& image, int c, int h,
                                    int w) {
-  const int size = step.patch_size;
-  if (size == 0) return c * step.cond.channel + h * step.cond.row + w * step.cond.column;
-  const int64_t token = int64_t(h / size) * (image.width / size) + w / size;
-  return (token * size * size + h % size * size + w % size) * image.channels + c;
+  if (step.patch_size == 0) {
+    return c * step.cond.channel + h * step.cond.row + w * step.cond.column;
+  }
+  const unsigned size = step.patch_size, row = h % size, column = w % size;
+  // Before it lie the pixels of the patches above, of those on its left, and some of its own.
+  const int64_t pixels = int64_t(h - row) * image.width + (w - column + row) * size + column;
+  return pixels * image.channels + c;
 }
 
-// A thread owns all channels of a pixel, which are neighbours in its token.
+// A thread owns a tile: kColumns neighbours in a row, with kChannels channels of each. Images are
+// read in vectors of columns, or of channels where there is one column. Of the numbers of a tile,
+// ordered (column, channel), velocities have kRun side by side.
+template <int kChannelsOf, int kColumnsOf, int kRunOf>
+struct Tile {
+  static constexpr int kChannels = kChannelsOf, kColumns = kColumnsOf, kRun = kRunOf;
+  static constexpr int kVector = kColumns > 1 ? kColumns : kChannels;
+  static constexpr int kVectors = kChannels * kColumns / kVector;
+  static constexpr int kRuns = kChannels * kColumns / kRun;
+};
+
+// Threads with the other channels of the same columns are neighbours, as these are in tokens.
+using Order = Layout<1, false>;
+
+// The states and velocities of a tile. One of 4x4 has 128 bytes in flight where states are float
+// and velocities have 16 bits: 96 KB on an SM with 768 threads. Threads of single numbers had 10,
+// or 20 KB where an H200 needs 24, and took 32 us for 256x4x64x64, of which 12 are the memory's.
+template <class T, class U, class Tile>
+struct Stepped {
+  using States = Packed<T, Tile::kVector>;
+  using Velocities = Packed<U, Tile::kRun>;
+  int b, c, h, w;  // of the first pixel
+  States state[Tile::kVectors];
+  Velocities cond[Tile::kRuns], uncond[Tile::kRuns];
+
+  __device__ Stepped(const Pixel& tile, const Extent& tiles, const Image<const T>& x,
+                     const EulerStep& step)
+      : b(tile.b), c(tile.c * Tile::kChannels), h(tile.h), w(tile.w * Tile::kColumns) {
+    const Extent image{tiles.batch, tiles.channels * Tile::kChannels, tiles.height,
+                       tiles.width * Tile::kColumns};
+    int64_t offsets[Tile::kRuns];
+#pragma unroll
+    for (int j = 0; j < Tile::kRuns; ++j) {
+      offsets[j] = velocity_offset(step, image, c, h, w + j * Tile::kColumns / Tile::kRuns);
+    }
+    load(x, state);
+    load(step.cond, offsets, cond);
+    if (step.uncond.data) load(step.uncond, offsets, uncond);
+  }
+
+  template <class Element>
+  __device__ Element* at(const Image<Element>& image, int i) const {
+    return image.at(b, c + i, h) + w * image.column;
+  }
+  __device__ void load(const Image<const T>& image, States* states) const {
+#pragma unroll
+    for (int i = 0; i < Tile::kVectors; ++i) states[i] = States::load(at(image, i));
+  }
+  __device__ void load(const ImageView& from, const int64_t* offsets, Velocities* to) const {
+#pragma unroll
+    for (int j = 0; j < Tile::kRuns; ++j) {
+      to[j] = Velocities::load(from.data.as<const U>() + b * from.batch + offsets[j]);
+    }
+  }
+
+  // Returns element k of vector i after the step.
+  __device__ Compute<T> operator()(const GuidedEuler<T>& euler, int i, int k) const {
+    const int number = k * Tile::kVectors + i, j = number / Tile::kRun, r = number % Tile::kRun;
+    return euler.next(state[i][k], cond[j][r], uncond[j][r]);
+  }
+};
+
 // registers: 96
-template <class T, class U>
+template <class T, class U, int kChannels, int kColumns, int kRun>
 __global__ void guided_euler_step_of_tokens_kernel(
-    Extent image,
+    Extent tiles,      // (B, C / kChannels, H, W / kColumns)
     Image<const T> x,  // (B, C, H, W)
     EulerStep step,
     Image<const T> start,  // (B, C, H, W) or absent: then x_next is the mean of it and the step
     Image<T> x_next) {     // (B, C, H, W)
-  const int64_t index = thread_index();
-  if (index >= int64_t(image.batch) * image.height * image.width) return;
-  const int w = index % image.width, h = index / image.width % image.height;
-  const int b = index / image.width / image.height;
-  const GuidedEuler<T, U> euler(step);
-  const U* cond = step.cond.data.as<const U>() + b * step.cond.batch;
-  const U* uncond = step.uncond.data.as<const U>() + b * step.uncond.batch;
-  for (int c = 0; c < image.channels; ++c) {
-    const int64_t offset = velocity_offset(step, image, c, h, w);
-    Compute<T> value = euler.next(to_compute(x.at(b, c, h)[w * x.column]), cond, uncond, offset);
-    if (start.data) value = (to_compute(start.at(b, c, h)[w * start.column]) + value) / 2;
-    x_next.at(b, c, h)[w * x_next.column] = from_compute<T>(value);
-  }
+  using Tile = Tile<kChannels, kColumns, kRun>;
+  using States = Packed<T, Tile::kVector>;
+  const GuidedEuler<T> euler(step);
+  for_each_pixel<Order>(tiles, [&](const Pixel& tile) {
+    const Stepped<T, U, Tile> stepped(tile, tiles, x, step);
+    States begin[Tile::kVectors];
+    if (start.data) stepped.load(start, begin);
+#pragma unroll
+    for (int i = 0; i < Tile::kVectors; ++i) {
+      const auto next = [&](int k) {
+        const Compute<T> value = stepped(euler, i, k);
+        return start.data ? (begin[i][k] + value) / 2 : value;
+      };
+      States::of(next).store(stepped.at(x_next, i));
+    }
+  });
 }
 
-// registers: 96; 128 for <*, 1>
-template <class T, class U, int kMargin>
-__global__ void guided_euler_merge_kernel(Extent extent,
+// registers: 128
+template <class T, class U, int kChannels, int kColumns, int kRun, bool kBilinear>
+__global__ void guided_euler_merge_kernel(Extent tiles,  // (B, C / kChannels, 2h, 2w / kColumns)
                                           Image<const T> x,  // (B, C, 2h, 2w)
                                           EulerStep step,
                                           Image<const T> base,  // (B, C, h, w)
                                           Image<T> merged,      // (B, C, 2h, 2w)
                                           Statistics statistics_view, Compute<T> low,
                                           Compute<T> high) {
-  const Extent image{extent.batch, extent.channels, 2 * extent.height, 2 * extent.width};
-  const GuidedEuler<T, U> euler(step);
-  for_each_pixel<AnyLayout>(extent, [&](const Pixel& at) {
-    const ChannelStatistics<T, AnyLayout> statistics(statistics_view, at.c);
-    Window<T, AnyLayout, 1, kMargin> base_window;
-    base_window.load(base, at, extent);
-    Window<T, AnyLayout, 2, 0> pixels;
-    pixels.load(x, at, extent);
-    const U* cond = step.cond.data.as<const U>() + at.b * step.cond.batch;
-    const U* uncond = step.uncond.data.as<const U>() + at.b * step.uncond.batch;
+  using Tile = Tile<kChannels, kColumns, kRun>;
+  using States = Packed<T, Tile::kVector>;
+  const Extent image{tiles.batch, tiles.channels * kChannels, tiles.height, tiles.width * kColumns};
+  const GuidedEuler<T> euler(step);
+  for_each_pixel<Order>(tiles, [&](const Pixel& tile) {
+    const Stepped<T, U, Tile> stepped(tile, tiles, x, step);
+    Compute<T> upsampled[kChannels][kColumns];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int dy = i / 2, dx = i % 2;
-      const int64_t offset = velocity_offset(step, image, at.c, 2 * at.h + dy, 2 * at.w + dx);
-      // The state is rounded as the result of a step would be.
-      const T state = from_compute<T>(euler.next(pixels(0, dy, dx), cond, uncond, offset));
-      pixels(0, dy, dx) = clamped(
-          upsample(base_window, 0, dy, dx) + statistics.restore(to_compute(state), 0), low, high);
+    for (int i = 0; i < kChannels; ++i) {
+      upsample_row<kBilinear, kColumns>(base, image, stepped.b, stepped.c + i, stepped.h, stepped.w,
+                                        upsampled[i]);
     }
-    pixels.store(merged, at);
+#pragma unroll
+    for (int i = 0; i < Tile::kVectors; ++i) {
+      const ChannelStatistics<T, Layout<Tile::kVector, (kColumns > 1)>> statistics(statistics_view,
+                                                                                   stepped.c + i);
+      const auto merge = [&](int k) {
+        const Compute<T> above = kColumns > 1 ? upsampled[i][k] : upsampled[k][0];
+        // The state is rounded as the result of a step would be.
+        const T state = from_compute<T>(stepped(euler, i, k));
+        return clamped(above + statistics.restore(to_compute(state), k), low, high);
+      };
+      States::of(merge).store(stepped.at(merged, i));
+    }
   });
+}
+
+// Calls body(tile, tiles) with the widest tile in which these images and the velocities can be
+// read. For doubles it is a single number, as 16 of each tensor would take too many registers.
+template <class T, class Body>
+void with_tile(const Extent& image, ImageView x, ImageView other, ImageView result,
+               const EulerStep& step, Body body) {
+  const auto call = [&](auto tile) {
+    using Tile = decltype(tile);
+    body(tile, Extent{image.batch, image.channels / Tile::kChannels, image.height,
+                      image.width / Tile::kColumns});
+  };
+  if constexpr (sizeof(T) == 8) {
+    call(Tile<1, 1, 1>{});
+  } else {
+    const bool tokens = step.patch_size > 0;
+    const bool wide =
+        !tokens || (image.channels % 4 == 0 && step.cond.batch % 8 == 0 &&
+                    step.uncond.batch % 8 == 0 && is_aligned({step.cond.data, step.uncond.data}));
+    const ImageView cond = tokens ? ImageView{} : step.cond;
+    const ImageView uncond = tokens ? ImageView{} : step.uncond;
+    with_layout<4>(image, {x, other, result, cond, uncond}, [&](auto layout) {
+      using L = decltype(layout);
+      if (L::kVector == 1 || (!L::kPlanar && !wide)) {
+        call(Tile<1, 1, 1>{});
+      } else if (!L::kPlanar) {
+        call(Tile<4, 1, 4>{});
+      } else if (!tokens) {
+        call(Tile<1, 4, 4>{});
+      } else if (!wide) {
+        call(Tile<1, 4, 1>{});
+      } else if (image.channels == 4 && step.patch_size % 2 == 0) {
+        call(Tile<4, 4, 8>{});  // two pixels of a token are 16 bytes of 16-bit numbers
+      } else {
+        call(Tile<4, 4, 4>{});
+      }
+    });
+  }
 }
 
 }  // namespace
@@ -153,14 +257,15 @@ void guided_euler_step(DType dtype, int64_t size, Address x, EulerStep step, Add
 
 void guided_euler_step_of_tokens(DType dtype, Extent extent, ImageView x, EulerStep step,
                                  ImageView start, ImageView x_next, Address stream) {
-  const int64_t pixels = int64_t(extent.batch) * extent.height * extent.width;
-  if (pixels == 0) return;
   with_types(dtype, step.dtype, [&](auto type, auto velocity_type) {
     using T = typename decltype(type)::type;
     using U = typename decltype(velocity_type)::type;
-    launch<guided_euler_step_of_tokens_kernel<T, U>>(dim3(blocks(pixels)), dim3(kThreads), 0,
-                                                     cuda_stream(stream), extent, Image<const T>(x),
-                                                     step, Image<const T>(start), Image<T>(x_next));
+    with_tile<T>(extent, x, start, x_next, step, [&](auto tile, const Extent& tiles) {
+      using Tile = decltype(tile);
+      launch_pixels<Order, guided_euler_step_of_tokens_kernel<T, U, Tile::kChannels, Tile::kColumns,
+                                                              Tile::kRun>>(
+          tiles, stream, Image<const T>(x), step, Image<const T>(start), Image<T>(x_next));
+    });
   });
 }
 
@@ -170,10 +275,15 @@ void guided_euler_merge(DType dtype, Extent extent, ImageView x, EulerStep step,
   with_types(dtype, step.dtype, [&](auto type, auto velocity_type) {
     using T = typename decltype(type)::type;
     using U = typename decltype(velocity_type)::type;
-    with_flag(bilinear, [&](auto flag) {
-      launch_pixels<AnyLayout, guided_euler_merge_kernel<T, U, decltype(flag)::value>>(
-          extent, stream, Image<const T>(x), step, Image<const T>(base), Image<T>(merged),
-          statistics, Compute<T>(clamp.low), Compute<T>(clamp.high));
+    const Extent image{extent.batch, extent.channels, 2 * extent.height, 2 * extent.width};
+    with_tile<T>(image, x, {}, merged, step, [&](auto tile, const Extent& tiles) {
+      using Tile = decltype(tile);
+      with_flag(bilinear, [&](auto flag) {
+        launch_pixels<Order, guided_euler_merge_kernel<T, U, Tile::kChannels, Tile::kColumns,
+                                                       Tile::kRun, decltype(flag)::value>>(
+            tiles, stream, Image<const T>(x), step, Image<const T>(base), Image<T>(merged),
+            statistics, Compute<T>(clamp.low), Compute<T>(clamp.high));
+      });
     });
   });
 }

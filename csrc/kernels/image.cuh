@@ -177,11 +177,10 @@ struct ChannelStatistics {
   }
 };
 
-// Calls body(layout) with the widest layout in which every image can be read in vectors of 16
-// bytes.
-template <class T, class Body>
+// Calls body(layout) with a layout in which every image can be read in vectors of kVector elements,
+// of 16 bytes at most, or with AnyLayout.
+template <int kVector, class Body>
 void with_layout(const Extent& base, std::initializer_list<ImageView> images, Body body) {
-  constexpr int kVector = 16 / sizeof(T);
   bool planar = base.width % kVector == 0, interleaved = base.channels % kVector == 0;
   for (const ImageView& image : images) {
     if (!image.data) continue;
@@ -197,6 +196,11 @@ void with_layout(const Extent& base, std::initializer_list<ImageView> images, Bo
   } else {
     body(AnyLayout{});
   }
+}
+
+template <class T, class Body>
+void with_layout(const Extent& base, std::initializer_list<ImageView> images, Body body) {
+  with_layout<16 / sizeof(T)>(base, images, body);
 }
 
 }  // namespace msf

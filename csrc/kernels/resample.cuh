@@ -26,6 +26,32 @@ __device__ Compute<T> upsample(Window<T, L, 1, kMargin>& base, int k, int dy, in
   }
 }
 
+// Does as upsample for kColumns pixels of a row, from pixel (h, w) of channel c on. The threads
+// that own the two rows above a base pixel both read it, the second from L1.
+template <bool kBilinear, int kColumns, class T>
+__device__ void upsample_row(const Image<const T>& base, const Extent& image, int b, int c,
+                             unsigned h, unsigned w, Compute<T>* upsampled) {
+  using C = Compute<T>;
+  const auto inside = [](int i, int size) { return i < 0 ? 0 : i < size ? i : size - 1; };
+  const int other = inside(int(h / 2) + (h % 2 ? 1 : -1), image.height / 2);
+  const T *near = base.at(b, c, h / 2), *next = base.at(b, c, other);
+  const auto between_rows = [&](int column) {
+    return C(0.75) * to_compute(near[column * base.column]) +
+           C(0.25) * to_compute(next[column * base.column]);
+  };
+#pragma unroll
+  for (int k = 0; k < kColumns; ++k) {
+    const int column = (w + k) / 2;
+    if (!kBilinear) {
+      upsampled[k] = to_compute(near[column * base.column]);
+    } else {
+      int beside = column + ((w + k) % 2 ? 1 : -1);
+      if (k == 0 || k == kColumns - 1) beside = inside(beside, image.width / 2);
+      upsampled[k] = C(0.75) * between_rows(column) + C(0.25) * between_rows(beside);
+    }
+  }
+}
+
 // The adjoint of upsample: returns the gradient of base pixel k, given that of the larger image.
 template <class T, class L, int kMargin>
 __device__ Compute<T> upsample_adjoint(Window<T, L, 2, kMargin>& grad, int k) {

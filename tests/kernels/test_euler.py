@@ -78,6 +78,55 @@ def test_step_of_tokens_tables_and_heun(options: dict[str, Any], velocity: torch
     assert torch.equal(got, expected)
 
 
+WIDE = [(2, 4, 8, 16), (2, 8, 4, 8), (2, 3, 4, 12), (2, 4, 6, 6)]  # B, C, H, W
+PATCHES = [(s, p) for s in WIDE for p in (1, 2, 3, 4) if s[2] % p == s[3] % p == 0]
+LAYOUTS = {"rows": torch.contiguous_format, "channels-last": torch.channels_last}
+
+
+@pytest.mark.parametrize(("shape", "patch"), PATCHES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtypes", [(FP32, BF16), (BF16, BF16), (BF16, FP32), (FP32, FP32)])
+def test_steps_of_tokens_in_vectors(
+    shape: tuple[int, ...], layout: str, dtypes: tuple[torch.dtype, ...], patch: int
+) -> None:
+    """Bit for bit the plain steps, whether or not vectors can read the tokens."""
+    x, start = (
+        v.contiguous(memory_format=LAYOUTS[layout]) for v in normal(2, *shape).to(dtypes[0])
+    )
+    velocities = normal(2, *shape).to(dtypes[1])
+    expected = (start.float() + guided_euler_step(x.float(), *velocities.float(), 3.5, 0.3)) / 2
+    tokens = torch.stack([patchify(v, patch) for v in velocities])
+    shifted = torch.cat([tokens.flatten()[:1], tokens.flatten()])[1:].view(tokens.shape)
+    for v_cond, v_uncond in (tokens, shifted):
+        got = guided_euler_step(x, v_cond, v_uncond, 3.5, 0.3, start=start, patch=patch)
+        assert torch.equal(got, expected.to(got.dtype))
+
+
+@pytest.mark.parametrize(("shape", "patch"), [*PATCHES, *[(s, None) for s in WIDE]], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtypes", [(FP32, BF16), (BF16, BF16)])
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_last_step_with_merge_in_vectors(
+    shape: tuple[int, ...],
+    patch: int | None,
+    layout: str,
+    dtypes: tuple[torch.dtype, ...],
+    mode: str,
+) -> None:
+    """Bit for bit the step and then the merge."""
+    form, channels = LAYOUTS[layout], shape[1]
+    x = normal(*shape, dtype=dtypes[0]).contiguous(memory_format=form)
+    velocities = [v.contiguous(memory_format=form) for v in normal(2, *shape, dtype=dtypes[1])]
+    base = normal(2, channels, shape[2] // 2, shape[3] // 2, dtype=dtypes[0])
+    mean, std = normal(2, channels).float()
+    merge = {"mode": mode, "mean": mean, "std": std, "clamp": (-2.0, 2.0)}
+    expected = pyramid_merge(base, guided_euler_step(x, *velocities, 1.5, 0.25), **merge)
+    if patch:
+        velocities = [patchify(v, patch) for v in velocities]
+    got = guided_euler_merge(x, *velocities, 1.5, 0.25, base, patch=patch, **merge)
+    assert torch.equal(got, expected)
+
+
 @steps
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
