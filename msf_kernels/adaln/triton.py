@@ -71,7 +71,8 @@ def forward(
         EPS=eps,
         EAGER=eager,
         warps=walk.warps,
-        maxnreg=registers(walk, gate is not None, 80, 96),  # six blocks of 128 threads, five
+        # Six blocks of 128 threads and five, or with a bias in registers too five and four.
+        maxnreg=registers(walk, gate is not None, *((80, 96) if y_bias is None else (96, 128))),
     )
     return x_out, h, mean, rstd
 
@@ -94,8 +95,8 @@ def backward(
     """
     batch, _, channels = grad.shape
     # Four sums of 18 channels, as a thread had them at a width of 1152, would spill.
-    held = 34 if y_bias is not None and scale is not None else 36
-    walk = Walk.of(grad, BACKWARD_PROGRAMS, MIN_ROWS, held)
+    four = y_bias is not None and scale is not None
+    walk = Walk.of(grad, BACKWARD_PROGRAMS, MIN_ROWS, held=34 if four else 36)
     grads = [None if x is None else empty_like(x) for x in (x_out, y)]
     parameters = [None if y_bias is None else y_bias[None], gate, shift, scale]
     totals: list[Any] = [None if x is None else empty_like(x) for x in parameters]
@@ -128,7 +129,8 @@ def backward(
         scale_sums_ptr=scale_sums,
         **walk.sizes(grad),
         warps=walk.warps,
-        maxnreg=registers(walk, gate is not None, 128, 168),  # four blocks of 128 threads, three
+        # Four blocks of 128 threads, three. With a bias 128 would spill at a width of 768.
+        maxnreg=registers(walk, gate is not None, 168 if four and channels == 768 else 128, 168),
     )
     sum_partials([pair for pair in zip(sums, totals) if pair[0] is not pair[1]])
     grad_bias = new_gradient(None, grad) if totals[0] is None else totals[0][0]

@@ -47,6 +47,8 @@ def forward_kernel(
     dtype = x_ptr.dtype.element_ty
     if gate is not None:
         gates = load_modulation(gate, sample, columns, ROWS, D)
+    if y_bias is not None:
+        biases = load_modulation(y_bias, sample, columns, ROWS, D)
     if scale is not None:
         shifts = load_modulation(shift, sample, columns, ROWS, D)
         scales = load_modulation(scale, sample, columns, ROWS, D)
@@ -59,8 +61,6 @@ def forward_kernel(
         if gate is not None:
             branch = load_row(y_ptr + row * D, exists, columns, D)
             if y_bias is not None:
-                # From L1. Kept, it would need registers that the others have.
-                biases = load_modulation(y_bias, sample, columns, ROWS, D)
                 branch = [rounded(branch[i] + biases[i], dtype, EAGER) for i in PIECES]
             gated = [rounded(gates[i] * branch[i], dtype, EAGER) for i in PIECES]
             value = [rounded(value[i] + gated[i], dtype) for i in PIECES]

@@ -25,6 +25,7 @@ KNOWN = {
     "triton qk_norm_rope.sum_kernel (*)": "the partial sums of norm weights are 0.3 MB in all",
     "triton bias_gelu.sum_kernel (*)": "the partial sums of the bias are 1.4 MB in all",
     "triton adaln.sum_kernel (*x384, *)": "few blocks at 384 channels: 23.3 KB",
+    "triton adaln.backward_kernel (* bias, *x768, bf16)": "four sums in registers: 21 KB",
     "triton adaln.backward_kernel (*x384, bf16)": "few blocks at 384 channels: 23.3 KB",
     "triton tokens.merge_backward_kernel (*)": "one to three blocks an SM sum over a whole batch",
     "triton pyramid.split_backward_kernel (* of the base, *)": "it writes four bytes for each read",
