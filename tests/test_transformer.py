@@ -164,3 +164,13 @@ def test_a_block_has_nothing_but_our_operators_between_its_products():
         "aten.linear.default",
         "msf.gate_residual_adaln.default",
     ]
+
+
+@pytest.mark.parametrize("layer", ["attention.qkv", "attention.proj", "mlp.0", "mlp.2"])
+def test_a_bias_that_fsdp_has_freed_is_one_line(layer):
+    """As where it wraps a layer, or the MLP, of a block alone, and not the block."""
+    block = StageTransformer(StageConfig(32, 1, 2), 2, 3, has_prior=False).blocks[0]
+    block.get_submodule(layer).bias.untyped_storage().resize_(0)
+    x, h, c = torch.randn(2, 16, 32), torch.randn(2, 16, 32), torch.randn(2, 32)
+    with pytest.raises(ValueError, match="FSDP has freed a bias that its block still reads"):
+        block(x, h, c, None)

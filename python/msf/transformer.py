@@ -90,6 +90,27 @@ class SkipBiasLinear(nn.Linear):
         return F.linear(x, self.weight)
 
 
+def handed_on(bias: Tensor) -> Tensor:
+    """Return a bias that is read outside of its layer.
+
+    Raise ValueError where FSDP wraps that layer alone and has freed its weights by then: a kernel
+    would read what is not there.
+    """
+    if bias.numel() and not _memory(bias):
+        raise ValueError("FSDP has freed a bias that its block still reads: wrap whole blocks")
+    return bias
+
+
+def _memory(x: Tensor) -> int:
+    """Return the bytes that x lies in, 1 where that cannot be known."""
+    if torch.compiler.is_compiling():
+        return 1
+    try:
+        return x.untyped_storage().nbytes()
+    except NotImplementedError:  # what vmap and jvp run with
+        return 1
+
+
 class Attention(nn.Module):
     """Attention is multi-head self-attention; QK-norm (ViT-22B, arXiv 2302.05442) and 2-D RoPE are
     part of the operator.
@@ -112,7 +133,7 @@ class Attention(nn.Module):
         out = attention(
             self.qkv(x),
             num_heads=self.heads,
-            qkv_bias=self.qkv.bias,
+            qkv_bias=handed_on(self.qkv.bias),
             q_weight=self.q_weight,
             k_weight=self.k_weight,
             rope=rope,
@@ -131,12 +152,12 @@ class MLP(nn.Sequential):
         """Return the second product, whose ``bias`` the block hands on."""
         layers: Any = self
         first, gelu, second = layers
-        return second(bias_gelu(first(x), first.bias, approximate=gelu.approximate))
+        return second(bias_gelu(first(x), handed_on(first.bias), approximate=gelu.approximate))
 
     @property
     def bias(self) -> Tensor:
         second: Any = self[2]
-        return second.bias
+        return handed_on(second.bias)
 
 
 class Block(nn.Module):
@@ -167,7 +188,7 @@ class Block(nn.Module):
             attention_gate,
             mlp_shift,
             mlp_scale,
-            y_bias=self.attention.proj.bias,
+            y_bias=handed_on(self.attention.proj.bias),
         )
         return gate_residual_adaln(
             x, self.mlp(h), mlp_gate, next_shift, next_scale, y_bias=self.mlp.bias
