@@ -10,14 +10,14 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import msf_kernels
-from msf_kernels.examples import Example, Shape
+from msf_kernels.examples import Example, New, Shape
 
 from .arms import Arm, backends, compiled, peer
 
@@ -119,6 +119,16 @@ def draw(
     for arg in args[: benchmark.gradients]:
         arg.requires_grad_()
     return Drawn(call, args, tuple(normal(out.shape, out.dtype, generator) for out in outputs))
+
+
+def in_one_dtype(example: Example) -> Example:
+    """Return the example with its bias in x's dtype, as eager PyTorch has it there."""
+
+    def inputs(new: New, shape: Shape) -> dict[str, Tensor]:
+        made = example.inputs(new, shape)
+        return {name: tensor.to(made["x"].dtype) for name, tensor in made.items()}
+
+    return replace(example, inputs=inputs)
 
 
 def in_float64(case: Drawn, benchmark: Benchmark, shape: Shape) -> Drawn:

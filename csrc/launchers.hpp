@@ -114,8 +114,8 @@ struct AdalnTypes {
   DType x, y, modulation;
 };
 
-// The sizes of contiguous tokens (B, N, D). A team of threads takes a slice of
-// `length` of a sample's tokens.
+// The sizes of contiguous tokens (B, N, D). A team of threads takes a slice of `length`
+// of a sample's tokens.
 struct TokenSlices {
   int batch, tokens, channels, length;
 };

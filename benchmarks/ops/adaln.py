@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msf_kernels.adaln.examples import EXAMPLES
-from msf_kernels.examples import Example, New, Shape
+from msf_kernels.examples import Shape
 
 from .. import cudnn_adaln
 from ..arms import Arm, compiled, needs_gpu, peer
-from ..registry import Benchmark
+from ..registry import Benchmark, in_one_dtype
 
 EPS = 1e-6
 TERMS = 256  # the most that an arm adds up one by one; longer sums are sums of sums
@@ -90,12 +90,6 @@ def statistics(x: Tensor) -> int:
     return 2 * 4 * x.shape[0] * x.shape[1]
 
 
-def in_one_dtype(example: Example, new: New, shape: Shape) -> dict[str, Tensor]:
-    """Return the example's inputs with the bias in x's dtype, as eager PyTorch has it there."""
-    made = example.inputs(new, shape)
-    return {name: tensor.to(made["x"].dtype) for name, tensor in made.items()}
-
-
 def nbytes(bias: Sequence[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in bias)
 
@@ -131,7 +125,7 @@ def benchmarks(
     yield replace(backward, gradients=forward.example.gradients)
     if example := examples.get(f"{op} bias"):
         # Eager rounds y + y_bias too, and its gradient, of which that of the bias is the sum.
-        example = replace(example, inputs=partial(in_one_dtype, example))
+        example = in_one_dtype(example)
         forward, backward = (
             replace(one, example=example, roundings=roundings + 1, shapes=SHAPES[:4])
             for one in (forward, backward)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from msf_kernels.bias_gelu.examples import EXAMPLES
-from msf_kernels.examples import Example, New, Shape
+from msf_kernels.examples import Shape
 
-from ..registry import Benchmark
+from ..registry import Benchmark, in_one_dtype
 
 # (B, N, D) where D is 4 times the width of DiT-XL, L, B or S, at the tokens of 256 and 512 pixels
 # and of the base. The first moves 302 MB in bfloat16, 5 times the L2 of an H200.
@@ -28,12 +27,6 @@ SHAPES: tuple[Shape, ...] = (
 )
 
 
-def inputs(example: Example, new: New, shape: Shape) -> dict[str, Tensor]:
-    """Return the example's inputs with the bias in x's dtype, as eager PyTorch has it there."""
-    made = example.inputs(new, shape)
-    return {name: tensor.to(made["x"].dtype) for name, tensor in made.items()}
-
-
 def eager(x: Tensor, bias: Tensor, approximate: str) -> Tensor:
     return F.gelu(x + bias, approximate=approximate)
 
@@ -43,7 +36,7 @@ def benchmarks() -> Iterator[Benchmark]:
         if "without bias" in example.variant:
             continue
         forward = Benchmark(
-            example=replace(example, inputs=partial(inputs, example)),
+            example=in_one_dtype(example),
             eager=eager,
             bytes=lambda x, bias, approximate: 2 * x.nbytes + bias.nbytes,
             terms=16,
