@@ -23,6 +23,7 @@ TRAINING = TrainingConfig(
     log_every=2,
     sample_every=3,
     precision="fp32",
+    keep_last=1,
 )
 
 

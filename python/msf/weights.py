@@ -34,7 +34,7 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     # Making a weight in training mode would change the spectral norm's estimate.
     state |= {path: copy.deepcopy(module).eval()() for path, module in made.items()}
     return {
-        ".".join(part for part in name.split(".") if part not in WRAPPERS): _whole(x).contiguous()
+        ".".join(part for part in name.split(".") if part not in WRAPPERS): whole(x).contiguous()
         for name, x in state.items()
     }
 
@@ -64,7 +64,8 @@ def initialize(module: nn.Module, name: str, fill: Callable[[Tensor], Tensor]) -
             direction.copy_(value)
 
 
-def _whole(x: Tensor) -> Tensor:
+def whole(x: Tensor) -> Tensor:
+    """Return x, or all of it where FSDP2 has sharded it, for which all processes call this."""
     # A DTensor is known by what it has, because not every torch is built with them.
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 

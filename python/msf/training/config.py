@@ -12,7 +12,10 @@ from ..parsing import check_fields, parse_dataclass, parse_object
 RUN_FILE = "training.json"
 WARMUP = 100
 MAX_STEPS = 10**9  # years of training, as in ``MSFConfig`` a slip
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "pure-bf16")
+PARALLEL = ("ddp", "fsdp")
+CHECKPOINTING = ("none", "full", "selective")
+CHOICES = {"precision": PRECISIONS, "parallel": PARALLEL, "checkpointing": CHECKPOINTING}
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,19 @@ class TrainingConfig:
     constant rate, gradient clipping and EMA weights.
 
     ``steps`` is one number a stage, base first. ``precision`` "auto" is bfloat16 autocast where the
-    device computes in it (a GPU; a CPU with AMX or AVX512-BF16), float32 elsewhere.
+    device computes in it (a GPU; a CPU with AMX or AVX512-BF16), float32 elsewhere. "fp32" is
+    without TF32, which "tf32" allows in matrix products. "pure-bf16" computes all in bfloat16 and
+    keeps the weights in float32; it needs ``parallel`` "fsdp".
+
+    ``batch_size`` is that of all processes together, ``accumulation`` in how many parts each takes
+    its share. ``parallel`` is "ddp", where every process holds all weights, or "fsdp", a part.
+    ``checkpointing`` is what the backward computes again of each block instead of keeping it:
+    "none", "full" (all), or "selective" (all but matrix products and attention). ``compile``
+    compiles every block.
+
+    A step whose gradient norm is not finite, or more than ``spike`` times its average (0: any), is
+    not taken. ``keep_last`` checkpoints are kept, the newest among them, and besides those of every
+    ``keep_every`` steps (0: none). ``extra_ema_decays`` are of more averages of the weights.
     ``sample_every`` is how often (in steps) sample grids are written and ``checkpoint_every`` how
     often checkpoints are, 0 being as often; both are at the end too. ``warmup`` must not be longer
     than training, but for its default, which short runs may leave unfinished.
@@ -37,9 +52,17 @@ class TrainingConfig:
     clip: float = 1.0
     ema_decay: float = 0.9999
     precision: str = "auto"
+    accumulation: int = 1
+    parallel: str = "ddp"
+    checkpointing: str = "none"
+    compile: bool = False
+    spike: float = 10.0
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_every: int = 0
+    keep_last: int = 2
+    keep_every: int = 0
+    extra_ema_decays: tuple[float, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -49,7 +72,7 @@ class TrainingConfig:
                 f"TrainingConfig: steps must be positive numbers of at most {MAX_STEPS}, "
                 f"got {self.steps}"
             )
-        for name in ("batch_size", "log_every", "sample_every"):
+        for name in ("batch_size", "accumulation", "log_every", "sample_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"TrainingConfig: {name} must be at least 1, got {getattr(self, name)}"
@@ -59,7 +82,7 @@ class TrainingConfig:
                 raise ValueError(
                     f"TrainingConfig: {name} must be positive, got {getattr(self, name)}"
                 )
-        for name in ("seed", "warmup", "weight_decay", "checkpoint_every"):
+        for name in ("seed", "warmup", "weight_decay", "spike", "checkpoint_every", "keep_every"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"TrainingConfig: {name} must not be negative, got {getattr(self, name)}"
@@ -73,15 +96,27 @@ class TrainingConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"TrainingConfig: ema_decay must be in [0, 1), got {self.ema_decay}")
+        decays = (self.ema_decay, *self.extra_ema_decays)
+        if len(set(decays)) < len(decays) or not all(0 <= decay < 1 for decay in decays):
+            raise ValueError(
+                "TrainingConfig: extra_ema_decays must be different numbers in [0, 1) other than "
+                f"ema_decay, got {self.extra_ema_decays}"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"TrainingConfig: betas must be in [0, 1), got {self.betas}")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(
                 f"TrainingConfig: schedule must be constant or cosine, got {self.schedule!r}"
             )
-        if self.precision not in PRECISIONS:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"TrainingConfig: {name} must be one of {known}, got {getattr(self, name)!r}"
+                )
+        if self.precision == "pure-bf16" and self.parallel != "fsdp":
             raise ValueError(
-                f"TrainingConfig: precision must be one of {PRECISIONS}, got {self.precision!r}"
+                'TrainingConfig: precision "pure-bf16" needs parallel "fsdp", which keeps the '
+                f"weights in float32, got {self.parallel!r}"
             )
 
 

@@ -5,6 +5,8 @@ training.json                    data source, its classes and fingerprint, and `
 files.json, contents.json        names and sizes of the data's files, where it has any, and
                                  digests of some
 state-<stage>.safetensors        all that training changes, to continue from
+checkpoints/<stage>-<step>.safetensors   earlier states
+ema-<decay>/                     models with the weights of other averages
 metrics.jsonl, tensorboard/      losses and rates
 samples-<stage>-<step>.png, loss.png
 
@@ -22,15 +24,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..config import MSFConfig
 from ..files import abandoned, atomic_write, remove
 from ..model import CONFIG_FILE, MSF, WEIGHTS_FILE, read_config
 from ..progress import say
 from . import metrics
+from .checkpoints import Checkpoints
 from .config import RUN_FILE, RunConfig, read_run
 from .identity import compare_data, sample_contents, write_contents, write_files
 from .locks import claim, locked
-from .stage import StageTrainer, load_average
+from .stage import StageTrainer
+from .state import load_average
 
 
 class RunFolder:
@@ -66,9 +72,8 @@ class RunFolder:
                 self._check()
 
     @contextmanager
-    def training(self, trainers: Sequence[StageTrainer]) -> Iterator[None]:
-        """Make the folder, let no other process train the stages of ``trainers``, continue them,
-        and then say in the folder what is trained."""
+    def claimed(self, stages: Sequence[str]) -> Iterator[None]:
+        """Make the folder, and let no other process train ``stages`` into it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as claims:
             with locked(self.path):
@@ -76,7 +81,7 @@ class RunFolder:
                 if self._is_abandoned():
                     (self.path / "metrics.jsonl").unlink(missing_ok=True)
                     shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-                for stage in (trainer.name for trainer in trainers):
+                for stage in stages:
                     # The logs are all that a stage has from the start and never replaces.
                     logs = self.path / "tensorboard" / stage
                     logs.mkdir(parents=True, exist_ok=True)
@@ -86,16 +91,24 @@ class RunFolder:
                             "wait for its end or choose another --out"
                         )
                 self._repair()
-                self._check_states([trainer.name for trainer in trainers])
-                for trainer in trainers:
-                    self._load(trainer)
-                self._remove_abandoned()
-                # A run that is refused so far stays as it was.
-                write_files(self.path, self.files)
-                write_contents(self.path, self._contents)
-                with atomic_write(self.path / RUN_FILE) as temporary:
-                    temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
+                self._check_states(stages)
             yield
+
+    def begin(self, trainers: Sequence[StageTrainer]) -> None:
+        """Say in the folder what is trained, when nothing can refuse the run any more."""
+        with locked(self.path):
+            for trainer in trainers:
+                metrics.forget(
+                    self.path / "metrics.jsonl",
+                    self.config.stage_names,
+                    trainer.name,
+                    after=trainer.step_number,
+                )
+            self._remove_abandoned()
+            write_files(self.path, self.files)
+            write_contents(self.path, self._contents)
+            with atomic_write(self.path / RUN_FILE) as temporary:
+                temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
 
     def _check(self) -> None:
         # What another process is just writing has a hidden name.
@@ -161,8 +174,8 @@ class RunFolder:
         if change:
             self.changes.append(change)
 
-    def state_file(self, stage: str) -> Path:
-        return self.path / f"state-{stage}.safetensors"
+    def checkpoints(self, stage: str) -> Checkpoints:
+        return Checkpoints(self.path, stage)
 
     def saved_model(self) -> MSF | None:
         """Return the model as last saved, None where nothing is yet. Where the model is missing
@@ -170,21 +183,21 @@ class RunFolder:
         if not (lost := self._lost()):
             has_config = (self.path / CONFIG_FILE).exists()
             return MSF.from_pretrained(self.path) if has_config else None
-        missing = [name for name in self.config.stage_names if not self.state_file(name).exists()]
+        missing = [name for name in self.config.stage_names if not self.checkpoints(name).files()]
         if missing:
-            states = ", ".join(self.state_file(name).name for name in missing)
+            states = ", ".join(self.checkpoints(name).newest.name for name in missing)
             raise ValueError(
                 f"{self.path}: {lost} is missing, and {states}, without which it cannot be "
                 "rebuilt; restore one of them or choose another --out"
             )
         model = MSF(self.config)
         for index, name in enumerate(self.config.stage_names):
-            load_average(self.state_file(name), model, index)
+            load_average(self.checkpoints(name).files()[0], model, index)
         return model.eval()
 
     def _lost(self) -> str:
         """Return what is missing of the model beside states, which are saved after it."""
-        if not any(self.state_file(name).exists() for name in self.config.stage_names):
+        if not any(self.checkpoints(name).files() for name in self.config.stage_names):
             return ""
         files = (CONFIG_FILE, WEIGHTS_FILE)
         return " and ".join(name for name in files if not (self.path / name).exists())
@@ -199,10 +212,11 @@ class RunFolder:
         anew, and replace what is there."""
         model = self.saved_model()
         for stage in stages:
-            file = self.state_file(stage)
+            states = self.checkpoints(stage)
+            file = states.newest
             # A process that was killed after it renamed the model and before the first state, see
             # ``save``, left that under its hidden name: then this training is a repeat.
-            kept = file.exists() or any(self.path.glob(f".{file.stem}.*"))
+            kept = states.files() or any(self.path.glob(f".{file.stem}.*"))
             if model and stage not in model.untrained_stages and not kept:
                 raise ValueError(
                     f"{self.path}: {file.name} is missing, without which {stage} would be trained "
@@ -216,29 +230,25 @@ class RunFolder:
             if (self.path / name).exists() or not name.startswith("state-"):
                 remove(left)
 
-    def _load(self, trainer: StageTrainer) -> None:
-        """Continue ``trainer`` from the folder, if its stage was trained here before."""
-        if self.state_file(trainer.name).exists():
-            trainer.load(self.state_file(trainer.name))
-        metrics.forget(
-            self.path / "metrics.jsonl",
-            self.config.stage_names,
-            trainer.name,
-            after=trainer.step_number,
-        )
-
-    def save(self, trainer: StageTrainer, averaged: MSF) -> None:
-        """Keep ``trainer``'s state, and its stage in the model, whose other stages stay as they
-        were last saved, perhaps by another process; they are ``averaged``'s the first time."""
-        trainer.check_finite()
+    def save(self, trainer: StageTrainer, state: dict[str, Tensor], initial: MSF) -> None:
+        """Keep ``trainer``'s ``state``, and its averages in the models, whose other stages stay as
+        they were last saved, perhaps by another process; they are ``initial``'s the first time."""
         with locked(self.path):
-            model = self.saved_model() or averaged
-            model.stages[trainer.index].load_state_dict(trainer.ema.state_dict())
+            model, states = self.saved_model() or initial, self.checkpoints(trainer.name)
+            states.retire()
             # The state gets its name last: where writing either fails, a resumed run repeats these
             # steps and with them the model.
-            with atomic_write(self.state_file(trainer.name)) as temporary:
-                trainer.save(temporary)
+            with atomic_write(states.newest) as temporary:
+                trainer.save(temporary, state)
+                _put(state, "ema.", model, trainer.index)
                 model.save_pretrained(self.path)
+                for decay in trainer.config.extra_ema_decays:
+                    folder = self.path / f"ema-{decay}"
+                    if (folder / CONFIG_FILE).exists():
+                        model = MSF.from_pretrained(folder)
+                    _put(state, f"ema-{decay}.", model, trainer.index)
+                    model.save_pretrained(folder)
+            states.prune(trainer.config.keep_last, trainer.config.keep_every)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return every whole line of metrics.jsonl."""
@@ -247,6 +257,12 @@ class RunFolder:
     def log(self, **row: Any) -> None:
         with locked(self.path), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _put(state: dict[str, Tensor], prefix: str, model: MSF, index: int) -> None:
+    """Make the average of ``state`` whose names begin with ``prefix`` a stage of ``model``."""
+    average = {k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)}
+    model.stages[index].load_state_dict(average)
 
 
 def _settings(config: MSFConfig, run: RunConfig) -> dict[str, Any]:

@@ -14,31 +14,35 @@ from ..model import MSF
 from ..progress import say
 from ..sampling import sample_components
 from .batches import batches
-from .folder import RunFolder
 from .interrupts import Interrupted, StopSignal, uncut
 from .recorder import Recorder
+from .shared_folder import SharedFolder
 from .skipped import ReadableBatches, Skipped
 from .stage import NotFinite, StageTrainer
 
 PREVIEW_IMAGES = 25
 PREVIEW_STEPS = 50
+ROLLBACKS = 3  # in a row; what spoils the weights then is no accident
 
 
 class StageLoop:
     """A StageLoop trains ``trainer`` to its last step and keeps it in ``folder``. Its averaged
-    weights are part of the model ``averaged``."""
+    weights are part of the model ``averaged``, the first ones of all stages are ``initial``'s."""
 
     def __init__(
         self,
         trainer: StageTrainer,
         data: ImageData,
-        folder: RunFolder,
+        folder: SharedFolder,
+        initial: MSF,
         averaged: MSF,
         stop: StopSignal,
         skipped: Skipped,
     ) -> None:
-        self.trainer, self.data, self.folder, self.averaged = trainer, data, folder, averaged
+        self.trainer, self.data, self.folder = trainer, data, folder
+        self.initial, self.averaged = initial, averaged
         self.stop, self.skipped = stop, skipped
+        self._rollbacks = 0
         self._kept = trainer.step_number  # the last step that was saved, or could not be
 
     def run(self, progress: bool) -> None:
@@ -61,18 +65,27 @@ class StageLoop:
             images = images.to(trainer.device, non_blocking=True)
             labels = labels.to(trainer.device, non_blocking=True)
             loss = trainer.step(images, labels if has_labels else None)
-            recorder.add(loss, len(images))
             step = trainer.step_number
-            ends = self.stop.received or step == trainer.total_steps
+            stopped = trainer.ranks.any(self.stop.received)
+            ends = stopped or step == trainer.total_steps
             samples = ends or step % config.sample_every == 0
-            if keeps := ends or step % (config.checkpoint_every or config.sample_every) == 0:
+            keeps = ends or step % (config.checkpoint_every or config.sample_every) == 0
+            try:
+                recorder.add(loss, len(images))
+                if keeps:
+                    recorder.flush()
+            except NotFinite as error:
+                self._roll_back(error, ends)
+                recorder.start_window()
+                continue
+            if keeps:
                 self._keep(recorder)
             if samples and self.averaged.config.channels in (1, 3):  # latents are no picture
                 recorder.flush()
                 recorder.picture(preview(self.averaged, trainer.index, self.data))
             if keeps or samples:
                 recorder.start_window()  # the time of either is not that of training
-            if self.stop.received:
+            if stopped:
                 raise self._interrupted()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -90,13 +103,28 @@ class StageLoop:
         self._kept = self.trainer.step_number
         with uncut():
             recorder.flush()
-            self.folder.save(self.trainer, self.averaged)
+            self.folder.save(self.trainer, self.initial)
+        self._rollbacks = 0
+
+    def _roll_back(self, error: NotFinite, ends: bool) -> None:
+        """Return to the weights of the newest checkpoint. Raise ``error`` where training ``ends``,
+        or there is no checkpoint, or none that was made since the third time."""
+        trainer, self._rollbacks = self.trainer, self._rollbacks + 1
+        if ends or self._rollbacks > ROLLBACKS or not self.folder.roll_back(trainer):
+            raise error
+        if trainer.ranks.is_first:
+            say(
+                f"{trainer.name}: no step before step {trainer.step_number} could be taken; going "
+                f"on with the weights of step {self._kept}"
+            )
 
     def _keep_after(self, error: Exception | None, recorder: Recorder) -> None:
         """Save the steps since the last checkpoint, unless a step was cut or they are what is
         wrong. What else is wrong then must not hide ``error``."""
         trainer = self.trainer
         if trainer.is_torn or isinstance(error, NotFinite) or trainer.step_number == self._kept:
+            return
+        if trainer.ranks.count > 1:  # the others may be at another place, or gone
             return
         try:
             self._keep(recorder)

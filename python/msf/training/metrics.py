@@ -16,13 +16,17 @@ from ..progress import say
 
 @dataclass(frozen=True)
 class Metrics:
-    """A Metrics is one line of metrics.jsonl."""
+    """A Metrics is one line of metrics.jsonl; lines of earlier versions have no more than the
+    first five."""
 
     stage: str
     step: int
     loss: float
     learning_rate: float
     images_per_second: float
+    gradient_norm: float = 0.0
+    teraflops: float = 0.0
+    skipped_steps: int = 0
 
 
 def read(file: Path, stages: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
@@ -32,7 +36,8 @@ def read(file: Path, stages: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
     rows: list[dict[str, Any]] = []
     for line in lines:
         with suppress(ValueError):
-            row = vars(parse_dataclass(Metrics, parse_object(line, file), "a line"))
+            row = parse_object(line, file)
+            parse_dataclass(Metrics, row, "a line")
             if line.endswith(b"\n") and row["stage"] in stages:
                 rows.append(row)
     return rows, len(lines) - len(rows)

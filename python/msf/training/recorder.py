@@ -16,28 +16,36 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ..files import atomic_write
+from ..flops import stage_costs
 from ..images import save_image, to_uint8
-from ..progress import bar
-from .folder import RunFolder
+from ..progress import bar, say
+from .shared_folder import SharedFolder
 from .stage import NotFinite, StageTrainer
+
+FLOPS_A_MAC = 6  # a multiplication and an addition, and the backward has twice the forward's
 
 
 class Recorder:
     """A Recorder averages losses over ``log_every`` steps of ``trainer`` and records them in
     ``folder``."""
 
-    def __init__(self, trainer: StageTrainer, folder: RunFolder, progress: bool) -> None:
+    def __init__(self, trainer: StageTrainer, folder: SharedFolder, progress: bool) -> None:
         self.trainer, self.folder = trainer, folder
+        config = trainer.model.config
+        self._flops = FLOPS_A_MAC * stage_costs(config)[trainer.index].macs  # of an image's step
         # Each stage has a folder: purging hides the points of all tags from that step on.
-        self.writer = SummaryWriter(
-            str(folder.path / "tensorboard" / trainer.name), purge_step=trainer.step_number + 1
+        logs = str(folder.path / "tensorboard" / trainer.name)
+        self.writer = (
+            SummaryWriter(logs, purge_step=trainer.step_number + 1)
+            if trainer.ranks.is_first
+            else None
         )
         self.bar = bar(
             trainer.name,
             trainer.total_steps,
             done=trainer.step_number,
             row=trainer.index,
-            shown=progress,
+            shown=progress and trainer.ranks.is_first,
         )
         self.start_window()
 
@@ -46,16 +54,18 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
-        self.writer.close()
+        if self.writer:
+            self.writer.close()
 
     def start_window(self) -> None:
         """Begin to average and to measure the rate anew."""
-        self.loss = torch.zeros((), device=self.trainer.device)
+        self.sums = torch.zeros(2, device=self.trainer.device)  # of finite losses, and their number
         self.steps, self.images, self.start = 0, 0, time.perf_counter()
 
     def add(self, loss: Tensor, images: int) -> None:
         """Add one step's loss; no host synchronisation until the window is full."""
-        self.loss += loss
+        finite = loss.isfinite()
+        self.sums += torch.stack([torch.where(finite, loss, 0), finite.float()])
         self.steps += 1
         self.images += images
         self.bar.update()
@@ -63,29 +73,49 @@ class Recorder:
             self.flush()
 
     def flush(self) -> None:
-        """Record the steps since the last time. Raise NotFinite when the loss is."""
+        """Record the steps since the last time. Raise NotFinite when none was taken, or had a loss
+        that is a number."""
         if not self.steps:
             return
-        trainer, loss = self.trainer, float(self.loss) / self.steps
+        trainer, skipped = self.trainer, self.trainer.guard.skipped()
+        total, count = trainer.ranks.sum(self.sums).tolist()
         step = trainer.step_number
-        if not math.isfinite(loss):
+        if not count or skipped == self.steps:
+            loss = total / count if count else math.nan
             raise NotFinite(
-                f"{trainer.name}: the loss became {loss} before step {step}; "
+                f"{trainer.name}: the loss became {loss:.4g} before step {step}; "
                 "these weights were not saved, try a lower learning rate"
             )
+        images = self.images * trainer.ranks.count / (time.perf_counter() - self.start)
         values = {
-            "loss": loss,
+            "loss": total / count,
             "learning_rate": trainer.learning_rate(),
-            "images_per_second": self.images / (time.perf_counter() - self.start),
+            "images_per_second": images,
+            "gradient_norm": trainer.guard.average_norm(),
+            "teraflops": images * self._flops / 1e12,
+            "skipped_steps": skipped,
         }
-        self.folder.log(stage=trainer.name, step=step, **values)
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        self.bar.set_postfix(loss=f"{loss:.4f}")
+        if skipped and trainer.ranks.is_first:
+            say(
+                f"{trainer.name}: {skipped} of {self.steps} steps before step {step} were not taken"
+            )
+        self._record(step, values)
         self.start_window()
+
+    def _record(self, step: int, values: dict[str, float]) -> None:
+        self.folder.log(stage=self.trainer.name, step=step, **values)
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+        device, shown = self.trainer.device, {"loss": f"{values['loss']:.4f}"}
+        if device.type == "cuda":
+            shown["memory"] = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+        self.bar.set_postfix(**shown)
 
     def picture(self, grid: Tensor) -> None:
         """Keep a sample grid (C, h, w) in [-1, 1], C 1 or 3."""
+        if not self.writer:
+            return
         trainer = self.trainer
         name = f"samples-{trainer.name}-{trainer.step_number:06d}.png"
         save_image(self.folder.path / name, grid)

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from ..data import ImageData, UnreadableImage
 from ..progress import say
 from .identity import listed
+from .ranks import Ranks
 
 LIMIT = 100  # training goes on with at most one unreadable image in so many
 NAMED = 3
@@ -39,9 +40,11 @@ class Skipped:
                 f"{self._names()}; replace or remove them"
             )
 
-    def report(self) -> None:
-        """Say which were skipped, if any."""
-        if self._problems:
+    def report(self, ranks: Ranks) -> None:
+        """Say which were skipped, if any, in all processes, which call this together."""
+        for problems in ranks.gather(self._problems):
+            self._problems |= problems
+        if self._problems and ranks.is_first:
             say(
                 f"data: skipped {self._count()}, as they cannot be read: {self._names()}; "
                 "replace or remove them"

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..files import check_is_file
 from ..model import MSF
 from ..modes import own_modes
 from ..precision import autocast
 from ..seeds import generator
-from ..weights import check_tensors
+from ..weights import whole
 from .config import TrainingConfig
+from .guard import Guard
 from .interrupts import uncut
+from .parallel import checkpointed, distribute, like, synchronised
+from .ranks import ONE_PROCESS, Ranks
+from .state import load_part, read_state, write_state
 
 
 class NotFinite(ValueError):
@@ -27,14 +30,30 @@ class NotFinite(ValueError):
 
 class StageTrainer:
     """A StageTrainer trains ``model.stages[index]``; ``ema`` is its averaged copy, which is sampled
-    and kept."""
+    and kept, and ``averages`` are that and those of ``config.extra_ema_decays``, by their decay.
 
-    def __init__(self, model: MSF, index: int, config: TrainingConfig) -> None:
-        self.model, self.index, self.config = model, index, config
+    In a job of several processes every one has a StageTrainer, and ``ranks`` says which it is.
+    """
+
+    def __init__(
+        self, model: MSF, index: int, config: TrainingConfig, ranks: Ranks = ONE_PROCESS
+    ) -> None:
+        self.model, self.index, self.config, self.ranks = model, index, config, ranks
         self.name = model.config.stage_names[index]
         self.device = model.pyramid.mean.device
-        self.stage = model.stages[index]
-        self.ema = copy.deepcopy(self.stage).requires_grad_(False)
+        self.stage: Any = model.stages[index]
+        self.averages = {
+            decay: copy.deepcopy(self.stage).requires_grad_(False)
+            for decay in (config.ema_decay, *config.extra_ema_decays)
+        }
+        self.ema = self.averages[config.ema_decay]
+        checkpointed(self.stage.blocks, config.checkpointing)
+        if config.compile:
+            for block in self.stage.blocks:
+                block.compile()
+        called = distribute(self.stage, list(self.averages.values()), config, ranks)
+        model.stages[index] = called
+        self._called = called
         self.parameters: list[Tensor] = list(self.stage.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -43,6 +62,8 @@ class StageTrainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.guard = Guard(config.spike, self.device)
+        self.gradient_norm = torch.zeros((), device=self.device)  # of the last step
         self.step_number = 0
         self.is_torn = False  # whether a step failed with some of its changes made
 
@@ -59,59 +80,98 @@ class StageTrainer:
 
     @own_modes()
     def step(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """Take one step on images (B, C, H, W) and return the loss (detached, on the device)."""
-        key = (self.config.seed, self.index, self.step_number)
+        """Take one step on images (B, C, H, W), this process's part of the batch, and return their
+        loss (detached, on the device).
+
+        The step is not taken where the guard finds its gradient spoilt.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        with autocast(self.device, self.config.precision):
-            losses = self.model.training_losses(
-                images, labels, stage=self.name, generator=generator(*key, device=self.device)
-            )
-        losses["total"].backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        loss = self._backward(images, labels)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        self.gradient_norm = whole(norm)
         with uncut():
             self.is_torn = True
+            self.optimizer.found_inf = self.guard.judge(self.gradient_norm)  # type: ignore[attr-defined]
             self.optimizer.step()
             self.step_number += 1
             self._average()
             self.is_torn = False
         self.optimizer.zero_grad()
-        return losses["total"].detach()
+        return loss
+
+    def _backward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """Compute the gradients, in ``config.accumulation`` parts, and return the mean loss.
+
+        All random numbers of part p of all processes' parts are a function of (seed, stage, step,
+        p): two processes draw what one draws with twice the accumulation.
+        """
+        parts = self.config.accumulation
+        first, total = self.ranks.rank * parts, torch.zeros((), device=self.device)
+        for part, (x, y) in enumerate(_parts(images, labels, parts)):
+            key = (self.index, self.step_number, *([first + part] if first + part else []))
+            random = generator(self.config.seed, *key, device=self.device)
+            with synchronised(self._called, last=part == parts - 1):
+                with autocast(self.device, self.config.precision):
+                    losses = self.model.training_losses(x, y, stage=self.name, generator=random)
+                (losses["total"] / parts).backward()
+            total += losses["total"].detach() / parts
+        return total
 
     @torch.no_grad()
     def _average(self) -> None:
         # A young average forgets faster, so that it does not remember the initialisation.
-        decay = min(self.config.ema_decay, (1 + self.step_number) / (10 + self.step_number))
-        averages: list[Tensor] = list(self.ema.parameters())
-        torch._foreach_lerp_(averages, self.parameters, 1 - decay)
+        young = (1 + self.step_number) / (10 + self.step_number)
+        parameters = _here(self.parameters)
+        for decay, average in self.averages.items():
+            torch._foreach_lerp_(_here(average.parameters()), parameters, 1 - min(decay, young))
 
     def check_finite(self) -> None:
         """Raise NotFinite when the averaged weights, which never forget one, hold NaN or
         infinity."""
-        norms = torch._foreach_norm(list(self.ema.parameters()))
-        if not torch.stack(norms).isfinite().all():
+        norms = torch._foreach_norm(_here(self.ema.parameters()))
+        if self.ranks.any(not bool(torch.stack(norms).isfinite().all())):
             raise NotFinite(
                 f"{self.name}: the weights are not finite after step {self.step_number}; "
                 "they were not saved, try a lower learning rate"
             )
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything a step changes, as one flat dictionary of tensors."""
-        tensors = {f"weights.{k}": v for k, v in self.stage.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        """Return everything a step changes, as one flat dictionary of whole tensors on the CPU.
+
+        All processes call it; those that are not the first get an empty one.
+        """
+        tensors = dict(self._tensors())
+        return tensors if self.ranks.is_first else {}
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        parts = {"weights": self.stage, "ema": self.ema}
+        parts |= {f"ema-{decay}": self.averages[decay] for decay in self.config.extra_ema_decays}
         # With these the states of all stages are enough to rebuild the model.
-        tensors |= {f"pyramid.{k}": v for k, v in self.model.pyramid.state_dict().items()}
+        parts |= {"pyramid": self.model.pyramid}
+        for part, module in parts.items():
+            for name, x in module.state_dict().items():
+                yield self._kept(f"{part}.{name}", x)
         for name, parameter in self.stage.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{key}.{name}"] = value
-        return {k: v.contiguous() for k, v in tensors.items()}
+                yield self._kept(f"optimizer.{key}.{name}", value)
+        yield self._kept("guard", self.guard.state)
 
-    def save(self, path: Path) -> None:
-        save_file(self.state(), path, metadata={"step": str(self.step_number)})
+    def _kept(self, name: str, x: Tensor) -> tuple[str, Tensor]:
+        x = whole(x)  # which every process has to call, also where it keeps nothing
+        return name, x.detach().cpu().contiguous() if self.ranks.is_first else x.new_empty(0)
+
+    def save(self, path: Path, state: dict[str, Tensor] | None = None) -> None:
+        """Write ``state``, as ``state()`` returned it now. Without it all processes call this, and
+        the first writes."""
+        state = self.state() if state is None else state
+        if self.ranks.is_first:
+            write_state(path, state, self.step_number)
 
     def load(self, path: Path) -> None:
-        """Continue from what ``save`` wrote. Raise ValueError if it is corrupt or does not fit."""
-        tensors, step = _read(path, self.device)
+        """Continue from what ``save`` wrote, with any number of processes. Raise ValueError if it
+        is corrupt or does not fit."""
+        tensors, step = read_state(path)
         hint = (
             "; a stage cannot have fewer steps than it has taken" if step > self.total_steps else ""
         )
@@ -122,9 +182,22 @@ class StageTrainer:
         self._restore(tensors, path)
         self.step_number = step
 
+    def roll_back(self, path: Path) -> None:
+        """Take the weights, and all else that steps change, back to what ``save`` wrote. The number
+        of the step stays, so that the data and random numbers that spoilt them are not met again.
+        """
+        step = self.step_number
+        self.load(path)
+        self.step_number = step
+        self.guard.forget()
+
     def _restore(self, tensors: dict[str, Tensor], path: Path) -> None:
-        _load_part(self.stage, "weights.", tensors, path)
-        _load_part(self.ema, "ema.", tensors, path)
+        load_part(self.stage, "weights.", tensors, path)
+        for decay, average in self.averages.items():
+            prefix = "ema." if average is self.ema else f"ema-{decay}."
+            # An average that was not asked for before begins as the first does.
+            known = any(key.startswith(prefix) for key in tensors)
+            load_part(average, prefix if known else "ema.", tensors, path)
         for name, parameter in self.stage.named_parameters():
             shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             for key, shape in shapes.items():
@@ -134,34 +207,25 @@ class StageTrainer:
                     raise ValueError(
                         f"{path}: optimizer.{key}.{name} must have shape {list(shape)}, got {found}"
                     )
-                self.optimizer.state[parameter][key] = value
+                held = value.to(self.device) if key == "step" else like(value, parameter)
+                self.optimizer.state[parameter][key] = held
+        if "guard" in tensors:
+            self.guard.state = tensors["guard"].to(self.device)
 
 
-def load_average(path: Path, model: MSF, index: int) -> None:
-    """Load averaged weights and statistics of the state at ``path`` into ``model`` and its stage
-    ``index``. Raise ValueError when it is corrupt or does not fit."""
-    tensors, _ = _read(path, torch.device("cpu"))
-    _load_part(model.stages[index], "ema.", tensors, path)
-    _load_part(model.pyramid, "pyramid.", tensors, path)
+def _parts(
+    images: Tensor, labels: Tensor | None, count: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield (images, labels) of ``count`` equal parts. Raise ValueError where they are not."""
+    if len(images) % count:
+        raise ValueError(
+            f"StageTrainer.step: the images must be a multiple of accumulation {count}, "
+            f"got {len(images)}"
+        )
+    parts = [None] * count if labels is None else labels.chunk(count)
+    yield from zip(images.chunk(count), parts)
 
 
-def _read(path: Path, device: torch.device) -> tuple[dict[str, Tensor], int]:
-    """Return the tensors of a state and its step."""
-    check_is_file(path)
-    try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            step = int(file.metadata()["step"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable training state ({error})") from None
-    check_tensors(tensors, path)
-    return tensors, step
-
-
-def _load_part(module: nn.Module, prefix: str, tensors: dict[str, Tensor], path: Path) -> None:
-    part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    try:
-        module.load_state_dict(part)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[1].strip()
-        raise ValueError(f"{path}: made by another configuration: {detail}") from None
+def _here(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return what this process holds of each."""
+    return [x.to_local() if hasattr(x, "to_local") else x for x in tensors]

@@ -15,14 +15,16 @@ from ..data import ImageData, load_data
 from ..files import printable
 from ..model import MSF
 from ..modes import own_modes
+from ..precision import tf32
 from ..progress import follow, say
 from ..seeds import generator
 from .config import RunConfig, TrainingConfig
-from .folder import RunFolder
 from .identity import fingerprint
 from .interrupts import Interrupted, StopSignal
 from .loop import StageLoop
+from .ranks import started
 from .recorder import plot_losses
+from .shared_folder import SharedFolder
 from .skipped import ReadableBatches, Skipped
 from .stage import StageTrainer
 
@@ -64,57 +66,95 @@ def train(
         raise ValueError(
             f"training steps must be {len(names)} numbers, one a stage, got {training.steps}"
         )
-    data = load_data(
-        source,
-        split="train",
-        image_size=config.image_size,
-        channels=config.channels,
-        num_classes=config.num_classes,
-    )
-    notes = _doubtful(training, names, len(data))
-    folder = RunFolder(
-        Path(out),
-        config,
-        RunConfig(source, training, data.class_names, fingerprint(data.files)),
-        resume=resume,
-        files=data.files,
-        digest=data.digest,
-        data_changed=data_changed,
-    )
-    skipped = Skipped(data.total, data.empty_files)
-    torch.default_generator.manual_seed(training.seed)  # the CPU's alone, which is forked
-    model = MSF(config)
-    saved = folder.saved_model()
-    if saved is None:
-        batches = _statistics_batches(data, training.seed, skipped)
+    chosen = [index for index, name in enumerate(names) if stages is None or name in stages]
+    with started(torch.device(device)) as (ranks, device), tf32(training.precision == "tf32"):
+        data = load_data(
+            source,
+            split="train",
+            image_size=config.image_size,
+            channels=config.channels,
+            num_classes=config.num_classes,
+        )
+        notes = _doubtful(training, names, len(data), ranks.count)
+        folder = SharedFolder(
+            ranks,
+            Path(out),
+            config,
+            RunConfig(source, training, data.class_names, fingerprint(data.files)),
+            resume=resume,
+            files=data.files,
+            digest=data.digest,
+            data_changed=data_changed,
+        )
+        skipped = Skipped(data.total, data.empty_files)
+        model, initial = _models(config, training.seed, data, folder, skipped, progress)
+        model.to(device)
+        averaged = copy.deepcopy(initial).to(device).requires_grad_(False).eval()
+        trainers = [StageTrainer(model, index, training, ranks) for index in chosen]
+        with folder.training(trainers) as changes:
+            for trainer in trainers:
+                averaged.stages[trainer.index] = trainer.ema
+            if ranks.is_first:
+                _introduce(notes, data, source, folder.path, changes, progress)
+            try:
+                with StopSignal() as stop:
+                    for trainer in trainers:
+                        StageLoop(trainer, data, folder, initial, averaged, stop, skipped).run(
+                            progress
+                        )
+            except Interrupted:
+                skipped.report(ranks)
+                raise
+        skipped.report(ranks)
+        metrics = folder.metrics()
+        if ranks.is_first:
+            plot_losses(metrics, folder.path / "loss.png")
+        # The saved one, because another process may have trained the other stages meanwhile.
+        return (folder.saved_model() or averaged).to(device).requires_grad_(False)
+
+
+def _models(
+    config: MSFConfig,
+    seed: int,
+    data: ImageData,
+    folder: SharedFolder,
+    skipped: Skipped,
+    progress: bool,
+) -> tuple[MSF, MSF]:
+    """Return a new model with the statistics of the data, and what is saved in ``folder``, else
+    another such; the first process's in all."""
+    torch.default_generator.manual_seed(seed)  # the CPU's alone, which is forked
+    model, saved = MSF(config), folder.saved_model()
+
+    def fill() -> None:
+        if saved:  # images added since must not change the statistics
+            model.pyramid.load_state_dict(saved.pyramid.state_dict())
+            return
+        batches = _statistics_batches(data, seed, skipped)
         count = -(-min(len(data), STATISTICS_IMAGES) // STATISTICS_BATCH)
         model.pyramid.measure(follow(batches, "statistics", count, "batches", shown=progress))
-    else:  # images added since must not change the statistics
-        model.pyramid.load_state_dict(saved.pyramid.state_dict())
-    model.to(device)
-    averaged = (saved or copy.deepcopy(model)).to(device).requires_grad_(False).eval()
-    chosen = [index for index, name in enumerate(names) if stages is None or name in stages]
-    trainers = [StageTrainer(model, index, training) for index in chosen]
-    with folder.training(trainers):
-        for trainer in trainers:
-            averaged.stages[trainer.index] = trainer.ema
-        for note in notes:
-            say(note)
-        if progress:
-            say(f"data: {printable(source)}: {data.summary()}")
-        if folder.changes:
-            say(f"{folder.path}: resuming with {', '.join(folder.changes)}")
-        try:
-            with StopSignal() as stop:
-                for trainer in trainers:
-                    StageLoop(trainer, data, folder, averaged, stop, skipped).run(progress)
-        except Interrupted:
-            skipped.report()
-            raise
-    skipped.report()
-    plot_losses(folder.metrics(), folder.path / "loss.png")
-    # The saved one, because another process may have trained the other stages meanwhile.
-    return (folder.saved_model() or averaged).to(device).requires_grad_(False)
+
+    folder.ranks.first(fill)
+    folder.ranks.copy_first(model.pyramid.buffers())
+    initial = saved or copy.deepcopy(model)
+    folder.ranks.copy_first(initial.parameters())
+    return model, initial
+
+
+def _introduce(
+    notes: Sequence[str],
+    data: ImageData,
+    source: str,
+    path: Path,
+    changes: Sequence[str],
+    progress: bool,
+) -> None:
+    for note in notes:
+        say(note)
+    if progress:
+        say(f"data: {printable(source)}: {data.summary()}")
+    if changes:
+        say(f"{path}: resuming with {', '.join(changes)}")
 
 
 def _statistics_batches(data: ImageData, seed: int, skipped: Skipped) -> Iterator[Tensor]:
@@ -126,9 +166,22 @@ def _statistics_batches(data: ImageData, seed: int, skipped: Skipped) -> Iterato
         yield images
 
 
-def _doubtful(training: TrainingConfig, names: Sequence[str], images: int) -> list[str]:
+def _doubtful(
+    training: TrainingConfig, names: Sequence[str], images: int, processes: int
+) -> list[str]:
     """Return what the user should know of the settings. Raise ValueError where they make no sense
-    with so many images."""
+    with so many images and processes."""
+    parts = processes * training.accumulation
+    if training.batch_size % parts:
+        raise ValueError(
+            f"batch_size must be a multiple of {parts}, {processes} processes times accumulation "
+            f"{training.accumulation}, got {training.batch_size}"
+        )
+    if parts > 1 and training.batch_size > images:
+        raise ValueError(
+            f"batch_size must be at most the {images:,} images for training where it is taken in "
+            f"{parts} parts, got {training.batch_size}"
+        )
     if training.batch_size > MAX_EPOCHS_A_BATCH * images:
         raise ValueError(
             f"batch_size must be at most {MAX_EPOCHS_A_BATCH} times the {images:,} images for "

@@ -1,0 +1,55 @@
+"""The states of one stage in a run's folder: the newest, and earlier ones with their steps."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+from ..progress import say
+from .state import read_state, step_of
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """A Checkpoints finds, keeps and drops the states of ``stage`` in the run ``folder``."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self.newest = folder / f"state-{stage}.safetensors"
+        self._earlier, self._stage = folder / FOLDER, stage
+
+    def files(self) -> list[Path]:
+        """Return those that are there, the newest first."""
+        earlier = sorted(self._earlier.glob(f"{self._stage}-*.safetensors"), reverse=True)
+        return [self.newest, *earlier] if self.newest.exists() else earlier
+
+    def newest_whole(self) -> Path | None:
+        """Return the newest that is whole; a newer one that is not is put aside, which is said.
+        Where none is whole, return the last, and where there is none, None."""
+        files = self.files()
+        for file, earlier in itertools.pairwise(files):
+            try:
+                read_state(file)
+            except ValueError as error:
+                os.replace(file, file.with_name(f"{file.name}.damaged"))
+                say(f"{error}; put aside as {file.name}.damaged, continuing from {earlier}")
+            else:
+                return file
+        return files[-1] if files else None
+
+    def retire(self) -> None:
+        """Let the newest become an earlier one, before another is written."""
+        if self.newest.exists():
+            self._earlier.mkdir(exist_ok=True)
+            os.replace(
+                self.newest, self._earlier / f"{self._stage}-{step_of(self.newest):09d}.safetensors"
+            )
+
+    def prune(self, keep_last: int, keep_every: int) -> None:
+        """Drop all but the newest ``keep_last`` and those of every ``keep_every`` steps (0: no
+        others)."""
+        for file in self.files()[keep_last:]:
+            step = int(file.stem.rpartition("-")[2])
+            if not keep_every or step % keep_every:
+                file.unlink()

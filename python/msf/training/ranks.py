@@ -1,0 +1,107 @@
+"""The processes of one training job, as torchrun starts them: one a GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class FailedElsewhere(Exception):
+    """Another process of the job has failed, and says why."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A Ranks says which of ``count`` processes this is. The first alone writes files and speaks.
+
+    Its methods are collective: all processes call them, in one order.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Return whether it is set in any process."""
+        if self.count == 1:
+            return flag
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return the sum of all processes' x."""
+        if self.count > 1:
+            x = x.clone()
+            dist.all_reduce(x)
+        return x
+
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite each tensor with the first process's."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
+
+    def gather(self, value: T) -> list[T]:
+        """Return every process's value."""
+        values: list[Any] = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def first(self, function: Callable[[], T], *, shared: bool = True) -> T:
+        """Return what ``function`` returns in the first process, where alone it runs; in the others
+        None, if it cannot be ``shared``. Where it raises, the others raise FailedElsewhere."""
+        if self.count == 1:
+            return function()
+        outcome: list[Any] = [None, "ended"]
+        try:
+            if self.is_first:
+                value = function()
+                outcome = [value if shared else None, None]
+        except BaseException as error:
+            outcome[1] = str(error)
+            raise
+        finally:
+            dist.broadcast_object_list(outcome, 0, device=torch.device("cpu"))
+        if outcome[1] is not None:
+            raise FailedElsewhere(outcome[1])
+        return value if self.is_first else outcome[0]
+
+
+ONE_PROCESS = Ranks()
+
+
+@contextmanager
+def started(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
+    """Yield the processes that this is one of, and its own device; in a job of torchrun they talk
+    to each other for the body. Without torchrun there is one.
+
+    A group that the caller has started already is used as it is.
+    """
+    if not dist.is_available() or "WORLD_SIZE" not in os.environ:
+        yield ONE_PROCESS, device
+        return
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        if ours:
+            dist.destroy_process_group()

@@ -1,0 +1,82 @@
+"""The file that holds a stage's training, to continue from."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..files import check_is_file
+from ..model import MSF
+from ..weights import check_tensors
+from .parallel import like
+
+
+def write_state(path: Path, tensors: dict[str, Tensor], step: int) -> None:
+    metadata = {"step": str(step), "crc32": _checksum(tensors, step)}
+    save_file(tensors, path, metadata=metadata)
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Return the tensors of a state, on the CPU, and its step. Raise ValueError (one line) when it
+    is corrupt: a single bit is enough."""
+    with _opened(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+        step = int(metadata["step"])
+    # States of earlier versions have no checksum.
+    if metadata.get("crc32", "") not in ("", _checksum(tensors, step)):
+        raise ValueError(f"{path}: damaged, its contents do not have the checksum that it names")
+    check_tensors(tensors, path)
+    return tensors, step
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a state. Raise ValueError (one line) when even that cannot be read."""
+    with _opened(path) as file:
+        return int(file.metadata()["step"])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    check_is_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable training state ({error})") from None
+
+
+def load_average(path: Path, model: MSF, index: int) -> None:
+    """Load averaged weights and statistics of the state at ``path`` into ``model`` and its stage
+    ``index``. Raise ValueError when it is corrupt or does not fit."""
+    tensors, _ = read_state(path)
+    load_part(model.stages[index], "ema.", tensors, path)
+    load_part(model.pyramid, "pyramid.", tensors, path)
+
+
+def load_part(module: nn.Module, prefix: str, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load the tensors whose names begin with ``prefix``. Raise ValueError when they do not fit."""
+    own = module.state_dict()
+    part = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+    fits = {k for k, x in part.items() if k in own and x.shape == own[k].shape}
+    try:
+        module.load_state_dict({k: like(x, own[k]) if k in fits else x for k, x in part.items()})
+    except RuntimeError as error:
+        detail = str(error).splitlines()[1].strip()
+        raise ValueError(f"{path}: made by another configuration: {detail}") from None
+
+
+def _checksum(tensors: Mapping[str, Tensor], step: int) -> str:
+    value = zlib.crc32(str(step).encode())
+    for name in sorted(tensors):
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), value)
+    return f"{value:08x}"
