@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,10 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a worker process needs: not ``files``, of which there may be millions."""
+        return {name: value for name, value in vars(self).items() if name != "files"}
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         images, labels = self.batch(torch.tensor([range(len(self))[index]]))

@@ -13,6 +13,7 @@ from ..files import printable
 from .dataset import ImageData, UnreadableImage, missing
 from .decode import decode
 from .listing import list_images
+from .names import Names
 
 MODES = {1: "L", 3: "RGB"}
 
@@ -61,13 +62,18 @@ class ImageFolder(ImageData):
                 f"data: {printable(root)} has too few images: none falls into the {split} split; "
                 "the split is 80/10/10, so give about 100 or more"
             )
-        self.paths = [root / name for name in chosen]
+        self.names = Names(chosen)
         self.labels = torch.tensor(
             [numbers[name.split("/")[0]] if folders else 0 for name in chosen]
         )
         self.empty_files = tuple(
             printable(root / name) for name, size in self.files.items() if not size
         )
+
+    @property
+    def paths(self) -> list[Path]:
+        """Return the paths of all images of the split, made anew."""
+        return [self._root / name for name in self.names]
 
     def digest(self, name: str) -> str:
         try:
@@ -79,7 +85,7 @@ class ImageFolder(ImageData):
         return torch.stack([self._decode(i) for i in indices.tolist()])
 
     def _decode(self, index: int) -> Tensor:
-        path = self.paths[index]
+        path = self._root / self.names[index]
         try:
             return decode(path, self._mode, self._size)
         except Exception as error:  # Pillow's decoders raise whatever the broken file leads them to
