@@ -21,7 +21,13 @@ __all__ = [
 
 
 def load_data(
-    source: str, *, split: str, image_size: tuple[int, int], channels: int, num_classes: int = 0
+    source: str,
+    *,
+    split: str,
+    image_size: tuple[int, int],
+    channels: int,
+    num_classes: int = 0,
+    flip: bool = False,
 ) -> ImageData:
     """Load one split of ``"digits"``, ``"textures"`` or a folder with one subfolder a class, or
     with images only.
@@ -29,7 +35,8 @@ def load_data(
     ``split`` is "train" (for the generator), "features" (for the evaluation's feature network) or
     "test" (the evaluation's reference). The three share no image and, for textures, no pixel; they
     are the same on every machine and in every run. ``image_size`` is (height, width),
-    ``num_classes`` how many classes there must be, 0 for any number.
+    ``num_classes`` how many classes there must be, 0 for any number. With ``flip`` half of what is
+    drawn at random is mirrored.
 
     Raises ValueError with one line for whatever the source cannot give, ImportError where the
     source needs a package of the ``train`` extra.
@@ -46,6 +53,7 @@ def load_data(
             f"data: {source} has {data.num_classes} classes, the model {num_classes}; choose other "
             f"data, or train with num_classes set to {data.num_classes}, or 0 for no labels"
         )
+    data.flip = flip
     return data
 
 

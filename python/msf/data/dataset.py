@@ -34,6 +34,8 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
     files: Mapping[str, int] = MappingProxyType({})  # sizes by relative name, of all splits
     empty_files: tuple[str, ...] = ()  # of all splits; they are in none
     split = ""  # which one this is, where ``files`` are of all
+    on_disk = False  # whether images are read from files, which worker processes then do
+    flip = False  # whether what is drawn at random is half of it mirrored
     beside = 0  # images that are in no class, where others are
 
     def summary(self) -> str:
@@ -61,13 +63,32 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
         return len(self.class_names)
 
     @abstractmethod
-    def images(self, indices: Tensor) -> Tensor:
-        """Return images (B, C, H, W) at ``indices`` (B,) int64. Raise UnreadableImage for the first
-        that is none."""
+    def read(self, indices: Tensor) -> Tensor:
+        """Return images (B, C, H, W) at ``indices`` (B,) int64 as they are. Raise UnreadableImage
+        for the first that is none."""
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (images (B, C, H, W) float32, labels (B,) int64) at ``indices`` (B,) int64."""
-        return self.images(indices), self.labels[indices]
+    def images(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return images (B, C, H, W) at ``indices`` (B,) int64. Raise UnreadableImage for the first
+        that is none.
+
+        From ``generator``, if given, all is drawn that is random: with ``flip`` which half of the
+        images, on average, is mirrored left to right."""
+        images = self.read(indices)
+        mirrored = self.mirrored(len(indices), generator)
+        return images if mirrored is None else torch.where(mirrored, images.flip(-1), images)
+
+    def mirrored(self, count: int, generator: torch.Generator | None) -> Tensor | None:
+        """Draw which of ``count`` images are to be mirrored, (B, 1, 1, 1) bool; None for none."""
+        if generator is None or not self.flip:
+            return None
+        return torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+
+    def batch(
+        self, indices: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (images (B, C, H, W) float32, labels (B,) int64) at ``indices`` (B,) int64, as
+        ``images`` does."""
+        return self.images(indices, generator), self.labels[indices]
 
     def __len__(self) -> int:
         return len(self.labels)

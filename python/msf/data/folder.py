@@ -29,6 +29,8 @@ class ImageFolder(ImageData):
     followed. Empty files are in no split.
     """
 
+    on_disk = True
+
     def __init__(
         self,
         root: Path,
@@ -81,7 +83,7 @@ class ImageFolder(ImageData):
         except OSError:
             return ""
 
-    def images(self, indices: Tensor) -> Tensor:
+    def read(self, indices: Tensor) -> Tensor:
         return torch.stack([self._decode(i) for i in indices.tolist()])
 
     def _decode(self, index: int) -> Tensor:

@@ -21,7 +21,8 @@ class TrainingConfig:
     constant rate, gradient clipping and EMA weights.
 
     ``steps`` is one number a stage, base first. ``precision`` "auto" is bfloat16 autocast where the
-    device computes in it (a GPU; a CPU with AMX or AVX512-BF16), float32 elsewhere.
+    device computes in it (a GPU; a CPU with AMX or AVX512-BF16), float32 elsewhere. With ``flip``
+    half of the images are mirrored, another half at each step.
     ``sample_every`` is how often (in steps) sample grids are written and ``checkpoint_every`` how
     often checkpoints are, 0 being as often; both are at the end too. ``warmup`` must not be longer
     than training, but for its default, which short runs may leave unfinished.
@@ -37,6 +38,7 @@ class TrainingConfig:
     clip: float = 1.0
     ema_decay: float = 0.9999
     precision: str = "auto"
+    flip: bool = False
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_every: int = 0

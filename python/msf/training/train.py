@@ -70,6 +70,7 @@ def train(
         image_size=config.image_size,
         channels=config.channels,
         num_classes=config.num_classes,
+        flip=training.flip,
     )
     notes = _doubtful(training, names, len(data))
     folder = RunFolder(

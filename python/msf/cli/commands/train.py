@@ -42,6 +42,7 @@ CHANGES = (
     "sample_every",
     "checkpoint_every",
     "precision",
+    "flip",
     "seed",
 )
 
@@ -88,6 +89,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps from one checkpoint to the next (default: as sample grids; one is at the end)",
     )
     parser.add_argument("--precision", choices=PRECISIONS)
+    parser.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="mirror half of the images, or not (default: not, but for presets of ImageNet)",
+    )
     parser.add_argument("--seed", type=int, metavar="S")
     parser.add_argument(
         "--num-classes", type=int, metavar="K", help="those of the data, or 0 for no labels"
