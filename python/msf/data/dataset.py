@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-SPLITS = ("train", "features", "test")
-
 
 class UnreadableImage(ValueError):
     """An image cannot be read: ``problem`` names it and says why, ``index`` is its place."""

@@ -22,7 +22,8 @@ class TrainingConfig:
 
     ``steps`` is one number a stage, base first. ``precision`` "auto" is bfloat16 autocast where the
     device computes in it (a GPU; a CPU with AMX or AVX512-BF16), float32 elsewhere. With ``flip``
-    half of the images are mirrored, another half at each step.
+    half of the images are mirrored, another half at each step. ``holdout`` is how much of a folder
+    is kept for evaluations.
     ``sample_every`` is how often (in steps) sample grids are written and ``checkpoint_every`` how
     often checkpoints are, 0 being as often; both are at the end too. ``warmup`` must not be longer
     than training, but for its default, which short runs may leave unfinished.
@@ -39,6 +40,7 @@ class TrainingConfig:
     ema_decay: float = 0.9999
     precision: str = "auto"
     flip: bool = False
+    holdout: float = 0.2
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_every: int = 0
@@ -75,6 +77,8 @@ class TrainingConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"TrainingConfig: ema_decay must be in [0, 1), got {self.ema_decay}")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"TrainingConfig: holdout must be in [0, 1), got {self.holdout}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"TrainingConfig: betas must be in [0, 1), got {self.betas}")
         if self.schedule not in ("constant", "cosine"):

@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from ...data import HOLDOUT
     from ...evaluation import Evaluator
     from ...flops import stage_costs
 
@@ -68,6 +69,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     costs = [stage_costs(config, steps) for steps in all_steps]
     samplings = [sampling.read(args, steps, config) for steps in all_steps]
 
+    holdout = run.training.holdout if run else HOLDOUT
+    if not holdout:
+        raise ValueError(
+            f"{args.model}: nothing was held out of its training (holdout 0), so there are no new "
+            f"images to compare with; train with --holdout {HOLDOUT}, say"
+        )
     if run:
         _check_data(args, config, run, source)
     evaluator = Evaluator(
@@ -75,6 +82,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         image_size=config.image_size,
         channels=config.channels,
         num_classes=config.num_classes,
+        holdout=holdout,
         num_samples=args.samples,
         seed=args.seed,
         batch_size=args.batch_size,
@@ -124,6 +132,7 @@ def _check_data(args: argparse.Namespace, config: MSFConfig, run: RunConfig, sou
         image_size=config.image_size,
         channels=config.channels,
         num_classes=config.num_classes,
+        holdout=run.training.holdout,
     )
     now = replace(
         run, data=source, class_names=data.class_names, fingerprint=fingerprint(data.files)
