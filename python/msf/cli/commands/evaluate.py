@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...files import printable
 from ...progress import say
 from ...training.config import RunConfig, read_run
 from ...training.identity import compare_data, fingerprint
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from ...data import HOLDOUT
+    from ...data import HOLDOUT, is_latents
     from ...evaluation import Evaluator
     from ...flops import stage_costs
 
@@ -65,6 +66,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = models.load(args.model, device)
     config, run = model.config, read_run(args.model)
     source = _source(args, run)
+    if is_latents(source):
+        raise ValueError(
+            f"{printable(source)}: holds latents, and an evaluation compares pictures; msf sample "
+            "--out FILE.safetensors writes latents for the VAE to decode"
+        )
     all_steps = [settings.one_a_stage(steps, config) for steps in args.steps or [config.steps]]
     costs = [stage_costs(config, steps) for steps in all_steps]
     samplings = [sampling.read(args, steps, config) for steps in all_steps]
