@@ -26,7 +26,7 @@ from ..parsing import check_fields, parse_dataclass, parse_object
 
 INDEX_FILE = "latents.json"
 FORMAT = 1
-# 67 MB at 256 pixels: a killed process makes no more than that anew, and a damaged file costs no
+# 34 MB at 256 pixels: a killed process makes no more than that anew, and a damaged file costs no
 # more. ImageNet has 1,252, few enough to be mapped into memory all at once.
 SHARD_IMAGES = 1024
 

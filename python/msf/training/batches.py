@@ -108,7 +108,7 @@ def batches(
         batch_size=None,
         sampler=_Steps(len(data), batch_size, first, last, seed, slices, own),
         num_workers=workers,
-        collate_fn=_shared if workers else None,
+        collate_fn=in_shared_memory if workers else None,
         worker_init_fn=leave_signals_to_the_parent,
         pin_memory=pin,
     )
@@ -118,7 +118,7 @@ def batches(
         yield images, labels
 
 
-def _shared(batch: Any) -> tuple[Tensor, Tensor, dict[int, str]]:
+def in_shared_memory(batch: Any) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Return ``batch`` in shared memory. The queue's thread would move it there too, but drops an
     error, and the parent would wait for ever."""
     try:
