@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from msf.data.folder import split_of
+from msf.data.splits import split_of
 
 from . import hostile_changes as to
 from .hostile_changes import Change

@@ -122,7 +122,7 @@ def test_folder_labels_are_its_subfolders(folder):
 
 def train_name(tmp_path, suffix=".png"):
     """A file name that the hash sends to the train split."""
-    from msf.data.folder import split_of
+    from msf.data.splits import split_of
 
     names = (f"a/{i}{suffix}" for i in range(100))
     return tmp_path / next(name for name in names if split_of(name) == "train")

@@ -10,8 +10,8 @@ from PIL import Image
 
 from msf.data import SPLITS, load_data
 from msf.data.decode import decode
-from msf.data.folder import split_of
 from msf.data.listing import list_images
+from msf.data.splits import split_of
 from msf.training.config import read_run
 from msf.training.train import train
 from training_runs import MODEL, TRAINING

@@ -75,3 +75,13 @@ def test_model_and_seed_stay(whole):
         "resume with steps 2 1 (not 3 1), seed 0 (not 5), or choose another --out"
     )
     assert digest(whole) == before and read_run(whole).training == TRAINING
+
+
+def test_another_holdout_is_refused(photos, tmp_path):
+    """Images that an evaluation tests with would be trained on."""
+    training, run = replace(TRAINING, holdout=0.5), tmp_path / "run"
+    train(MODEL, training, str(photos), run, stages=["base"], progress=False)
+    with pytest.raises(ValueError, match=r"differs in training.holdout; .* holdout 0.5 \(not 0.2"):
+        resume(run, str(photos))
+    resume(run, str(photos), holdout=0.5, flip=True)
+    assert read_run(run).training.holdout == 0.5 and read_run(run).training.flip

@@ -47,13 +47,15 @@ def test_learning_rate_warms_up_and_decays():
 class Numbers:
     """A data set of ``n`` numbered images."""
 
+    on_disk = False
+
     def __init__(self, n):
         self.n = n
 
     def __len__(self):
         return self.n
 
-    def batch(self, indices):
+    def batch(self, indices, generator):
         return indices, indices
 
 

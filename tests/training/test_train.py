@@ -130,7 +130,7 @@ class Latents(ImageData):
     class_names = tuple("0123456789")
     labels = torch.arange(20) % 10
 
-    def images(self, indices):
+    def read(self, indices):
         return images(len(indices), channels=4)
 
 

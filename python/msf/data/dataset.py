@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-
-SPLITS = ("train", "features", "test")
 
 
 class UnreadableImage(ValueError):
@@ -33,6 +32,8 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
     files: Mapping[str, int] = MappingProxyType({})  # sizes by relative name, of all splits
     empty_files: tuple[str, ...] = ()  # of all splits; they are in none
     split = ""  # which one this is, where ``files`` are of all
+    on_disk = False  # whether images are read from files, which worker processes then do
+    flip = False  # whether what is drawn at random is half of it mirrored
     beside = 0  # images that are in no class, where others are
 
     def summary(self) -> str:
@@ -60,16 +61,39 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
         return len(self.class_names)
 
     @abstractmethod
-    def images(self, indices: Tensor) -> Tensor:
-        """Return images (B, C, H, W) at ``indices`` (B,) int64. Raise UnreadableImage for the first
-        that is none."""
+    def read(self, indices: Tensor) -> Tensor:
+        """Return images (B, C, H, W) at ``indices`` (B,) int64 as they are. Raise UnreadableImage
+        for the first that is none."""
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (images (B, C, H, W) float32, labels (B,) int64) at ``indices`` (B,) int64."""
-        return self.images(indices), self.labels[indices]
+    def images(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return images (B, C, H, W) at ``indices`` (B,) int64. Raise UnreadableImage for the first
+        that is none.
+
+        From ``generator``, if given, all is drawn that is random: with ``flip`` which half of the
+        images, on average, is mirrored left to right."""
+        images = self.read(indices)
+        mirrored = self.mirrored(len(indices), generator)
+        return images if mirrored is None else torch.where(mirrored, images.flip(-1), images)
+
+    def mirrored(self, count: int, generator: torch.Generator | None) -> Tensor | None:
+        """Draw which of ``count`` images are to be mirrored, (B, 1, 1, 1) bool; None for none."""
+        if generator is None or not self.flip:
+            return None
+        return torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+
+    def batch(
+        self, indices: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (images (B, C, H, W) float32, labels (B,) int64) at ``indices`` (B,) int64, as
+        ``images`` does."""
+        return self.images(indices, generator), self.labels[indices]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a worker process needs: not ``files``, of which there may be millions."""
+        return {name: value for name, value in vars(self).items() if name != "files"}
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         images, labels = self.batch(torch.tensor([range(len(self))[index]]))

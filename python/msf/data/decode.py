@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,18 +20,46 @@ BACKGROUND = "white"  # what shows through where an image is transparent
 
 
 def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:
-    """Return the image in ``path``, of several frames the first, as (C, H, W) in [-1, 1].
+    """Return the image in ``path``, of several frames the first, as (C, H, W) in [-1, 1]: resized
+    until it just covers ``size``, (width, height), and cropped at the centre.
 
-    ``mode`` is Pillow's, "L" or "RGB"; ``size`` is (width, height). Raises whatever a file that is
-    broken leads Pillow to, ValueError where it has more than 8 bits.
+    ``mode`` is Pillow's, "L" or "RGB". Raises whatever a file that is broken leads Pillow to,
+    ValueError where it has more than 8 bits.
     """
-    import numpy as np
     from PIL import Image, ImageOps
+
+    return from_uint8(
+        pixels(path, mode, lambda image: ImageOps.fit(image, size, Image.Resampling.BICUBIC))
+    )
+
+
+def pixels(path: Path, mode: str, crop: Callable[[Image], Image]) -> Tensor:
+    """Return what ``crop`` makes of the image in ``path`` as (C, H, W) uint8; else as ``decode``
+    does."""
+    import numpy as np
 
     with opened(path) as file:
         image = opaque(upright(file)).convert(mode)
-    pixels = np.array(ImageOps.fit(image, size, Image.Resampling.BICUBIC))
-    return from_uint8(torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).movedim(-1, 0))
+    values = np.array(crop(image))
+    return torch.from_numpy(values).reshape(*values.shape[:2], -1).movedim(-1, 0)
+
+
+def centre_crop(image: Image, size: int) -> Image:
+    """Return the centre of an image as ADM (arXiv 2105.05233) and DiT crop theirs, ``size``
+    squared.
+
+    The shorter side is halved by averages while it stays at least ``size``, then brought to it by
+    bicubic interpolation; the longer one loses as much at either end, of an odd pixel the last.
+    """
+    from PIL import Image
+
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = (round(side * scale) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
 @contextmanager

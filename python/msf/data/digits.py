@@ -40,5 +40,5 @@ class Digits(ImageData):
         pixels = torch.from_numpy(digits.images).float()[self.indices, None]
         self._images = pixels / 8 - 1
 
-    def images(self, indices: Tensor) -> Tensor:
+    def read(self, indices: Tensor) -> Tensor:
         return self._images[indices]

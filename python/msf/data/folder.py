@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import torch
@@ -13,6 +12,8 @@ from ..files import printable
 from .dataset import ImageData, UnreadableImage, missing
 from .decode import decode
 from .listing import list_images
+from .names import Names
+from .splits import HOLDOUT, hash_of, in_split, shares
 
 MODES = {1: "L", 3: "RGB"}
 
@@ -22,11 +23,14 @@ class ImageFolder(ImageData):
     order, with whatever lies in folders inside them. Without subfolders ``root``'s own images are
     all of one class, which is for models without classes.
 
-    An image goes to a split by the hash of ``<class>/<image>``: 80 % train, 10 % features, 10 %
-    test, whatever other files there are. It is resized, up or down, until it just covers (height,
+    An image goes to a split by the hash of ``<class>/<image>``, whatever other files there are:
+    ``holdout`` says how many are not for training, half of them for features and half for test. It
+    is resized, up or down, until it just covers (height,
     width), and centre-cropped. What is transparent shows white; the camera's orientation tag is
     followed. Empty files are in no split.
     """
+
+    on_disk = True
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class ImageFolder(ImageData):
         image_size: tuple[int, int],
         channels: int,
         num_classes: int = 0,
+        holdout: float = HOLDOUT,
     ) -> None:
         if channels not in MODES:
             raise ValueError(f"data: images have 1 (grey) or 3 (RGB) channels, got {channels}")
@@ -55,13 +60,15 @@ class ImageFolder(ImageData):
         self.class_names = tuple(folders or ["all"])
         numbers = {name: number for number, name in enumerate(self.class_names)}
         # Copies that broke off leave empty files. They would be met late, or in no training.
-        chosen = [name for name, size in self.files.items() if size and split_of(name) == split]
+        names = [name for name, size in self.files.items() if size]
+        mine = in_split(torch.tensor(list(map(hash_of, names))), split, holdout)
+        chosen = [name for name, is_mine in zip(names, mine.tolist()) if is_mine]
         if not chosen:
             raise ValueError(
                 f"data: {printable(root)} has too few images: none falls into the {split} split; "
-                "the split is 80/10/10, so give about 100 or more"
+                f"the split is {shares(holdout)}, so give about 100 or more"
             )
-        self.paths = [root / name for name in chosen]
+        self.names = Names(chosen)
         self.labels = torch.tensor(
             [numbers[name.split("/")[0]] if folders else 0 for name in chosen]
         )
@@ -69,25 +76,24 @@ class ImageFolder(ImageData):
             printable(root / name) for name, size in self.files.items() if not size
         )
 
+    @property
+    def paths(self) -> list[Path]:
+        """Return the paths of all images of the split, made anew."""
+        return [self._root / name for name in self.names]
+
     def digest(self, name: str) -> str:
         try:
             return hashlib.sha256((self._root / name).read_bytes()).hexdigest()[:16]
         except OSError:
             return ""
 
-    def images(self, indices: Tensor) -> Tensor:
+    def read(self, indices: Tensor) -> Tensor:
         return torch.stack([self._decode(i) for i in indices.tolist()])
 
     def _decode(self, index: int) -> Tensor:
-        path = self.paths[index]
+        path = self._root / self.names[index]
         try:
             return decode(path, self._mode, self._size)
         except Exception as error:  # Pillow's decoders raise whatever the broken file leads them to
             reason = str(error).replace(f" {str(path)!r}", "")
             raise UnreadableImage(f"{printable(path)}: {reason}", index) from None
-
-
-def split_of(name: str) -> str:
-    """Return the split of ``<class>/<image>``, by hash."""
-    tenth = hashlib.sha256(os.fsencode(name)).digest()[0] * 10 // 256
-    return {8: "features", 9: "test"}.get(tenth, "train")

@@ -43,7 +43,7 @@ class Textures(ImageData):
         self._window = torch.arange(height)[:, None], torch.arange(width)
         self.labels = self._corners[:, 0].contiguous()
 
-    def images(self, indices: Tensor) -> Tensor:
+    def read(self, indices: Tensor) -> Tensor:
         texture, row, column = self._corners[indices].T[:, :, None, None]
         y, x = self._window
         return self._textures[texture, row + y, column + x][:, None]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import SPLITS, ImageData, load_data
+from ..data import HOLDOUT, SPLITS, ImageData, load_data
+from ..data.splits import shares
 from ..modes import default_device
 from ..progress import follow
 from .features import extract, train_feature_network
@@ -35,9 +36,9 @@ class Evaluator:
     features split.
 
     ``seed`` fixes the network, the choice of images, the generator's seeds and the intervals, which
-    come from ``replicates`` resamplings. ``num_classes`` is as in ``load_data``. Images are
-    generated and compared ``batch_size`` at a time; ``progress`` shows on stderr how far that is.
-    Raise ValueError where the splits are too small.
+    come from ``replicates`` resamplings. ``num_classes`` and ``holdout`` are as in ``load_data``.
+    Images are generated and compared ``batch_size`` at a time; ``progress`` shows on stderr how far
+    that is. Raise ValueError where the splits are too small.
     """
 
     @default_device()
@@ -48,6 +49,7 @@ class Evaluator:
         image_size: tuple[int, int],
         channels: int,
         num_classes: int = 0,
+        holdout: float = HOLDOUT,
         num_samples: int | None = None,
         seed: int = 0,
         replicates: int = 100,
@@ -62,6 +64,7 @@ class Evaluator:
                 image_size=image_size,
                 channels=channels,
                 num_classes=num_classes,
+                holdout=holdout,
             )
             for split in SPLITS
         )
@@ -71,7 +74,7 @@ class Evaluator:
         if len(self._test) < minimum:
             raise ValueError(
                 f"evaluation: needs at least {minimum} images in the test split, {source!r} has "
-                f"{len(self._test)}; the split is 80/10/10, so give about 100 or more"
+                f"{len(self._test)}; the split is {shares(holdout)}, so give about 100 or more"
             )
         if not minimum <= n <= len(self._test):
             raise ValueError(

@@ -1,34 +1,61 @@
-"""The order of the data, as a function of (seed, step): so a resumed run sees what it would have
-seen."""
+"""The order of the data and what is drawn for it, as functions of (seed, step): so a resumed run
+sees what it would have seen."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..data import ImageData, ImageFolder
+from ..data import ImageData
 from ..seeds import generator
 from .interrupts import leave_signals_to_the_parent
 from .skipped import ReadableBatches, Skipped
 
+DRAWS = 1  # the purpose of what is drawn for images; no other purpose has as many numbers
 
-class _Steps(Sampler[Tensor]):
-    """_Steps are the indices of the batches of steps ``first`` to ``last`` - 1: one shuffle an
-    epoch, whose short rest is dropped."""
 
-    def __init__(self, length: int, batch_size: int, first: int, last: int, seed: int) -> None:
-        self.length, self.batch_size = length, min(batch_size, length)
+class _Part(NamedTuple):
+    """A _Part is what one process reads of a batch at once: its indices and the key of what is
+    drawn for them."""
+
+    indices: Tensor
+    key: tuple[int, ...]
+
+
+class _Steps(Sampler[_Part]):
+    """_Steps are the parts of the batches of steps ``first`` to ``last`` - 1 that ``own`` names of
+    ``slices`` equal ones: one shuffle an epoch, whose short rest is dropped."""
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        first: int,
+        last: int,
+        seed: int,
+        slices: int = 1,
+        own: Sequence[int] = (0,),
+    ) -> None:
+        if batch_size % slices:
+            raise ValueError(
+                f"batch_size must be a multiple of {slices}, so that {slices} equal parts make it, "
+                f"got {batch_size}"
+            )
+        if length < slices:
+            raise ValueError(f"data: {length:,} images are too few for {slices} parts of a batch")
+        self.length, self.batch_size = length, min(batch_size, length - length % slices)
         self.first, self.last, self.seed = first, last, seed
+        self.slices, self.own = slices, own
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return (self.last - self.first) * len(self.own)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[_Part]:
         epoch, order = -1, torch.empty(0)
         for step in range(self.first, self.last):
             step_epoch, position = divmod(step * self.batch_size, self._epoch_length())
@@ -36,10 +63,22 @@ class _Steps(Sampler[Tensor]):
                 epoch = step_epoch
                 key = generator(self.seed, epoch)
                 order = torch.randperm(self.length, generator=key)
-            yield order[position : position + self.batch_size]
+            parts = order[position : position + self.batch_size].chunk(self.slices)
+            for part in self.own:
+                yield _Part(parts[part], (self.seed, DRAWS, step, part))
 
     def _epoch_length(self) -> int:
         return self.length - self.length % self.batch_size
+
+
+class _Parts(Dataset):
+    """_Parts are what ``data`` holds of a _Part, as ``ReadableBatches`` returns it."""
+
+    def __init__(self, data: ImageData) -> None:
+        self._batches = ReadableBatches(data)
+
+    def __getitem__(self, part: _Part) -> tuple[Tensor, Tensor, dict[int, str]]:
+        return self._batches.read(part.indices, part.key)
 
 
 def batches(
@@ -49,20 +88,27 @@ def batches(
     last: int,
     seed: int,
     *,
+    slices: int = 1,
+    own: Sequence[int] = (0,),
     skipped: Skipped | None = None,
     pin: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches (images, labels) of steps ``first`` to ``last`` - 1; worker processes decode
+    """Yield batches (images, labels) of steps ``first`` to ``last`` - 1; worker processes read
     files. ``skipped`` counts those that cannot be read. With ``pin`` batches are in page-locked
-    memory, from where copies to a GPU need not be waited for."""
-    workers = 0 if not isinstance(data, ImageFolder) else min(8, os.cpu_count() or 1)
-    steps = _Steps(len(data), batch_size, first, last, seed)
+    memory, from where copies to a GPU need not be waited for.
+
+    The batch of a step is cut into ``slices`` equal parts, of which the parts ``own`` are yielded,
+    one after the other: so several processes share it. What is drawn for a part is a function of
+    seed, step and part. Raise ValueError where ``slices`` does not divide ``batch_size``, or there
+    are fewer images.
+    """
+    workers = min(8, os.cpu_count() or 1) if data.on_disk else 0
     loader = DataLoader(
-        ReadableBatches(data),
+        _Parts(data),
         batch_size=None,
-        sampler=steps,
+        sampler=_Steps(len(data), batch_size, first, last, seed, slices, own),
         num_workers=workers,
-        collate_fn=_shared if workers else None,
+        collate_fn=in_shared_memory if workers else None,
         worker_init_fn=leave_signals_to_the_parent,
         pin_memory=pin,
     )
@@ -72,7 +118,7 @@ def batches(
         yield images, labels
 
 
-def _shared(batch: Any) -> tuple[Tensor, Tensor, dict[int, str]]:
+def in_shared_memory(batch: Any) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Return ``batch`` in shared memory. The queue's thread would move it there too, but drops an
     error, and the parent would wait for ever."""
     try:

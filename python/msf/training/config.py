@@ -37,6 +37,9 @@ class TrainingConfig:
     A step whose gradient norm is not finite, or more than ``spike`` times its average (0: any), is
     not taken. ``keep_last`` checkpoints are kept, the newest among them, and besides those of every
     ``keep_every`` steps (0: none). ``extra_ema_decays`` are of more averages of the weights.
+
+    With ``flip`` half of the images are mirrored, another half at each step. ``holdout`` is how
+    much of a folder is kept for evaluations.
     ``sample_every`` is how often (in steps) sample grids are written and ``checkpoint_every`` how
     often checkpoints are, 0 being as often; both are at the end too. ``warmup`` must not be longer
     than training, but for its default, which short runs may leave unfinished.
@@ -57,6 +60,8 @@ class TrainingConfig:
     checkpointing: str = "none"
     compile: bool = False
     spike: float = 10.0
+    flip: bool = False
+    holdout: float = 0.2
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_every: int = 0
@@ -102,6 +107,8 @@ class TrainingConfig:
                 "TrainingConfig: extra_ema_decays must be different numbers in [0, 1) other than "
                 f"ema_decay, got {self.extra_ema_decays}"
             )
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"TrainingConfig: holdout must be in [0, 1), got {self.holdout}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"TrainingConfig: betas must be in [0, 1), got {self.betas}")
         if self.schedule not in ("constant", "cosine"):

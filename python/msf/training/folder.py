@@ -43,8 +43,8 @@ class RunFolder:
     """A RunFolder opens ``path`` for the training ``run`` of ``config``.
 
     Raise ValueError when the folder holds something already and ``resume`` is not set, or when what
-    it holds is no run, one of another model or seed, or one of other data than ``files``, of which
-    ``digest`` hashes the one that it is given the name of, and ``run.class_names``, unless
+    it holds is no run, one of another model, seed or holdout, or one of other data than ``files``,
+    of which ``digest`` hashes the one that it is given the name of, and ``run.class_names``, unless
     ``data_changed``. New images are no other data, and the rest of ``run`` may change while no
     other process trains here. A run that ended before its first checkpoint is no obstacle.
     """
@@ -143,7 +143,9 @@ class RunFolder:
         theirs = _settings(read_config(self.path) if saved else config, run)
         ours = _settings(config, self.run)
         differing = [name for name in ours if ours[name] != theirs[name]]
-        fixed = [name for name in differing if name == "training.seed" or name.startswith("model.")]
+        # With another holdout an evaluation would test with images that were trained on.
+        kept = ("model.", "training.seed", "training.holdout")
+        fixed = [name for name in differing if name.startswith(kept)]
         if fixed:
             values = ", ".join(
                 f"{name.split('.')[1]} {_plain(theirs[name])} (not {_plain(ours[name])})"

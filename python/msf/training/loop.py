@@ -4,6 +4,7 @@ early."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -89,15 +90,24 @@ class StageLoop:
                 raise self._interrupted()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(
+        """Yield what this process takes of each step's batch, all its parts in one."""
+        trainer, config = self.trainer, self.trainer.config
+        count = config.accumulation
+        first = trainer.ranks.rank * count
+        parts = batches(
             self.data,
-            self.trainer.config.batch_size,
-            self.trainer.step_number,
-            self.trainer.total_steps,
-            self.trainer.config.seed,
+            config.batch_size,
+            trainer.step_number,
+            trainer.total_steps,
+            config.seed,
+            slices=trainer.ranks.count * count,
+            own=range(first, first + count),
             skipped=self.skipped,
-            pin=self.trainer.device.type == "cuda",
+            pin=trainer.device.type == "cuda",
         )
+        while own := list(islice(parts, count)):
+            images, labels = zip(*own)
+            yield torch.cat(images), torch.cat(labels)
 
     def _keep(self, recorder: Recorder) -> None:
         self._kept = self.trainer.step_number

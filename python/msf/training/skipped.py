@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from ..data import ImageData, UnreadableImage
 from ..progress import say
+from ..seeds import generator
 from .identity import listed
 from .ranks import Ranks
 
@@ -73,10 +74,18 @@ class ReadableBatches(Dataset):
         return len(self.data)
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor, dict[int, str]]:
+        return self.read(indices)
+
+    def read(
+        self, indices: Tensor, key: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor, dict[int, str]]:
+        """Return the batch at ``indices``, with what is random in it drawn from the generator of
+        ``key``, a seed and a purpose; without a key nothing is random."""
         while True:
             chosen = self._replaced(indices)
             try:
-                images, labels = self.data.batch(chosen)
+                # Made anew for each try: how many there are depends on what was met before.
+                images, labels = self.data.batch(chosen, generator(*key) if key else None)
             except UnreadableImage as error:
                 self._problems[error.index] = error.problem
                 if all(index in self._problems for index in indices.tolist()):

@@ -51,9 +51,9 @@ def train(
     others into ``out`` at the same time.
 
     source: as in ``load_data``. data_changed: continue though classes or files of the data are not
-    what they were. resume: continue the run that ``out`` holds, if any. All of ``training`` but the
-    seed may have changed, and the path of the data; else the result is bit for bit that of an
-    uninterrupted run on the same machine. Any error after the first step
+    what they were. resume: continue the run that ``out`` holds, if any. All of ``training`` but
+    seed and holdout may have changed, and the path of the data; else the result is bit for bit that
+    of an uninterrupted run on the same machine. Any error after the first step
     leaves the steps before it saved. So does Ctrl-C, which raises ``Interrupted``. Raise ValueError
     for settings that do not fit together or when more than one in a hundred images cannot be read;
     fewer are skipped, and named at the end.
@@ -74,6 +74,8 @@ def train(
             image_size=config.image_size,
             channels=config.channels,
             num_classes=config.num_classes,
+            flip=training.flip,
+            holdout=training.holdout,
         )
         notes = _doubtful(training, names, len(data), ranks.count)
         folder = SharedFolder(
@@ -176,11 +178,6 @@ def _doubtful(
         raise ValueError(
             f"batch_size must be a multiple of {parts}, {processes} processes times accumulation "
             f"{training.accumulation}, got {training.batch_size}"
-        )
-    if parts > 1 and training.batch_size > images:
-        raise ValueError(
-            f"batch_size must be at most the {images:,} images for training where it is taken in "
-            f"{parts} parts, got {training.batch_size}"
         )
     if training.batch_size > MAX_EPOCHS_A_BATCH * images:
         raise ValueError(

@@ -5,12 +5,13 @@ reads; with "problems" in it the exit status is 1. Nothing here imports torch be
 that ``msf --help`` answers at once.
 """
 
-from . import doctor, evaluate, factorize, flops, inspect, sample, train
+from . import doctor, encode, evaluate, factorize, flops, inspect, sample, train
 
 COMMANDS = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "encode": encode,
     "factorize": factorize,
     "flops": flops,
     "inspect": inspect,

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...files import printable
 from ...progress import say
 from ...training.config import RunConfig, read_run
 from ...training.identity import compare_data, fingerprint
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from ...data import HOLDOUT, is_latents
     from ...evaluation import Evaluator
     from ...flops import stage_costs
 
@@ -64,10 +66,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = models.load(args.model, device)
     config, run = model.config, read_run(args.model)
     source = _source(args, run)
+    if is_latents(source):
+        raise ValueError(
+            f"{printable(source)}: holds latents, and an evaluation compares pictures; msf sample "
+            "--out FILE.safetensors writes latents for the VAE to decode"
+        )
     all_steps = [settings.one_a_stage(steps, config) for steps in args.steps or [config.steps]]
     costs = [stage_costs(config, steps) for steps in all_steps]
     samplings = [sampling.read(args, steps, config) for steps in all_steps]
 
+    holdout = run.training.holdout if run else HOLDOUT
+    if not holdout:
+        raise ValueError(
+            f"{args.model}: nothing was held out of its training (holdout 0), so there are no new "
+            f"images to compare with; train with --holdout {HOLDOUT}, say"
+        )
     if run:
         _check_data(args, config, run, source)
     evaluator = Evaluator(
@@ -75,6 +88,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         image_size=config.image_size,
         channels=config.channels,
         num_classes=config.num_classes,
+        holdout=holdout,
         num_samples=args.samples,
         seed=args.seed,
         batch_size=args.batch_size,
@@ -124,6 +138,7 @@ def _check_data(args: argparse.Namespace, config: MSFConfig, run: RunConfig, sou
         image_size=config.image_size,
         channels=config.channels,
         num_classes=config.num_classes,
+        holdout=run.training.holdout,
     )
     now = replace(
         run, data=source, class_names=data.class_names, fingerprint=fingerprint(data.files)

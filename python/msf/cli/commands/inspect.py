@@ -1,4 +1,7 @@
-"""Look into a trained model: configuration, stages, statistics and training."""
+"""Look into a trained model: configuration, stages, statistics and training.
+
+Of a folder of latents: what it holds, and whether its files are what they were.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,22 @@ from typing import Any
 
 from ...files import printable, quoted
 from ...training.config import class_names_of, read_run
-from .. import tables
+from .. import latents, tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="DIR", help="a trained model's folder")
+    parser.add_argument(
+        "model", type=Path, metavar="DIR", help="a folder of a trained model or of latents"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from ...data import is_latents
     from ...flops import stage_costs
     from ...model import MSF
 
+    if is_latents(args.model):
+        return latents.document(args.model)
     model, training = MSF.from_pretrained(args.model), read_run(args.model)
     class_names_of(args.model, training, model.config.num_classes)
     stages = [
@@ -51,6 +59,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def text(document: dict[str, Any]) -> str:
+    if "latents" in document:
+        return latents.text(document)
     config, training = document["config"], document["training"]
     facts = [
         ("model", document["model"]),

@@ -2,10 +2,11 @@
 
 A folder of images (PNG, JPEG, WebP, BMP, GIF's first frame, TIFF) has one subfolder a class, in
 which they may lie deeper; without subfolders there are no classes. By the hash of its name an image
-is for training (80 %), for the evaluation's features (10 %) or for its test (10 %). It is resized
-until it just covers the model's image size and cropped at the centre; what is transparent shows
-white. Images that cannot be read are skipped, but more than one in a hundred are an error. Before
-the first step up to 16,384 images are read for the mean and deviation of every scale.
+is for training (80 %), for the evaluation's features (10 %) or for its test (10 %); --holdout says
+otherwise. It is resized until it just covers the model's image size and cropped at the centre; what
+is transparent shows white. Images that cannot be read are skipped, but more than one in a hundred
+are an error. Before the first step up to 16,384 images are read for the mean and deviation of every
+scale.
 
 --out gets the model (config.json, model.safetensors), what is needed to continue (training.json,
 state-*.safetensors), metrics.jsonl, tensorboard/, sample grids and loss.png. Ctrl-C saves and
@@ -42,6 +43,8 @@ CHANGES = (
     "sample_every",
     "checkpoint_every",
     "precision",
+    "flip",
+    "holdout",
     "seed",
 )
 
@@ -62,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run that --out holds, if any; model and seed must stay, other settings "
-        "and the place of the data may change",
+        help="continue the run that --out holds, if any; model, seed and holdout must stay, other "
+        "settings and the place of the data may change",
     )
     parser.add_argument(
         "--data-changed",
@@ -88,6 +91,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps from one checkpoint to the next (default: as sample grids; one is at the end)",
     )
     parser.add_argument("--precision", choices=PRECISIONS)
+    parser.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="mirror half of the images, or not (default: not, but for presets of ImageNet)",
+    )
+    parser.add_argument(
+        "--holdout",
+        type=number,
+        metavar="FRACTION",
+        help="how much of a folder is kept for evaluations, by the hash of each name, half for "
+        "their features and half for their test; 0: train on all (default 0.2)",
+    )
     parser.add_argument("--seed", type=int, metavar="S")
     parser.add_argument(
         "--num-classes", type=int, metavar="K", help="those of the data, or 0 for no labels"

@@ -1,0 +1,53 @@
+"""What ``msf inspect`` and ``msf encode`` tell of a folder of latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..files import printable, quoted
+from ..progress import follow
+from . import tables
+
+
+def document(folder: Path) -> dict[str, Any]:
+    """Read all of a folder of latents; what is not as it was is among the "problems"."""
+    from ..data.latent_index import damage, read_index
+
+    index = read_index(folder)
+    shards = follow(index.shards, "checksums", len(index.shards), "shards")
+    problems = [found for shard in shards if (found := damage(folder, shard))]
+    if not index.is_complete:
+        problems.append(f"{index.shard_count - len(index.shards):,} shards are not made yet")
+    return {"problems": problems, **summary(folder)}
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Return what the index of a folder of latents says, but for its list of shards."""
+    from dataclasses import asdict
+
+    from ..data.latent_index import read_index
+
+    index = read_index(folder)
+    values = asdict(index)
+    size = sum(shard.bytes for shard in index.shards)
+    return {"latents": str(folder), **values, "shards": len(index.shards), "bytes": size}
+
+
+def text(document: dict[str, Any]) -> str:
+    vae, names = document["vae"], document["class_names"]
+    facts = [
+        ("latents", printable(document["latents"])),
+        ("of", f"{printable(document['source'])}, {document['image_size']} pixels"),
+        ("shape", tables.size(document["latent_shape"])),
+        ("images", document["images"]),
+        ("classes", len(names) or "none"),
+        ("class names", ", ".join(map(quoted, names)) or "none"),
+        ("shards", f"{document['shards']:,}, {document['bytes'] / 1e9:,.3g} GB"),
+        ("VAE", f"sha256 {vae['sha256']}"),
+        ("scaling, shift", f"{vae['scaling_factor']:g}, {vae['shift_factor']:g}"),
+        ("skipped", ", ".join(map(printable, document["skipped"])) or "none"),
+    ]
+    if "problems" in document:
+        facts.append(("problems", "; ".join(document["problems"]) or "none"))
+    return tables.pairs(facts)

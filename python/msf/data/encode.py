@@ -1,0 +1,219 @@
+"""Images become latents: ``encode`` makes the folder that ``Latents`` reads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..files import printable
+from ..progress import Bar, bar, say
+from ..training.batches import in_shared_memory
+from ..training.identity import fingerprint, listed
+from ..training.interrupts import leave_signals_to_the_parent
+from ..training.skipped import NAMED, Skipped
+from .dataset import from_uint8, missing
+from .decode import centre_crop, pixels
+from .encoded_folder import EncodedFolder
+from .latent_index import FORMAT, SHARD_IMAGES, LatentIndex, write_shard
+from .listing import list_images
+from .names import Names
+from .splits import hash_of
+from .vae import Encoder, problem
+
+
+def encode(
+    source: Path,
+    vae: Path,
+    size: int,
+    out: Path,
+    *,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+) -> LatentIndex:
+    """Encode the images of the folder ``source`` by the VAE in the folder ``vae`` into the folder
+    ``out``, and return what is in that at the end. It continues where an earlier call for the same
+    stopped, and makes damaged shards anew.
+
+    An image is cropped at its centre to ``size`` squared pixels. Of ``processes`` that do this at
+    the same time the one of number ``rank`` makes every shard whose number is ``rank`` modulo
+    ``processes``; ``workers`` processes of each decode images. What is in ``out`` at the end does
+    not depend on them, nor on a CPU on ``batch_size``, the images that go through the VAE at once.
+    Raise ValueError for what does not fit, for too many unreadable images, and for latents that
+    float16 cannot hold.
+    """
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError:
+        raise missing("Pillow", f"data {str(source)!r}") from None
+    classes, files, _ = list_images(source)
+    encoder = Encoder(vae, device)
+    index = LatentIndex(
+        format=FORMAT,
+        source=source.resolve().name,
+        fingerprint=fingerprint(files),
+        vae=encoder.vae,
+        image_size=size,
+        latent_shape=encoder.latent_shape(size),
+        class_names=tuple(classes),
+        found=len(files),
+        shard_images=SHARD_IMAGES,
+    )
+    folder = EncodedFolder(out, index)
+    _check_disk(folder, quiet=rank > 0)
+    folder.begin()
+    todo = folder.missing(range(rank, index.shard_count, processes))
+    images = _Images(source, files, classes, size)
+    done = index.found - sum(len(_rows(index, number)) for number in todo)
+    progress = bar("encoding", index.found, done=done, units="images", row=rank)
+    try:
+        _Shards(folder, images, encoder, batch_size, workers).make(todo, progress)
+    finally:
+        progress.close()
+    return folder.read()
+
+
+def _check_disk(folder: EncodedFolder, *, quiet: bool) -> None:
+    """Say how much the latents will take, unless ``quiet``. Raise ValueError where the disk has
+    less."""
+    index = folder.read()
+    channels, height, width = index.latent_shape
+    # Two versions of mean and log-variance of two bytes a value, the label and the hash.
+    bytes_an_image = 2 * 2 * channels * height * width * 2 + 16
+    needed = (index.found - index.images - len(index.skipped)) * bytes_an_image
+    place = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    sizes = f"{needed / 1e9:,.3g} GB, {free / 1e9:,.3g} GB are free"
+    if needed > free:
+        raise ValueError(f"{folder.path}: the latents take {sizes}; choose another --out")
+    if not quiet:
+        shape = "x".join(map(str, index.latent_shape))
+        say(
+            f"{index.found:,} images to latents of {shape}, {index.shard_count:,} shards; what is "
+            f"to be made takes {sizes}"
+        )
+
+
+def _rows(index: LatentIndex, number: int) -> range:
+    """Return which of the images found are those of a shard."""
+    start = number * index.shard_images
+    return range(start, min(start + index.shard_images, index.found))
+
+
+class _Images(Dataset):
+    """_Images are the cropped ones of a folder, by tensors of indices: (pixels (n, 3, size, size)
+    uint8 of those that can be read, their indices (n,), what is wrong with the others by index)."""
+
+    def __init__(
+        self, root: Path, files: Mapping[str, int], classes: Sequence[str], size: int
+    ) -> None:
+        self._root, self._size, self.names = root, size, Names(files)
+        numbers = {name: number for number, name in enumerate(classes)}
+        self.labels = torch.tensor([numbers.get(name.split("/")[0], 0) for name in files])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor, dict[int, str]]:
+        read: dict[int, Tensor] = {}
+        problems = {}
+        for index in indices.tolist():
+            path = self.path(index)
+            try:
+                read[index] = pixels(path, "RGB", partial(centre_crop, size=self._size))
+            except Exception as error:  # Pillow's decoders raise whatever the broken file leads to
+                reason = str(error).replace(f" {str(path)!r}", "")
+                problems[index] = f"{printable(path)}: {reason}"
+        images = torch.stack([*read.values()]) if read else torch.empty(0, dtype=torch.uint8)
+        return images, torch.tensor([*read], dtype=torch.long), problems
+
+    def path(self, index: int) -> Path:
+        return self._root / self.names[index]
+
+
+class _Shards:
+    """_Shards makes shards of ``images`` in ``folder``."""
+
+    def __init__(
+        self,
+        folder: EncodedFolder,
+        images: _Images,
+        encoder: Encoder,
+        batch_size: int,
+        workers: int,
+    ) -> None:
+        self.folder, self.images, self.encoder = folder, images, encoder
+        self.batch_size, self.workers = batch_size, workers
+        self.skipped = Skipped(len(images))
+
+    def make(self, numbers: Sequence[int], progress: Bar) -> None:
+        batches = self._read(numbers)
+        for number in numbers:
+            count = len(self._groups(number))
+            parts = [self._encoded(*next(batches), progress) for _ in range(count)]
+            kept = torch.cat([indices for _, indices, _ in parts])
+            hashes = [hash_of(self.images.names[i]) for i in kept.tolist()]
+            shard = write_shard(
+                self.folder.path,
+                number,
+                torch.cat([moments for moments, _, _ in parts]),
+                self.images.labels[kept],
+                torch.tensor(hashes, dtype=torch.long),
+            )
+            lost = [self.images.names[i] for _, _, problems in parts for i in problems]
+            self.folder.add(shard, lost)
+
+    def _groups(self, number: int) -> Sequence[Tensor]:
+        return torch.tensor(_rows(self.folder.index, number)).split(self.batch_size)
+
+    def _read(self, numbers: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
+        """Yield what ``images`` are, group by group."""
+        yield from DataLoader(
+            self.images,
+            batch_size=None,
+            sampler=[group for number in numbers for group in self._groups(number)],
+            num_workers=self.workers,
+            collate_fn=in_shared_memory if self.workers else None,
+            worker_init_fn=leave_signals_to_the_parent,
+        )
+
+    def _encoded(
+        self, images: Tensor, indices: Tensor, problems: dict[int, str], progress: Bar
+    ) -> tuple[Tensor, Tensor, dict[int, str]]:
+        """Return moments (n, 2, 2C, h, w) float16 in place of ``images``."""
+        self.skipped.add(problems)
+        progress.update(len(indices) + len(problems))
+        if not len(indices):
+            channels, *size = self.folder.index.latent_shape
+            return torch.empty(0, 2, 2 * channels, *size).half(), indices, problems
+        moments = self.encoder.moments(from_uint8(images))
+        if why := problem(moments):
+            at = next(i for i, part in zip(indices.tolist(), moments) if problem(part))
+            raise ValueError(
+                f"{printable(self.images.path(at))}: {why}; leave the image out or take another VAE"
+            )
+        return moments.half(), indices, problems
+
+
+def report(index: LatentIndex) -> None:
+    """Say which images were skipped, if any."""
+    if index.skipped:
+        say(
+            f"skipped {len(index.skipped):,} of {index.found:,} images, as they cannot be read: "
+            f"{listed(index.skipped, NAMED)}"
+        )
+
+
+def workers() -> int:
+    """Return how many processes should decode images for this one of those on this machine."""
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(8, (os.cpu_count() or 1) // beside))

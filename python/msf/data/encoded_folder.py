@@ -1,0 +1,123 @@
+"""The folder that ``msf encode`` fills, several processes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..progress import follow, say
+from ..training.identity import listed
+from ..training.locks import locked
+from ..training.skipped import LIMIT, NAMED
+from .latent_index import (
+    INDEX_FILE,
+    LatentIndex,
+    Shard,
+    damage,
+    is_latents,
+    read_index,
+    shard_name,
+    write_index,
+)
+
+WHAT = {
+    "source": "another folder",
+    "fingerprint": "images of other names or sizes",
+    "vae": "another VAE",
+    "image_size": "another size",
+    "latent_shape": "another shape",
+    "class_names": "other classes",
+    "found": "another number of images",
+    "shard_images": "larger or smaller shards",
+}
+
+
+class EncodedFolder:
+    """An EncodedFolder opens ``path`` for latents of which ``index`` says what they are of. Raise
+    ValueError (one line) where it holds something else.
+
+    Its index is read and written under a lock, and has a shard after the shard's file is there: so
+    what is in the index is whole, whatever process ends when.
+    """
+
+    def __init__(self, path: Path, index: LatentIndex) -> None:
+        self.path, self.index = path, index
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path}: is a file; --out must be a folder")
+        self._check()
+
+    def begin(self) -> None:
+        """Make the folder with an index of no shards, unless another process has."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path):
+            self._check()
+            if not is_latents(self.path):
+                write_index(self.path, self.index)
+
+    def read(self) -> LatentIndex:
+        """Return what is there already."""
+        return read_index(self.path) if is_latents(self.path) else self.index
+
+    def missing(self, numbers: Sequence[int]) -> list[int]:
+        """Return which of the shards are not there as they should be; those that are damaged are
+        named and go from the index."""
+        names = {shard_name(number): number for number in numbers}
+        there = [shard for shard in self.read().shards if shard.name in names]
+        damaged = []
+        for shard in follow(there, "checksums", len(there), "shards"):
+            if found := damage(self.path, shard):
+                say(f"{found}; making it anew")
+                damaged.append(shard)
+        if damaged:
+            self._change(without=damaged)
+        sound = {names[shard.name] for shard in there if shard not in damaged}
+        return [number for number in numbers if number not in sound]
+
+    def add(self, shard: Shard, skipped: Iterable[str]) -> None:
+        """Put a shard that has been written into the index, and the names of what was ``skipped``
+        for it. Raise ValueError where that is more than one in a hundred of all."""
+        index = self._change(shard, skipped)
+        if len(index.skipped) * LIMIT > index.found:
+            raise ValueError(
+                f"cannot read {len(index.skipped):,} of {index.found:,} images, more than one in a "
+                f"hundred: {listed(index.skipped, NAMED)}; replace or remove them"
+            )
+
+    def _change(
+        self,
+        added: Shard | None = None,
+        skipped: Iterable[str] = (),
+        without: Sequence[Shard] = (),
+    ) -> LatentIndex:
+        with locked(self.path):
+            index = read_index(self.path)
+            shards = {shard.name: shard for shard in index.shards if shard not in without}
+            if added:
+                shards[added.name] = added
+            index = replace(
+                index,
+                images=sum(shard.images for shard in shards.values()),
+                shards=tuple(shards[name] for name in sorted(shards)),
+                skipped=tuple(sorted({*index.skipped, *skipped})),
+            )
+            write_index(self.path, index)
+            return index
+
+    def _check(self) -> None:
+        if not is_latents(self.path):
+            # What another process is just writing has a hidden name.
+            if self.path.exists() and any(p.name[0] != "." for p in self.path.iterdir()):
+                raise ValueError(
+                    f"{self.path}: holds files but no latents ({INDEX_FILE}); choose another --out"
+                )
+            return
+        there = read_index(self.path)
+        other = [
+            what for name, what in WHAT.items() if getattr(there, name) != getattr(self.index, name)
+        ]
+        if other:
+            raise ValueError(
+                f"{self.path}: holds latents of {', '.join(other)}; encode what they are of, or "
+                "choose another --out"
+            )
