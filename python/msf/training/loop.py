@@ -28,7 +28,8 @@ ROLLBACKS = 3  # in a row; what spoils the weights then is no accident
 
 class StageLoop:
     """A StageLoop trains ``trainer`` to its last step and keeps it in ``folder``. Its averaged
-    weights are part of the model ``averaged``, the first ones of all stages are ``initial``'s."""
+    weights go into the model ``averaged`` for samples; ``initial`` has those of all stages as they
+    were at first."""
 
     def __init__(
         self,
@@ -83,7 +84,9 @@ class StageLoop:
                 self._keep(recorder)
             if samples and self.averaged.config.channels in (1, 3):  # latents are no picture
                 recorder.flush()
-                recorder.picture(preview(self.averaged, trainer.index, self.data))
+                trainer.copy_average(self.averaged.stages[trainer.index])
+                if trainer.ranks.is_first:
+                    recorder.picture(preview(self.averaged, trainer.index, self.data))
             if keeps or samples:
                 recorder.start_window()  # the time of either is not that of training
             if stopped:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -26,13 +27,15 @@ KEPT = {
 }
 
 
-def checkpointed(blocks: Sequence[nn.Module], kind: str) -> None:
+def checkpointed(blocks: Iterable[nn.Module], kind: str) -> None:
     """Let the backward compute again what blocks keep for it: "full", all; "selective", all but
     matrix products and attention; "none" changes nothing."""
     context: dict[str, Any] = {}
     if kind == "selective":
         context["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    for block in blocks if kind != "none" else ():
+    if kind == "none":
+        return
+    for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, **context)
 
 
@@ -60,6 +63,8 @@ def _shard(stage: Any, dtype: torch.dtype | None) -> None:
     in ``dtype``; the weights that are kept, and the sums of gradients, stay in float32."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # It warns of views, as a stage returns, that are then changed in place. Ours are not.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     reduced = torch.float32 if dtype else None
     policy = MixedPrecisionPolicy(dtype, reduced, cast_forward_inputs=False)
     for module in (*stage.blocks, stage):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,6 +104,12 @@ def started(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size()), device
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         if ours:
+            # What still refers to the group, as DDP does in cycles, and an error's frames, would
+            # end it later, with the interpreter's lock: two of eight jobs then hung for ever.
+            gc.collect()
             dist.destroy_process_group()

@@ -114,8 +114,7 @@ class Recorder:
 
     def picture(self, grid: Tensor) -> None:
         """Keep a sample grid (C, h, w) in [-1, 1], C 1 or 3."""
-        if not self.writer:
-            return
+        assert self.writer
         trainer = self.trainer
         name = f"samples-{trainer.name}-{trainer.step_number:06d}.png"
         save_image(self.folder.path / name, grid)

@@ -6,15 +6,16 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model import MSF
 from ..modes import own_modes
 from ..precision import autocast
 from ..seeds import generator
+from ..transformer import StageTransformer
 from ..weights import whole
 from .config import TrainingConfig
 from .guard import Guard
@@ -41,7 +42,7 @@ class StageTrainer:
         self.model, self.index, self.config, self.ranks = model, index, config, ranks
         self.name = model.config.stage_names[index]
         self.device = model.pyramid.mean.device
-        self.stage: Any = model.stages[index]
+        self.stage = cast(StageTransformer, model.stages[index])
         self.averages = {
             decay: copy.deepcopy(self.stage).requires_grad_(False)
             for decay in (config.ema_decay, *config.extra_ema_decays)
@@ -126,6 +127,15 @@ class StageTrainer:
         for decay, average in self.averages.items():
             torch._foreach_lerp_(_here(average.parameters()), parameters, 1 - min(decay, young))
 
+    @torch.no_grad()
+    def copy_average(self, stage: nn.Module) -> None:
+        """Copy the averaged weights into ``stage``, in the first process; all call it."""
+        targets = stage.state_dict()
+        for name, x in self.ema.state_dict().items():
+            x = whole(x)
+            if self.ranks.is_first:
+                targets[name].copy_(x)
+
     def check_finite(self) -> None:
         """Raise NotFinite when the averaged weights, which never forget one, hold NaN or
         infinity."""
@@ -145,7 +155,7 @@ class StageTrainer:
         return tensors if self.ranks.is_first else {}
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        parts = {"weights": self.stage, "ema": self.ema}
+        parts: dict[str, nn.Module] = {"weights": self.stage, "ema": self.ema}
         parts |= {f"ema-{decay}": self.averages[decay] for decay in self.config.extra_ema_decays}
         # With these the states of all stages are enough to rebuild the model.
         parts |= {"pyramid": self.model.pyramid}

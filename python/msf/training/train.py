@@ -22,7 +22,7 @@ from .config import RunConfig, TrainingConfig
 from .identity import fingerprint
 from .interrupts import Interrupted, StopSignal
 from .loop import StageLoop
-from .ranks import started
+from .ranks import Ranks, started
 from .recorder import plot_losses
 from .shared_folder import SharedFolder
 from .skipped import ReadableBatches, Skipped
@@ -68,51 +68,74 @@ def train(
         )
     chosen = [index for index, name in enumerate(names) if stages is None or name in stages]
     with started(torch.device(device)) as (ranks, device), tf32(training.precision == "tf32"):
-        data = load_data(
-            source,
-            split="train",
-            image_size=config.image_size,
-            channels=config.channels,
-            num_classes=config.num_classes,
-            flip=training.flip,
-            holdout=training.holdout,
-        )
-        notes = _doubtful(training, names, len(data), ranks.count)
-        folder = SharedFolder(
-            ranks,
-            Path(out),
+        # In a function of its own, as a group of processes that is gone must not be referred to.
+        return _train(
             config,
-            RunConfig(source, training, data.class_names, fingerprint(data.files)),
-            resume=resume,
-            files=data.files,
-            digest=data.digest,
-            data_changed=data_changed,
+            training,
+            source,
+            Path(out),
+            chosen,
+            {"resume": resume, "data_changed": data_changed},
+            ranks,
+            device,
+            progress,
         )
-        skipped = Skipped(data.total, data.empty_files)
-        model, initial = _models(config, training.seed, data, folder, skipped, progress)
-        model.to(device)
-        averaged = copy.deepcopy(initial).to(device).requires_grad_(False).eval()
-        trainers = [StageTrainer(model, index, training, ranks) for index in chosen]
-        with folder.training(trainers) as changes:
-            for trainer in trainers:
-                averaged.stages[trainer.index] = trainer.ema
-            if ranks.is_first:
-                _introduce(notes, data, source, folder.path, changes, progress)
-            try:
-                with StopSignal() as stop:
-                    for trainer in trainers:
-                        StageLoop(trainer, data, folder, initial, averaged, stop, skipped).run(
-                            progress
-                        )
-            except Interrupted:
-                skipped.report(ranks)
-                raise
-        skipped.report(ranks)
-        metrics = folder.metrics()
+
+
+def _train(
+    config: MSFConfig,
+    training: TrainingConfig,
+    source: str,
+    out: Path,
+    chosen: Sequence[int],
+    how: dict[str, bool],
+    ranks: Ranks,
+    device: torch.device,
+    progress: bool,
+) -> MSF:
+    """Train the stages ``chosen`` in the process of ``ranks``; ``how`` opens the folder."""
+    data = load_data(
+        source,
+        split="train",
+        image_size=config.image_size,
+        channels=config.channels,
+        num_classes=config.num_classes,
+        flip=training.flip,
+        holdout=training.holdout,
+    )
+    notes = _doubtful(training, config.stage_names, len(data), ranks.count)
+    folder = SharedFolder(
+        ranks,
+        out,
+        config,
+        RunConfig(source, training, data.class_names, fingerprint(data.files)),
+        **how,
+        files=data.files,
+        digest=data.digest,
+    )
+    skipped = Skipped(data.total, data.empty_files)
+    model, initial = _models(config, training.seed, data, folder, skipped, progress)
+    model.to(device)
+    averaged = copy.deepcopy(initial).requires_grad_(False).eval()
+    if ranks.is_first:  # which alone shows samples of it
+        averaged.to(device)
+    trainers = [StageTrainer(model, index, training, ranks) for index in chosen]
+    with folder.training(trainers) as changes:
         if ranks.is_first:
-            plot_losses(metrics, folder.path / "loss.png")
-        # The saved one, because another process may have trained the other stages meanwhile.
-        return (folder.saved_model() or averaged).to(device).requires_grad_(False)
+            _introduce(notes, data, source, folder.path, changes, progress)
+        try:
+            with StopSignal() as stop:
+                for trainer in trainers:
+                    StageLoop(trainer, data, folder, initial, averaged, stop, skipped).run(progress)
+        except Interrupted:
+            skipped.report(ranks)
+            raise
+    skipped.report(ranks)
+    metrics = folder.metrics()
+    if ranks.is_first:
+        plot_losses(metrics, folder.path / "loss.png")
+    # The saved one, because another process may have trained the other stages meanwhile.
+    return (folder.saved_model() or averaged).to(device).requires_grad_(False)
 
 
 def _models(

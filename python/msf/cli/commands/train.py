@@ -117,6 +117,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config, training = _settings(args)
     device = models.device(args)
     from ...training.interrupts import Interrupted
+    from ...training.ranks import FailedElsewhere
     from ...training.train import train
 
     # TensorBoard writes in a thread; when that fails, the main thread raises its error once more.
@@ -135,6 +136,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     except Interrupted as error:
         raise Failure(str(error), 130) from None
+    except FailedElsewhere:
+        raise Failure("", 1) from None
     finally:
         threading.excepthook = threading.__excepthook__
     return {"out": str(args.out), "stages": _last_metrics(args.out)}

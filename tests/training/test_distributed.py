@@ -1,0 +1,153 @@
+"""Several processes of one job train what one process does."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from training_runs import saved_step
+
+STAGE = {"width": 16, "depth": 1, "heads": 2, "patch": 2}
+MODEL = {
+    "image_size": [8, 8],
+    "channels": 1,
+    "num_classes": 10,
+    "stages": [STAGE, STAGE],
+    "steps": [2, 1],
+}
+TRAINING = {
+    "steps": [8, 4],
+    "batch_size": 16,
+    "learning_rate": 1e-2,
+    "warmup": 2,
+    "log_every": 2,
+    "sample_every": 3,
+    "precision": "fp32",
+}
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.xdist_group("distributed")
+
+
+def command(folder, out, *, processes, resume=False, **training):
+    config = folder / f"{out}.json"
+    config.write_text(json.dumps({"model": MODEL, "training": {**TRAINING, **training}}))
+    start = ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"]
+    return [
+        *(sys.executable, "-m", *(start if processes else []), "msf.cli", "train"),
+        *("--config", str(config), "--data", "digits", "--out", str(folder / out)),
+        *("--device", "cpu", "--quiet", *(["--resume"] if resume else [])),
+    ]
+
+
+def run(folder, out, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        command(folder, out, **options),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    return ran
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Runs of one process that takes batches in two parts, and of two with DDP and FSDP2."""
+    folder = tmp_path_factory.mktemp("distributed")
+    for out, options in {
+        "one": {"processes": 0, "accumulation": 2},
+        "ddp": {"processes": 2},
+        "fsdp": {"processes": 2, "parallel": "fsdp", "extra_ema_decays": [0.5]},
+    }.items():
+        ran = run(folder, out, **options)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.count("residual") == 1  # the first process alone speaks
+    return folder
+
+
+def states(folder, out):
+    return {
+        f"{stage}.{name}": x
+        for stage in ("base", "residual")
+        for name, x in load_file(folder / out / f"state-{stage}.safetensors").items()
+    }
+
+
+def test_two_processes_take_the_steps_of_one_with_twice_the_parts(folder):
+    one, ddp = states(folder, "one"), states(folder, "ddp")
+    assert one.keys() == ddp.keys()
+    # The mean of two numbers is the same in any order.
+    assert all(torch.equal(ddp[name], x) for name, x in one.items())
+
+
+def test_sharded_weights_take_the_same_steps(folder):
+    ddp, fsdp = states(folder, "ddp"), states(folder, "fsdp")
+    assert fsdp.keys() - ddp.keys() == {
+        k.replace(".ema.", ".ema-0.5.") for k in ddp if ".ema." in k
+    }
+    for name, x in ddp.items():
+        if "exp_avg" in name or ".ema." in name or "weights" in name:
+            # The norm over all weights is summed in another order, and scales every gradient:
+            # 12 steps of a relative 2**-23 each, through AdamW's division by the second moment.
+            torch.testing.assert_close(fsdp[name], x, rtol=1e-4, atol=2e-5)
+
+
+def test_sharded_weights_continue_from_whole_ones(folder):
+    shutil.copytree(folder / "one", folder / "resharded")
+    (folder / "resharded" / "state-base.safetensors").unlink()  # that of step 6 is left
+    ran = run(folder, "resharded", processes=2, parallel="fsdp", resume=True)
+    assert ran.returncode == 0, ran.stderr
+    assert saved_step(folder / "resharded", "base") == 8
+    resumed = states(folder, "resharded")
+    for name, x in states(folder, "one").items():
+        if "weights" in name:
+            torch.testing.assert_close(resumed[name], x, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("number", "then"),
+    [
+        (signal.SIGKILL, {"processes": 2}),
+        (signal.SIGTERM, {"processes": 0, "accumulation": 2}),  # one process, with its two parts
+    ],
+)
+def test_a_stopped_job_resumes_bit_for_bit(folder, number, then):
+    out = f"stopped-{number}"
+    job = subprocess.Popen(
+        command(folder, out, processes=2),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=ONE_THREAD,
+        start_new_session=True,
+    )
+    state = folder / out / "state-base.safetensors"
+    deadline = time.monotonic() + 100
+    while not state.exists() and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(job.pid, number)
+    job.wait(timeout=60)
+    assert state.exists()
+    ran = run(folder, out, resume=True, **then)
+    assert ran.returncode == 0, ran.stderr
+    expected = states(folder, "ddp")
+    assert all(torch.equal(expected[name], x) for name, x in states(folder, out).items())
+
+
+def test_what_one_process_refuses_all_do_in_one_line(folder):
+    ran = run(folder, "ddp", processes=2)
+    lines = [line for line in ran.stderr.splitlines() if line.startswith("msf train: ")]
+    assert ran.returncode == 1
+    assert lines == [
+        f"msf train: {folder / 'ddp'}: exists and is not empty; continue its run with --resume or "
+        "choose another --out"
+    ]

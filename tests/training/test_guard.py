@@ -1,0 +1,118 @@
+"""Steps that would spoil the weights are not taken, and weights that are spoilt are left."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import images, tiny_model
+from msf import MSF
+from msf.training.guard import HORIZON, Guard
+from msf.training.stage import StageTrainer
+from training_runs import TRAINING, run, saved_step
+
+
+def judged(guard, norms):
+    return [float(guard.judge(torch.tensor(norm))) for norm in norms]
+
+
+def test_a_norm_that_is_no_number_is_never_taken():
+    guard = Guard(0.0, torch.device("cpu"))
+    assert judged(guard, [1.0, float("nan"), 3.0, float("inf")]) == [0, 1, 0, 1]
+    assert guard.average_norm() == 2.0  # of the two that were taken
+    assert guard.skipped() == 2 and guard.skipped() == 0
+
+
+def test_a_spike_counts_as_one_only_when_the_usual_norm_is_known():
+    guard = Guard(10.0, torch.device("cpu"))
+    assert judged(guard, [1e-3] + [1.0] * (HORIZON - 1)) == [0.0] * HORIZON
+    assert judged(guard, [9.0, 12.0]) == [0, 1]
+    assert judged(Guard(0.0, torch.device("cpu")), [1.0] * HORIZON + [1e9])[-1] == 0
+
+
+def test_a_step_that_is_not_taken_changes_no_weights(monkeypatch):
+    trainer = StageTrainer(tiny_model(), 0, TRAINING)
+    labels = torch.zeros(4, dtype=torch.int64)
+    trainer.step(images(4), labels)
+    before = {k: v.clone() for k, v in trainer.state().items() if not k.startswith("ema")}
+    losses = MSF.training_losses
+
+    def overflowing(self, *args, **kwargs):
+        return {k: v * 1e38 * 1e38 for k, v in losses(self, *args, **kwargs).items()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MSF, "training_losses", overflowing)
+        trainer.step(images(4), labels)
+    after = trainer.state()
+    assert trainer.step_number == 2 and trainer.guard.skipped() == 1
+    assert all(torch.equal(after[k], v) for k, v in before.items() if k != "guard")
+    trainer.step(images(4), labels)
+    assert not torch.equal(
+        trainer.state()["weights.output.weight"], before["weights.output.weight"]
+    )
+
+
+def test_after_steps_that_all_fail_training_goes_on_from_the_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
+    losses, calls = MSF.training_losses, []
+
+    def poisoned(self, *args, **kwargs):
+        calls.append(None)
+        bad = float("nan") if len(calls) in (4, 5) else 1.0
+        return {k: v * bad for k, v in losses(self, *args, **kwargs).items()}
+
+    monkeypatch.setattr(MSF, "training_losses", poisoned)
+    run(tmp_path, stages=["base"])
+    assert (
+        "base: no step before step 5 could be taken; going on with the weights of step 3"
+        in capsys.readouterr().err
+    )
+    assert saved_step(tmp_path, "base") == 8
+    rows = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [row["step"] for row in rows] == [2, 3, 6, 8]
+
+
+@pytest.mark.parametrize("kind", ["full", "selective"])
+def test_checkpointing_changes_no_bit(kind):
+    def trained(kind):
+        torch.manual_seed(0)
+        config = dataclasses.replace(TRAINING, checkpointing=kind)
+        trainer = StageTrainer(tiny_model(), 0, config)
+        for _ in range(3):
+            trainer.step(images(4), torch.arange(4) % 3)
+        return trainer.state()
+
+    plain, checkpointed = trained("none"), trained(kind)
+    assert all(torch.equal(plain[k], v) for k, v in checkpointed.items())
+
+
+def test_selective_checkpointing_computes_no_product_again():
+    def flops(kind):
+        trainer = StageTrainer(tiny_model(), 0, dataclasses.replace(TRAINING, checkpointing=kind))
+        with FlopCounterMode(display=False) as counter:
+            trainer.step(images(4), torch.zeros(4, dtype=torch.int64))
+        return counter.get_total_flops()
+
+    assert flops("none") == flops("selective") < flops("full")
+
+
+def test_a_batch_in_parts_is_the_same_as_their_mean():
+    labels = torch.arange(8) % 3
+    trainer = StageTrainer(tiny_model(), 0, dataclasses.replace(TRAINING, accumulation=2))
+    parts = []
+    losses = trainer.model.training_losses
+
+    def remembered(x, y, **options):
+        result = losses(x, y, **options)
+        parts.append((len(x), result["total"].item()))
+        return result
+
+    trainer.model.training_losses = remembered
+    loss = trainer.step(images(8), labels)
+    assert [n for n, _ in parts] == [4, 4] and parts[0] != parts[1]
+    assert float(loss) == pytest.approx((parts[0][1] + parts[1][1]) / 2, rel=1e-6)
+    with pytest.raises(ValueError, match="a multiple of accumulation 2, got 7"):
+        trainer.step(images(7), labels[:7])
