@@ -288,10 +288,11 @@ def test_evaluate_knows_the_data_of_the_run(
 def test_train_takes_its_options(tmp_path: Path) -> None:
     train = ["train", "--config", str(write_config(tmp_path / "c.json")), "--data", "digits"]
     options = ["--batch-size=4", "--learning-rate=0.5", "--sample-every=3", "--checkpoint-every=2"]
-    assert main([*train, "--out", str(tmp_path / "run"), *options, "--steps", "4"]) == 0
+    assert main([*train, "--out", str(tmp_path / "run"), *options, "--flip", "--steps", "4"]) == 0
     training = json.loads((tmp_path / "run" / "training.json").read_text())["training"]
     assert training["batch_size"] == 4 and training["learning_rate"] == 0.5
     assert training["sample_every"] == 3 and training["checkpoint_every"] == 2
+    assert training["flip"] is True and training["holdout"] == 0.2
 
 
 def test_ctrl_c_pressed_on_and_on_ends_without_a_traceback(tmp_path: Path) -> None:

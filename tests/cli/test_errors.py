@@ -153,6 +153,13 @@ BAD_INPUT = {
     "factorize {bad}/damaged.png": "damaged.png: not a readable image (",
     "factorize {run}": "run: is a folder; give an image file",
     "factorize {out}/none.png": "none.png: no such file",
+    # Latents
+    "encode {out}/none --vae {out} --out {out}/x": "none: no such folder; give a folder of images",
+    "encode {bad}/photos --vae {out} --out {out}/x": "holds no VAE (config.json is missing); give",
+    "encode {bad}/photos --vae {out} --out {out}/x --batch-size 0": "must be at least 1, got 0",
+    "encode {bad}/photos --out {out}/x": "the following arguments are required: --vae",
+    "inspect {bad}/index": "latents.json: not valid JSON",
+    "train --config {tiny} --data {bad}/index --out {out}/x": "latents.json: not valid JSON",
     # Evaluation
     "evaluate {run} --samples 3": "num_samples (--samples) must be at least ",
     "evaluate {run} --data textures": "textures has 3 classes, the model 10",
@@ -176,6 +183,8 @@ BAD_INPUT = {
     "train --config {tiny} --data digits --out {out}/x --num-classes 3": "num_classes set to 10",
     "train --config {tiny} --data digits --out {out}/x --batch-size 0": "batch_size must be at",
     "train --config {tiny} --data digits --out {out}/x --steps 1 2 3": "must be 2 numbers",
+    "train --config {tiny} --data digits --out {out}/x --holdout 1": "must be in [0, 1), got 1.0",
+    "train --config {tiny} --data digits --out {out}/x --holdout 0": "digits has splits of its own",
     "train --preset msf-s-256 --data digits --out {out}/x": "digits are 8x8 with 1 channel",
     "train --config {tiny} --data digits --out {bad}/run-list --resume": "must be a JSON object",
     "train --config {tiny} --data digits --out {bad}/run-data --resume": "data must be a string",
@@ -236,6 +245,8 @@ def bad(workspace: Path) -> Path:
     image = (workspace / "image.png").read_bytes()
     (bad / "cut.png").write_bytes(image[:200])
     (bad / "damaged.png").write_bytes(image[:200] + bytes(len(image) - 200))
+    (bad / "index").mkdir()
+    (bad / "index" / "latents.json").write_text("{")
     for name in "abcdefghij":
         folder = bad / "photos" / name
         folder.mkdir(parents=True)

@@ -272,6 +272,10 @@ def test_inspect_tells_what_is_in_it_and_verifies_checksums(tmp_path, capsys):
         f"{file} is damaged",
         f"{tmp_path / 'latents-00002.safetensors'} is missing",
     ]
+    change(tmp_path, found=200)
+    assert main(["inspect", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "; shards not made yet: 1" in out and re.search(r"^shards +3 of 4, ", out, re.MULTILINE)
     assert found["images"] == 150 and found["shards"] == 3
     assert math.isclose(found["vae"]["scaling_factor"], 0.5)
 

@@ -18,7 +18,7 @@ def document(folder: Path) -> dict[str, Any]:
     shards = follow(index.shards, "checksums", len(index.shards), "shards")
     problems = [found for shard in shards if (found := damage(folder, shard))]
     if not index.is_complete:
-        problems.append(f"{index.shard_count - len(index.shards):,} shards are not made yet")
+        problems.append(f"shards not made yet: {index.shard_count - len(index.shards):,}")
     return {"problems": problems, **summary(folder)}
 
 
@@ -31,11 +31,13 @@ def summary(folder: Path) -> dict[str, Any]:
     index = read_index(folder)
     values = asdict(index)
     size = sum(shard.bytes for shard in index.shards)
-    return {"latents": str(folder), **values, "shards": len(index.shards), "bytes": size}
+    shards = {"shards": len(index.shards), "of_shards": index.shard_count, "bytes": size}
+    return {"latents": str(folder), **values, **shards}
 
 
 def text(document: dict[str, Any]) -> str:
     vae, names = document["vae"], document["class_names"]
+    shards = f"{document['shards']:,} of {document['of_shards']:,}"
     facts = [
         ("latents", printable(document["latents"])),
         ("of", f"{printable(document['source'])}, {document['image_size']} pixels"),
@@ -43,7 +45,7 @@ def text(document: dict[str, Any]) -> str:
         ("images", document["images"]),
         ("classes", len(names) or "none"),
         ("class names", ", ".join(map(quoted, names)) or "none"),
-        ("shards", f"{document['shards']:,}, {document['bytes'] / 1e9:,.3g} GB"),
+        ("shards", f"{shards}, {document['bytes'] / 1e9:,.3g} GB"),
         ("VAE", f"sha256 {vae['sha256']}"),
         ("scaling, shift", f"{vae['scaling_factor']:g}, {vae['shift_factor']:g}"),
         ("skipped", ", ".join(map(printable, document["skipped"])) or "none"),

@@ -6,7 +6,8 @@ is for training (80 %), for the evaluation's features (10 %) or for its test (10
 otherwise. It is resized until it just covers the model's image size and cropped at the centre; what
 is transparent shows white. Images that cannot be read are skipped, but more than one in a hundred
 are an error. Before the first step up to 16,384 images are read for the mean and deviation of every
-scale.
+scale. A folder that msf encode made holds latents, and each step draws its own from their
+posteriors.
 
 --out gets the model (config.json, model.safetensors), what is needed to continue (training.json,
 state-*.safetensors), metrics.jsonl, tensorboard/, sample grids and loss.png. Ctrl-C saves and
@@ -55,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="SOURCE",
-        help="digits, textures, or a folder of images with one subfolder a class, or with images "
-        "only for a model without classes",
+        help="digits, textures, a folder of images with one subfolder a class, or with images only "
+        "for a model without classes, or a folder of latents",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
