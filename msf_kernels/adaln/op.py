@@ -102,7 +102,7 @@ def gate_residual_adaln(
     modulation = {"gate": gate, "shift": shift, "scale": scale}
     _check("gate_residual_adaln", {"x": x, "y": y}, modulation, rounding, eps, y_bias)
     eager = rounding == "eager"
-    x_out, h, _, _ = _gate_residual_adaln(x, y, y_bias, gate, shift, scale, eps, eager)
+    x_out, h, _ = _gate_residual_adaln(x, y, y_bias, gate, shift, scale, eps, eager)
     return x_out, h
 
 
@@ -135,9 +135,8 @@ def _check(
             checks.dtype(f'{op}: with rounding="eager"', name, tensor, x.dtype)
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean = x.new_empty(x.shape[:2], dtype=compute_dtype(x))
-    return mean, mean.new_empty(mean.shape)
+def _statistics(x: Tensor) -> Tensor:
+    return x.new_empty((2, *x.shape[:2]), dtype=compute_dtype(x))
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -145,8 +144,8 @@ def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 _adaln_modulate_backward = define(
-    "adaln_modulate_backward(Tensor grad, Tensor x, Tensor shift, Tensor scale, Tensor mean, "
-    "Tensor rstd) -> (Tensor, Tensor, Tensor)",
+    "adaln_modulate_backward(Tensor grad, Tensor x, Tensor shift, Tensor scale, Tensor statistics) "
+    "-> (Tensor, Tensor, Tensor)",
     reference=reference.adaln_modulate_backward,
     kernels=("cuda", "triton"),
     fake=lambda x, shift, scale: _like(x, shift, scale),
@@ -155,22 +154,22 @@ _adaln_modulate_backward = define(
 
 def _adaln_modulate_setup(ctx: Any, inputs: Any, output: Any) -> None:
     x, shift, scale, *_ = inputs
-    _, mean, rstd = output
-    ctx.save_for_backward(x, shift, scale, mean, rstd)
-    ctx.mark_non_differentiable(mean, rstd)
+    _, statistics = output
+    ctx.save_for_backward(x, shift, scale, statistics)
+    ctx.mark_non_differentiable(statistics)
 
 
-def _adaln_modulate_gradient(ctx: Any, grad: Tensor, *_: None) -> dict[str, Tensor]:
+def _adaln_modulate_gradient(ctx: Any, grad: Tensor, _: None) -> dict[str, Tensor]:
     grad_x, grad_shift, grad_scale = _adaln_modulate_backward(grad, *ctx.saved_tensors)
     return {"x": grad_x, "shift": grad_shift, "scale": grad_scale}
 
 
 _adaln_modulate = define(
     "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps, bool eager) "
-    "-> (Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor)",
     reference=reference.adaln_modulate,
     kernels=("cuda", "triton"),
-    fake=lambda x: (*_like(x), *_statistics(x)),
+    fake=lambda x: (*_like(x), _statistics(x)),
     setup_context=_adaln_modulate_setup,
     backward=_adaln_modulate_gradient,
 )
@@ -211,7 +210,7 @@ _gate_residual = define(
 
 _gate_residual_adaln_backward = define(
     "gate_residual_adaln_backward(Tensor grad_h, Tensor? grad_x_out, Tensor x_out, Tensor y, "
-    "Tensor? y_bias, Tensor gate, Tensor shift, Tensor scale, Tensor mean, Tensor rstd) "
+    "Tensor? y_bias, Tensor gate, Tensor shift, Tensor scale, Tensor statistics) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln_backward,
     kernels=("cuda", "triton"),
@@ -225,13 +224,13 @@ _gate_residual_adaln_backward = define(
 
 def _gate_residual_adaln_setup(ctx: Any, inputs: Any, output: Any) -> None:
     _, *tensors, _, _ = inputs  # y, y_bias, gate, shift and scale
-    x_out, _, mean, rstd = output
-    ctx.save_for_backward(x_out, *tensors, mean, rstd)
-    ctx.mark_non_differentiable(mean, rstd)
+    x_out, _, statistics = output
+    ctx.save_for_backward(x_out, *tensors, statistics)
+    ctx.mark_non_differentiable(statistics)
 
 
 def _gate_residual_adaln_gradient(
-    ctx: Any, grad_x_out: Tensor | None, grad_h: Tensor | None, *_: None
+    ctx: Any, grad_x_out: Tensor | None, grad_h: Tensor | None, _: None
 ) -> dict[str, Tensor | None]:
     saved = ctx.saved_tensors
     _, y, y_bias, gate, *_ = saved
@@ -245,10 +244,10 @@ def _gate_residual_adaln_gradient(
 
 _gate_residual_adaln = define(
     "gate_residual_adaln(Tensor x, Tensor y, Tensor? y_bias, Tensor gate, Tensor shift, "
-    "Tensor scale, float eps, bool eager) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor scale, float eps, bool eager) -> (Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln,
     kernels=("cuda", "triton"),
-    fake=lambda x: (*_like(x, x), *_statistics(x)),
+    fake=lambda x: (*_like(x, x), _statistics(x)),
     setup_context=_gate_residual_adaln_setup,
     backward=_gate_residual_adaln_gradient,
 )
