@@ -37,14 +37,16 @@ def unsupported_reason(
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str
 ) -> tuple[Tensor, Tensor]:
-    _, h, statistics = gate_residual_adaln(x, None, None, None, shift, scale, eps, eager)
+    _, h, statistics = gate_residual_adaln(x, None, None, None, shift, scale, eps, rounding)
     return h, statistics
 
 
-def gate_residual(x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, eager: bool) -> Tensor:
-    return gate_residual_adaln(x, y, y_bias, gate, None, None, 0.0, eager)[0]
+def gate_residual(
+    x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, rounding: str
+) -> Tensor:
+    return gate_residual_adaln(x, y, y_bias, gate, None, None, 0.0, rounding)[0]
 
 
 def adaln_modulate_backward(
@@ -68,7 +70,7 @@ def gate_residual_adaln(
     shift: Tensor | None,
     scale: Tensor | None,
     eps: float,
-    eager: bool,
+    rounding: str,
 ) -> Any:
     """Return x_out if there is a gate; h and statistics if there is a scale; None for others."""
     x, y, y_bias = contiguous(x, 16), contiguous(y, 16), contiguous(y_bias, 16)
@@ -91,7 +93,7 @@ def gate_residual_adaln(
         _address_and_stride(shift),
         _address_and_stride(scale),
         eps,
-        eager,
+        rounding == "eager",
         address(x_out),
         address(h),
         *_addresses(statistics),
@@ -226,4 +228,4 @@ def _modulation(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _address_and_stride(x: Tensor | None) -> tuple[int, int]:
     """Return x as a Modulation of csrc/launchers.hpp."""
-    return (0, 0) if x is None else (x.data_ptr(), x.stride(0) if x.shape[0] > 1 else 0)
+    return (0, 0) if x is None else (address(x), x.stride(0) if x.shape[0] > 1 else 0)

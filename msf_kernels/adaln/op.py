@@ -41,8 +41,7 @@ def adaln_modulate(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    _check("adaln_modulate", {"x": x}, {"shift": shift, "scale": scale}, rounding, eps)
-    return _adaln_modulate(x, shift, scale, eps, rounding == "eager")[0]
+    return _adaln_modulate(x, shift, scale, eps, rounding)[0]
 
 
 def gate_residual(
@@ -68,8 +67,7 @@ def gate_residual(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    _check("gate_residual", {"x": x, "y": y}, {"gate": gate}, rounding, y_bias=y_bias)
-    return _gate_residual(x, y, y_bias, gate, rounding == "eager")
+    return _gate_residual(x, y, y_bias, gate, rounding)
 
 
 def gate_residual_adaln(
@@ -99,21 +97,14 @@ def gate_residual_adaln(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    modulation = {"gate": gate, "shift": shift, "scale": scale}
-    _check("gate_residual_adaln", {"x": x, "y": y}, modulation, rounding, eps, y_bias)
-    eager = rounding == "eager"
-    x_out, h, _ = _gate_residual_adaln(x, y, y_bias, gate, shift, scale, eps, eager)
-    return x_out, h
+    return _gate_residual_adaln(x, y, y_bias, gate, shift, scale, eps, rounding)[:2]
 
 
 def _check(
-    op: str,
-    tokens: dict[str, Tensor],
-    modulation: dict[str, Tensor],
-    rounding: str,
-    eps: float = 0.0,
-    y_bias: Tensor | None = None,
+    op: str, *, rounding: str, eps: float = 0.0, y_bias: Tensor | None = None, **tensors: Tensor
 ) -> None:
+    tokens = {name: tensor for name, tensor in tensors.items() if name in ("x", "y")}
+    modulation = {name: tensor for name, tensor in tensors.items() if name not in tokens}
     bias = {} if y_bias is None else {"y_bias": y_bias}
     checks.tensors(op, **tokens, **modulation, **bias)
     checks.dtypes(op, **tokens, **modulation)
@@ -165,13 +156,14 @@ def _adaln_modulate_gradient(ctx: Any, grad: Tensor, _: None) -> dict[str, Tenso
 
 
 _adaln_modulate = define(
-    "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps, bool eager) "
+    "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps, str rounding) "
     "-> (Tensor, Tensor)",
     reference=reference.adaln_modulate,
     kernels=("cuda", "triton"),
     fake=lambda x: (*_like(x), _statistics(x)),
     setup_context=_adaln_modulate_setup,
     backward=_adaln_modulate_gradient,
+    check=_check,
 )
 
 _gate_residual_backward = define(
@@ -200,12 +192,13 @@ def _gradients_of_branch(
 
 
 _gate_residual = define(
-    "gate_residual(Tensor x, Tensor y, Tensor? y_bias, Tensor gate, bool eager) -> Tensor",
+    "gate_residual(Tensor x, Tensor y, Tensor? y_bias, Tensor gate, str rounding) -> Tensor",
     reference=reference.gate_residual,
     kernels=("cuda", "triton"),
     fake=lambda x: x.new_empty(x.shape),
     setup_context=_gate_residual_setup,
     backward=_gate_residual_gradient,
+    check=_check,
 )
 
 _gate_residual_adaln_backward = define(
@@ -244,10 +237,11 @@ def _gate_residual_adaln_gradient(
 
 _gate_residual_adaln = define(
     "gate_residual_adaln(Tensor x, Tensor y, Tensor? y_bias, Tensor gate, Tensor shift, "
-    "Tensor scale, float eps, bool eager) -> (Tensor, Tensor, Tensor)",
+    "Tensor scale, float eps, str rounding) -> (Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln,
     kernels=("cuda", "triton"),
     fake=lambda x: (*_like(x, x), _statistics(x)),
     setup_context=_gate_residual_adaln_setup,
     backward=_gate_residual_adaln_gradient,
+    check=_check,
 )

@@ -16,7 +16,7 @@ from ..dtypes import widen
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str
 ) -> tuple[Tensor, Tensor]:
     """Return y = (1 + scale) * (x - mean) * rstd + shift, and the statistics (mean, rstd).
 
@@ -27,7 +27,7 @@ def adaln_modulate(
     centred = wide - mean
     rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     normalised = centred * rstd
-    if eager:
+    if rounding == "eager":
         y = normalised.to(x.dtype) * (1 + scale[:, None]) + shift[:, None]
     else:
         y = torch.addcmul(_rows(shift), normalised, 1 + _rows(scale)).to(x.dtype)
@@ -50,9 +50,11 @@ def adaln_modulate_backward(
     return grad_x.mul_(rstd).to(x.dtype), grad_shift, grad_scale
 
 
-def gate_residual(x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, eager: bool) -> Tensor:
+def gate_residual(
+    x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, rounding: str
+) -> Tensor:
     """Return x + gate * (y + y_bias), (B, N, D) in x's dtype; y_bias is (D,) or absent."""
-    if eager:
+    if rounding == "eager":
         return x + gate[:, None] * (y if y_bias is None else y + y_bias)
     return torch.addcmul(widen(x), _rows(gate), _biased(y, y_bias)).to(x.dtype)
 
@@ -76,15 +78,15 @@ def gate_residual_adaln(
     shift: Tensor,
     scale: Tensor,
     eps: float,
-    eager: bool,
+    rounding: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x_out = gate_residual(x, y, y_bias, gate), then adaln_modulate(x_out, shift, scale).
 
     The latter are h and its statistics. The normalisation sees x_out as rounded to x's dtype, which
     makes the fused operator equal to the two above and lets backward start from the stored x_out.
     """
-    x_out = gate_residual(x, y, y_bias, gate, eager)
-    return x_out, *adaln_modulate(x_out, shift, scale, eps, eager)
+    x_out = gate_residual(x, y, y_bias, gate, rounding)
+    return x_out, *adaln_modulate(x_out, shift, scale, eps, rounding)
 
 
 def gate_residual_adaln_backward(

@@ -41,7 +41,7 @@ def forward(
     shift: Tensor | None,
     scale: Tensor | None,
     eps: float,
-    eager: bool,
+    rounding: str,
 ) -> tuple[Any, Any, Any]:
     """Return x_out if there is a gate; h and statistics if there is a scale; None for others."""
     x = x.contiguous()
@@ -69,7 +69,7 @@ def forward(
         rstd_ptr=rstd,
         **walk.sizes(x),
         EPS=eps,
-        EAGER=eager,
+        EAGER=rounding == "eager",
         warps=walk.warps,
         # Six blocks of 128 threads and five, or with a bias in registers too five and four.
         maxnreg=registers(walk, gate is not None, *((80, 96) if y_bias is None else (96, 128))),
@@ -142,9 +142,9 @@ def _mean_and_rstd(statistics: Tensor | None) -> Any:
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str
 ) -> tuple[Tensor, Tensor]:
-    return forward(x, None, None, None, shift, scale, eps, eager)[1:]
+    return forward(x, None, None, None, shift, scale, eps, rounding)[1:]
 
 
 def adaln_modulate_backward(
@@ -154,8 +154,10 @@ def adaln_modulate_backward(
     return grads[0], *grads[-2:]
 
 
-def gate_residual(x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, eager: bool) -> Tensor:
-    return forward(x, y, y_bias, gate, None, None, 0.0, eager)[0]
+def gate_residual(
+    x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, rounding: str
+) -> Tensor:
+    return forward(x, y, y_bias, gate, None, None, 0.0, rounding)[0]
 
 
 def gate_residual_backward(
