@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -124,30 +124,27 @@ class Recording(TorchDispatchMode):
             return None
         made = dict(enumerate(self.tensors[self.inputs :], self.inputs))
         made |= zip(returned, results)  # as they are handed out, perhaps in another shape
-        names: dict[str, Any] = {f"pattern{place}": _pattern(x) for place, x in made.items()}
+        names: dict[str, Any] = {f"pattern{i}": _pattern(x) for i, x in made.items()}
         names |= {f"start{i}": start for i, (start, _) in enumerate(self.launches)}
         names |= {"tensors_of": tensors_of, "otherwise": otherwise, "empty_like": torch.empty_like}
-        inputs = range(self.inputs)
-        remainders = [x.data_ptr() % ALIGNMENT for x in self.tensors[: self.inputs]]
-        moved = " | ".join(
-            f"a{i} ^ {left}" if left else f"a{i}" for i, left in enumerate(remainders)
-        )
-        lines = [
-            f"{_each('x{}', inputs)} = tensors_of(args)",
-            f"{_each('a{}', inputs)} = {_each('x{}.data_ptr()', inputs)}",
-            f"if ({moved}) % {ALIGNMENT}: return otherwise(*args)",
-            *(f"x{i} = empty_like(pattern{i}); a{i} = x{i}.data_ptr()" for i in made),
-        ]
         try:
-            lines += (
-                f"start{i}{self._source(arguments)}"
-                for i, (_, arguments) in enumerate(self.launches)
-            )
+            exec("\n    ".join(["def replay(*args):", *self._body(returned)]), names)
         except ValueError:
             return None
-        lines.append("return " + ", ".join(f"x{i}" for i in returned))
-        exec("\n    ".join(["def replay(*args):", *lines]), names)
         return names["replay"]
+
+    def _body(self, returned: Sequence[int]) -> Iterator[str]:
+        inputs, made = range(self.inputs), range(self.inputs, len(self.tensors))
+        yield f"{_each('x{}', inputs)} = tensors_of(args)"
+        yield f"{_each('a{}', inputs)} = {_each('x{}.data_ptr()', inputs)}"
+        left = [x.data_ptr() % ALIGNMENT for x in self.tensors]
+        moved = " | ".join(f"a{i} ^ {left[i]}" if left[i] else f"a{i}" for i in inputs)
+        yield f"if ({moved}) % {ALIGNMENT}: return otherwise(*args)"
+        for i in made:
+            yield f"x{i} = empty_like(pattern{i}); a{i} = x{i}.data_ptr()"
+        for i, (_, arguments) in enumerate(self.launches):
+            yield f"start{i}{self._source(arguments)}"
+        yield "return " + ", ".join(f"x{i}" for i in returned)
 
     def _place_of_result(self, x: Tensor) -> int:
         """Return the place of the tensor that x is all of, -1 where it is not all of one."""
