@@ -146,8 +146,8 @@ def define(
             tensors = [arg for arg in args if isinstance(arg, Tensor)]
             if watched or not all(map(is_plain, tensors)):
                 return operator(*args)
-            recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-            plan = plans.make(args, recorded)
+            wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+            plan = plans.make(args, differentiable=wanted)
         # The same without the dispatcher, whose layers in Python take longer than all else.
         return Differentiated.apply(*args, plan) if plan.differentiable else plan.run(*args)
 
