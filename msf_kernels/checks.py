@@ -12,6 +12,7 @@ from torch import Tensor
 from .dtypes import SUPPORTED
 
 MODES = ("nearest", "bilinear")  # how a base image is upsampled
+UNBOUNDED = -math.inf, math.inf
 
 
 def tensors(op: str, **named: Any) -> None:
@@ -125,7 +126,7 @@ def statistics(op: str, x: Tensor, mean: Tensor | None, std: Tensor | None) -> N
 def bounds(op: str, clamp: tuple[float, float] | None) -> tuple[float, float]:
     """Return the bounds (low, high) after checking them; infinite ones for None."""
     if clamp is None:
-        return -math.inf, math.inf
+        return UNBOUNDED
     numbers = isinstance(clamp, (tuple, list)) and all(isinstance(v, (float, int)) for v in clamp)
     if not numbers or len(clamp) != 2 or not clamp[0] <= clamp[1]:
         got = type(clamp).__name__ if isinstance(clamp, Tensor) else repr(clamp)

@@ -46,11 +46,16 @@ class Implementation:
         run: takes the operator's arguments by position.
         unsupported_device_reason: takes a device; returns None or why its tensors cannot be taken.
         unsupported_args_reason: takes what `run` takes; returns None or why it cannot be taken.
+        lasting: whether these reasons follow from the signature of the arguments (`plans.py`), and
+            from no setting that may change.
+        recordable: whether what `run` launches follows from it too, by `cuda_support.launch`.
     """
 
     run: Callable[..., Any]
     unsupported_device_reason: Callable[[torch.device], str | None] = _supported
     unsupported_args_reason: Callable[..., str | None] = _supported
+    lasting: bool = False
+    recordable: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,13 +145,18 @@ _registry: dict[str, dict[str, Implementation]] = {}
 _failed: dict[tuple[str, str], str] = {}  # operator and backend, and what the compiler said
 _sizes: dict[str, Callable[..., measurements.Sizes]] = {}
 
+# Counts what changes choices besides the request: plans of an earlier generation are not used.
+generation = 0
+
 # One value for the whole process, not a ContextVar: autograd runs backward in threads of its own.
 _requested = os.environ.get("MSF_BACKEND") or "auto"
 
 
 def register(op: str, name: str, implementation: Implementation) -> None:
     """Offer `implementation` as the backend `name` of operator `op`."""
+    global generation
     _registry.setdefault(op, {})[name] = implementation
+    generation += 1
 
 
 def register_sizes(op: str, sizes: Callable[..., measurements.Sizes]) -> None:
@@ -156,13 +166,24 @@ def register_sizes(op: str, sizes: Callable[..., measurements.Sizes]) -> None:
 
 def run(op: str, device: torch.device, *args: Any) -> Any:
     """Run operator `op` on the requested backend, or on the first in automatic order that can."""
-    name = Request.parse(_requested).backend_of(op)
-    if name == "auto":
+    return run_requested(op, Request.parse(_requested).backend_of(op), device, args)[1]
+
+
+def run_requested(
+    op: str, requested: str, device: torch.device, args: Sequence[Any]
+) -> tuple[Implementation | None, Any]:
+    """Run operator `op` on backend `requested`, or on the first in automatic order for "auto".
+
+    Return the implementation that calls like this one take from here on, None where that may
+    change with some setting, and the result.
+    """
+    if requested == "auto":
         return _run_first(op, device, args)
-    reason = _unsupported_reason(op, name, device, args)
+    reason = _unsupported_reason(op, requested, device, args)
     if reason:
-        raise BackendUnavailable(f"{op}: backend {name} cannot run: {reason}")
-    return _registry[op][name].run(*args)
+        raise BackendUnavailable(f"{op}: backend {requested} cannot run: {reason}")
+    implementation = _registry[op][requested]
+    return (implementation if implementation.lasting else None), implementation.run(*args)
 
 
 @contextmanager
@@ -244,16 +265,23 @@ def requested_backend(op: str) -> str:
     return Request.parse(_requested).backend_of(op)
 
 
-def _run_first(op: str, device: torch.device, args: Sequence[Any]) -> Any:
+def _run_first(
+    op: str, device: torch.device, args: Sequence[Any]
+) -> tuple[Implementation | None, Any]:
     """Run on the first backend in automatic order that can, or whose kernels compile."""
+    global generation
     sizes = _sizes[op](*args) if op in _sizes else ()
+    lasting = True
     for name in automatic_order(op, device, sizes):
         reason = _unsupported_reason(op, name, device, args)
-        if reason is None:
+        implementation = _registry[op].get(name)
+        lasting = lasting and (implementation is None or implementation.lasting)
+        if implementation is not None and reason is None:
             try:
-                return _registry[op][name].run(*args)
+                return (implementation if lasting else None), implementation.run(*args)
             except CompilationFailed as error:
                 reason = _failed[op, name] = str(error)
+                generation += 1
                 log.warning("%s: not on %s from here on: %s", op, name, reason)
         _log_once(f"{op}: not on {name}: {reason}")
     raise BackendUnavailable(f"{op}: no backend can run")

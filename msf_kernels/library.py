@@ -23,12 +23,12 @@ from torch.autograd import forward_ad
 
 from . import cuda_support, dispatch, measurements, triton_support
 from .layout import conform
+from .plans import PLAIN, Plans
 
 NAMESPACE = "msf"
 
 # These modules tell whether the kernels of a backend can run on a device.
 SUPPORT = {"cuda": cuda_support, "triton": triton_support}
-PLAIN = (Tensor, torch.nn.Parameter)
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -41,6 +41,7 @@ def define(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     sizes: Callable[..., measurements.Sizes] | None = None,
+    check: Callable[..., None] = lambda op, **arguments: None,
 ) -> Callable[..., Any]:
     """Define the operator `msf::<schema>` and return its callable.
 
@@ -57,6 +58,9 @@ def define(
             never all. Returns {argument: its gradient}. An operator without it cannot be
             differentiated and says so.
         setup_context: as in torch.library.register_autograd.
+        check: takes the operator's name and, by theirs, all arguments; raises one line where they
+            are wrong. That has to follow from their signature (`plans.py`), of which one call alone
+            is checked.
 
     `fake`, `sizes` and `unsupported_reason` have as parameters, by name, only those arguments of
     the operator that they look at (`by_name`).
@@ -66,7 +70,7 @@ def define(
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     arguments = arguments_of(name)
 
-    implementation = dispatch.Implementation(partial(_run_reference, reference))
+    implementation = dispatch.Implementation(partial(_run_reference, reference), lasting=True)
     dispatch.register(name, "reference", implementation)
     package = reference.__module__.rpartition(".")[0]
     for kernel in kernels:
@@ -75,6 +79,8 @@ def define(
             partial(_run_kernel, module, name),
             support.unsupported_reason,
             partial(_unsupported_reason, module, name),
+            lasting=True,
+            recordable=kernel == "cuda",
         )
         dispatch.register(name, kernel, implementation)
     if sizes:
@@ -117,23 +123,33 @@ def define(
     class Differentiated(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            output = _run(name, *args)
-            setup(ctx, args, output)
+            *inputs, plan = args
+            output = plan.run(*inputs)
+            setup(ctx, tuple(inputs), output)
             return output
 
-        backward = staticmethod(gradients)
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            return *gradients(ctx, *grads), None
+
+    plans = Plans(name)
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
+            check(name, **dict(zip(arguments, args)))
             # A graph enters a level of forward mode by C++, which no Python sees when it runs.
             return in_plain_pytorch(*args) if _level_of_trace() >= 0 else operator(*args)
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        if not _nothing_looks_on(tensors):
-            return operator(*args)
+        watched = is_watched()
+        plan = None if watched else plans.find(args)
+        if plan is None:
+            check(name, **dict(zip(arguments, args)))
+            tensors = [arg for arg in args if isinstance(arg, Tensor)]
+            if watched or not all(map(is_plain, tensors)):
+                return operator(*args)
+            wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+            plan = plans.make(args, differentiable=wanted)
         # The same without the dispatcher, whose layers in Python take longer than all else.
-        if torch.is_grad_enabled() and any([x.requires_grad for x in tensors]):
-            return Differentiated.apply(*args)
-        return dispatch.run(name, tensors[0].device, *args)
+        return Differentiated.apply(*args, plan) if plan.differentiable else plan.run(*args)
 
     return call
 
@@ -166,19 +182,15 @@ def _level_of_trace() -> int:
 _level_of_trace._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _nothing_looks_on(tensors: list[Tensor]) -> bool:
-    """Tell whether a call is known to its caller and autograd alone.
-
-    No mode, transform, trace, profiler or subclass of Tensor has to see the operator.
-    """
-    return (
-        not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
-        and torch._C._get_tracing_state() is None
-        and not torch.autograd._profiler_enabled()
-        and all(map(is_plain, tensors))
+def is_watched() -> bool:
+    """Tell whether a mode, transform, trace or profiler has to see operators that are called."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
     )
 
 

@@ -37,29 +37,29 @@ def unsupported_reason(
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    _, h, mean, rstd = gate_residual_adaln(x, None, None, None, shift, scale, eps, eager)
-    return h, mean, rstd
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str
+) -> tuple[Tensor, Tensor]:
+    _, h, statistics = gate_residual_adaln(x, None, None, None, shift, scale, eps, rounding)
+    return h, statistics
 
 
-def gate_residual(x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, eager: bool) -> Tensor:
-    return gate_residual_adaln(x, y, y_bias, gate, None, None, 0.0, eager)[0]
+def gate_residual(
+    x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, rounding: str
+) -> Tensor:
+    return gate_residual_adaln(x, y, y_bias, gate, None, None, 0.0, rounding)[0]
 
 
 def adaln_modulate_backward(
-    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
+    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, statistics: Tensor
 ) -> tuple[Tensor, ...]:
-    grads = gate_residual_adaln_backward(grad, None, x, None, None, None, shift, scale, mean, rstd)
+    grads = gate_residual_adaln_backward(grad, None, x, None, None, None, shift, scale, statistics)
     return grads[0], *grads[-2:]
 
 
 def gate_residual_backward(
     grad: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor
 ) -> tuple[Tensor, ...]:
-    return gate_residual_adaln_backward(None, grad, None, y, y_bias, gate, None, None, None, None)[
-        1:4
-    ]
+    return gate_residual_adaln_backward(None, grad, None, y, y_bias, gate, None, None, None)[1:4]
 
 
 def gate_residual_adaln(
@@ -70,18 +70,17 @@ def gate_residual_adaln(
     shift: Tensor | None,
     scale: Tensor | None,
     eps: float,
-    eager: bool,
+    rounding: str,
 ) -> Any:
-    """Return x_out if there is a gate; h, mean and rstd if there is a scale; None for others."""
+    """Return x_out if there is a gate; h and statistics if there is a scale; None for others."""
     x, y, y_bias = contiguous(x, 16), contiguous(y, 16), contiguous(y_bias, 16)
     kind = _modulation_dtype(x, y, gate, shift, scale)
     gate, shift, scale = (_modulation(tensor, kind) for tensor in (gate, shift, scale))
     x_out = None if y is None else empty_like(x)
-    h = mean = rstd = None
+    h = statistics = None
     if scale is not None:
         h = empty_like(x)
-        mean = x.new_empty(x.shape[:2], dtype=compute_dtype(x))
-        rstd = empty_like(mean)
+        statistics = x.new_empty((2, *x.shape[:2]), dtype=compute_dtype(x))
     launch(
         "gate_residual_adaln",
         x,
@@ -94,13 +93,12 @@ def gate_residual_adaln(
         _address_and_stride(shift),
         _address_and_stride(scale),
         eps,
-        eager,
+        rounding == "eager",
         address(x_out),
         address(h),
-        address(mean),
-        address(rstd),
+        *_addresses(statistics),
     )
-    return x_out, h, mean, rstd
+    return x_out, h, statistics
 
 
 def gate_residual_adaln_backward(
@@ -112,15 +110,15 @@ def gate_residual_adaln_backward(
     gate: Tensor | None,
     shift: Tensor | None,
     scale: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
+    statistics: Tensor | None,
 ) -> tuple[Any, ...]:
     """Return the gradients of x, y, y_bias, gate, shift and scale; None for what is not there.
 
     That of an absent y_bias is empty. x_out is called x here.
     """
-    tensors = grad_h, grad_x_out, x, y, y_bias, mean, rstd
-    grad_h, grad_x_out, x, y, y_bias, mean, rstd = (contiguous(t, 16) for t in tensors)
+    tensors = grad_h, grad_x_out, x, y, y_bias
+    grad_h, grad_x_out, x, y, y_bias = (contiguous(t, 16) for t in tensors)
+    statistics = contiguous(statistics)
     like = grad_x_out if x is None else x
     assert like is not None
     modulations = gate, shift, scale
@@ -155,8 +153,7 @@ def gate_residual_adaln_backward(
         parameter(y_bias),
         _address_and_stride(gate),
         _address_and_stride(scale),
-        address(mean),
-        address(rstd),
+        *_addresses(statistics),
         address(grad_x),
         address(grad_y),
         parameter(grad_bias),
@@ -198,6 +195,11 @@ def _size(x: Tensor, slices: int) -> tuple[int, int, int, int]:
     return batch, tokens, channels, max(1, -(-tokens // max(1, slices)))
 
 
+def _addresses(statistics: Tensor | None) -> tuple[int, int]:
+    """Return where mean and rstd begin."""
+    return (0, 0) if statistics is None else (address(statistics[0]), address(statistics[1]))
+
+
 def _types(x: Tensor, y: Tensor | None, modulation: torch.dtype) -> tuple[int, int, int]:
     return dtype(x), dtype(x if y is None else y), DTYPES[modulation]
 
@@ -226,4 +228,4 @@ def _modulation(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _address_and_stride(x: Tensor | None) -> tuple[int, int]:
     """Return x as a Modulation of csrc/launchers.hpp."""
-    return (0, 0) if x is None else (x.data_ptr(), x.stride(0) if x.shape[0] > 1 else 0)
+    return (0, 0) if x is None else (address(x), x.stride(0) if x.shape[0] > 1 else 0)

@@ -41,8 +41,7 @@ def adaln_modulate(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    _check("adaln_modulate", {"x": x}, {"shift": shift, "scale": scale}, rounding, eps)
-    return _adaln_modulate(x, shift, scale, eps, rounding == "eager")[0]
+    return _adaln_modulate(x, shift, scale, eps, rounding)[0]
 
 
 def gate_residual(
@@ -68,8 +67,7 @@ def gate_residual(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    _check("gate_residual", {"x": x, "y": y}, {"gate": gate}, rounding, y_bias=y_bias)
-    return _gate_residual(x, y, y_bias, gate, rounding == "eager")
+    return _gate_residual(x, y, y_bias, gate, rounding)
 
 
 def gate_residual_adaln(
@@ -99,21 +97,14 @@ def gate_residual_adaln(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    modulation = {"gate": gate, "shift": shift, "scale": scale}
-    _check("gate_residual_adaln", {"x": x, "y": y}, modulation, rounding, eps, y_bias)
-    eager = rounding == "eager"
-    x_out, h, _, _ = _gate_residual_adaln(x, y, y_bias, gate, shift, scale, eps, eager)
-    return x_out, h
+    return _gate_residual_adaln(x, y, y_bias, gate, shift, scale, eps, rounding)[:2]
 
 
 def _check(
-    op: str,
-    tokens: dict[str, Tensor],
-    modulation: dict[str, Tensor],
-    rounding: str,
-    eps: float = 0.0,
-    y_bias: Tensor | None = None,
+    op: str, *, rounding: str, eps: float = 0.0, y_bias: Tensor | None = None, **tensors: Tensor
 ) -> None:
+    tokens = {name: tensor for name, tensor in tensors.items() if name in ("x", "y")}
+    modulation = {name: tensor for name, tensor in tensors.items() if name not in tokens}
     bias = {} if y_bias is None else {"y_bias": y_bias}
     checks.tensors(op, **tokens, **modulation, **bias)
     checks.dtypes(op, **tokens, **modulation)
@@ -135,9 +126,8 @@ def _check(
             checks.dtype(f'{op}: with rounding="eager"', name, tensor, x.dtype)
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean = x.new_empty(x.shape[:2], dtype=compute_dtype(x))
-    return mean, mean.new_empty(mean.shape)
+def _statistics(x: Tensor) -> Tensor:
+    return x.new_empty((2, *x.shape[:2]), dtype=compute_dtype(x))
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -145,8 +135,8 @@ def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 _adaln_modulate_backward = define(
-    "adaln_modulate_backward(Tensor grad, Tensor x, Tensor shift, Tensor scale, Tensor mean, "
-    "Tensor rstd) -> (Tensor, Tensor, Tensor)",
+    "adaln_modulate_backward(Tensor grad, Tensor x, Tensor shift, Tensor scale, Tensor statistics) "
+    "-> (Tensor, Tensor, Tensor)",
     reference=reference.adaln_modulate_backward,
     kernels=("cuda", "triton"),
     fake=lambda x, shift, scale: _like(x, shift, scale),
@@ -155,24 +145,25 @@ _adaln_modulate_backward = define(
 
 def _adaln_modulate_setup(ctx: Any, inputs: Any, output: Any) -> None:
     x, shift, scale, *_ = inputs
-    _, mean, rstd = output
-    ctx.save_for_backward(x, shift, scale, mean, rstd)
-    ctx.mark_non_differentiable(mean, rstd)
+    _, statistics = output
+    ctx.save_for_backward(x, shift, scale, statistics)
+    ctx.mark_non_differentiable(statistics)
 
 
-def _adaln_modulate_gradient(ctx: Any, grad: Tensor, *_: None) -> dict[str, Tensor]:
+def _adaln_modulate_gradient(ctx: Any, grad: Tensor, _: None) -> dict[str, Tensor]:
     grad_x, grad_shift, grad_scale = _adaln_modulate_backward(grad, *ctx.saved_tensors)
     return {"x": grad_x, "shift": grad_shift, "scale": grad_scale}
 
 
 _adaln_modulate = define(
-    "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps, bool eager) "
-    "-> (Tensor, Tensor, Tensor)",
+    "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps, str rounding) "
+    "-> (Tensor, Tensor)",
     reference=reference.adaln_modulate,
     kernels=("cuda", "triton"),
-    fake=lambda x: (*_like(x), *_statistics(x)),
+    fake=lambda x: (*_like(x), _statistics(x)),
     setup_context=_adaln_modulate_setup,
     backward=_adaln_modulate_gradient,
+    check=_check,
 )
 
 _gate_residual_backward = define(
@@ -201,17 +192,18 @@ def _gradients_of_branch(
 
 
 _gate_residual = define(
-    "gate_residual(Tensor x, Tensor y, Tensor? y_bias, Tensor gate, bool eager) -> Tensor",
+    "gate_residual(Tensor x, Tensor y, Tensor? y_bias, Tensor gate, str rounding) -> Tensor",
     reference=reference.gate_residual,
     kernels=("cuda", "triton"),
     fake=lambda x: x.new_empty(x.shape),
     setup_context=_gate_residual_setup,
     backward=_gate_residual_gradient,
+    check=_check,
 )
 
 _gate_residual_adaln_backward = define(
     "gate_residual_adaln_backward(Tensor grad_h, Tensor? grad_x_out, Tensor x_out, Tensor y, "
-    "Tensor? y_bias, Tensor gate, Tensor shift, Tensor scale, Tensor mean, Tensor rstd) "
+    "Tensor? y_bias, Tensor gate, Tensor shift, Tensor scale, Tensor statistics) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln_backward,
     kernels=("cuda", "triton"),
@@ -225,13 +217,13 @@ _gate_residual_adaln_backward = define(
 
 def _gate_residual_adaln_setup(ctx: Any, inputs: Any, output: Any) -> None:
     _, *tensors, _, _ = inputs  # y, y_bias, gate, shift and scale
-    x_out, _, mean, rstd = output
-    ctx.save_for_backward(x_out, *tensors, mean, rstd)
-    ctx.mark_non_differentiable(mean, rstd)
+    x_out, _, statistics = output
+    ctx.save_for_backward(x_out, *tensors, statistics)
+    ctx.mark_non_differentiable(statistics)
 
 
 def _gate_residual_adaln_gradient(
-    ctx: Any, grad_x_out: Tensor | None, grad_h: Tensor | None, *_: None
+    ctx: Any, grad_x_out: Tensor | None, grad_h: Tensor | None, _: None
 ) -> dict[str, Tensor | None]:
     saved = ctx.saved_tensors
     _, y, y_bias, gate, *_ = saved
@@ -245,10 +237,11 @@ def _gate_residual_adaln_gradient(
 
 _gate_residual_adaln = define(
     "gate_residual_adaln(Tensor x, Tensor y, Tensor? y_bias, Tensor gate, Tensor shift, "
-    "Tensor scale, float eps, bool eager) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor scale, float eps, str rounding) -> (Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln,
     kernels=("cuda", "triton"),
-    fake=lambda x: (*_like(x, x), *_statistics(x)),
+    fake=lambda x: (*_like(x, x), _statistics(x)),
     setup_context=_gate_residual_adaln_setup,
     backward=_gate_residual_adaln_gradient,
+    check=_check,
 )

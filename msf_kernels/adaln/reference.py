@@ -16,42 +16,45 @@ from ..dtypes import widen
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y = (1 + scale) * (x - mean) * rstd + shift, mean and rstd.
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str
+) -> tuple[Tensor, Tensor]:
+    """Return y = (1 + scale) * (x - mean) * rstd + shift, and the statistics (mean, rstd).
 
-    y is (B, N, D) in x's dtype; mean and rstd are (B, N) in the compute dtype.
+    y is (B, N, D) in x's dtype; the statistics are (2, B, N) in the compute dtype.
     """
     wide = widen(x)
     mean = wide.mean(-1, keepdim=True)
     centred = wide - mean
     rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     normalised = centred * rstd
-    if eager:
+    if rounding == "eager":
         y = normalised.to(x.dtype) * (1 + scale[:, None]) + shift[:, None]
     else:
         y = torch.addcmul(_rows(shift), normalised, 1 + _rows(scale)).to(x.dtype)
-    return y, mean.squeeze(-1), rstd.squeeze(-1)
+    return y, torch.stack((mean, rstd)).squeeze(-1)
 
 
 def adaln_modulate_backward(
-    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
+    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, statistics: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, shift and scale; `grad` is that of y (B, N, D)."""
     grad = widen(grad)
-    normalised = (widen(x) - mean[..., None]).mul_(rstd[..., None])
+    mean, rstd = statistics[..., None].unbind()
+    normalised = (widen(x) - mean).mul_(rstd)
     product = grad * normalised
     grad_shift, grad_scale = _sum_rows(grad, shift), _sum_rows(product, scale)
     factor = 1 + _rows(scale)
     along = product.mul_(factor).mean(-1, keepdim=True)
     scaled = grad * factor
     grad_x = scaled.sub_(scaled.mean(-1, keepdim=True)).addcmul_(normalised, along, value=-1)
-    return grad_x.mul_(rstd[..., None]).to(x.dtype), grad_shift, grad_scale
+    return grad_x.mul_(rstd).to(x.dtype), grad_shift, grad_scale
 
 
-def gate_residual(x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, eager: bool) -> Tensor:
+def gate_residual(
+    x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, rounding: str
+) -> Tensor:
     """Return x + gate * (y + y_bias), (B, N, D) in x's dtype; y_bias is (D,) or absent."""
-    if eager:
+    if rounding == "eager":
         return x + gate[:, None] * (y if y_bias is None else y + y_bias)
     return torch.addcmul(widen(x), _rows(gate), _biased(y, y_bias)).to(x.dtype)
 
@@ -75,15 +78,15 @@ def gate_residual_adaln(
     shift: Tensor,
     scale: Tensor,
     eps: float,
-    eager: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rounding: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return x_out = gate_residual(x, y, y_bias, gate), then adaln_modulate(x_out, shift, scale).
 
-    The latter are h, mean and rstd. The normalisation sees x_out as rounded to x's dtype, which
+    The latter are h and its statistics. The normalisation sees x_out as rounded to x's dtype, which
     makes the fused operator equal to the two above and lets backward start from the stored x_out.
     """
-    x_out = gate_residual(x, y, y_bias, gate, eager)
-    return x_out, *adaln_modulate(x_out, shift, scale, eps, eager)
+    x_out = gate_residual(x, y, y_bias, gate, rounding)
+    return x_out, *adaln_modulate(x_out, shift, scale, eps, rounding)
 
 
 def gate_residual_adaln_backward(
@@ -95,15 +98,14 @@ def gate_residual_adaln_backward(
     gate: Tensor,
     shift: Tensor,
     scale: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, y, y_bias, gate, shift and scale.
 
     They come from those of h and perhaps x_out.
     """
     grad, grad_shift, grad_scale = adaln_modulate_backward(
-        widen(grad_h), widen(x_out), shift, scale, mean, rstd
+        widen(grad_h), widen(x_out), shift, scale, statistics
     )
     if grad_x_out is not None:
         grad = grad + grad_x_out

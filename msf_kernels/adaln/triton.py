@@ -41,17 +41,17 @@ def forward(
     shift: Tensor | None,
     scale: Tensor | None,
     eps: float,
-    eager: bool,
-) -> tuple[Any, Any, Any, Any]:
-    """Return x_out if there is a gate; h, mean and rstd if there is a scale; None for others."""
+    rounding: str,
+) -> tuple[Any, Any, Any]:
+    """Return x_out if there is a gate; h and statistics if there is a scale; None for others."""
     x = x.contiguous()
-    x_out = h = mean = rstd = None
+    x_out = h = statistics = None
     if gate is not None:
         x_out = empty_like(x)
     if scale is not None:
         h = empty_like(x)
-        mean = x.new_empty(x.shape[:2], dtype=compute_dtype(x))
-        rstd = empty_like(mean)
+        statistics = x.new_empty((2, *x.shape[:2]), dtype=compute_dtype(x))
+    mean, rstd = _mean_and_rstd(statistics)
     walk = Walk.of(x, FORWARD_PROGRAMS, 1)
     launch(
         forward_kernel,
@@ -69,12 +69,12 @@ def forward(
         rstd_ptr=rstd,
         **walk.sizes(x),
         EPS=eps,
-        EAGER=eager,
+        EAGER=rounding == "eager",
         warps=walk.warps,
         # Six blocks of 128 threads and five, or with a bias in registers too five and four.
         maxnreg=registers(walk, gate is not None, *((80, 96) if y_bias is None else (96, 128))),
     )
-    return x_out, h, mean, rstd
+    return x_out, h, statistics
 
 
 def backward(
@@ -86,14 +86,14 @@ def backward(
     gate: Tensor | None,
     shift: Tensor | None,
     scale: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
+    statistics: Tensor | None,
 ) -> tuple[Any, ...]:
     """Return the gradients of x, y, y_bias, gate, shift and scale; None for what is not there.
 
     That of an absent y_bias is empty.
     """
     batch, _, channels = grad.shape
+    mean, rstd = _mean_and_rstd(contiguous(statistics))
     # Four sums of 18 channels, as a thread had them at a width of 1152, would spill.
     four = y_bias is not None and scale is not None
     walk = Walk.of(grad, BACKWARD_PROGRAMS, MIN_ROWS, held=34 if four else 36)
@@ -119,8 +119,8 @@ def backward(
         y_bias=modulation(None if y_bias is None else y_bias[None]),
         gate=modulation(gate),
         scale=modulation(scale),
-        mean_ptr=contiguous(mean),
-        rstd_ptr=contiguous(rstd),
+        mean_ptr=mean,
+        rstd_ptr=rstd,
         grad_x_ptr=grads[0],
         grad_y_ptr=grads[1],
         bias_sums_ptr=bias_sums,
@@ -137,27 +137,33 @@ def backward(
     return *grads, grad_bias, *totals[1:]
 
 
+def _mean_and_rstd(statistics: Tensor | None) -> Any:
+    return (None, None) if statistics is None else statistics.unbind()
+
+
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, eager: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return forward(x, None, None, None, shift, scale, eps, eager)[1:]
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str
+) -> tuple[Tensor, Tensor]:
+    return forward(x, None, None, None, shift, scale, eps, rounding)[1:]
 
 
 def adaln_modulate_backward(
-    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
+    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, statistics: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = backward(grad, None, x, None, None, None, shift, scale, mean, rstd)
+    grads = backward(grad, None, x, None, None, None, shift, scale, statistics)
     return grads[0], *grads[-2:]
 
 
-def gate_residual(x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, eager: bool) -> Tensor:
-    return forward(x, y, y_bias, gate, None, None, 0.0, eager)[0]
+def gate_residual(
+    x: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor, rounding: str
+) -> Tensor:
+    return forward(x, y, y_bias, gate, None, None, 0.0, rounding)[0]
 
 
 def gate_residual_backward(
     grad: Tensor, y: Tensor, y_bias: Tensor | None, gate: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backward(grad, None, None, y, y_bias, gate, None, None, None, None)[1:4]
+    return backward(grad, None, None, y, y_bias, gate, None, None, None)[1:4]
 
 
 gate_residual_adaln, gate_residual_adaln_backward = forward, backward

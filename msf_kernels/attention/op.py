@@ -45,7 +45,6 @@ def attention(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    check_qkv("attention", qkv, num_heads, qkv_bias, q_weight, k_weight, rope, eps)
     return _attention(qkv, qkv_bias, q_weight, k_weight, rope, num_heads, eps)[0]
 
 
@@ -101,6 +100,7 @@ _attention = define(
     setup_context=_attention_setup,
     backward=_attention_gradient,
     sizes=_sizes,
+    check=check_qkv,
 )
 
 libraries.register()

@@ -33,14 +33,16 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    op = "bias_gelu"
+    return _bias_gelu(x, bias, approximate)
+
+
+def _check(op: str, x: Tensor, bias: Tensor | None, approximate: str) -> None:
     checks.tensors(op, x=x, **({} if bias is None else {"bias": bias}))
     checks.dimensions(op, "x", x, "(B, N, D)")
     if bias is not None:
         checks.shape(op, "bias", bias, "(D,)", (x.shape[2],))
         checks.dtype(op, "bias", bias, x.dtype, torch.float32)
     checks.choice(op, "approximate", approximate, APPROXIMATIONS)
-    return _bias_gelu(x, bias, approximate)
 
 
 def new_gradients(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -73,4 +75,5 @@ _bias_gelu = define(
     fake=lambda x: x.new_empty(x.shape),
     setup_context=_setup,
     backward=_gradient,
+    check=_check,
 )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..dtypes import compute_dtype
-from . import extension
+from . import extension, recording
 
 # These are the values of msf::DType.
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -17,15 +17,29 @@ DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 
 
 def launch(name: str, x: Tensor, *args: Any) -> None:
     """Call a launcher on the current stream of x's device."""
+    start = starter(name, x.device)
+    start(*args)
+    if (into := recording.current()) is not None:
+        into.launches.append((start, args))
+
+
+def starter(name: str, device: torch.device) -> Callable[..., None]:
+    """Return a function that calls a launcher on the stream that is then current."""
     if extension.emulation:
-        getattr(extension.emulation, name)(*args, None)
-        return
-    launcher, device = getattr(extension.module(), name), x.device.index
-    # torch.cuda.current_stream makes an object of it, which takes longer than the launch.
-    stream = torch._C._cuda_getCurrentRawStream(device)
-    elsewhere = device != torch._C._cuda_getDevice()
-    with torch.cuda.device(device) if elsewhere else nullcontext():
-        launcher(*args, stream)
+        launcher = getattr(extension.emulation, name)
+        return lambda *args: launcher(*args, None)
+    launcher, index = getattr(extension.module(), name), device.index
+
+    def start(*args: Any) -> None:
+        # torch.cuda.current_stream makes an object of it, which takes longer than the launch.
+        stream = torch._C._cuda_getCurrentRawStream(index)
+        if index == torch._C._cuda_getDevice():
+            launcher(*args, stream)
+        else:
+            with torch.cuda.device(index):
+                launcher(*args, stream)
+
+    return start
 
 
 def dtype(x: Tensor) -> int:
@@ -35,17 +49,20 @@ def dtype(x: Tensor) -> int:
 
 def address(x: Tensor | None) -> int:
     """Return where x lies in memory, 0 for None."""
-    return 0 if x is None else x.data_ptr()
+    if x is None:
+        return 0
+    into = recording.current()
+    return x.data_ptr() if into is None else into.address(x)
 
 
 def parameter(x: Tensor | None) -> tuple[int, int] | None:
     """Return a bias or norm weight, or its gradient, as an msf::Parameter; None if it is absent."""
-    return None if x is None or not x.numel() else (x.data_ptr(), dtype(x))
+    return None if x is None or not x.numel() else (address(x), dtype(x))
 
 
 def image(x: Tensor | None) -> tuple[int, ...] | None:
     """Return x (B, C, H, W) as an msf::ImageView."""
-    return None if x is None else (x.data_ptr(), *x.stride())
+    return None if x is None else (address(x), *x.stride())
 
 
 def wide(x: Tensor | None, like: Tensor) -> Tensor | None:

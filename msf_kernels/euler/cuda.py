@@ -129,11 +129,11 @@ def _strided(velocity: Tensor | None) -> tuple[int, ...] | None:
     """Return a velocity of any shape as an msf::ImageView."""
     if velocity is None:
         return None
-    return (velocity.data_ptr(), *(*velocity.stride(), 0, 0, 0, 0)[:4])
+    return (address(velocity), *(*velocity.stride(), 0, 0, 0, 0)[:4])
 
 
 def _scalar(scalar: Tensor) -> tuple[float, int]:
     """Return a number or a table as an msf::Scalar."""
     if scalar.dim() == 0 and scalar.device.type == "cpu":
         return float(scalar), 0
-    return 0.0, scalar.data_ptr()
+    return 0.0, address(scalar)

@@ -32,7 +32,10 @@ def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Te
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    op = "flow_interpolate"
+    return _flow_interpolate(data, noise, t)
+
+
+def _check(op: str, data: Tensor, noise: Tensor, t: Tensor) -> None:
     checks.tensors(op, data=data, noise=noise, t=t)
     checks.dtype(op, "noise", noise, data.dtype)
     checks.dtype(op, "t", t, data.dtype, torch.float32)
@@ -41,7 +44,6 @@ def flow_interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Te
     checks.shape(op, "noise", noise, "data.shape", tuple(data.shape))
     checks.shape(op, "t", t, "(B,)", (data.shape[0],))
     checks.constant(op, "t", t)
-    return _flow_interpolate(data, noise, t)
 
 
 def _interpolate_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -62,4 +64,5 @@ _flow_interpolate = define(
     fake=lambda data: (empty(data), empty(data)),
     setup_context=_interpolate_setup,
     backward=_interpolate_gradient,
+    check=_check,
 )

@@ -35,16 +35,6 @@ def pyramid_split(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes, devices or mode.
     """
-    op = "pyramid_split"
-    checks.tensors(op, x=x)
-    checks.dimensions(op, "x", x, "(B, C, H, W)")
-    checks.choice(op, "mode", mode, checks.MODES)
-    height, width = x.shape[-2:]
-    if height % 2 or width % 2 or not height or not width:
-        raise ValueError(
-            f"{op}: height and width must be even and positive, got {height} x {width}"
-        )
-    checks.statistics(op, x, mean, std)
     return _pyramid_split(x, mean, std, mode)
 
 
@@ -72,14 +62,37 @@ def pyramid_merge(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes, devices, mode or bounds.
     """
-    op = "pyramid_merge"
+    bounds = checks.bounds("pyramid_merge", clamp)
+    return _pyramid_merge(base, residual, mean, std, mode, *bounds)
+
+
+def _check_split(op: str, x: Tensor, mean: Tensor | None, std: Tensor | None, mode: str) -> None:
+    checks.tensors(op, x=x)
+    checks.dimensions(op, "x", x, "(B, C, H, W)")
+    checks.choice(op, "mode", mode, checks.MODES)
+    height, width = x.shape[-2:]
+    if height % 2 or width % 2 or not height or not width:
+        raise ValueError(
+            f"{op}: height and width must be even and positive, got {height} x {width}"
+        )
+    checks.statistics(op, x, mean, std)
+
+
+def _check_merge(
+    op: str,
+    base: Tensor,
+    residual: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    mode: str,
+    low: float,
+    high: float,
+) -> None:
     checks.tensors(op, base=base, residual=residual)
     checks.merge(op, base, "residual", residual, mode, mean, std)
-    low, high = checks.bounds(op, clamp)
-    if clamp is not None:
+    if (low, high) != checks.UNBOUNDED:
         for name, tensor in {"base": base, "residual": residual}.items():
             checks.constant(f"{op} with clamp", name, tensor)
-    return _pyramid_merge(base, residual, mean, std, mode, low, high)
 
 
 def _half(x: Tensor) -> Tensor:
@@ -121,6 +134,7 @@ _pyramid_split = define(
     fake=lambda x: (_half(x), empty(x)),
     setup_context=_split_setup,
     backward=_split_gradient,
+    check=_check_split,
 )
 
 
@@ -149,4 +163,5 @@ _pyramid_merge = define(
     fake=lambda base, residual: empty(base, *residual.shape),
     setup_context=_merge_setup,
     backward=_merge_gradient,
+    check=_check_merge,
 )

@@ -101,7 +101,7 @@ def rows(x: Tensor) -> Tensor:
 
 def view(x: Tensor | None) -> tuple[int, ...] | None:
     """Return x (B, N, H, d) as an msf::HeadsView."""
-    return None if x is None else (x.data_ptr(), *x.stride()[:3])
+    return None if x is None else (address(x), *x.stride()[:3])
 
 
 def preparation(*options: Any) -> tuple[Any, ...]:

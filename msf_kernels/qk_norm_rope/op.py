@@ -49,7 +49,6 @@ def qk_norm_rope(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    check_qkv("qk_norm_rope", qkv, num_heads, qkv_bias, q_weight, k_weight, rope, eps)
     return prepare_qk(qkv, qkv_bias, q_weight, k_weight, rope, num_heads, eps)
 
 
@@ -151,4 +150,5 @@ prepare_qk = define(
     fake=_fake,
     setup_context=_setup,
     backward=_gradient,
+    check=check_qkv,
 )

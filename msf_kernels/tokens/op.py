@@ -32,23 +32,27 @@ def merge_tokens(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    op = "merge_tokens"
+    checks.whole_numbers("merge_tokens", "grid", "(h, w)", grid, 2)
+    return _merge_tokens(base, skip, position, *grid)
+
+
+def _check(
+    op: str, base: Tensor, skip: Tensor, position: Tensor | None, height: int, width: int
+) -> None:
     given = {} if position is None else {"position": position}
     checks.tensors(op, base=base, skip=skip, **given)
     checks.dtype(op, "skip", skip, base.dtype)
     checks.dimensions(op, "base", base, "(B, h * w, 4 * D)")
     batch, tokens, channels = base.shape
-    checks.whole_numbers(op, "grid", "(h, w)", grid, 2)
-    if grid[0] * grid[1] != tokens or channels % 4:
+    if height * width != tokens or channels % 4:
         raise ValueError(
-            f"{op}: base must be (B, h * w, 4 * D) with (h, w) = grid = {tuple(grid)}, "
+            f"{op}: base must be (B, h * w, 4 * D) with (h, w) = grid = {(height, width)}, "
             f"got {tuple(base.shape)}"
         )
     checks.shape(op, "skip", skip, "(B, 4 * h * w, D)", (batch, 4 * tokens, channels // 4))
     if position is not None:
         checks.dtypes(op, base=base, position=position)
         checks.shape(op, "position", position, "(4 * h * w, D)", (4 * tokens, channels // 4))
-    return _merge_tokens(base, skip, position, *grid)
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -85,4 +89,5 @@ _merge_tokens = define(
     fake=lambda skip: skip.new_empty(skip.shape),
     setup_context=_setup,
     backward=_gradient,
+    check=_check,
 )

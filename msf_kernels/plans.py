@@ -1,0 +1,143 @@
+"""What was found out about one call is kept as a plan for others of its signature.
+
+A signature is all that checks, the choice of a backend and launches follow from: the types of the
+arguments, the values of those that are no tensors, shapes, strides, dtypes and devices of those
+that are, whether they require gradients, and what decides on backends. Where tensors lie and what
+they hold is no part of it. A call of a known signature only looks its plan up, makes its outputs
+and launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._dynamo.guards import TensorGuards
+
+from . import dispatch
+from .cuda_support import extension, recording
+
+PLAIN = (Tensor, torch.nn.Parameter)
+OPTIONS = (bool, int, float, str)
+
+# Sizes or options that change at every call shall neither fill the memory nor be searched for long.
+MAX_KEYS, MAX_PLANS_OF_KEY = 1024, 8
+
+Arguments = tuple[Any, ...]
+Pick = Callable[[Arguments], Arguments]
+
+
+class Plan:
+    """A plan runs an operator for calls of one signature.
+
+    Its first call chooses a backend. Kernels in CUDA are recorded in the second and replayed from
+    the third on, so that a signature that comes once costs no recording.
+    """
+
+    def __init__(self, op: str, requested: str, tensors_of: Pick, differentiable: bool) -> None:
+        self.op = op
+        self.requested = dispatch.Request.parse(requested).backend_of(op)
+        self.tensors_of = tensors_of
+        self.differentiable = differentiable
+        self.run: Callable[..., Any] = self._choose
+
+    def _choose(self, *args: Any) -> Any:
+        chosen, result = self._run_requested(args)
+        if chosen is not None:
+            self.implementation = chosen
+            self.run = self._record if chosen.recordable else self._run
+        return result
+
+    def _record(self, *args: Any) -> Any:
+        with recording.Recording(self.tensors_of(args)) as recorded:
+            result = self._run(*args)
+        self.run = recorded.replay(result, self.tensors_of, self._run) or self._run
+        return result
+
+    def _run(self, *args: Any) -> Any:
+        try:
+            return self.implementation.run(*args)
+        except dispatch.CompilationFailed:  # for addresses like these
+            return self._run_requested(args)[1]
+
+    def _run_requested(self, args: Arguments) -> tuple[dispatch.Implementation | None, Any]:
+        device = self.tensors_of(args)[0].device
+        return dispatch.run_requested(self.op, self.requested, device, args)
+
+
+class Form:
+    """A form is a tuple of types of arguments, with the plans for such calls."""
+
+    def __init__(self, types: tuple[type, ...]) -> None:
+        tensors = [place for place, kind in enumerate(types) if kind in PLAIN]
+        others = [place for place, kind in enumerate(types) if kind not in (*PLAIN, type(None))]
+        self.tensors_of, self.options_of = _picker(tensors), _picker(others)
+        self.has_plans = all(types[place] in OPTIONS for place in others)
+        self.plans: dict[Arguments, list[tuple[Callable[..., bool], Plan]]] = {}
+
+    def key(self, args: Arguments, tensors: Arguments) -> Arguments:
+        """Return what of a signature plans are looked up by; TensorGuards compare the rest."""
+        return (
+            dispatch._requested,
+            dispatch.generation,
+            extension.emulation,
+            torch.is_grad_enabled(),
+            tensors[0].shape,
+            self.options_of(args),
+        )
+
+    def keep(self, key: Arguments, tensors: Arguments, plan: Plan) -> None:
+        if len(self.plans) >= MAX_KEYS:
+            self.plans.clear()
+        plans = self.plans.setdefault(key, [])
+        sizes: list[Any] = [list(x.shape) for x in tensors]
+        strides: list[Any] = [list(x.stride()) for x in tensors]
+        guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        if guards.check(*tensors):  # not where one tensor is two arguments
+            plans.insert(0, (guards.check, plan))
+            del plans[MAX_PLANS_OF_KEY:]
+
+
+class Plans:
+    """The plans of an operator."""
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+        self.forms: dict[tuple[type, ...], Form] = {}
+
+    def find(self, args: Arguments) -> Plan | None:
+        """Return the plan for a call, None where there is none yet."""
+        form = self.forms.get(tuple(map(type, args)))
+        if form is None:
+            return None
+        tensors = form.tensors_of(args)
+        for fits, plan in form.plans.get(form.key(args, tensors), ()):
+            if fits(*tensors):
+                return plan
+        return None
+
+    def make(self, args: Arguments, differentiable: bool) -> Plan:
+        """Return a new plan for a call whose arguments were checked.
+
+        It is kept at once: until a backend has run it, it chooses, and says so where none can.
+        """
+        types = tuple(map(type, args))
+        form = self.forms.get(types) or Form(types)
+        tensors = form.tensors_of(args)
+        requested, *_, options = key = form.key(args, tensors)
+        plan = Plan(self.op, requested, form.tensors_of, differentiable)
+        # Two zeros are equal and differ in sign.
+        if form.has_plans and not any(isinstance(x, float) and x == 0 for x in options):
+            self.forms[types] = form
+            form.keep(key, tensors, plan)
+        return plan
+
+
+def _picker(places: list[int]) -> Pick:
+    """Return a function that picks these places of a tuple, as a tuple."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return itemgetter(slice(places[0], places[0] + 1) if places else slice(0))
