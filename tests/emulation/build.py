@@ -132,9 +132,10 @@ def _digest(sources: Sequence[Path], folders: Iterable[Path], flags: Sequence[st
         for pattern in ("*.hpp", "*.cuh", "*.h")
         for file in folder.rglob(pattern)
     }
-    digest = hashlib.sha256("\n".join([_version(_compiler()), *flags]).encode())
+    root = f"{ROOT}/"  # a copy of the same sources has the same digest, and may share the cache
+    digest = hashlib.sha256("\n".join([_version(_compiler()), *flags]).replace(root, "").encode())
     for file in [*sources, *sorted(headers)]:
-        digest.update(f"\n{file}\n".encode() + file.read_bytes())
+        digest.update(f"\n{file}\n".replace(root, "").encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
