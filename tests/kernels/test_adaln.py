@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msf_kernels import adaln_modulate, gate_residual, gate_residual_adaln
 from numerics import DEVICE, WALK, assert_rounded_once, exactly, normal
+from pairwise import pairwise
 
 pytestmark = pytest.mark.operator("gate_residual_adaln")
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -18,26 +19,20 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 MODULATIONS = ("gate", "shift", "scale")
 
 # dtypes of x, and of y and the modulation; under autocast x is the wider one.
-dtypes = pytest.mark.parametrize(
-    ("dtype", "other"),
-    [(FP32, FP32), (BF16, BF16), (FP16, FP16), (BF16, FP32), (FP16, FP32), (FP32, BF16)],
-    ids=lambda dtype: str(dtype).removeprefix("torch."),
+DTYPES = (FP32, FP32), (BF16, BF16), (FP16, FP16), (BF16, FP32), (FP16, FP32), (FP32, BF16)
+# Batch, rows of the modulation, N, D. Odd D, N = 1 and batch 1 among them; (1, D) modulation of a
+# batch; rows of every length that the kernels tell apart.
+SHAPES = (
+    (2, 2, 7, 64),
+    (3, 3, 1, 33),
+    (1, 1, 80, 128),
+    (3, 1, 19, 48),
+    (2, 2, 5, 1152),
+    (1, 1, 2, 4096),
+    (1, 1, 2, 8192),
 )
-# Odd D, N = 1 and batch 1 among them; (1, D) modulation of a batch; rows of every length that the
-# kernels tell apart.
-shapes = pytest.mark.parametrize(
-    ("batch", "rows", "tokens", "channels"),
-    [
-        (2, 2, 7, 64),
-        (3, 3, 1, 33),
-        (1, 1, 80, 128),
-        (3, 1, 19, 48),
-        (2, 2, 5, 1152),
-        (1, 1, 2, 4096),
-        (1, 1, 2, 8192),
-    ],
-    ids=["plain", "one-token-odd-D", "batch-1", "broadcast", "D=1152", "D=4096", "D=8192"],
-)
+# Of y: in its dtype, or in float32 as a parameter is under autocast; None for no bias.
+BIASES = None, "as y", "fp32"
 
 
 def eager_adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
@@ -71,11 +66,11 @@ def modulation(rows: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, ..
     return tuple(view.detach().requires_grad_() for view in views)
 
 
-@dtypes
-@shapes
+@pairwise(shape=SHAPES, dtypes=DTYPES)
 def test_adaln_modulate(
-    dtype: torch.dtype, other: torch.dtype, batch: int, rows: int, tokens: int, channels: int
+    shape: tuple[int, int, int, int], dtypes: tuple[torch.dtype, torch.dtype]
 ) -> None:
+    (batch, rows, tokens, channels), (dtype, other) = shape, dtypes
     x = normal(batch, tokens, channels, dtype=dtype).requires_grad_()
     shift, scale, _ = modulation(rows, channels, other)
     inputs, grad = (x, shift, scale), normal(*x.shape, dtype=dtype)
@@ -89,10 +84,6 @@ def test_adaln_modulate(
         assert_rounded_once(one, right, terms=terms)
 
 
-# In y's dtype, or in float32 as a parameter is under autocast; None for no bias.
-biases = pytest.mark.parametrize("bias", [None, "as y", "fp32"])
-
-
 def bias_of(y: Tensor, bias: str | None) -> list[Tensor]:
     if bias is None:
         return []
@@ -104,18 +95,13 @@ def with_bias(op: Callable[..., Any], inputs: Sequence[Tensor], bias: str | None
     return op(*inputs) if bias is None else op(*inputs[:-1], y_bias=inputs[-1])
 
 
-@dtypes
-@shapes
-@biases
+@pairwise(shape=SHAPES, dtypes=DTYPES, bias=BIASES)
 def test_gate_residual(
-    dtype: torch.dtype,
-    other: torch.dtype,
-    batch: int,
-    rows: int,
-    tokens: int,
-    channels: int,
+    shape: tuple[int, int, int, int],
+    dtypes: tuple[torch.dtype, torch.dtype],
     bias: str | None,
 ) -> None:
+    (batch, rows, tokens, channels), (dtype, other) = shape, dtypes
     x = normal(batch, tokens, channels, dtype=dtype).requires_grad_()
     y = normal(batch, tokens, channels, dtype=other).requires_grad_()
     gate, *_ = modulation(rows, channels, other)
@@ -130,18 +116,13 @@ def test_gate_residual(
         assert_rounded_once(one, right, terms=batch * tokens)
 
 
-@dtypes
-@shapes
-@biases
+@pairwise(shape=SHAPES, dtypes=DTYPES, bias=BIASES)
 def test_gate_residual_adaln(
-    dtype: torch.dtype,
-    other: torch.dtype,
-    batch: int,
-    rows: int,
-    tokens: int,
-    channels: int,
+    shape: tuple[int, int, int, int],
+    dtypes: tuple[torch.dtype, torch.dtype],
     bias: str | None,
 ) -> None:
+    (batch, rows, tokens, channels), (dtype, other) = shape, dtypes
     x = normal(batch, tokens, channels, dtype=dtype).requires_grad_()
     y = normal(batch, tokens, channels, dtype=other).requires_grad_()
     inputs = (x, y, *modulation(rows, channels, other), *bias_of(y, bias))
@@ -161,11 +142,12 @@ def test_gate_residual_adaln(
         assert_rounded_once(one, right, terms=channels + batch * tokens)
 
 
-@dtypes
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 @pytest.mark.parametrize("rounding", ["fp32", "eager"])
 def test_the_fused_pair_equals_the_two(
-    dtype: torch.dtype, other: torch.dtype, rounding: str
+    dtypes: tuple[torch.dtype, torch.dtype], rounding: str
 ) -> None:
+    dtype, other = dtypes
     if rounding == "eager":
         other = dtype
     x, y = normal(2, 5, 24, dtype=dtype), normal(2, 5, 24, dtype=other)

@@ -10,6 +10,7 @@ from torch import Tensor
 import msf_kernels
 from msf_kernels import guided_euler_merge, guided_euler_step, pyramid_merge
 from numerics import DEVICE, assert_rounded_once, exactly, normal
+from pairwise import pairwise
 
 pytestmark = pytest.mark.operator("guided_euler_step")
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -102,18 +103,18 @@ def test_steps_of_tokens_in_vectors(
         assert torch.equal(got, expected.to(got.dtype))
 
 
-@pytest.mark.parametrize(("shape", "patch"), [*PATCHES, *[(s, None) for s in WIDE]], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtypes", [(FP32, BF16), (BF16, BF16)])
-@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pairwise(
+    shape_and_patch=[*PATCHES, *[(s, None) for s in WIDE]],
+    layout_and_dtypes=[(form, (x, BF16)) for form in LAYOUTS for x in (FP32, BF16)],
+    mode=("nearest", "bilinear"),
+)
 def test_last_step_with_merge_in_vectors(
-    shape: tuple[int, ...],
-    patch: int | None,
-    layout: str,
-    dtypes: tuple[torch.dtype, ...],
+    shape_and_patch: tuple[tuple[int, ...], int | None],
+    layout_and_dtypes: tuple[str, tuple[torch.dtype, ...]],
     mode: str,
 ) -> None:
     """Bit for bit the step and then the merge."""
+    (shape, patch), (layout, dtypes) = shape_and_patch, layout_and_dtypes
     form, channels = LAYOUTS[layout], shape[1]
     x = normal(*shape, dtype=dtypes[0]).contiguous(memory_format=form)
     velocities = [v.contiguous(memory_format=form) for v in normal(2, *shape, dtype=dtypes[1])]
