@@ -45,6 +45,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
         needs_gradient = metafunc.definition.get_closest_marker("gradient")
         cases = [case for case in CASES if case.gradient or not needs_gradient]
+        if metafunc.definition.get_closest_marker("several_outputs"):
+            cases = [case for case in cases if len(case.outputs(case.inputs())) > 1]
         alone = metafunc.definition.get_closest_marker("reference")
         marker = metafunc.definition.get_closest_marker("first_example")
         first = {case.op: case for case in reversed(cases)}

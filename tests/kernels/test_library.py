@@ -269,6 +269,7 @@ def test_strided_inputs_and_gradients(case: Case) -> None:
 
 
 @GRADIENT
+@pytest.mark.several_outputs
 def test_an_absent_gradient_counts_as_zero(case: Case) -> None:
     inputs = case.inputs()
     outputs = case.outputs(inputs)
@@ -289,6 +290,7 @@ def test_an_absent_gradient_costs_nothing() -> None:
 
 
 @GRADIENT
+@FIRST_ON_KERNELS
 def test_one_input_alone_can_need_a_gradient(case: Case) -> None:
     inputs = case.inputs()
     outputs = case.outputs(inputs)
@@ -325,6 +327,7 @@ def test_empty_batch(case: Case) -> None:
         assert grad is not None and grad.shape == tensor.shape and not grad.any()
 
 
+@FIRST_ON_KERNELS
 def test_autocast_does_not_reach_inside(case: Case) -> None:
     inputs = case.inputs(torch.float32)
     expected = case.outputs(inputs)
