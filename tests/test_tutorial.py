@@ -73,7 +73,10 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="compiles kernels 
 def test_its_tests_pass_on_every_backend(copy: Path) -> None:
     pytest.importorskip("triton", minversion="3.5")
     words = ["-q", "-k", "scaled_add", "-p", "no:cacheprovider"]
-    words += [f"tests/kernels/test_{name}.py" for name in ("scaled_add", "library", "dispatch")]
+    words += [
+        f"tests/kernels/test_{name}.py"
+        for name in ("scaled_add", "library", "tangents", "dispatch")
+    ]
     code = f"import pytest; status = pytest.main({words}); print(status); sys.exit(status)"
     passed = run(copy, code)
     assert " passed" in passed and "failed" not in passed and "skipped" not in passed
