@@ -34,3 +34,7 @@ def tiny_model(levels=1, seed=0, **changes):
 def images(count, size=(8, 8), channels=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, channels, *size, generator=generator) * 2 - 1
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)

@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ from msf import MSF, PRESETS, MSFConfig
 from msf.cli import main
 from msf.cli.commands import inspect
 
-from .helpers import document, msf, write_config
+from .helpers import document, msf
 
 
 def test_help_answers_without_torch() -> None:
@@ -76,73 +74,6 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     process = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (process.returncode, process.stderr) == (0, "")
-
-
-def test_doctor_process() -> None:
-    import msf_kernels
-
-    found = document(msf("doctor", "--json"))
-    assert torch.__version__.startswith(found["versions"]["torch"])  # some leave out "+cu124"
-    assert list(found["operators"]) == list(msf_kernels.OPERATORS)
-    for op, operator in found["operators"].items():
-        assert operator["backend"] in msf_kernels.backends_of(op)
-        assert operator["backend"] not in operator["reasons"]
-        assert all(operator["reasons"].values())
-
-
-def test_doctor_finds_a_wrong_backend(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("MSF_BACKEND", "metal")
-    assert main(["doctor"]) == 1
-    assert "MSF_BACKEND: unknown backend 'metal': choose auto" in capsys.readouterr().out
-
-
-def test_doctor_says_what_calls_take(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import msf_kernels
-
-    request = "reference,attention=flash"
-    monkeypatch.setenv("MSF_BACKEND", request)
-    assert main(["doctor", "--json"]) == 0
-    operators = json.loads(capsys.readouterr().out)["operators"]
-    with msf_kernels.backend(request):
-        expected = {op: msf_kernels.chosen_backend(op) for op in msf_kernels.OPERATORS}
-    assert {op: found["backend"] for op, found in operators.items()} == expected
-    assert expected["attention"] == "flash" and expected["merge_tokens"] == "reference"
-    assert set(operators["attention"]["reasons"]) >= {"cudnn", "efficient", "flash-attn"}
-    assert operators["attention"]["reasons"]["reference"] == "flash was asked for"
-    monkeypatch.setenv("MSF_BACKEND", "auto,attention=flash")
-    assert main(["doctor", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["operators"]["merge_tokens"]["reasons"]
-    assert not [reason for reason in found.values() if reason.endswith("asked for")]
-
-
-@pytest.mark.parametrize(
-    ("gpu", "order"),
-    [
-        ("NVIDIA H200", "measured on h200"),
-        ("NVIDIA A100", "measured on h200, the nearest to sm_80"),
-    ],
-)
-def test_doctor_says_which_gpu_was_measured(
-    gpu: str, order: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from msf.cli.commands import doctor
-    from msf_kernels import measurements
-
-    capability = (9, 0) if gpu == "NVIDIA H200" else (8, 0)
-    monkeypatch.setattr(doctor.models, "unsupported_reason", lambda device: None)
-    monkeypatch.setattr(doctor, "_gpu", lambda: {"name": gpu})
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    measurements.table_for.cache_clear()
-    assert main(["doctor"]) == 0
-    out = capsys.readouterr().out
-    measurements.table_for.cache_clear()
-    assert re.search(rf"^order +{order}$", out, re.MULTILINE)
-    assert "\nmeasured on h200\nadaln_modulate 64x256x1152 bfloat16 " in out
 
 
 def test_factorize_process(workspace: Path, tmp_path: Path) -> None:
@@ -238,98 +169,3 @@ def test_precision_is_fp32_on_a_cpu_unless_asked_for(workspace: Path, tmp_path: 
     # Data minus noise is below 5; its relative error of 2^-8 a rounding, six deep, is followed from
     # t = 0 to 1 by both stages.
     assert (bf16 - fp32).abs().max() < 2 * 6 * 5 * 2**-8
-
-
-def test_evaluate_process_compares_settings(workspace: Path, tmp_path: Path) -> None:
-    out = tmp_path / "report.json"
-    settings = ("--steps", 2, 1, "--steps", 1, "--samples", 32, "--guidance-scale", 1.5)
-    found = document(msf("evaluate", workspace / "run", *settings, "--out", out, "--json"))
-    assert json.loads(out.read_text()) == found
-    assert found["data"] == "digits"
-    assert [result["steps"] for result in found["results"]] == [[2, 1], [1, 1]]
-    first, second = (result["report"] for result in found["results"])
-    assert first["settings"] == second["settings"]
-    assert first["real"] == second["real"]
-    assert first["generated"]["fd"] != second["generated"]["fd"]
-    # With the base given, two and one base steps are the same.
-    assert first["bases"]["true"] == second["bases"]["true"]
-
-
-def test_evaluate_knows_the_data_of_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for index in range(300):
-        path = tmp_path / "photos" / "abc"[index % 3] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.effect_noise((8, 8), 20 + 20 * (index % 3)).save(path)
-    config = write_config(tmp_path / "c.json", model={"num_classes": 3})
-    photos, run = tmp_path / "photos", str(tmp_path / "run")
-    assert main(["train", "--config", str(config), "--data", str(photos), "--out", run]) == 0
-    evaluate = ["evaluate", run, "--steps", "1", "--samples", "8"]
-    photos.rename(tmp_path / "moved")
-    moved = [*evaluate, "--data", str(tmp_path / "moved")]
-    assert main(moved) == 0
-    (tmp_path / "moved" / "a").rename(tmp_path / "moved" / "z")
-    capsys.readouterr()
-    assert main(moved) == 2
-    change = "classes gone: a, classes new: z"
-    assert capsys.readouterr().err == (
-        f"msf evaluate: {run}: not the data this run was trained on: {change}; "
-        "restore it, or evaluate on what is there now with --data-changed\n"
-    )
-    assert main([*moved, "--data-changed"]) == 0
-    assert f"{run}: evaluating with {change}\n" in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "moved" / "z")
-    shutil.copytree(tmp_path / "moved" / "b", tmp_path / "moved" / "a")
-    assert main(moved) == 2  # the same classes with other images
-    assert "100 of 300 images are gone (a/0.png first)" in capsys.readouterr().err
-
-
-def test_train_takes_its_options(tmp_path: Path) -> None:
-    train = ["train", "--config", str(write_config(tmp_path / "c.json")), "--data", "digits"]
-    options = ["--batch-size=4", "--learning-rate=0.5", "--sample-every=3", "--checkpoint-every=2"]
-    assert main([*train, "--out", str(tmp_path / "run"), *options, "--flip", "--steps", "4"]) == 0
-    training = json.loads((tmp_path / "run" / "training.json").read_text())["training"]
-    assert training["batch_size"] == 4 and training["learning_rate"] == 0.5
-    assert training["sample_every"] == 3 and training["checkpoint_every"] == 2
-    assert training["flip"] is True and training["holdout"] == 0.2
-
-
-def test_ctrl_c_pressed_on_and_on_ends_without_a_traceback(tmp_path: Path) -> None:
-    config, out = write_config(tmp_path / "c.json"), tmp_path / "run"
-    command = [sys.executable, "-m", "msf.cli", "train", "--config", str(config), "--steps=5000"]
-    process = subprocess.Popen(
-        [*command, "--data", "digits", "--out", str(out)], stderr=subprocess.PIPE, text=True
-    )
-    while not (out / "metrics.jsonl").exists() and process.poll() is None:
-        time.sleep(0.01)
-    for _ in range(60):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.01)
-    _, messages = process.communicate(timeout=120)
-    assert process.returncode == 130, messages
-    assert "Traceback" not in messages and "msf train: " in messages
-    assert (out / "state-base.safetensors").exists()
-
-
-def test_ctrl_c_saves_and_resume_finishes_bit_for_bit(tmp_path: Path) -> None:
-    config = write_config(
-        tmp_path / "c.json", training={"steps": [120, 4], "log_every": 4, "sample_every": 50}
-    )
-    train = ["train", "--config", str(config), "--data", "digits", "--out"]
-    command = [sys.executable, "-m", "msf.cli", *train, str(tmp_path / "stopped")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "stopped" / "metrics.jsonl").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=120)
-    assert process.returncode == 130, messages
-    assert messages.splitlines()[-1].startswith("msf train: stopped at step ")
-    assert "continue with --resume" in messages
-    assert main([*train, str(tmp_path / "stopped"), "--resume"]) == 0
-    assert main([*train, str(tmp_path / "whole")]) == 0
-    for file in ("model.safetensors", "state-base.safetensors", "state-residual.safetensors"):
-        stopped, whole = (load_file(tmp_path / name / file) for name in ("stopped", "whole"))
-        assert stopped.keys() == whole.keys()
-        for key, value in stopped.items():
-            assert value.equal(whole[key]), f"{file}: {key}"

@@ -56,7 +56,7 @@ def build(
         sources: files to compile as C++, whatever their suffix.
         variant: "plain", "asan" or "tsan".
         definitions: macros, "NAME" or "NAME=VALUE" as the preprocessor is to see them.
-        includes: folders searched for headers besides `csrc`.
+        includes: folders searched for headers besides `csrc`, and for sources that others include.
         module: a shared library, with the headers of pybind11 and Python at hand: for a pybind11
             module (see `load`) or ctypes.
 
@@ -66,12 +66,19 @@ def build(
     folders = [CSRC, *includes]
     flags = [*FLAGS, *VARIANTS[variant], *([FRAMES] if VARIANTS[variant] else [])]
     flags += [f"-D{definition}" for definition in definitions]
-    flags += [f"-I{folder}" for folder in folders]
     if module:
         system = [pybind11.get_include(), sysconfig.get_path("include")]
         flags += ["-shared", "-fPIC", "-fvisibility=hidden"]
         flags += [f"-isystem{folder}" for folder in system]
-    key = _digest(sources, [*folders, *(source.parent for source in sources)], flags)
+    headers = {
+        file
+        for pattern in ("*.hpp", "*.cuh", "*.h")
+        for folder in (CSRC, *(source.parent for source in sources))
+        for file in folder.rglob(pattern)
+    }
+    included = {file for folder in includes for file in folder.rglob("*") if file.is_file()}
+    key = _digest([*sources, *sorted(headers), *sorted(included)], flags)
+    flags += [f"-I{folder}" for folder in folders]
     suffix = ".so" if module else ""
     target = CACHE / f"{sources[0].stem}-{variant}-{key}{suffix}"
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -124,17 +131,12 @@ def _version(compiler: str) -> str:
     return subprocess.check_output([compiler, "--version"], text=True)
 
 
-def _digest(sources: Sequence[Path], folders: Iterable[Path], flags: Sequence[str]) -> str:
-    """Of everything that the result depends on: compiler, flags, sources and headers."""
-    headers = {
-        file
-        for folder in folders
-        for pattern in ("*.hpp", "*.cuh", "*.h")
-        for file in folder.rglob(pattern)
-    }
+def _digest(files: Iterable[Path], flags: Sequence[str]) -> str:
+    """Of everything that the result depends on: compiler, flags, sources and headers. A copy in
+    another folder has the same, and need not be compiled again."""
     digest = hashlib.sha256("\n".join([_version(_compiler()), *flags]).encode())
-    for file in [*sources, *sorted(headers)]:
-        digest.update(f"\n{file}\n".encode() + file.read_bytes())
+    for file in files:
+        digest.update(f"\n{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -45,11 +45,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
         needs_gradient = metafunc.definition.get_closest_marker("gradient")
         cases = [case for case in CASES if case.gradient or not needs_gradient]
+        if metafunc.definition.get_closest_marker("several_outputs"):
+            cases = [case for case in cases if len(case.outputs(case.inputs())) > 1]
         alone = metafunc.definition.get_closest_marker("reference")
+        marker = metafunc.definition.get_closest_marker("first_example")
+        first = {case.op: case for case in reversed(cases)}
         pairs = [
             (case, name)
             for case in cases
             for name in (["reference"] if alone else backends_under_test(case.op))
+            if not marker or name in marker.args or case is first[case.op]
         ]
         ids = [f"{case.name}-{name}" for case, name in pairs]
         metafunc.parametrize(("case", "backend_name"), pairs, ids=ids, indirect=["backend_name"])

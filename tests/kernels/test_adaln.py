@@ -6,46 +6,29 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from msf_kernels import adaln_modulate, gate_residual, gate_residual_adaln
-from numerics import DEVICE, WALK, assert_rounded_once, exactly, normal
+from numerics import assert_rounded_once, exactly, normal
+from pairwise import pairwise
+
+from .adaln import BF16, DTYPES, FP32, eager_adaln, eager_gate, modulation
 
 pytestmark = pytest.mark.operator("gate_residual_adaln")
-FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
-
 MODULATIONS = ("gate", "shift", "scale")
-
-# dtypes of x, and of y and the modulation; under autocast x is the wider one.
-dtypes = pytest.mark.parametrize(
-    ("dtype", "other"),
-    [(FP32, FP32), (BF16, BF16), (FP16, FP16), (BF16, FP32), (FP16, FP32), (FP32, BF16)],
-    ids=lambda dtype: str(dtype).removeprefix("torch."),
+# Batch, rows of the modulation, N, D. Odd D, N = 1 and batch 1 among them; (1, D) modulation of a
+# batch; rows of every length that the kernels tell apart.
+SHAPES = (
+    (2, 2, 7, 64),
+    (3, 3, 1, 33),
+    (1, 1, 80, 128),
+    (3, 1, 19, 48),
+    (2, 2, 5, 1152),
+    (1, 1, 2, 4096),
+    (1, 1, 2, 8192),
 )
-# Odd D, N = 1 and batch 1 among them; (1, D) modulation of a batch; rows of every length that the
-# kernels tell apart.
-shapes = pytest.mark.parametrize(
-    ("batch", "rows", "tokens", "channels"),
-    [
-        (2, 2, 7, 64),
-        (3, 3, 1, 33),
-        (1, 1, 80, 128),
-        (3, 1, 19, 48),
-        (2, 2, 5, 1152),
-        (1, 1, 2, 4096),
-        (1, 1, 2, 8192),
-    ],
-    ids=["plain", "one-token-odd-D", "batch-1", "broadcast", "D=1152", "D=4096", "D=8192"],
-)
-
-
-def eager_adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale[:, None]) + shift[:, None]
-
-
-def eager_gate(x: Tensor, y: Tensor, gate: Tensor, y_bias: Tensor | None = None) -> Tensor:
-    return x + gate[:, None] * (y if y_bias is None else y + y_bias)
+# Of y: in its dtype, or in float32 as a parameter is under autocast; None for no bias.
+BIASES = None, "as y", "fp32"
 
 
 def eager_pair(
@@ -64,18 +47,11 @@ def last_output(result: Tensor | tuple[Tensor, ...]) -> Tensor:
     return result if isinstance(result, Tensor) else result[-1]
 
 
-def modulation(rows: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Three strided views of one (B, 6 D) tensor, as a chunk of the modulation gives them."""
-    views = normal(rows, 6 * channels, dtype=dtype).chunk(6, -1)[1:4]
-    assert channels == 1 or rows == 1 or not views[0].is_contiguous()
-    return tuple(view.detach().requires_grad_() for view in views)
-
-
-@dtypes
-@shapes
+@pairwise(shape=SHAPES, dtypes=DTYPES)
 def test_adaln_modulate(
-    dtype: torch.dtype, other: torch.dtype, batch: int, rows: int, tokens: int, channels: int
+    shape: tuple[int, int, int, int], dtypes: tuple[torch.dtype, torch.dtype]
 ) -> None:
+    (batch, rows, tokens, channels), (dtype, other) = shape, dtypes
     x = normal(batch, tokens, channels, dtype=dtype).requires_grad_()
     shift, scale, _ = modulation(rows, channels, other)
     inputs, grad = (x, shift, scale), normal(*x.shape, dtype=dtype)
@@ -89,10 +65,6 @@ def test_adaln_modulate(
         assert_rounded_once(one, right, terms=terms)
 
 
-# In y's dtype, or in float32 as a parameter is under autocast; None for no bias.
-biases = pytest.mark.parametrize("bias", [None, "as y", "fp32"])
-
-
 def bias_of(y: Tensor, bias: str | None) -> list[Tensor]:
     if bias is None:
         return []
@@ -104,18 +76,13 @@ def with_bias(op: Callable[..., Any], inputs: Sequence[Tensor], bias: str | None
     return op(*inputs) if bias is None else op(*inputs[:-1], y_bias=inputs[-1])
 
 
-@dtypes
-@shapes
-@biases
+@pairwise(shape=SHAPES, dtypes=DTYPES, bias=BIASES)
 def test_gate_residual(
-    dtype: torch.dtype,
-    other: torch.dtype,
-    batch: int,
-    rows: int,
-    tokens: int,
-    channels: int,
+    shape: tuple[int, int, int, int],
+    dtypes: tuple[torch.dtype, torch.dtype],
     bias: str | None,
 ) -> None:
+    (batch, rows, tokens, channels), (dtype, other) = shape, dtypes
     x = normal(batch, tokens, channels, dtype=dtype).requires_grad_()
     y = normal(batch, tokens, channels, dtype=other).requires_grad_()
     gate, *_ = modulation(rows, channels, other)
@@ -130,18 +97,13 @@ def test_gate_residual(
         assert_rounded_once(one, right, terms=batch * tokens)
 
 
-@dtypes
-@shapes
-@biases
+@pairwise(shape=SHAPES, dtypes=DTYPES, bias=BIASES)
 def test_gate_residual_adaln(
-    dtype: torch.dtype,
-    other: torch.dtype,
-    batch: int,
-    rows: int,
-    tokens: int,
-    channels: int,
+    shape: tuple[int, int, int, int],
+    dtypes: tuple[torch.dtype, torch.dtype],
     bias: str | None,
 ) -> None:
+    (batch, rows, tokens, channels), (dtype, other) = shape, dtypes
     x = normal(batch, tokens, channels, dtype=dtype).requires_grad_()
     y = normal(batch, tokens, channels, dtype=other).requires_grad_()
     inputs = (x, y, *modulation(rows, channels, other), *bias_of(y, bias))
@@ -159,56 +121,6 @@ def test_gate_residual_adaln(
     expected = torch.autograd.grad((rounded, exact_h), exact_inputs, [g.double() for g in grads])
     for one, right in zip(got, expected, strict=True):
         assert_rounded_once(one, right, terms=channels + batch * tokens)
-
-
-@dtypes
-@pytest.mark.parametrize("rounding", ["fp32", "eager"])
-def test_the_fused_pair_equals_the_two(
-    dtype: torch.dtype, other: torch.dtype, rounding: str
-) -> None:
-    if rounding == "eager":
-        other = dtype
-    x, y = normal(2, 5, 24, dtype=dtype), normal(2, 5, 24, dtype=other)
-    gate, shift, scale = modulation(2, 24, other)
-    y_bias = normal(24, dtype=other)
-    x_out, h = gate_residual_adaln(x, y, gate, shift, scale, y_bias=y_bias, rounding=rounding)
-    assert torch.equal(x_out, gate_residual(x, y, gate, y_bias=y_bias, rounding=rounding))
-    assert torch.equal(h, adaln_modulate(x_out, shift, scale, rounding=rounding))
-
-
-eager_dtypes = pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16"])
-
-
-@eager_dtypes
-def test_eager_rounding_of_the_gate(dtype: torch.dtype) -> None:
-    x, y, (gate, *_) = *normal(2, 3, 9, 64, dtype=dtype), modulation(3, 64, dtype)
-    for y_bias in None, normal(64, dtype=dtype):
-        expected = eager_gate(x, y, gate, y_bias)
-        assert torch.equal(gate_residual(x, y, gate, y_bias=y_bias, rounding="eager"), expected)
-        assert not torch.equal(gate_residual(x, y, gate, y_bias=y_bias), expected)
-
-
-@eager_dtypes
-def test_eager_rounding_of_the_norm_where_statistics_are_exact(dtype: torch.dtype) -> None:
-    # Whole numbers of mean 0: sums below 2^24, the same in any order of summation.
-    half = torch.randint(-127, 128, (3, 16, 32), device=DEVICE)
-    x = torch.cat((half, -half), -1).to(dtype)
-    shift, scale, _ = modulation(3, 64, dtype)
-    expected = eager_adaln(x, shift, scale)
-    assert torch.equal(adaln_modulate(x, shift, scale, rounding="eager"), expected)
-    assert not torch.equal(adaln_modulate(x, shift, scale), expected)
-
-
-@eager_dtypes
-def test_eager_rounding_of_the_norm(dtype: torch.dtype) -> None:
-    # Statistics summed in another order differ by some sqrt(D) * 2^-24, which takes a normalised
-    # value across a rounding border, of which there is one in every `eps`, that seldom.
-    channels = 384
-    x = normal(2, 16, channels, dtype=dtype)
-    shift, scale, _ = modulation(2, channels, dtype)
-    got = adaln_modulate(x, shift, scale, rounding="eager")
-    share = (got != eager_adaln(x, shift, scale)).double().mean().item()
-    assert share <= 2 * WALK * channels**0.5 * 2**-24 / (torch.finfo(dtype).eps / 2)
 
 
 @pytest.mark.parametrize("op", [adaln_modulate, gate_residual, gate_residual_adaln])
@@ -294,104 +206,3 @@ def test_an_empty_batch_of_many_tokens() -> None:
     _, h = with_bias(gate_residual_adaln, inputs, "as y")
     for grad, tensor in zip(torch.autograd.grad(h, inputs, h.detach()), inputs, strict=True):
         assert grad.shape == tensor.shape and not grad.any()
-
-
-x, y, row = normal(2, 3, 8), normal(2, 3, 8), normal(2, 8)
-BAD = {
-    "x is no tensor": (
-        lambda: adaln_modulate(1.0, row, row),
-        TypeError,
-        "adaln_modulate: x must be a tensor, got float",
-    ),
-    "integers": (
-        lambda: adaln_modulate(x.long(), row, row),
-        TypeError,
-        "adaln_modulate: x must be float64, float32, bfloat16 or float16, got int64",
-    ),
-    "x is 2-D": (
-        lambda: adaln_modulate(row, row, row),
-        ValueError,
-        "adaln_modulate: x must be (B, N, D), got (2, 8)",
-    ),
-    "shift has another D": (
-        lambda: adaln_modulate(x, row[:, :4], row),
-        ValueError,
-        "adaln_modulate: shift must be (B, D) = (2, 8), got (2, 4)",
-    ),
-    "scale has another B": (
-        lambda: adaln_modulate(x, row, row.repeat(2, 1)),
-        ValueError,
-        "adaln_modulate: scale must be (B, D) = (2, 8), got (4, 8)",
-    ),
-    "y has another N": (
-        lambda: gate_residual(x, y[:, :2], row),
-        ValueError,
-        "gate_residual: y must be (B, N, D) = (2, 3, 8), got (2, 2, 8)",
-    ),
-    "gate is 3-D": (
-        lambda: gate_residual_adaln(x, y, row[:, None], row, row),
-        ValueError,
-        "gate_residual_adaln: gate must be (B, D) = (2, 8), got (2, 1, 8)",
-    ),
-    "float64 and float32": (
-        lambda: gate_residual(x, y.float(), row),
-        TypeError,
-        "gate_residual: dtypes must agree, or be one 16-bit dtype and float32, "
-        "got x float64, y float32, gate float64",
-    ),
-    "two 16-bit dtypes": (
-        lambda: adaln_modulate(x.half(), row.bfloat16(), row.half()),
-        TypeError,
-        "adaln_modulate: dtypes must agree, or be one 16-bit dtype and float32, "
-        "got x float16, shift bfloat16, scale float16",
-    ),
-    "y_bias has another D": (
-        lambda: gate_residual(x, y, row, y_bias=row[0, :4]),
-        ValueError,
-        "gate_residual: y_bias must be (D,) = (8,), got (4,)",
-    ),
-    "y_bias has a batch": (
-        lambda: gate_residual_adaln(x, y, row, row, row, y_bias=row),
-        ValueError,
-        "gate_residual_adaln: y_bias must be (D,) = (8,), got (2, 8)",
-    ),
-    "y_bias of another dtype": (
-        lambda: gate_residual(x, y, row, y_bias=row[0].half()),
-        TypeError,
-        "gate_residual: y_bias must be float64 or float32, got float16",
-    ),
-    "eager rounding of a bias of another dtype": (
-        lambda: gate_residual(
-            x.half(), y.half(), row.half(), y_bias=row[0].float(), rounding="eager"
-        ),
-        TypeError,
-        'gate_residual: with rounding="eager": y_bias must be float16, got float32',
-    ),
-    "eps is no number": (
-        lambda: adaln_modulate(x, row, row, eps=None),
-        TypeError,
-        "adaln_modulate: eps must be a number, got NoneType",
-    ),
-    "another rounding": (
-        lambda: adaln_modulate(x, row, row, rounding="bf16"),
-        ValueError,
-        "adaln_modulate: rounding must be one of fp32, eager, got 'bf16'",
-    ),
-    "eager rounding of two dtypes": (
-        lambda: gate_residual(x.half(), y.half(), row.float(), rounding="eager"),
-        TypeError,
-        'gate_residual: with rounding="eager": gate must be float16, got float32',
-    ),
-    "another device": (
-        lambda: adaln_modulate(x, row.to("meta"), row),
-        ValueError,
-        f"adaln_modulate: shift must be on the device of x, {x.device}, got meta",
-    ),
-}
-
-
-@pytest.mark.parametrize(("call", "error", "line"), BAD.values(), ids=BAD)
-def test_bad_input(call, error, line) -> None:
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value) == line

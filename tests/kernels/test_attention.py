@@ -7,6 +7,7 @@ from torch import Tensor
 
 from msf_kernels import attention, rope_2d
 from numerics import DEVICE, WALK, assert_as_good_as, assert_sum_as_good_as, normal
+from pairwise import pairwise
 
 pytestmark = pytest.mark.operator("attention")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -91,13 +92,18 @@ def test_options(norm, rotary, dtype) -> None:
     check(inputs, num_heads=2, rope=rope_2d(3, 6, 36, device=DEVICE) if rotary else None)
 
 
-# N of one tile of every kernel, of more, and of some left over; heads in one piece or two.
-@pytest.mark.parametrize("grid", [(5, 5), (8, 10)], ids=["25", "80"])
-@pytest.mark.parametrize("head_dim", [32, 36, 72])
-@pytest.mark.parametrize("norm", [False, True], ids=["", "qk_norm"])
-@pytest.mark.parametrize("rotary", [False, True], ids=["", "rope"])
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_bias(grid, head_dim, norm, rotary, dtype) -> None:
+# N of one tile of every kernel, of more, and of some left over; heads in one piece or two. In 16
+# bits the kernels of 25 tokens prepare q and k themselves, and those of 80 read them prepared.
+@pairwise(
+    grid_and_dtype=[
+        (grid, dtype) for grid in ((5, 5), (8, 10)) for dtype in (torch.bfloat16, torch.float16)
+    ]
+    + [((8, 10), torch.float32)],
+    head_dim=(32, 36, 72),
+    norm_and_rotary=[(norm, rotary) for norm in (False, True) for rotary in (False, True)],
+)
+def test_bias(grid_and_dtype, head_dim, norm_and_rotary) -> None:
+    (grid, dtype), (norm, rotary) = grid_and_dtype, norm_and_rotary
     heads, names = 2, ("qkv_bias", *(("q_weight", "k_weight") if norm else ()))
     qkv = normal(2, grid[0] * grid[1], 3 * heads * head_dim, dtype=dtype)
     inputs = [qkv, normal(3 * heads * head_dim, dtype=torch.float32)]
@@ -108,20 +114,22 @@ def test_bias(grid, head_dim, norm, rotary, dtype) -> None:
 
 # What kernels go through in tiles of 16 to 128 tokens: full tiles only, some left over, both; and
 # heads of one piece or two. One head, two and many are different code where Triton compiles, and
-# one where it is interpreted, which takes a minute for 16.
-@pytest.mark.parametrize("heads", [1, 2, 16] if DEVICE == "cuda" else [1, 2])
+# one where it is interpreted.
+MANY_TOKENS = [
+    ((16, 17), 72, 1),
+    ((15, 20), 64, 1),
+    ((10, 10), 64, 2),
+    ((8, 16), 80, 1),
+    ((8, 10), 96, 2),
+    ((3, 6), 128, 2),
+    ((1, 16), 72, 1),
+]
+if DEVICE == "cuda":
+    MANY_TOKENS = [(*row[:2], heads) for row in MANY_TOKENS for heads in (1, 2, 16)]
+
+
 @pytest.mark.parametrize(
-    ("grid", "head_dim"),
-    [
-        ((16, 17), 72),
-        ((15, 20), 64),
-        ((10, 10), 64),
-        ((8, 16), 80),
-        ((8, 10), 96),
-        ((3, 6), 128),
-        ((1, 16), 72),
-    ],
-    ids=lambda value: str(value).replace(" ", ""),
+    ("grid", "head_dim", "heads"), MANY_TOKENS, ids=lambda value: str(value).replace(" ", "")
 )
 def test_many_tokens_and_wide_heads(grid: tuple[int, int], head_dim: int, heads: int) -> None:
     inputs = [normal(1, grid[0] * grid[1], 3 * heads * head_dim, dtype=torch.bfloat16)]

@@ -112,9 +112,9 @@ def compiled_with(mistake: str, folder: Path) -> Path:
         text = (kernels / name).read_text()
         (kernels / name).write_text(re.sub(rf" {cases}: return (body|call)\(.*\);", "", text))
     files = {"": "attention.cu", "_BACKWARD": "attention_backward.cu"}
-    definitions = [f'MSF_ATTENTION{end}="{kernels / name}"' for end, name in files.items()]
+    definitions = [f'MSF_ATTENTION{end}="{name}"' for end, name in files.items()]
     alone = Path(__file__).parent / "attention_alone.cpp"
-    return build([alone], definitions=definitions, module=True)
+    return build([alone], definitions=definitions, includes=[kernels], module=True)
 
 
 def call(function: Callable[..., bool], qkv: Tensor, *arguments: Any) -> None:

@@ -21,10 +21,13 @@ from msf_kernels.triton_support import ptxas
 BF16 = torch.bfloat16
 
 
-@pytest.mark.parametrize("grid", [(3, 7), (8, 10), (14, 15)], ids=["21", "80", "210"])
-@pytest.mark.parametrize("head_dim", [64, 72, 96])
+@pytest.mark.parametrize(
+    ("grid", "head_dim"),
+    [*((grid, dim) for grid in ((3, 7), (8, 10)) for dim in (64, 72, 96)), ((14, 15), 72)],
+    ids=str,
+)
 def test_attention_of_gpus_without_wgmma(
-    head_dim: int, grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    grid: tuple[int, int], head_dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention_triton, "has_wgmma", lambda device: False)
     weights = [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]

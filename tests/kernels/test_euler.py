@@ -10,6 +10,7 @@ from torch import Tensor
 import msf_kernels
 from msf_kernels import guided_euler_merge, guided_euler_step, pyramid_merge
 from numerics import DEVICE, assert_rounded_once, exactly, normal
+from pairwise import pairwise
 
 pytestmark = pytest.mark.operator("guided_euler_step")
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -78,7 +79,7 @@ def test_step_of_tokens_tables_and_heun(options: dict[str, Any], velocity: torch
     assert torch.equal(got, expected)
 
 
-WIDE = [(2, 4, 8, 16), (2, 8, 4, 8), (2, 3, 4, 12), (2, 4, 6, 6)]  # B, C, H, W
+WIDE = [(2, 4, 8, 16), (2, 8, 4, 8), (2, 3, 4, 12), (2, 4, 6, 6), (1, 4, 6, 12)]  # B, C, H, W
 PATCHES = [(s, p) for s in WIDE for p in (1, 2, 3, 4) if s[2] % p == s[3] % p == 0]
 LAYOUTS = {"rows": torch.contiguous_format, "channels-last": torch.channels_last}
 
@@ -102,18 +103,18 @@ def test_steps_of_tokens_in_vectors(
         assert torch.equal(got, expected.to(got.dtype))
 
 
-@pytest.mark.parametrize(("shape", "patch"), [*PATCHES, *[(s, None) for s in WIDE]], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtypes", [(FP32, BF16), (BF16, BF16)])
-@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pairwise(
+    shape_and_patch=[*PATCHES, *[(s, None) for s in WIDE]],
+    layout_and_dtypes=[(form, (x, BF16)) for form in LAYOUTS for x in (FP32, BF16)],
+    mode=("nearest", "bilinear"),
+)
 def test_last_step_with_merge_in_vectors(
-    shape: tuple[int, ...],
-    patch: int | None,
-    layout: str,
-    dtypes: tuple[torch.dtype, ...],
+    shape_and_patch: tuple[tuple[int, ...], int | None],
+    layout_and_dtypes: tuple[str, tuple[torch.dtype, ...]],
     mode: str,
 ) -> None:
     """Bit for bit the step and then the merge."""
+    (shape, patch), (layout, dtypes) = shape_and_patch, layout_and_dtypes
     form, channels = LAYOUTS[layout], shape[1]
     x = normal(*shape, dtype=dtypes[0]).contiguous(memory_format=form)
     velocities = [v.contiguous(memory_format=form) for v in normal(2, *shape, dtype=dtypes[1])]

@@ -14,7 +14,16 @@ from processes import PROGRAMS
 
 HERE = Path(__file__).parent
 FAMILIES = (
-    *("library", "adaln", "pyramid", "tokens", "interpolation", "euler", "qk_norm_rope"),
+    *(
+        "library",
+        "adaln",
+        "adaln_rounding",
+        "pyramid",
+        "tokens",
+        "interpolation",
+        "euler",
+        "qk_norm_rope",
+    ),
     *("bias_gelu", "attention", "attention_cuda"),
 )
 FILES = [str(HERE / f"test_{name}.py") for name in FAMILIES]

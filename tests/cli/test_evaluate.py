@@ -1,0 +1,59 @@
+"""What `msf evaluate` takes and knows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from msf.cli import main
+
+from .helpers import document, msf, write_config
+
+
+def test_evaluate_process_compares_settings(workspace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    settings = ("--steps", 2, 1, "--steps", 1, "--samples", 32, "--guidance-scale", 1.5)
+    found = document(msf("evaluate", workspace / "run", *settings, "--out", out, "--json"))
+    assert json.loads(out.read_text()) == found
+    assert found["data"] == "digits"
+    assert [result["steps"] for result in found["results"]] == [[2, 1], [1, 1]]
+    first, second = (result["report"] for result in found["results"])
+    assert first["settings"] == second["settings"]
+    assert first["real"] == second["real"]
+    assert first["generated"]["fd"] != second["generated"]["fd"]
+    # With the base given, two and one base steps are the same.
+    assert first["bases"]["true"] == second["bases"]["true"]
+
+
+def test_evaluate_knows_the_data_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(300):
+        path = tmp_path / "photos" / "abc"[index % 3] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((8, 8), 20 + 20 * (index % 3)).save(path)
+    config = write_config(tmp_path / "c.json", model={"num_classes": 3})
+    photos, run = tmp_path / "photos", str(tmp_path / "run")
+    assert main(["train", "--config", str(config), "--data", str(photos), "--out", run]) == 0
+    evaluate = ["evaluate", run, "--steps", "1", "--samples", "8"]
+    photos.rename(tmp_path / "moved")
+    moved = [*evaluate, "--data", str(tmp_path / "moved")]
+    assert main(moved) == 0
+    (tmp_path / "moved" / "a").rename(tmp_path / "moved" / "z")
+    capsys.readouterr()
+    assert main(moved) == 2
+    change = "classes gone: a, classes new: z"
+    assert capsys.readouterr().err == (
+        f"msf evaluate: {run}: not the data this run was trained on: {change}; "
+        "restore it, or evaluate on what is there now with --data-changed\n"
+    )
+    assert main([*moved, "--data-changed"]) == 0
+    assert f"{run}: evaluating with {change}\n" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "moved" / "z")
+    shutil.copytree(tmp_path / "moved" / "b", tmp_path / "moved" / "a")
+    assert main(moved) == 2  # the same classes with other images
+    assert "100 of 300 images are gone (a/0.png first)" in capsys.readouterr().err
