@@ -46,16 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # others made two threads on two busy cores 4 to 10 times slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that our line is about, or none
-    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     try:
         document = command.run(args)
-        if is_first:
+        if document:
             _print(to_json(document) if args.json else command.text(document))
         return 1 if document.get("problems") else 0
     except (Exception, KeyboardInterrupt) as error:
         message, status = explain(error)
         message = printable(re.sub(LIBRARY, "", message))
-        if str(error) and (is_first or status != 130):
+        if message:
             say(f"msf {args.command}: {message}")
         return status
 

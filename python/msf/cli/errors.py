@@ -13,7 +13,8 @@ FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 class Failure(Exception):
-    """A Failure ends the command with this message and exit status."""
+    """A Failure ends the command with this message and exit status; without a word where the
+    message is empty, as another process says it."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -24,7 +25,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     """Return (one line, exit status): 2 for what the user can put right, 130 for Ctrl-C, else 1."""
     line = _line(error)
     if isinstance(error, Failure):
-        return line, error.status
+        return line if str(error) else "", error.status
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if (number := _errno(error)) in FULL:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the run's folder tells at the end, nothing in other processes than the first."""
     if args.data_changed and not args.resume:
         raise ValueError("--data-changed is for a run that --resume continues; add --resume")
     config, training = _settings(args)
@@ -121,6 +123,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ...training.ranks import FailedElsewhere
     from ...training.train import train
 
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     # TensorBoard writes in a thread; when that fails, the main thread raises its error once more.
     threading.excepthook = lambda _: None
     try:
@@ -136,11 +139,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             progress=not args.quiet,
         )
     except Interrupted as error:
-        raise Failure(str(error), 130) from None
-    except FailedElsewhere:
+        raise Failure(str(error) if is_first else "", 130) from None
+    except FailedElsewhere:  # where it is told
         raise Failure("", 1) from None
     finally:
         threading.excepthook = threading.__excepthook__
+    if not is_first:
+        return {}
     return {"out": str(args.out), "stages": _last_metrics(args.out)}
 
 
