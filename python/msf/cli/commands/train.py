@@ -11,7 +11,8 @@ posteriors.
 
 --out gets the model (config.json, model.safetensors), what is needed to continue (training.json,
 state-*.safetensors), metrics.jsonl, tensorboard/, sample grids and loss.png. Ctrl-C saves and
-stops, an error after the first step saves too, and --resume continues.
+stops, an error after the first step saves too, and --resume continues. Under torchrun its processes
+train together, one a GPU; SIGTERM saves and stops them too.
 
 --config names a JSON file {"model": {...}, "training": {...}} with the fields of MSFConfig and
 TrainingConfig, for instance
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import MSFConfig
-from ...training.config import PRECISIONS, TrainingConfig
+from ...training.config import CHECKPOINTING, PARALLEL, PRECISIONS, TrainingConfig
 from .. import models, settings, tables
 from ..errors import Failure
 from ..sampling import number
@@ -45,6 +46,10 @@ CHANGES = (
     "sample_every",
     "checkpoint_every",
     "precision",
+    "parallel",
+    "accumulation",
+    "checkpointing",
+    "compile",
     "flip",
     "holdout",
     "seed",
@@ -66,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resume",
-        action="store_true",
+        nargs="?",
+        const="auto",
+        choices=("auto",),
         help="continue the run that --out holds, if any; model, seed and holdout must stay, other "
         "settings and the place of the data may change",
     )
@@ -93,6 +100,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps from one checkpoint to the next (default: as sample grids; one is at the end)",
     )
     parser.add_argument("--precision", choices=PRECISIONS)
+    parser.add_argument(
+        "--parallel",
+        choices=PARALLEL,
+        help="under torchrun: every process holds all weights (ddp, the default) or a part (fsdp)",
+    )
+    parser.add_argument(
+        "--accumulation", type=int, metavar="N", help="take each process's batch in N parts"
+    )
+    parser.add_argument(
+        "--checkpointing",
+        choices=CHECKPOINTING,
+        help="compute again in the backward what blocks keep: all (full), or all but products and "
+        "attention (selective)",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", default=None, help="compile every block (torch.compile)"
+    )
     parser.add_argument(
         "--flip",
         action=argparse.BooleanOptionalAction,
@@ -133,7 +157,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             settings.data_source(args.data),
             args.out,
             stages=[args.stage] if args.stage else None,
-            resume=args.resume,
+            resume=args.resume is not None,
             data_changed=args.data_changed,
             device=device,
             progress=not args.quiet,
