@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from msf import MSF, PRESETS, MSFConfig, Preset, StageConfig
-from msf.flops import DIT_STEPS, DIT_XL_2, dit_baseline, stage_costs
+from msf.flops import DIT_STEPS, DIT_XL_2, dit_baseline, peak_teraflops, stage_costs
 
 STAGES = (
     StageConfig(width=24, depth=1, heads=3, patch=1, mlp_ratio=2.5),
@@ -96,3 +96,9 @@ def test_textures_and_their_baseline_train_and_sample_on_equal_flops() -> None:
 
     assert training(msf) == pytest.approx(training(dit), rel=0.01)
     assert sampling(msf) == pytest.approx(sampling(dit), rel=0.02)
+
+
+def test_peaks_are_those_of_the_device():
+    assert peak_teraflops("NVIDIA H100 PCIe") == 756
+    assert peak_teraflops("NVIDIA H100 80GB HBM3") == 989
+    assert peak_teraflops("NVIDIA GeForce RTX 2060") is None

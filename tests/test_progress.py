@@ -30,8 +30,8 @@ def test_a_line_now_and_then_and_one_at_the_end(capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().err.splitlines()
     rate = f"{128 / SECONDS:.3g} steps/s, loss 1.5"
     assert said == [
-        f"base: 228 of 400 steps, {rate}",
-        f"base: 356 of 400 steps, {rate}",
+        f"base: 228 of 400 steps, {rate}, 0:00:40 left",
+        f"base: 356 of 400 steps, {rate}, 0:00:10 left",
         f"base: 400 of 400 steps, {rate}",
     ]
 

@@ -17,6 +17,16 @@ from .transformer import FREQUENCIES
 DIT_XL_2 = {256: 118.64, 512: 524.60}
 DIT_STEPS = 250
 
+# Dense bfloat16 TFLOP/s of NVIDIA's data sheets, by what is in the device's name, the first that fits.
+PEAK_TERAFLOPS = {
+    "H100 PCIe": 756,
+    "H100": 989,
+    "H200": 989,
+    "B200": 2250,
+    "A100": 312,
+    "L40S": 362,
+}
+
 
 @dataclass(frozen=True)
 class StageCost:
@@ -46,6 +56,12 @@ def stage_costs(config: MSFConfig, steps: Sequence[int] | None = None) -> list[S
             f"steps must be {len(config.stages)} positive numbers, one a stage, got {tuple(steps)}"
         )
     return [_stage_cost(config, index, n) for index, n in enumerate(steps)]
+
+
+def peak_teraflops(device_name: str) -> float | None:
+    """Return the dense bfloat16 TFLOP/s that the maker promises of a GPU, None if not known."""
+    peaks = (peak for name, peak in PEAK_TERAFLOPS.items() if name in device_name)
+    return next(peaks, None)
 
 
 def dit_baseline(config: MSFConfig) -> tuple[int, float] | None:

@@ -72,10 +72,17 @@ class Lines:
     def _say(self) -> None:
         self.last, self.said = self.clock(), True
         rate = (self.done - self.first) / max(self.last - self.start, 1e-9)
+        left = f", {_clock((self.total - self.done) / rate)} left" if self.done < self.total else ""
         say(
             f"{self.name}: {self.done} of {self.total} {self.units}, "
-            f"{rate:.3g} {self.units}/s{self.values}"
+            f"{rate:.3g} {self.units}/s{self.values}{left}"
         )
+
+
+def _clock(seconds: float) -> str:
+    """Write a time as hours, minutes and seconds: 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 class Row:

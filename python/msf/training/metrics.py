@@ -17,7 +17,8 @@ from ..progress import say
 @dataclass(frozen=True)
 class Metrics:
     """A Metrics is one line of metrics.jsonl; lines of earlier versions have no more than the
-    first five."""
+    first five. ``gradient_norm`` is averaged over about 100 steps; ``teraflops`` are those of the
+    model's matrix products a second, and ``mfu`` is their part of what the GPUs could do."""
 
     stage: str
     step: int
@@ -27,6 +28,7 @@ class Metrics:
     gradient_norm: float = 0.0
     teraflops: float = 0.0
     skipped_steps: int = 0
+    mfu: float = 0.0
 
 
 def read(file: Path, stages: Sequence[str]) -> tuple[list[dict[str, Any]], int]:

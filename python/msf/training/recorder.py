@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ..files import atomic_write
-from ..flops import stage_costs
+from ..flops import peak_teraflops, stage_costs
 from ..images import save_image, to_uint8
 from ..progress import bar, say
 from .shared_folder import SharedFolder
@@ -33,6 +33,8 @@ class Recorder:
         self.trainer, self.folder = trainer, folder
         config = trainer.model.config
         self._flops = FLOPS_A_MAC * stage_costs(config)[trainer.index].macs  # of an image's step
+        on_gpu = trainer.device.type == "cuda"
+        self._peak = on_gpu and peak_teraflops(torch.cuda.get_device_name(trainer.device))
         # Each stage has a folder: purging hides the points of all tags from that step on.
         logs = str(folder.path / "tensorboard" / trainer.name)
         self.writer = (
@@ -95,6 +97,8 @@ class Recorder:
             "teraflops": images * self._flops / 1e12,
             "skipped_steps": skipped,
         }
+        if self._peak:
+            values["mfu"] = values["teraflops"] / (self._peak * trainer.ranks.count)
         if skipped and trainer.ranks.is_first:
             say(
                 f"{trainer.name}: {skipped} of {self.steps} steps before step {step} were not taken"
