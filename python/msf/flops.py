@@ -17,7 +17,7 @@ from .transformer import FREQUENCIES
 DIT_XL_2 = {256: 118.64, 512: 524.60}
 DIT_STEPS = 250
 
-# Dense bfloat16 TFLOP/s of NVIDIA's data sheets, by what is in the device's name, the first that fits.
+# Dense bfloat16 TFLOP/s by NVIDIA's data sheets; the first name that a device's name has counts.
 PEAK_TERAFLOPS = {
     "H100 PCIe": 756,
     "H100": 989,
