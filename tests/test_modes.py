@@ -106,38 +106,49 @@ def test_weights_of_a_file(caller: str, dtype: torch.dtype, tmp_path: Path) -> N
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
+@pytest.fixture(scope="module")
+def expected_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    out = tmp_path_factory.mktemp("runs") / "expected"
+    run(out)
+    return digest(out)
+
+
 @callers
-def test_training(caller: str, tmp_path: Path) -> None:
-    run(tmp_path / "expected")
+def test_training(caller: str, expected_run: Any, tmp_path: Path) -> None:
     random = torch.get_rng_state()
     with CALLERS[caller]():
         model = run(tmp_path / "run")
         assert torch.equal(torch.get_rng_state(), random)
         run(tmp_path / "run", resume=True)
-    assert digest(tmp_path / "run") == digest(tmp_path / "expected")
+    assert digest(tmp_path / "run") == expected_run
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("caller", ["meta", "default device", "float64"])
-def test_an_evaluation(caller: str) -> None:
-    default = []
+def report() -> tuple[Any, set[str]]:
+    """Of an evaluation of noise, and the default devices that the caller's own code has seen."""
+    devices = set()
 
     def generate(labels: Tensor, seeds: list[int], true_images: Tensor | None) -> Tensor:
-        default.append(torch.empty(0).device.type)
+        devices.add(torch.empty(0).device.type)
         noise = torch.Generator().manual_seed(seeds[0])
         return torch.rand(len(labels), 1, 8, 8, generator=noise, device="cpu", dtype=torch.float32)
 
-    def report() -> Any:
-        size = {"image_size": (8, 8), "channels": 1, "num_classes": 10}
-        judge = Evaluator("digits", **size, num_samples=20, replicates=2)
-        return judge.evaluate(generate).to_dict()
+    size = {"image_size": (8, 8), "channels": 1, "num_classes": 10}
+    judge = Evaluator("digits", **size, num_samples=20, replicates=2)
+    return judge.evaluate(generate).to_dict(), devices
 
-    expected = report()
-    assert set(default) == {"cpu"}
-    default.clear()
+
+@pytest.fixture(scope="module")
+def expected_report() -> Any:
+    expected, devices = report()
+    assert devices == {"cpu"}
+    return expected
+
+
+@pytest.mark.parametrize("caller", ["meta", "default device", "float64"])
+def test_an_evaluation(caller: str, expected_report: Any) -> None:
     with CALLERS[caller]():
-        assert report() == expected
-        assert set(default) == {torch.empty(0).device.type}  # what is the caller's own code
+        assert report() == (expected_report, {torch.empty(0).device.type})
 
 
 def test_losses_draw_float32_whatever_the_default_is() -> None:

@@ -27,6 +27,9 @@ def test_training_images_are_drawn_by_their_labels(monkeypatch: pytest.MonkeyPat
     drawn: list[Tensor] = []
 
     class Recorder(Evaluator):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options, replicates=2)
+
         def evaluate(self, generate, **options):
             images = generate(self.labels, self.seeds, None).flatten(1)
             at = (images[:, None] == every).all(2).double().argmax(1)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from msf.cli import main
+
 STAGE = {"width": 16, "depth": 1, "heads": 2, "patch": 1}
 TINY = {
     "model": {
@@ -32,6 +34,13 @@ def document(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """What ``--json`` printed: one JSON document and nothing else."""
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout, parse_constant=pytest.fail)
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    """What a command printed with ``--json`` in this process, which has imported torch already."""
+    capsys.readouterr()
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
 
 
 def write_config(path: Path, **changes: dict[str, Any]) -> Path:

@@ -1,4 +1,4 @@
-"""Every command as a process, and what it leaves behind."""
+"""What the commands print and leave behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from msf import MSF, PRESETS, MSFConfig
 from msf.cli import main
 from msf.cli.commands import inspect
 
-from .helpers import document, msf
+from .helpers import answer
 
 
 def test_help_answers_without_torch() -> None:
@@ -52,8 +52,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("msf ")
 
 
-def test_flops_process(workspace: Path) -> None:
-    costs = document(msf("flops", workspace / "run", "--steps", 10, 3, "--json"))
+def test_flops_of_a_run(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    costs = answer(capsys, "flops", workspace / "run", "--steps", 10, 3)
     assert [stage["steps"] for stage in costs["stages"]] == [10, 3]
     per_image = sum(stage["gmacs_per_forward"] * stage["steps"] for stage in costs["stages"])
     assert costs["gmacs_per_image"] == pytest.approx(per_image, rel=1e-12)
@@ -76,11 +76,9 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert (process.returncode, process.stderr) == (0, "")
 
 
-def test_factorize_process(workspace: Path, tmp_path: Path) -> None:
+def test_factorize(workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "parts"
-    found = document(
-        msf("factorize", workspace / "image.png", "--levels", 2, "--out", out, "--json")
-    )
+    found = answer(capsys, "factorize", workspace / "image.png", "--levels", 2, "--out", out)
     names = [part["name"] for part in found["components"]]
     assert names == ["base", "residual_1", "residual_2"]
     assert sum(part["variance_share"] for part in found["components"]) == pytest.approx(1)
@@ -123,9 +121,11 @@ def test_a_missing_model_beside_states_is_told_how_to_mend(
     assert "model.safetensors is missing; msf train --resume rebuilds it" in capsys.readouterr().err
 
 
-def test_sample_process_writes_a_grid(workspace: Path, tmp_path: Path) -> None:
+def test_sample_writes_a_grid(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new" / "grid.png"
-    found = document(msf("sample", workspace / "run", "--out", out, "--count", 12, "--json"))
+    found = answer(capsys, "sample", workspace / "run", "--out", out, "--count", 12)
     assert found["labels"] == [*range(10), 0, 1]
     assert [file.name for file in out.parent.iterdir()] == ["grid.png"]
     width, height = Image.open(out).size

@@ -11,13 +11,15 @@ from PIL import Image
 
 from msf.cli import main
 
-from .helpers import document, msf, write_config
+from .helpers import answer, write_config
 
 
-def test_evaluate_process_compares_settings(workspace: Path, tmp_path: Path) -> None:
+def test_evaluate_compares_settings(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "report.json"
     settings = ("--steps", 2, 1, "--steps", 1, "--samples", 32, "--guidance-scale", 1.5)
-    found = document(msf("evaluate", workspace / "run", *settings, "--out", out, "--json"))
+    found = answer(capsys, "evaluate", workspace / "run", *settings, "--out", out)
     assert json.loads(out.read_text()) == found
     assert found["data"] == "digits"
     assert [result["steps"] for result in found["results"]] == [[2, 1], [1, 1]]

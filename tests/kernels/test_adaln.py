@@ -123,16 +123,21 @@ def test_gate_residual_adaln(
         assert_rounded_once(one, right, terms=channels + batch * tokens)
 
 
-@pytest.mark.parametrize("op", [adaln_modulate, gate_residual, gate_residual_adaln])
 @pytest.mark.parametrize(
-    ("batch", "rows", "tokens"), [(1, 1, 16_400), (41, 1, 400)], ids=["batch-1", "broadcast"]
+    ("op", "batch", "tokens"),
+    [
+        (adaln_modulate, 1, 16_400),
+        (gate_residual, 41, 400),
+        (gate_residual_adaln, 1, 16_400),
+        (gate_residual_adaln, 41, 400),
+    ],
 )
-def test_gradients_of_modulations_over_16k_tokens(op, batch: int, rows: int, tokens: int) -> None:
+def test_gradients_of_modulations_over_16k_tokens(op, batch: int, tokens: int) -> None:
     # torch.compile of PyTorch 2.10 to 2.13 gets these wrong (pytorch/pytorch#193061).
     channels = 8
     names = signature(op).parameters
     inputs = [normal(batch, tokens, channels, dtype=FP32) for name in names if name in "xy"]
-    inputs += [normal(rows, channels, dtype=FP32) for name in names if name in MODULATIONS]
+    inputs += [normal(1, channels, dtype=FP32) for name in names if name in MODULATIONS]
     inputs = [tensor.requires_grad_() for tensor in inputs]
     eager = {adaln_modulate: eager_adaln, gate_residual: eager_gate}.get(op, eager_pair)
     grad = normal(batch, tokens, channels, dtype=FP32)
