@@ -62,17 +62,22 @@ def run(folder, out, **options):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Runs of one process that takes batches in two parts, and of two with DDP and FSDP2."""
+    """Runs of one process that takes batches in two parts, and of two processes."""
     folder = tmp_path_factory.mktemp("distributed")
     for out, options in {
         "one": {"processes": 0, "accumulation": 2},
         "ddp": {"processes": 2},
-        "fsdp": {"processes": 2, "parallel": "fsdp", "extra_ema_decays": [0.5]},
     }.items():
         ran = run(folder, out, **options)
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.count("residual") == 1  # the first process alone speaks
     return folder
+
+
+sharded = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream(), "record_event"),
+    reason="FSDP2 of this torch runs on GPUs alone: its streams of a CPU have no events",
+)
 
 
 def states(folder, out):
@@ -90,7 +95,10 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_parts(folder):
     assert all(torch.equal(ddp[name], x) for name, x in one.items())
 
 
+@sharded
 def test_sharded_weights_take_the_same_steps(folder):
+    ran = run(folder, "fsdp", processes=2, parallel="fsdp", extra_ema_decays=[0.5])
+    assert ran.returncode == 0, ran.stderr
     ddp, fsdp = states(folder, "ddp"), states(folder, "fsdp")
     assert fsdp.keys() - ddp.keys() == {
         k.replace(".ema.", ".ema-0.5.") for k in ddp if ".ema." in k
@@ -102,6 +110,7 @@ def test_sharded_weights_take_the_same_steps(folder):
             torch.testing.assert_close(fsdp[name], x, rtol=1e-4, atol=2e-5)
 
 
+@sharded
 def test_sharded_weights_continue_from_whole_ones(folder):
     shutil.copytree(folder / "one", folder / "resharded")
     (folder / "resharded" / "state-base.safetensors").unlink()  # that of step 6 is left
