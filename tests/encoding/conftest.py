@@ -26,4 +26,4 @@ def photos(tmp_path):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     """Four shards: of 32, 32, 32 and 14 images."""
-    monkeypatch.setattr("msf.data.encode.SHARD_IMAGES", 32)
+    monkeypatch.setattr("msf.encoding.encode.SHARD_IMAGES", 32)

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from msf.cli import main
 from msf.data import load_data
 from msf.data.decode import centre_crop
-from msf.data.encode import encode
 from msf.data.latent_index import checksum, read_index
 from msf.data.splits import hash_of
-from msf.data.vae import WEIGHTS, Encoder, problem
+from msf.encoding.encode import encode
+from msf.encoding.vae import WEIGHTS, Encoder, problem
 from vaes import save_vae
 
 
@@ -222,7 +222,7 @@ def test_corrupt_images_are_skipped_counted_and_named(photos, vae, whole, tmp_pa
 
 
 def test_a_shard_may_hold_nothing(photos, vae, tmp_path, monkeypatch):
-    monkeypatch.setattr("msf.data.encode.SHARD_IMAGES", 109)
+    monkeypatch.setattr("msf.encoding.encode.SHARD_IMAGES", 109)
     (photos / "b" / "109.png").write_bytes(b"no image")
     index = encode(photos, vae, 32, tmp_path / "x", batch_size=109)
     assert index.is_complete and [shard.images for shard in index.shards] == [109, 0]

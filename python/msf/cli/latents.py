@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import printable, quoted
 from ..progress import follow
 from . import tables
+
+if TYPE_CHECKING:
+    from ..data.latent_index import LatentIndex
 
 
 def document(folder: Path) -> dict[str, Any]:
@@ -19,16 +23,11 @@ def document(folder: Path) -> dict[str, Any]:
     problems = [found for shard in shards if (found := damage(folder, shard))]
     if not index.is_complete:
         problems.append(f"shards not made yet: {index.shard_count - len(index.shards):,}")
-    return {"problems": problems, **summary(folder)}
+    return {"problems": problems, **summary(folder, index)}
 
 
-def summary(folder: Path) -> dict[str, Any]:
-    """Return what the index of a folder of latents says, but for its list of shards."""
-    from dataclasses import asdict
-
-    from ..data.latent_index import read_index
-
-    index = read_index(folder)
+def summary(folder: Path, index: LatentIndex) -> dict[str, Any]:
+    """Return what the ``index`` of a folder of latents says, but for its list of shards."""
     values = asdict(index)
     size = sum(shard.bytes for shard in index.shards)
     shards = {"shards": len(index.shards), "of_shards": index.shard_count, "bytes": size}

@@ -10,13 +10,28 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .dataset import from_uint8
+from ..files import printable
+from .dataset import from_uint8, missing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow runs Ghostscript for another
 BACKGROUND = "white"  # what shows through where an image is transparent
+
+
+def check_pillow(source: Path) -> None:
+    """Raise ImportError unless what decodes the images in ``source`` is installed."""
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError:
+        raise missing("Pillow", f"data {str(source)!r}") from None
+
+
+def problem_of(path: Path, error: Exception) -> str:
+    """Return a line that names an image and says why it cannot be read, from what Pillow raised."""
+    reason = str(error).replace(f" {str(path)!r}", "")
+    return f"{printable(path)}: {reason}"
 
 
 def decode(path: Path, mode: str, size: tuple[int, int]) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..files import printable
-from .dataset import ImageData, UnreadableImage, missing
-from .decode import decode
+from .dataset import ImageData, UnreadableImage
+from .decode import check_pillow, decode, problem_of
 from .listing import list_images
 from .names import Names
-from .splits import HOLDOUT, hash_of, in_split, shares
+from .splits import HOLDOUT, check_not_empty, hash_of, in_split
 
 MODES = {1: "L", 3: "RGB"}
 
@@ -25,9 +25,8 @@ class ImageFolder(ImageData):
 
     An image goes to a split by the hash of ``<class>/<image>``, whatever other files there are:
     ``holdout`` says how many are not for training, half of them for features and half for test. It
-    is resized, up or down, until it just covers (height,
-    width), and centre-cropped. What is transparent shows white; the camera's orientation tag is
-    followed. Empty files are in no split.
+    is resized, up or down, until it just covers (height, width), and centre-cropped. What is
+    transparent shows white; the camera's orientation tag is followed. Empty files are in no split.
     """
 
     on_disk = True
@@ -43,10 +42,7 @@ class ImageFolder(ImageData):
     ) -> None:
         if channels not in MODES:
             raise ValueError(f"data: images have 1 (grey) or 3 (RGB) channels, got {channels}")
-        try:
-            import PIL.Image  # noqa: F401
-        except ImportError:
-            raise missing("Pillow", f"data {str(root)!r}") from None
+        check_pillow(root)
         self._root = root
         self._size, self._mode = (image_size[1], image_size[0]), MODES[channels]
         self.split = split
@@ -63,11 +59,7 @@ class ImageFolder(ImageData):
         names = [name for name, size in self.files.items() if size]
         mine = in_split(torch.tensor(list(map(hash_of, names))), split, holdout)
         chosen = [name for name, is_mine in zip(names, mine.tolist()) if is_mine]
-        if not chosen:
-            raise ValueError(
-                f"data: {printable(root)} has too few images: none falls into the {split} split; "
-                f"the split is {shares(holdout)}, so give about 100 or more"
-            )
+        check_not_empty(root, len(chosen), split, holdout)
         self.names = Names(chosen)
         self.labels = torch.tensor(
             [numbers[name.split("/")[0]] if folders else 0 for name in chosen]
@@ -95,5 +87,4 @@ class ImageFolder(ImageData):
         try:
             return decode(path, self._mode, self._size)
         except Exception as error:  # Pillow's decoders raise whatever the broken file leads them to
-            reason = str(error).replace(f" {str(path)!r}", "")
-            raise UnreadableImage(f"{printable(path)}: {reason}", index) from None
+            raise UnreadableImage(problem_of(path, error), index) from None

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..files import printable
 from .dataset import ImageData
 from .latent_index import Shard, check_sizes, read_index
-from .splits import HOLDOUT, in_split, shares
+from .splits import HOLDOUT, check_not_empty, in_split
 
 
 class Latents(ImageData):
@@ -58,11 +58,7 @@ class Latents(ImageData):
         self._starts = torch.tensor([0, *(s.images for s in index.shards[:-1])]).cumsum(0)
         labels, hashes = self._labels_and_hashes()
         self._rows = in_split(hashes, split, holdout).nonzero().flatten()
-        if not len(self._rows):
-            raise ValueError(
-                f"data: {printable(root)} has too few images: none falls into the {split} split; "
-                f"the split is {shares(holdout)}, so give about 100 or more"
-            )
+        check_not_empty(root, len(self._rows), split, holdout)
         self.labels = labels[self._rows]
 
     def summary(self) -> str:

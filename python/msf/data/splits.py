@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..files import printable
 
 SPLITS = ("train", "features", "test")
 HOLDOUT = 0.2  # the default of ``TrainingConfig`` too
@@ -35,6 +38,15 @@ def split_of(name: str, holdout: float = HOLDOUT) -> str:
     """Return the split of ``<class>/<image>``."""
     hashes = torch.tensor([hash_of(name)])
     return next(split for split in SPLITS if in_split(hashes, split, holdout))
+
+
+def check_not_empty(root: Path, count: int, split: str, holdout: float) -> None:
+    """Raise ValueError (one line) where none of the images in ``root`` falls into ``split``."""
+    if not count:
+        raise ValueError(
+            f"data: {printable(root)} has too few images: none falls into the {split} split; "
+            f"the split is {shares(holdout)}, so give about 100 or more"
+        )
 
 
 def shares(holdout: float) -> str:

@@ -102,7 +102,7 @@ def batches(
     seed, step and part. Raise ValueError where ``slices`` does not divide ``batch_size``, or there
     are fewer images.
     """
-    workers = min(8, os.cpu_count() or 1) if data.on_disk else 0
+    workers = loader_workers() if data.on_disk else 0
     loader = DataLoader(
         _Parts(data),
         batch_size=None,
@@ -116,6 +116,12 @@ def batches(
         if skipped is not None:
             skipped.add(problems)
         yield images, labels
+
+
+def loader_workers() -> int:
+    """Return how many processes should read images for this one of those on this machine."""
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(8, (os.cpu_count() or 1) // beside))
 
 
 def in_shared_memory(batch: Any) -> tuple[Tensor, Tensor, dict[int, str]]:

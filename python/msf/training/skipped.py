@@ -18,6 +18,17 @@ LIMIT = 100  # training goes on with at most one unreadable image in so many
 NAMED = 3
 
 
+def too_many(unreadable: Sequence[str], total: int) -> str:
+    """Return why nothing is done without the ``unreadable`` ones of ``total`` images, "" where they
+    are at most one in a hundred."""
+    if len(unreadable) * LIMIT <= total:
+        return ""
+    return (
+        f"cannot read {len(unreadable):,} of {total:,} images, more than one in a hundred: "
+        f"{listed(unreadable, NAMED)}; replace or remove them"
+    )
+
+
 class Skipped:
     """A Skipped counts the unreadable ones of ``total`` images; ``empty`` are known to be so."""
 
@@ -35,11 +46,8 @@ class Skipped:
             self._check()
 
     def _check(self) -> None:
-        if len(self._problems) * LIMIT > self.total:
-            raise ValueError(
-                f"data: cannot read {self._count()}, more than one in a hundred: "
-                f"{self._names()}; replace or remove them"
-            )
+        if why := too_many(list(self._problems.values()), self.total):
+            raise ValueError(f"data: {why}")
 
     def report(self, ranks: Ranks) -> None:
         """Say which were skipped, if any, in all processes, which call this together."""

@@ -45,8 +45,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{args.images}: no such folder; give a folder of images")
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
-    from ...data.encode import encode, report, workers
     from ...data.latent_index import is_latents, read_index
+    from ...encoding.encode import encode, report
+    from ...training.batches import loader_workers
 
     try:
         index = encode(
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             device=_device(args),
             rank=int(os.environ.get("RANK", 0)),
             processes=int(os.environ.get("WORLD_SIZE", 1)),
-            workers=workers(),
+            workers=loader_workers(),
         )
     except KeyboardInterrupt:
         if not is_latents(args.out):
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             130,
         ) from None
     report(index)
-    return latents.summary(args.out)
+    return latents.summary(args.out, index)
 
 
 def text(document: dict[str, Any]) -> str:

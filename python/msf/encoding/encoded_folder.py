@@ -6,11 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..progress import follow, say
-from ..training.identity import listed
-from ..training.locks import locked
-from ..training.skipped import LIMIT, NAMED
-from .latent_index import (
+from ..data.latent_index import (
     INDEX_FILE,
     LatentIndex,
     Shard,
@@ -20,6 +16,9 @@ from .latent_index import (
     shard_name,
     write_index,
 )
+from ..progress import follow, say
+from ..training.locks import locked
+from ..training.skipped import too_many
 
 WHAT = {
     "source": "another folder",
@@ -78,11 +77,8 @@ class EncodedFolder:
         """Put a shard that has been written into the index, and the names of what was ``skipped``
         for it. Raise ValueError where that is more than one in a hundred of all."""
         index = self._change(shard, skipped)
-        if len(index.skipped) * LIMIT > index.found:
-            raise ValueError(
-                f"cannot read {len(index.skipped):,} of {index.found:,} images, more than one in a "
-                f"hundred: {listed(index.skipped, NAMED)}; replace or remove them"
-            )
+        if why := too_many(index.skipped, index.found):
+            raise ValueError(why)
 
     def _change(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -12,19 +11,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.dataset import from_uint8
+from ..data.decode import centre_crop, check_pillow, pixels, problem_of
+from ..data.latent_index import FORMAT, SHARD_IMAGES, LatentIndex, write_shard
+from ..data.listing import list_images
+from ..data.names import Names
+from ..data.splits import hash_of
 from ..files import printable
 from ..progress import Bar, bar, say
 from ..training.batches import in_shared_memory
 from ..training.identity import fingerprint, listed
 from ..training.interrupts import leave_signals_to_the_parent
 from ..training.skipped import NAMED, Skipped
-from .dataset import from_uint8, missing
-from .decode import centre_crop, pixels
 from .encoded_folder import EncodedFolder
-from .latent_index import FORMAT, SHARD_IMAGES, LatentIndex, write_shard
-from .listing import list_images
-from .names import Names
-from .splits import hash_of
 from .vae import Encoder, problem
 
 
@@ -51,10 +50,7 @@ def encode(
     Raise ValueError for what does not fit, for too many unreadable images, and for latents that
     float16 cannot hold.
     """
-    try:
-        import PIL.Image  # noqa: F401
-    except ImportError:
-        raise missing("Pillow", f"data {str(source)!r}") from None
+    check_pillow(source)
     classes, files, _ = list_images(source)
     encoder = Encoder(vae, device)
     index = LatentIndex(
@@ -131,8 +127,7 @@ class _Images(Dataset):
             try:
                 read[index] = pixels(path, "RGB", partial(centre_crop, size=self._size))
             except Exception as error:  # Pillow's decoders raise whatever the broken file leads to
-                reason = str(error).replace(f" {str(path)!r}", "")
-                problems[index] = f"{printable(path)}: {reason}"
+                problems[index] = problem_of(path, error)
         images = torch.stack([*read.values()]) if read else torch.empty(0, dtype=torch.uint8)
         return images, torch.tensor([*read], dtype=torch.long), problems
 
@@ -211,9 +206,3 @@ def report(index: LatentIndex) -> None:
             f"skipped {len(index.skipped):,} of {index.found:,} images, as they cannot be read: "
             f"{listed(index.skipped, NAMED)}"
         )
-
-
-def workers() -> int:
-    """Return how many processes should decode images for this one of those on this machine."""
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(8, (os.cpu_count() or 1) // beside))

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.latent_index import Vae, checksum
 from ..files import printable, read_file
 from ..parsing import parse_object
-from .latent_index import Vae, checksum
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

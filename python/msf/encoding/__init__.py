@@ -1,0 +1,1 @@
+"""Images become latents, once, before training: what ``msf encode`` does."""
