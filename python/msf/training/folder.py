@@ -36,7 +36,7 @@ from .config import RUN_FILE, RunConfig, read_run
 from .identity import compare_data, sample_contents, write_contents, write_files
 from .locks import claim, locked
 from .stage import StageTrainer
-from .state import load_average
+from .state import load_average, load_part
 
 
 class RunFolder:
@@ -242,13 +242,13 @@ class RunFolder:
             # steps and with them the model.
             with atomic_write(states.newest) as temporary:
                 trainer.save(temporary, state)
-                _put(state, "ema.", model, trainer.index)
+                load_part(model.stages[trainer.index], "ema.", state, temporary)
                 model.save_pretrained(self.path)
                 for decay in trainer.config.extra_ema_decays:
                     folder = self.path / f"ema-{decay}"
                     if (folder / CONFIG_FILE).exists():
                         model = MSF.from_pretrained(folder)
-                    _put(state, f"ema-{decay}.", model, trainer.index)
+                    load_part(model.stages[trainer.index], f"ema-{decay}.", state, temporary)
                     model.save_pretrained(folder)
             states.prune(trainer.config.keep_last, trainer.config.keep_every)
 
@@ -259,12 +259,6 @@ class RunFolder:
     def log(self, **row: Any) -> None:
         with locked(self.path), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def _put(state: dict[str, Tensor], prefix: str, model: MSF, index: int) -> None:
-    """Make the average of ``state`` whose names begin with ``prefix`` a stage of ``model``."""
-    average = {k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)}
-    model.stages[index].load_state_dict(average)
 
 
 def _settings(config: MSFConfig, run: RunConfig) -> dict[str, Any]:

@@ -66,5 +66,5 @@ class SharedFolder:
         self.ranks.first(lambda: self._folder.log(**row))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return every whole line of metrics.jsonl."""
-        return self.ranks.first(lambda: self._folder.metrics())
+        """Return every whole line of metrics.jsonl, in the first process."""
+        return self.ranks.first(lambda: self._folder.metrics(), shared=False)

@@ -52,9 +52,8 @@ class StageTrainer:
         if config.compile:
             for block in self.stage.blocks:
                 block.compile()
-        called = distribute(self.stage, list(self.averages.values()), config, ranks)
-        model.stages[index] = called
-        self._called = called
+        self._called = distribute(self.stage, list(self.averages.values()), config, ranks)
+        model.stages[index] = self._called
         self.parameters: list[Tensor] = list(self.stage.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters,

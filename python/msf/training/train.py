@@ -47,8 +47,8 @@ def train(
     progress: bool = True,
 ) -> MSF:
     """Train ``stages`` (all by default) of a model on ``source`` into the folder ``out``, and
-    return the model that is there at the end. Stages train independently: other processes may train
-    others into ``out`` at the same time.
+    return the model that is there at the end, in a job of several processes in the first. Stages
+    train independently: other processes may train others into ``out`` at the same time.
 
     source: as in ``load_data``. data_changed: continue though classes or files of the data are not
     what they were. resume: continue the run that ``out`` holds, if any. All of ``training`` but
@@ -75,10 +75,11 @@ def train(
             source,
             Path(out),
             chosen,
-            {"resume": resume, "data_changed": data_changed},
             ranks,
             device,
-            progress,
+            resume=resume,
+            data_changed=data_changed,
+            progress=progress,
         )
 
 
@@ -88,12 +89,14 @@ def _train(
     source: str,
     out: Path,
     chosen: Sequence[int],
-    how: dict[str, bool],
     ranks: Ranks,
     device: torch.device,
+    *,
+    resume: bool,
+    data_changed: bool,
     progress: bool,
 ) -> MSF:
-    """Train the stages ``chosen`` in the process of ``ranks``; ``how`` opens the folder."""
+    """Train the stages ``chosen`` in the process of ``ranks``; see ``train``."""
     data = load_data(
         source,
         split="train",
@@ -109,7 +112,8 @@ def _train(
         out,
         config,
         RunConfig(source, training, data.class_names, fingerprint(data.files)),
-        **how,
+        resume=resume,
+        data_changed=data_changed,
         files=data.files,
         digest=data.digest,
     )
@@ -146,8 +150,8 @@ def _models(
     skipped: Skipped,
     progress: bool,
 ) -> tuple[MSF, MSF]:
-    """Return a new model with the statistics of the data, and what is saved in ``folder``, else
-    another such; the first process's in all."""
+    """Return a new model with the statistics that the first process measured, and what is saved in
+    ``folder``, which it alone reads, else a copy of the new one."""
     torch.default_generator.manual_seed(seed)  # the CPU's alone, which is forked
     model, saved = MSF(config), folder.saved_model()
 
@@ -161,9 +165,7 @@ def _models(
 
     folder.ranks.first(fill)
     folder.ranks.copy_first(model.pyramid.buffers())
-    initial = saved or copy.deepcopy(model)
-    folder.ranks.copy_first(initial.parameters())
-    return model, initial
+    return model, saved or copy.deepcopy(model)
 
 
 def _introduce(
