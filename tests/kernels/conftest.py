@@ -5,12 +5,14 @@ import pytest
 import torch
 
 import msf_kernels
+from msf_kernels import dispatch
 from msf_kernels.cuda_support import extension
-from msf_kernels.dispatch import BACKENDS
+from msf_kernels.dispatch import BACKENDS, Implementation
 from msf_kernels.triton_support import compiler_unsupported_reason
 from numerics import DEVICE
 
 from .emulated import emulated
+from .stand_ins import GATE
 
 DECLINED = re.compile(
     r"attention(_backward)?: backend cuda cannot run: (it takes|head_dim must be) "
@@ -86,3 +88,13 @@ def poison() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Implementation]:
+    """The registry entry of GATE with nothing but its reference, and room for stand-in kernels."""
+    entry = {"reference": dispatch._registry[GATE]["reference"]}
+    monkeypatch.setitem(dispatch._registry, GATE, entry)
+    dispatch._log_once.cache_clear()
+    dispatch.generation += 1  # no plan of another test holds
+    return entry

@@ -21,20 +21,7 @@ from msf_kernels.cuda_support import extension
 from msf_kernels.dispatch import Implementation
 from numerics import normal
 
-from .stand_ins import answering
-
-GATE = "gate_residual"
-ARGS = (normal(2, 3, 5), normal(2, 3, 5), normal(2, 5))
-
-
-@pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Implementation]:
-    """The registry entry of GATE with nothing but its reference, and room for stand-in kernels."""
-    entry = {"reference": dispatch._registry[GATE]["reference"]}
-    monkeypatch.setitem(dispatch._registry, GATE, entry)
-    dispatch._log_once.cache_clear()
-    dispatch.generation += 1  # no plan of another test holds
-    return entry
+from .stand_ins import ARGS, GATE, answering
 
 
 @pytest.mark.parametrize("op", msf.OPERATORS)

@@ -19,7 +19,7 @@ from msf_kernels.dispatch import Implementation
 from numerics import DEVICE, normal
 
 from .cases import Case, leaves
-from .stand_ins import answering
+from .stand_ins import ARGS, GATE, answering
 
 ADALN = pytest.mark.operator("gate_residual_adaln")
 
@@ -225,18 +225,6 @@ def test_replays_in_threads(backend_name: str) -> None:
     for thread in threads:
         thread.join()
     assert not errors
-
-
-GATE = "gate_residual"
-ARGS = (normal(2, 3, 5), normal(2, 3, 5), normal(2, 5))
-
-
-@pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Implementation]:
-    entry = {"reference": dispatch._registry[GATE]["reference"]}
-    monkeypatch.setitem(dispatch._registry, GATE, entry)
-    dispatch.generation += 1
-    return entry
 
 
 def answer() -> float:
