@@ -40,9 +40,11 @@ class TrainingConfig:
 
     With ``flip`` half of the images are mirrored, another half at each step. ``holdout`` is how
     much of a folder is kept for evaluations.
-    ``sample_every`` is how often (in steps) sample grids are written and ``checkpoint_every`` how
-    often checkpoints are, 0 being as often; both are at the end too. ``warmup`` must not be longer
-    than training, but for its default, which short runs may leave unfinished.
+    ``sample_every`` is how often (in steps) sample grids are written and the loss on held-out
+    images is measured, and ``checkpoint_every`` how often checkpoints are, 0 being as often; all
+    are at the end too. ``wandb`` is a project of Weights & Biases to log to, "" for none.
+    ``warmup`` must not be longer than training, but for its default, which short runs may leave
+    unfinished.
     """
 
     steps: tuple[int, ...]
@@ -68,6 +70,7 @@ class TrainingConfig:
     keep_last: int = 2
     keep_every: int = 0
     extra_ema_decays: tuple[float, ...] = ()
+    wandb: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from ..modes import own_modes
 from ..precision import tf32
 from ..progress import follow, say
 from ..seeds import generator
+from . import writers
 from .config import RunConfig, TrainingConfig
 from .identity import fingerprint
 from .interrupts import Interrupted, StopSignal
@@ -27,6 +28,7 @@ from .recorder import plot_losses
 from .shared_folder import SharedFolder
 from .skipped import ReadableBatches, Skipped
 from .stage import StageTrainer
+from .validation import Validation
 
 STATISTICS_IMAGES, STATISTICS_BATCH = 16_384, 512
 MAX_EPOCHS_A_BATCH = 10  # a batch that is larger is a slip
@@ -97,16 +99,11 @@ def _train(
     progress: bool,
 ) -> MSF:
     """Train the stages ``chosen`` in the process of ``ranks``; see ``train``."""
-    data = load_data(
-        source,
-        split="train",
-        image_size=config.image_size,
-        channels=config.channels,
-        num_classes=config.num_classes,
-        flip=training.flip,
-        holdout=training.holdout,
-    )
+    if training.wandb:
+        writers.imported()  # rather than miss it after the statistics
+    data = _data(config, training, source, "train")
     notes = _doubtful(training, config.stage_names, len(data), ranks.count)
+    validation = _validation(config, training, source)
     folder = SharedFolder(
         ranks,
         out,
@@ -130,7 +127,9 @@ def _train(
         try:
             with StopSignal() as stop:
                 for trainer in trainers:
-                    StageLoop(trainer, data, folder, initial, averaged, stop, skipped).run(progress)
+                    StageLoop(
+                        trainer, data, folder, initial, averaged, stop, skipped, validation
+                    ).run(progress)
         except Interrupted:
             skipped.report(ranks)
             raise
@@ -140,6 +139,29 @@ def _train(
         plot_losses(metrics, folder.path / "loss.png")
     # The saved one, because another process may have trained the other stages meanwhile.
     return (folder.saved_model() or averaged).to(device).requires_grad_(False)
+
+
+def _data(config: MSFConfig, training: TrainingConfig, source: str, split: str) -> ImageData:
+    return load_data(
+        source,
+        split=split,
+        image_size=config.image_size,
+        channels=config.channels,
+        num_classes=config.num_classes,
+        flip=training.flip,
+        holdout=training.holdout,
+    )
+
+
+def _validation(config: MSFConfig, training: TrainingConfig, source: str) -> Validation | None:
+    """Return what measures the loss on images that are held out, None where there are none. Those
+    of the test split stay unseen until an evaluation."""
+    if not training.holdout:
+        return None
+    try:
+        return Validation(_data(config, training, source, "features"), training.seed)
+    except ValueError:  # the train split could be loaded, so this one has too little
+        return None
 
 
 def _models(

@@ -52,6 +52,7 @@ CHANGES = (
     "compile",
     "flip",
     "holdout",
+    "wandb",
     "seed",
 )
 
@@ -91,7 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample-every",
         type=int,
         metavar="N",
-        help=f"steps from one sample grid to the next (default {SAMPLE_EVERY:,}, or the preset's)",
+        help="steps from one sample grid and loss on held-out images to the next (default "
+        f"{SAMPLE_EVERY:,}, or the preset's)",
     )
     parser.add_argument(
         "--checkpoint-every",
@@ -128,6 +130,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FRACTION",
         help="how much of a folder is kept for evaluations, by the hash of each name, half for "
         "their features and half for their test; 0: train on all (default 0.2)",
+    )
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases"
     )
     parser.add_argument("--seed", type=int, metavar="S")
     parser.add_argument(
