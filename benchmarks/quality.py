@@ -51,7 +51,7 @@ STUDIES = {
     "digits": (Model("digits", "digits", ((16, 4), (16, 16)), "heun", (1.1, 1.0), seeds=6),),
     "textures": (
         Model("textures-16", "textures", ((16, 4), (32, 8), (64, 16))),
-        Model("textures-16-dit", "textures", ((8,), (16,), (32,))),
+        Model("textures-16-sit", "textures", ((8,), (16,), (32,))),
     ),
 }
 

@@ -19,7 +19,7 @@ from msf_kernels import flow_interpolate
 
 from .config import MSFConfig
 from .files import atomic_write, read_file
-from .interpolation import logit_normal_times
+from .interpolation import logit_normal_times, uniform_times
 from .modes import has_values, is_batched, outside, own_modes
 from .pyramid import Pyramid
 from .seeds import drawn_from
@@ -81,7 +81,7 @@ class MSF(nn.Module):
         "total".
 
         The loss is the mean squared error of the velocity of a rectified flow (arXiv 2209.03003) at
-        logit-normal times (arXiv 2403.03206).
+        logit-normal times (arXiv 2403.03206) or uniform ones.
 
         Args:
             x: (B, C, H, W) images or latents, float32.
@@ -146,7 +146,7 @@ class MSF(nn.Module):
         if self._warned or mean.is_meta or active_fake_mode() is not None or is_batched(mean):
             return
         self._warned = True
-        if not self.pyramid.is_measured:
+        if self.config.standardize and not self.pyramid.is_measured:
             warnings.warn(
                 "MSF: pyramid.mean and pyramid.std are still 0 and 1; set them with "
                 "pyramid.measure(batches) before training",
@@ -168,7 +168,10 @@ class MSF(nn.Module):
             **drawn_from(generator),
         }
         noise = torch.randn(data.shape, **random)
-        t = logit_normal_times(batch, self.config.time_std, generator=generator, device=device)
+        if self.config.times == "uniform":
+            t = uniform_times(batch, generator=generator, device=device)
+        else:
+            t = logit_normal_times(batch, self.config.time_std, generator=generator, device=device)
         x_t, target = flow_interpolate(data, noise, t)
         if y is not None:
             drop = torch.rand(batch, **random) < self.config.label_dropout

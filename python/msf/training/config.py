@@ -15,13 +15,14 @@ MAX_STEPS = 10**9  # years of training, as in ``MSFConfig`` a slip
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "pure-bf16")
 PARALLEL = ("ddp", "fsdp")
 CHECKPOINTING = ("none", "full", "selective")
+NOT_NEGATIVE = ("seed", "warmup", "weight_decay", "clip", "spike", "checkpoint_every", "keep_every")
 CHOICES = {"precision": PRECISIONS, "parallel": PARALLEL, "checkpointing": CHECKPOINTING}
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """A TrainingConfig says how a model is trained: AdamW with warm-up, a cosine decay to zero or a
-    constant rate, gradient clipping and EMA weights.
+    constant rate, gradients clipped to the norm ``clip`` (0: not clipped) and EMA weights.
 
     ``steps`` is one number a stage, base first. ``precision`` "auto" is bfloat16 autocast where the
     device computes in it (a GPU; a CPU with AMX or AVX512-BF16), float32 elsewhere. "fp32" is
@@ -85,12 +86,11 @@ class TrainingConfig:
                 raise ValueError(
                     f"TrainingConfig: {name} must be at least 1, got {getattr(self, name)}"
                 )
-        for name in ("learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise ValueError(
-                    f"TrainingConfig: {name} must be positive, got {getattr(self, name)}"
-                )
-        for name in ("seed", "warmup", "weight_decay", "spike", "checkpoint_every", "keep_every"):
+        if self.learning_rate <= 0:
+            raise ValueError(
+                f"TrainingConfig: learning_rate must be positive, got {self.learning_rate}"
+            )
+        for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"TrainingConfig: {name} must not be negative, got {getattr(self, name)}"

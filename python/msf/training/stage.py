@@ -94,7 +94,7 @@ class StageTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         loss = self._backward(images, labels)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
         self.gradient_norm = whole(norm)
         with uncut():
             self.is_torn = True

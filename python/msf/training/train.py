@@ -180,6 +180,7 @@ def _models(
     def fill() -> None:
         if saved:  # images added since must not change the statistics
             model.pyramid.load_state_dict(saved.pyramid.state_dict())
+        if saved or not config.standardize:
             return
         batches = _statistics_batches(data, seed, skipped)
         count = -(-min(len(data), STATISTICS_IMAGES) // STATISTICS_BATCH)
