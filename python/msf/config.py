@@ -55,8 +55,8 @@ class MSFConfig:
     ``num_classes`` 0 means training without labels. ``max_prior_noise`` is the most noise that a
     residual's prior gets in training, in standard deviations of the base. ``times`` are drawn in
     training "logit-normal", with the deviation ``time_std``, or "uniform". ``standardize`` False
-    leaves components as they are: statistics are not measured. ``steps`` are the sampler's defaults, one number a
-    stage.
+    leaves components as they are: statistics are not measured. ``steps`` are the sampler's
+    defaults, one number a stage.
     """
 
     image_size: tuple[int, int]

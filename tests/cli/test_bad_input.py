@@ -129,7 +129,7 @@ BAD_INPUT = {
     "train --config {tiny} --data digits --out {bad}/run-data --resume": "data must be a string",
     "train --config {tiny} --data digits --out {bad}/config --resume": "MSFConfig: not valid",
     "train --config {tiny} --data digits --out {bad}/state --resume": "readable training",
-    "train --data digits --out {out}/x": "one of the arguments --preset --config is required",
+    "train --data digits --out {out}/x": "give --preset, --config, or --from a model's folder",
 }
 
 

@@ -135,13 +135,17 @@ class RunConfig:
     """A RunConfig is what ``training.json`` says of a run; ``data`` is as in ``load_data``.
 
     ``class_names`` are those of the data, in the order of their numbers, and ``fingerprint`` is a
-    hash of its files' names and sizes. Runs of earlier versions do not know them.
+    hash of its files' names and sizes. ``start`` is the folder of the model that it began with, ""
+    for none, and ``trained`` are the stages that it has saved. Runs of earlier versions do not know
+    these.
     """
 
     data: str
     training: TrainingConfig
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""
+    start: str = ""
+    trained: tuple[str, ...] = ()
 
 
 def read_run(directory: Path) -> RunConfig | None:

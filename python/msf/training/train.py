@@ -28,6 +28,7 @@ from .recorder import plot_losses
 from .shared_folder import SharedFolder
 from .skipped import ReadableBatches, Skipped
 from .stage import StageTrainer
+from .start import started_from
 from .validation import Validation
 
 STATISTICS_IMAGES, STATISTICS_BATCH = 16_384, 512
@@ -45,6 +46,7 @@ def train(
     stages: Sequence[str] | None = None,
     resume: bool = False,
     data_changed: bool = False,
+    start: str | os.PathLike[str] = "",
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> MSF:
@@ -53,7 +55,8 @@ def train(
     train independently: other processes may train others into ``out`` at the same time.
 
     source: as in ``load_data``. data_changed: continue though classes or files of the data are not
-    what they were. resume: continue the run that ``out`` holds, if any. All of ``training`` but
+    what they were. start: the folder of a model whose weights a new run begins with, see
+    ``started_from``. resume: continue the run that ``out`` holds, if any. All of ``training`` but
     seed and holdout may have changed, and the path of the data; else the result is bit for bit that
     of an uninterrupted run on the same machine. Any error after the first step
     leaves the steps before it saved. So does Ctrl-C, which raises ``Interrupted``. Raise ValueError
@@ -81,6 +84,7 @@ def train(
             device,
             resume=resume,
             data_changed=data_changed,
+            start=os.fspath(start),
             progress=progress,
         )
 
@@ -96,6 +100,7 @@ def _train(
     *,
     resume: bool,
     data_changed: bool,
+    start: str,
     progress: bool,
 ) -> MSF:
     """Train the stages ``chosen`` in the process of ``ranks``; see ``train``."""
@@ -108,14 +113,14 @@ def _train(
         ranks,
         out,
         config,
-        RunConfig(source, training, data.class_names, fingerprint(data.files)),
+        RunConfig(source, training, data.class_names, fingerprint(data.files), start),
         resume=resume,
         data_changed=data_changed,
         files=data.files,
         digest=data.digest,
     )
     skipped = Skipped(data.total, data.empty_files)
-    model, initial = _models(config, training.seed, data, folder, skipped, progress)
+    model, initial = _models(config, training.seed, data, folder, skipped, start, progress)
     model.to(device)
     averaged = copy.deepcopy(initial).requires_grad_(False).eval()
     if ranks.is_first:  # which alone shows samples of it
@@ -170,12 +175,15 @@ def _models(
     data: ImageData,
     folder: SharedFolder,
     skipped: Skipped,
+    start: str,
     progress: bool,
 ) -> tuple[MSF, MSF]:
     """Return a new model with the statistics that the first process measured, and what is saved in
-    ``folder``, which it alone reads, else a copy of the new one."""
+    ``folder``, which it alone reads, else a copy of the new one, which ``start`` may begin."""
     torch.default_generator.manual_seed(seed)  # the CPU's alone, which is forked
-    model, saved = MSF(config), folder.saved_model()
+    saved = folder.saved_model()
+    is_new = folder.ranks.first(lambda: saved is None)
+    model = started_from(start, config, data.class_names) if start and is_new else MSF(config)
 
     def fill() -> None:
         if saved:  # images added since must not change the statistics
