@@ -129,7 +129,15 @@ def soak(kills: int, seed: int, folder: Path) -> Soak:
         subprocess.run([*MSF_COMMAND, *train(out, config)], check=True)
         found.check("train", partial(same, undisturbed, out))
     images = folder / "images.safetensors"
-    sample = ["sample", str(undisturbed), "--count", "2000", "--out", str(images), "--overwrite"]
+    sample = [
+        "sample",
+        str(undisturbed),
+        "--num-images",
+        "2000",
+        "--out",
+        str(images),
+        "--overwrite",
+    ]
     while found.kills.total() < kills:
         if found.killed("sample", sample, seconds) and images.exists():
             found.check("sample", lambda: load_file(images))
