@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from models import tiny_model
 from msf.cli import main
-from msf.cli.labels import class_number, split_labels
+from msf.cli.labels import choose, class_number, of_classes, of_numbers, split_labels
 
 
 def test_labels_are_numbers_or_names(
@@ -91,3 +94,52 @@ def test_names_that_need_it_are_quoted(
     assert capsys.readouterr().out.endswith(', classes "(no class)", (no class)\n')
     assert main([*command, "b"]) == 2
     assert 'choose from "(no class)", "", "a,b" and 7 more, or 0' in capsys.readouterr().err
+
+
+def test_a_label_is_a_function_of_its_number() -> None:
+    classes = torch.tensor([5, 7, 9])
+    in_turn = of_numbers(range(10, 16), classes, drawn=False)
+    assert in_turn is not None and in_turn.tolist() == [7, 9, 5, 7, 9, 5]
+    drawn = of_numbers(range(3000), classes, drawn=True)
+    again = of_numbers([2**63 + 5, 2000, 7], classes, drawn=True)
+    assert drawn is not None and again is not None
+    assert again[1:].tolist() == [drawn[2000], drawn[7]]
+    # Of 3,000 labels 1,000 are expected in each class, with a deviation of 26.
+    assert all(abs(int((drawn == label).sum()) - 1000) < 5 * 26 for label in classes)
+    # Neighbours are of the same class as often as of each other one.
+    assert abs(int((drawn[1:] == drawn[:-1]).sum()) - 1000) < 5 * 26
+    assert of_numbers(range(3), None, drawn=True) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        (None, ["a", "b", "c"], ([], False)),
+        ("random", ["a", "b", "c"], ([], True)),
+        ("random", ["a", "random", "c"], ([1], False)),
+        ("b,3", ["a", "b", "c"], ([1, 3], False)),
+    ],
+)
+def test_what_labels_say(
+    text: str | None, names: list[str], expected: tuple[list[int], bool], tmp_path: Path
+) -> None:
+    assert choose(text, names, tiny_model(), tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [0, 1, 2]),
+        ({"label_dropout": 1.0}, [3, 3, 3]),  # no class is all that was trained
+        ({"num_classes": 0}, None),
+    ],
+)
+def test_all_classes_are_those_that_were_trained(
+    changes: dict[str, Any], expected: list[int] | None
+) -> None:
+    model = tiny_model(**changes)
+    classes = of_classes([], model)
+    assert (None if classes is None else classes.tolist()) == expected
+    if expected is None:
+        with pytest.raises(ValueError, match="was trained without classes; leave --labels out"):
+            choose("random", [], model, Path("run"))
