@@ -98,3 +98,11 @@ def test_an_empty_folder_goes_and_another_stays(tmp_path, pixels):
     fill(parts, pixels, [0])
     parts.tidy()
     assert read_arrays((parts.folder / "000000.npz").read_bytes())["x"].shape == (4, 2, 3, 3)
+
+
+def test_what_is_no_part_is_never_removed(tmp_path, pixels):
+    parts = Parts(tmp_path / "x", SETTINGS, 2)
+    fill(parts, pixels, [0, 1])
+    (parts.folder / "000002.npz").write_bytes(b"of a larger output")
+    with pytest.raises(ValueError, match=r"x.parts: holds 000002.npz, which is no part of this;"):
+        parts.missing(range(2))

@@ -43,26 +43,34 @@ class Parts:
 
     def missing(self, numbers: Sequence[int]) -> list[int]:
         """Return which of the parts are not there as they should be; damaged ones are named. Raise
-        ValueError (one line) where they were made with other settings."""
-        there = [number for number in numbers if self._file(number).exists()]
-        damaged = []
-        for number in follow(there, "checksums", len(there), "parts"):
+        ValueError (one line) where they were made with other settings, or the folder holds
+        anything else."""
+        there, whole = self._names(), set()
+        found = [number for number in numbers if self._name(number) in there]
+        for number in follow(found, "checksums", len(found), "parts"):
             try:
                 self._read(number)
+                whole.add(number)
             except Damaged as error:
                 say(f"{error}; making it anew")
-                damaged.append(number)
-        return [number for number in numbers if number in damaged or number not in there]
+        if foreign := sorted(there - set(map(self._name, range(self.count)))):
+            raise ValueError(
+                f"{printable(self.folder)}: holds {printable(foreign[0])}, which is no part of "
+                "this; move it, or choose another --out"
+            )
+        return [number for number in numbers if number not in whole]
 
     def add(self, number: int, arrays: Arrays) -> None:
         settings = np.frombuffer(json.dumps(self._settings).encode(), dtype=np.uint8)
         kept = {**arrays, SETTINGS: settings}
-        write_npz(self._file(number), {name: (len(x), [x]) for name, x in kept.items()})
+        write_npz(
+            self.folder / self._name(number), {name: (len(x), [x]) for name, x in kept.items()}
+        )
 
     def there(self) -> int:
         """Return how many parts are there."""
-        names = set(os.listdir(self.folder)) if self.folder.exists() else set()
-        return sum(self._file(number).name in names for number in range(self.count))
+        names = self._names()
+        return sum(self._name(number) in names for number in range(self.count))
 
     def assemble(self, write: Callable[[Iterator[Arrays]], None]) -> bool:
         """Let ``write`` make the whole of all parts in turn, which then go; return whether it did.
@@ -90,11 +98,18 @@ class Parts:
         with suppress(OSError):
             self.folder.rmdir()
 
-    def _file(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.npz"
+    def _name(self, number: int) -> str:
+        return f"{number:06d}.npz"
+
+    def _names(self) -> set[str]:
+        """Return the names of all files but hidden ones, which are in the making."""
+        try:
+            return {name for name in os.listdir(self.folder) if not name.startswith(".")}
+        except FileNotFoundError:
+            return set()
 
     def _read(self, number: int) -> Arrays:
-        file = self._file(number)
+        file = self.folder / self._name(number)
         content = read_file(file)
         try:
             arrays = read_arrays(content)
