@@ -9,6 +9,7 @@ from .sampling_config import SamplingConfig
 from .training.config import TrainingConfig
 
 if TYPE_CHECKING:
+    from .drop_in import accelerate, restore
     from .model import MSF
     from .pyramid import Pyramid
     from .sampling import Sample, sample, sample_components
@@ -23,7 +24,9 @@ __all__ = [
     "SamplingConfig",
     "StageConfig",
     "TrainingConfig",
+    "accelerate",
     "preset",
+    "restore",
     "sample",
     "sample_components",
 ]
@@ -33,6 +36,8 @@ _NEED_TORCH = {
     "MSF": "model",
     "Pyramid": "pyramid",
     "Sample": "sampling",
+    "accelerate": "drop_in",
+    "restore": "drop_in",
     "sample": "sampling",
     "sample_components": "sampling",
 }

@@ -1,0 +1,108 @@
+"""One module of each kind, run beside what shall replace its forward."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from msf_kernels import backend
+
+from .structure import Family, refuse
+
+# What rounds to float32 in between, as angles and some norms do, is off by some 1e-7 of the output.
+TOLERANCE = 1e-5
+TOKENS = 16
+
+
+class Probe:
+    """A Probe runs modules of a model beside what shall replace their forward.
+
+    Names and shapes cannot tell in which order a forward takes its modulations, or whether it has a
+    mask. Both run on the CPU in float64 with the same random weights, because the model's may be
+    zero, in parts, or on no device at all.
+    """
+
+    def __init__(self, model: nn.Module, rounding: str) -> None:
+        ropes = (m for m in model.modules() if hasattr(m, "freqs_cos") and hasattr(m, "freqs_sin"))
+        self.rope = next(ropes, None)
+        self.rounding = rounding
+        self.seen: set[Any] = set()
+
+    def __call__(self, where: str, module: nn.Module, family: Family) -> None:
+        """Raise ValueError where the module computes something else, or cannot run."""
+        kinds = tuple((name, type(m)) for name, m in module.named_modules())
+        shapes = tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
+        if (kinds, shapes) in self.seen:
+            return
+        self.seen.add((kinds, shapes))
+        try:
+            error = self._error(module, family)
+        except Exception as problem:
+            line = str(problem).partition("\n")[0]
+            refuse(where, f"does not run beside what would replace it: {line}")
+        else:
+            if not error < TOLERANCE:
+                refuse(where, f"computes something else than its kind: {error:.1g} of its output")
+
+    @torch.no_grad()
+    def _error(self, module: nn.Module, family: Family) -> float:
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+        tensors = _tensors(module, self.rope, normal)
+        inputs = family.inputs(module, normal, TOKENS, self.rope)
+
+        def run(forward: Callable[..., Tensor], **options: str) -> Tensor:
+            torch.random.default_generator.manual_seed(0)  # blocks may drop labels
+            return functional_call(_Beside(module, self.rope, forward), tensors, inputs, options)
+
+        # A forward may have been compiled by its author, which would take long here.
+        dynamo = "torch._dynamo" in sys.modules
+        eager = torch.compiler.set_stance("force_eager") if dynamo else nullcontext()
+        with eager, torch.random.fork_rng([]), torch.autocast("cpu", enabled=False):
+            with backend("reference"):
+                got = run(family.forward, rounding=self.rounding)
+            expected = run(type(module).forward)
+        return float((got - expected).norm() / expected.norm())
+
+
+class _Beside(nn.Module):
+    """A _Beside lets another function run as a module's forward, without the module's hooks."""
+
+    def __init__(
+        self, module: nn.Module, rope: nn.Module | None, function: Callable[..., Tensor]
+    ) -> None:
+        super().__init__()
+        self.module, self.rope, self.function = module, rope, function
+
+    def forward(self, *inputs: Any, **options: str) -> Tensor:
+        return self.function(self.module, *inputs, **options)
+
+
+def _tensors(
+    module: nn.Module, rope: nn.Module | None, normal: Callable[..., Tensor]
+) -> dict[str, Tensor]:
+    """Make parameters, buffers and rotary angles for a _Beside."""
+    tensors = {
+        f"module.{name}": buffer.detach().to("cpu", torch.float64)
+        for name, buffer in module.named_buffers()
+        if buffer.is_floating_point()
+    }
+    for name, parameter in module.named_parameters():
+        fan_in = parameter.shape[1:].numel()
+        tensors[f"module.{name}"] = normal(*parameter.shape) * (
+            2 / fan_in**0.5 if fan_in > 1 else 0.5
+        )
+    if rope is not None:
+        freqs: Any = rope.freqs_cos
+        angles = normal(TOKENS, freqs.shape[1] // 2).repeat_interleave(2, 1)
+        tensors |= {"rope.freqs_cos": angles.cos(), "rope.freqs_sin": angles.sin()}
+    return tensors

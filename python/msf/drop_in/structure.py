@@ -1,0 +1,108 @@
+"""What a block must consist of; each check raises one line that says which module differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """A Family is one kind of module and what runs in place of its forward.
+
+    Args:
+        children: names of modules that make a module one of it.
+        absent: names of modules that it does not have.
+        forward: takes the module, then what its own forward takes, then ``rounding``.
+        check: takes the module's name and the module; raises ValueError where it does not match.
+        inputs: makes what the module's forward takes, from the module, normal(*shape), the number
+            of tokens, and the model's module of rotary positions, or None where it has none.
+        is_block: False for a model's last layer.
+    """
+
+    children: tuple[str, ...]
+    absent: tuple[str, ...]
+    forward: Callable[..., Any]
+    check: Callable[[str, nn.Module], None]
+    inputs: Callable[..., tuple[Any, ...]]
+    is_block: bool = True
+
+    def has(self, module: nn.Module) -> bool:
+        """Tell by the names of its modules whether a module is to be one of this family."""
+        names = {name for name, _ in module.named_children()}
+        return names.issuperset(self.children) and names.isdisjoint(self.absent)
+
+
+def refuse(where: str, what: str) -> None:
+    raise ValueError(f"msf.accelerate: {where} {what}")
+
+
+def check_children(where: str, module: nn.Module, known: Iterable[str]) -> None:
+    """Check that a module has no more than the known ones, except for what does nothing."""
+    for name, child in module.named_children():
+        if name not in known and not does_nothing(child):
+            refuse(f"{where}.{name}", f"is a {kind(child)}, which is not known in such a block")
+
+
+def check_no_hooks(where: str, block: nn.Module) -> None:
+    """Check that no module inside of the block has hooks, because it may not be called any more."""
+    for name, module in block.named_modules():
+        hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks)
+        if module is not block and any(map(len, hooks)):
+            refuse(f"{where}.{name}", "has hooks, which would not run; FSDP wraps whole blocks")
+
+
+def check_linear(where: str, layer: Any, inputs: int, outputs: int) -> None:
+    """Check that a layer is PyTorch's own, of these sizes, and its weight whole."""
+    if type(layer) is not nn.Linear:
+        refuse(where, f"is a {kind(layer)}, not an nn.Linear")
+    if (layer.in_features, layer.out_features) != (inputs, outputs):
+        got = f"{layer.in_features} to {layer.out_features}"
+        refuse(where, f"goes from {got} features, not from {inputs} to {outputs}")
+    if tuple(layer.weight.shape) != (outputs, inputs):
+        refuse(where, "has a weight of another shape: accelerate before FSDP1 wraps the model")
+
+
+def check_dropout(where: str, layer: Any) -> None:
+    """Check that a layer, where there is one, leaves everything as it is."""
+    if layer is not None and not does_nothing(layer):
+        refuse(where, f"is a {layer}, and the operators drop nothing")
+
+
+def check_norm(where: str, norm: Any, width: int) -> None:
+    """Check that a norm is LayerNorm, or RMSNorm by whatever class, of the last dimension."""
+    if not (type(norm) is nn.LayerNorm or is_rms(norm)):
+        refuse(where, f"is a {kind(norm)}, neither LayerNorm nor RMSNorm")
+    if norm_width(norm) != width:
+        refuse(where, f"is of {norm_width(norm)} channels, not of {width}")
+
+
+def norm_width(norm: Any) -> int | None:
+    """Return how many channels a norm is of, None where it cannot be told."""
+    if hasattr(norm, "normalized_shape"):
+        return norm.normalized_shape[0] if len(norm.normalized_shape) == 1 else None
+    weight = getattr(norm, "weight", None)
+    return weight.shape[0] if weight is not None and weight.dim() == 1 else None
+
+
+def is_rms(norm: Any) -> bool:
+    """Tell whether a norm is RMSNorm: PyTorch's, or a class of that name with a weight and eps.
+
+    Without an eps PyTorch's depends on the dtype, which the operators do not know.
+    """
+    return (
+        "rmsnorm" in type(norm).__name__.lower()
+        and [name for name, _ in norm.named_parameters()] == ["weight"]
+        and isinstance(getattr(norm, "eps", None), float)
+    )
+
+
+def does_nothing(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Identity) or (isinstance(layer, nn.Dropout) and layer.p == 0)
+
+
+def kind(layer: Any) -> str:
+    return type(layer).__name__

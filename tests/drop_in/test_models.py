@@ -1,0 +1,167 @@
+"""Whatever is done with a model works with an accelerated one."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import msf
+from numerics import relative_error
+from processes import program
+
+from .transformers import MODELS, Transformer, inputs, make
+
+models = pytest.mark.parametrize("name", MODELS)
+
+
+def gradients(model, x, c):
+    model.zero_grad()
+    out = model(x, c)
+    out.float().square().mean().backward()
+    return [out, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def differs(model, x, c):
+    """Tell by the rounding in bfloat16 whether a model is accelerated."""
+    return not torch.equal(model(x, c), msf.restore(copy.deepcopy(model))(x, c))
+
+
+@models
+def test_weights_and_names_stay_and_restore_gives_the_model_back(name):
+    model, (x, c) = make(name, torch.bfloat16), inputs(torch.bfloat16)
+    before, parameters = model(x, c), dict(model.named_parameters())
+    modules, keys = dict(model.named_modules()), list(model.state_dict())
+    assert msf.accelerate(model) is model
+    assert list(model.state_dict()) == keys and dict(model.named_modules()) == modules
+    assert all(p is parameters[name] for name, p in model.named_parameters())
+    assert not torch.equal(model(x, c), before)
+    assert msf.restore(model) is model
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert torch.equal(model(x, c), before)
+
+
+def test_twice_is_once_with_the_last_rounding():
+    model, (x, c) = make("DiT and SiT", torch.bfloat16), inputs(torch.bfloat16)
+    first = msf.accelerate(model)(x, c)
+    assert torch.equal(msf.accelerate(model)(x, c), first)
+    assert not torch.equal(msf.accelerate(model, "eager")(x, c), first)
+    assert torch.equal(msf.accelerate(model)(x, c), first)
+
+
+def saved(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved]
+)
+def test_a_copy_is_accelerated_with_weights_of_its_own(copied):
+    model, (x, c) = msf.accelerate(make("LightningDiT", torch.bfloat16)), inputs(torch.bfloat16)
+    out, other = model(x, c), copied(model)
+    assert torch.equal(other(x, c), out) and differs(other, x, c)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(other(x, c), out)
+    assert not any("forward" in module.__dict__ for module in msf.restore(other).modules())
+    assert "forward" in model.blocks[0].__dict__
+
+
+@models
+def test_autocast(name):
+    """In bfloat16 matrix products, what is accumulated and modulated stays in float32."""
+    model, (x, c) = make(name), inputs()
+    exact = gradients(make(name, torch.float64), x.double(), c.double())
+    native, got, eager = [], [], []
+    for found, prepare in (
+        (native, lambda m: m),
+        (got, msf.accelerate),
+        (eager, lambda m: msf.accelerate(m, "eager")),
+    ):
+        with torch.autocast("cpu", torch.bfloat16):
+            found += gradients(prepare(model), x, c)
+    error = sum(relative_error(a, b) ** 2 for a, b in zip(native, exact) if b.norm() > 1e-9)
+    for found in got, eager:
+        assert [t.dtype for t in found] == [t.dtype for t in native]
+        ours = sum(relative_error(a, b) ** 2 for a, b in zip(found, exact) if b.norm() > 1e-9)
+        assert ours <= 1.25**2 * error
+
+
+def test_activation_checkpointing():
+    model, (x, c) = msf.accelerate(make("LightningDiT", torch.float64)), inputs(torch.float64)
+    expected = gradients(model, x, c)
+    run = [block.forward for block in model.blocks]
+    calls = []
+
+    class Checkpointed(nn.Module):
+        def forward(self, x, c):
+            for block in model.blocks:
+                x = checkpoint(block, x, c, model.feat_rope, use_reentrant=False)
+            return model.final_layer(x, c)
+
+    wrapper = Checkpointed()
+    wrapper.model = model
+    for block, forward in zip(model.blocks, run):
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+        assert block.forward is forward
+    assert all(map(torch.equal, gradients(wrapper, x, c), expected))
+    assert len(calls) == 4  # each block twice
+
+
+def test_compiled():
+    model, (x, c) = msf.accelerate(make("LightningDiT")), inputs()
+    expected = gradients(model, x, c)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for got, value in zip(gradients(compiled, x, c), expected):
+        assert relative_error(got, value.double()) < 1e-5
+
+
+def test_meta():
+    with torch.device("meta"):
+        model = Transformer()
+    msf.accelerate(model)
+    source, (x, c) = make("DiT and SiT"), inputs()
+    model.to_empty(device="cpu").load_state_dict(source.state_dict())
+    assert torch.equal(model(x, c), msf.accelerate(source)(x, c))
+
+
+def test_random_numbers_and_modes_stay():
+    model = make("diffusers").train()
+    state = torch.get_rng_state()
+    msf.accelerate(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_labels_are_dropped_as_by_the_model():
+    model, (x, c) = make("diffusers", torch.float64).train(), inputs(torch.float64, batch=16)
+    outputs = []
+    for prepare in (lambda m: m, msf.accelerate):
+        torch.manual_seed(3)
+        outputs.append(prepare(model)(x, c))
+    assert relative_error(outputs[1], outputs[0]) < 1e-12
+    torch.manual_seed(4)
+    assert relative_error(model(x, c), outputs[0]) > 1e-3
+
+
+def test_distributed(tmp_path):
+    """Two processes, DDP and FSDP2 with blocks accelerated before and after, take the steps of one
+    process."""
+    ran = program("accelerate_distributed.py", str(tmp_path))
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    wrappers = ["none", "ddp", "fsdp2", "fsdp2 first"]
+    losses = {line.split(":")[0]: line.split(":")[1].split() for line in ran.stdout.splitlines()}
+    assert list(losses) == wrappers
+    alone = [float(x) for x in losses["none"]]
+    assert len(set(alone)) == 3
+    for name in wrappers[1:]:
+        assert [float(x) for x in losses[name]] == pytest.approx(alone, rel=1e-9)
