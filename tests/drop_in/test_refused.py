@@ -95,6 +95,12 @@ STRUCTURES = {
     "final_layer.norm_final is a GroupNorm": lambda: changed(
         lambda m: m.final_layer.set_submodule("norm_final", nn.GroupNorm(2, WIDTH))
     ),
+    "final_layer.linear is a Identity, not an nn.Linear": lambda: changed(
+        lambda m: m.final_layer.set_submodule("linear", nn.Identity())
+    ),
+    "Block.attn.qkv is a Identity, not an nn.Linear": lambda: changed(
+        lambda block: block.attn.set_submodule("qkv", nn.Identity()), Block
+    ),
     "blocks.1.attn.qkv has hooks, which would not run": lambda: changed(
         lambda m: m.blocks[1].attn.qkv.register_forward_hook(lambda *_: None)
     ),

@@ -45,7 +45,12 @@ def accelerate(model: nn.Module, rounding: str = "fp32") -> nn.Module:
     """
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
-    found = [(name, m, f) for name, m in model.named_modules() for f in FAMILIES if f.has(m)]
+    found = [
+        (name or type(module).__name__, module, family)
+        for name, module in model.named_modules()
+        for family in FAMILIES
+        if family.has(module)
+    ]
     if not any(family.is_block for _, _, family in found):
         names = "; or ".join(", ".join(family.children) for family in FAMILIES if family.is_block)
         raise ValueError(

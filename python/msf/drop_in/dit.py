@@ -121,6 +121,8 @@ def check_final_layer(where: str, layer: Any) -> None:
     """Raise ValueError where a last layer is not one of these."""
     check_children(where, layer, ("norm_final", "linear", "adaLN_modulation"))
     check_no_hooks(where, layer)
+    if not isinstance(layer.linear, nn.Linear):
+        refuse(f"{where}.linear", f"is a {kind(layer.linear)}, not an nn.Linear")
     width = layer.linear.in_features
     check_norm(f"{where}.norm_final", layer.norm_final, width)
     if hasattr(layer, "adaLN_modulation"):
