@@ -129,9 +129,10 @@ struct Modulation {
 
 // x, y, x_out and h are (B, N, D), mean and rstd (B, N) in the compute dtype. x_out is absent
 // without y and gate; h, shift, scale, mean and rstd are absent where nothing is normalised.
+// With `rms` the norm subtracts no mean, which is 0 then.
 void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address y, Parameter y_bias,
                          Modulation gate, Modulation shift, Modulation scale, double eps,
-                         bool eager, Address x_out, Address h, Address mean, Address rstd,
+                         bool eager, bool rms, Address x_out, Address h, Address mean, Address rstd,
                          Address stream);
 
 // The gradient of a modulation: (B, D) or, with `shared`, (1, D).
@@ -148,7 +149,7 @@ struct ModulationGradient {
 void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address grad_h,
                                   Address grad_x_out, Address x, Address y, Parameter y_bias,
                                   Modulation gate, Modulation scale, Address mean, Address rstd,
-                                  Address grad_x, Address grad_y, Parameter grad_y_bias,
+                                  bool rms, Address grad_x, Address grad_y, Parameter grad_y_bias,
                                   ModulationGradient grad_gate, ModulationGradient grad_shift,
                                   ModulationGradient grad_scale, Address partials, Address stream);
 

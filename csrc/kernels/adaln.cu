@@ -19,6 +19,7 @@ struct ForwardArguments {
   ModulationRows<M> gate, shift, scale;  // (B, D)
   Compute<T> eps;
   bool eager;        // rounds where PyTorch would, operation by operation
+  bool rms;          // subtracts no mean
   T* x_out;          // (B, N, D)
   T* h;              // (B, N, D)
   Compute<T>* mean;  // (B, N)
@@ -60,9 +61,9 @@ __device__ void add_gated(Packed<T, kVector> (&x)[kRows][kItems],
 }
 
 // Computes the mean and the reciprocal deviation of each row. It goes over the x in its registers
-// twice: first for the mean, then for the squares around it.
+// twice: first for the mean, then for the squares around it. The mean of an RMS norm stays 0.
 template <class T, class C, int kVector, int kItems, bool kWhole, int kRows>
-__device__ void measure(const Packed<T, kVector> (&x)[kRows][kItems], C eps,
+__device__ void measure(const Packed<T, kVector> (&x)[kRows][kItems], C eps, bool rms,
                         const Channels<kVector, kItems, kWhole>& channels, C (&mean)[kRows],
                         C (&rstd)[kRows]) {
   MSF_SHARED(C, shared_sums, kRows * kMaxWarps);
@@ -76,10 +77,12 @@ __device__ void measure(const Packed<T, kVector> (&x)[kRows][kItems], C eps,
       }
     });
   };
-  each_element([&](int r, C value) { mean[r] += value; });
-  sum_over_team<kWhole>(mean, shared_sums);
+  if (!rms) {
+    each_element([&](int r, C value) { mean[r] += value; });
+    sum_over_team<kWhole>(mean, shared_sums);
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) mean[r] /= channels.count;
+    for (int r = 0; r < kRows; ++r) mean[r] /= channels.count;
+  }
   each_element([&](int r, C value) {
     rstd[r] = fused_multiply_add(value - mean[r], value - mean[r], rstd[r]);
   });
@@ -127,7 +130,7 @@ __device__ void walk(const Slice& slice, const ForwardArguments<T, Y, M>& args,
     }
     if constexpr (kNorm) {
       C mean[kRows] = {}, rstd[kRows] = {};
-      measure(x, args.eps, channels, mean, rstd);
+      measure(x, args.eps, args.rms, channels, mean, rstd);
       modulate<kEager>(x, mean, rstd, args, channels, slice.sample, row, slice.end);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
@@ -160,7 +163,7 @@ __global__ void __launch_bounds__(kWhole ? kMaxThreads : kTeams * kWarp,
 
 void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address y, Parameter y_bias,
                          Modulation gate, Modulation shift, Modulation scale, double eps,
-                         bool eager, Address x_out, Address h, Address mean, Address rstd,
+                         bool eager, bool rms, Address x_out, Address h, Address mean, Address rstd,
                          Address stream) {
   if (size.batch == 0 || size.tokens == 0 || size.channels == 0) return;
   with_adaln_types(types, [&](auto x_type, auto y_type, auto modulation_type) {
@@ -175,6 +178,7 @@ void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address 
                                               scale,
                                               Compute<T>(eps),
                                               eager,
+                                              rms,
                                               x_out.as<T>(),
                                               h.as<T>(),
                                               mean.as<Compute<T>>(),

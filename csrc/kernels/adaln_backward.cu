@@ -26,6 +26,7 @@ struct BackwardArguments {
   ModulationRows<M> gate, scale;  // (B, D)
   const Compute<T>* mean;         // (B, N)
   const Compute<T>* rstd;         // (B, N)
+  bool rms;                       // the mean was not subtracted
   T* grad_x;                      // (B, N, D)
   Y* grad_y;                      // (B, N, D)
   M* sums[kSums];                 // (B, D) each, written if there are no partials
@@ -221,6 +222,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       odd = !odd;
 #pragma unroll
       for (int m = 0; m < 2 * kRows; ++m) means[m] /= size.channels;
+      if (args.rms) {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) means[2 * r] = 0;
+      }
     }
     channels.each([&](int i, int c) {
       if constexpr (!kAhead) load_beside(i, c);
@@ -258,7 +263,7 @@ void sum_over_slices(const TokenSlices& size, Address partials, Parameter grad_y
 void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address grad_h,
                                   Address grad_x_out, Address x, Address y, Parameter y_bias,
                                   Modulation gate, Modulation scale, Address mean, Address rstd,
-                                  Address grad_x, Address grad_y, Parameter grad_y_bias,
+                                  bool rms, Address grad_x, Address grad_y, Parameter grad_y_bias,
                                   ModulationGradient grad_gate, ModulationGradient grad_shift,
                                   ModulationGradient grad_scale, Address partials, Address stream) {
   const ModulationGradient grads[3] = {grad_gate, grad_shift, grad_scale};
@@ -278,6 +283,7 @@ void gate_residual_adaln_backward(AdalnTypes types, TokenSlices size, Address gr
         scale,
         mean.as<const C>(),
         rstd.as<const C>(),
+        rms,
         grad_x.as<T>(),
         grad_y.as<Y>(),
         {nullptr, grads[0].data.as<M>(), grads[1].data.as<M>(), grads[2].data.as<M>()},

@@ -37,9 +37,9 @@ def unsupported_reason(
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str, norm: str
 ) -> tuple[Tensor, Tensor]:
-    _, h, statistics = gate_residual_adaln(x, None, None, None, shift, scale, eps, rounding)
+    _, h, statistics = gate_residual_adaln(x, None, None, None, shift, scale, eps, rounding, norm)
     return h, statistics
 
 
@@ -50,9 +50,10 @@ def gate_residual(
 
 
 def adaln_modulate_backward(
-    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, statistics: Tensor
+    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, statistics: Tensor, norm: str
 ) -> tuple[Tensor, ...]:
-    grads = gate_residual_adaln_backward(grad, None, x, None, None, None, shift, scale, statistics)
+    modulations = None, shift, scale
+    grads = gate_residual_adaln_backward(grad, None, x, None, None, *modulations, statistics, norm)
     return grads[0], *grads[-2:]
 
 
@@ -71,6 +72,7 @@ def gate_residual_adaln(
     scale: Tensor | None,
     eps: float,
     rounding: str,
+    norm: str = "layer",
 ) -> Any:
     """Return x_out if there is a gate; h and statistics if there is a scale; None for others."""
     x, y, y_bias = contiguous(x, 16), contiguous(y, 16), contiguous(y_bias, 16)
@@ -94,6 +96,7 @@ def gate_residual_adaln(
         _address_and_stride(scale),
         eps,
         rounding == "eager",
+        norm == "rms",
         address(x_out),
         address(h),
         *_addresses(statistics),
@@ -111,6 +114,7 @@ def gate_residual_adaln_backward(
     shift: Tensor | None,
     scale: Tensor | None,
     statistics: Tensor | None,
+    norm: str = "layer",
 ) -> tuple[Any, ...]:
     """Return the gradients of x, y, y_bias, gate, shift and scale; None for what is not there.
 
@@ -154,6 +158,7 @@ def gate_residual_adaln_backward(
         _address_and_stride(gate),
         _address_and_stride(scale),
         *_addresses(statistics),
+        norm == "rms",
         address(grad_x),
         address(grad_y),
         parameter(grad_bias),

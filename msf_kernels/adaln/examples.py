@@ -57,6 +57,9 @@ def examples() -> Iterator[Example]:
         yield replace(
             example, variant="eager rounding", function=as_eager, audited=VARIANTS_AUDITED
         )
+        if "scale" in names[1]:
+            as_rms = partial(function, norm="rms")
+            yield replace(example, variant="rms norm", function=as_rms, audited=VARIANTS_AUDITED)
         common = partial(drawn, broadcast=broadcast)
         yield replace(example, variant="broadcast", inputs=common, audited=())
         if gated:

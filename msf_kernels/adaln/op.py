@@ -14,14 +14,22 @@ from ..library import define
 from . import reference
 
 ROUNDINGS = ("fp32", "eager")
+NORMS = ("layer", "rms")
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, rounding: str = "fp32"
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    *,
+    eps: float = 1e-6,
+    rounding: str = "fp32",
+    norm: str = "layer",
 ) -> Tensor:
     """Normalise each token without weights, then modulate it: LN(x) * (1 + scale) + shift.
 
-    This is the adaLN of DiT (Peebles & Xie, 2022, section 3.2).
+    This is the adaLN of DiT (Peebles & Xie, 2022, section 3.2). The weight of a norm can be folded
+    into scale, as weight * (1 + scale) - 1, and its bias into shift, as shift + bias * (1 + scale).
 
     Args:
         x: (B, N, D) float64, float32, bfloat16 or float16.
@@ -34,6 +42,8 @@ def adaln_modulate(
             one dtype only. The gradient is the same in both. Statistics are sums in another order
             than PyTorch's, so that in 16 bits one value in hundreds or thousands may still differ
             by its last bit.
+        norm: "layer", or "rms" for RMS norm (Zhang & Sennrich, 2019), which subtracts no mean: x
+            times the reciprocal root of its mean square and eps.
 
     Returns:
         (B, N, D) in x's dtype.
@@ -41,7 +51,7 @@ def adaln_modulate(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    return _adaln_modulate(x, shift, scale, eps, rounding)[0]
+    return _adaln_modulate(x, shift, scale, eps, rounding, norm)[0]
 
 
 def gate_residual(
@@ -80,6 +90,7 @@ def gate_residual_adaln(
     y_bias: Tensor | None = None,
     eps: float = 1e-6,
     rounding: str = "fp32",
+    norm: str = "layer",
 ) -> tuple[Tensor, Tensor]:
     """Run gate_residual, then adaln_modulate on its result, in one pass over memory.
 
@@ -89,6 +100,7 @@ def gate_residual_adaln(
         y_bias: as in `gate_residual`.
         eps: added to the variance.
         rounding: "fp32" or "eager", as in `adaln_modulate`.
+        norm: "layer" or "rms", as in `adaln_modulate`.
 
     Returns:
         x_out = x + gate * (y + y_bias) and h = LN(x_out) * (1 + scale) + shift, both (B, N, D) in
@@ -97,11 +109,17 @@ def gate_residual_adaln(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    return _gate_residual_adaln(x, y, y_bias, gate, shift, scale, eps, rounding)[:2]
+    return _gate_residual_adaln(x, y, y_bias, gate, shift, scale, eps, rounding, norm)[:2]
 
 
 def _check(
-    op: str, *, rounding: str, eps: float = 0.0, y_bias: Tensor | None = None, **tensors: Tensor
+    op: str,
+    *,
+    rounding: str,
+    norm: str = "layer",
+    eps: float = 0.0,
+    y_bias: Tensor | None = None,
+    **tensors: Tensor,
 ) -> None:
     tokens = {name: tensor for name, tensor in tensors.items() if name in ("x", "y")}
     modulation = {name: tensor for name, tensor in tensors.items() if name not in tokens}
@@ -121,6 +139,7 @@ def _check(
         checks.dtype(op, name, tensor, tokens["y"].dtype, torch.float32)
     checks.number(op, "eps", eps)
     checks.choice(op, "rounding", rounding, ROUNDINGS)
+    checks.choice(op, "norm", norm, NORMS)
     if rounding == "eager":
         for name, tensor in {**tokens, **modulation, **bias}.items():
             checks.dtype(f'{op}: with rounding="eager"', name, tensor, x.dtype)
@@ -135,8 +154,8 @@ def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 _adaln_modulate_backward = define(
-    "adaln_modulate_backward(Tensor grad, Tensor x, Tensor shift, Tensor scale, Tensor statistics) "
-    "-> (Tensor, Tensor, Tensor)",
+    "adaln_modulate_backward(Tensor grad, Tensor x, Tensor shift, Tensor scale, Tensor statistics, "
+    "str norm) -> (Tensor, Tensor, Tensor)",
     reference=reference.adaln_modulate_backward,
     kernels=("cuda", "triton"),
     fake=lambda x, shift, scale: _like(x, shift, scale),
@@ -144,19 +163,19 @@ _adaln_modulate_backward = define(
 
 
 def _adaln_modulate_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, shift, scale, *_ = inputs
+    x, shift, scale, _, _, ctx.norm = inputs
     _, statistics = output
     ctx.save_for_backward(x, shift, scale, statistics)
     ctx.mark_non_differentiable(statistics)
 
 
 def _adaln_modulate_gradient(ctx: Any, grad: Tensor, _: None) -> dict[str, Tensor]:
-    grad_x, grad_shift, grad_scale = _adaln_modulate_backward(grad, *ctx.saved_tensors)
+    grad_x, grad_shift, grad_scale = _adaln_modulate_backward(grad, *ctx.saved_tensors, ctx.norm)
     return {"x": grad_x, "shift": grad_shift, "scale": grad_scale}
 
 
 _adaln_modulate = define(
-    "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps, str rounding) "
+    "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps, str rounding, str norm) "
     "-> (Tensor, Tensor)",
     reference=reference.adaln_modulate,
     kernels=("cuda", "triton"),
@@ -203,7 +222,7 @@ _gate_residual = define(
 
 _gate_residual_adaln_backward = define(
     "gate_residual_adaln_backward(Tensor grad_h, Tensor? grad_x_out, Tensor x_out, Tensor y, "
-    "Tensor? y_bias, Tensor gate, Tensor shift, Tensor scale, Tensor statistics) "
+    "Tensor? y_bias, Tensor gate, Tensor shift, Tensor scale, Tensor statistics, str norm) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln_backward,
     kernels=("cuda", "triton"),
@@ -216,7 +235,7 @@ _gate_residual_adaln_backward = define(
 
 
 def _gate_residual_adaln_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    _, *tensors, _, _ = inputs  # y, y_bias, gate, shift and scale
+    _, *tensors, _, _, ctx.norm = inputs  # y, y_bias, gate, shift and scale
     x_out, _, statistics = output
     ctx.save_for_backward(x_out, *tensors, statistics)
     ctx.mark_non_differentiable(statistics)
@@ -230,14 +249,14 @@ def _gate_residual_adaln_gradient(
     if grad_h is None:
         assert grad_x_out is not None
         return {"x": grad_x_out} | _gradients_of_branch(grad_x_out, y, y_bias, gate)
-    grads = _gate_residual_adaln_backward(grad_h, grad_x_out, *saved)
+    grads = _gate_residual_adaln_backward(grad_h, grad_x_out, *saved, ctx.norm)
     named = dict(zip(("x", "y", "y_bias", "gate", "shift", "scale"), grads, strict=True))
     return named if y_bias is not None else named | {"y_bias": None}
 
 
 _gate_residual_adaln = define(
     "gate_residual_adaln(Tensor x, Tensor y, Tensor? y_bias, Tensor gate, Tensor shift, "
-    "Tensor scale, float eps, str rounding) -> (Tensor, Tensor, Tensor)",
+    "Tensor scale, float eps, str rounding, str norm) -> (Tensor, Tensor, Tensor)",
     reference=reference.gate_residual_adaln,
     kernels=("cuda", "triton"),
     fake=lambda x: (*_like(x, x), _statistics(x)),

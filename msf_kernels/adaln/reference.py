@@ -16,14 +16,17 @@ from ..dtypes import widen
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str, norm: str
 ) -> tuple[Tensor, Tensor]:
     """Return y = (1 + scale) * (x - mean) * rstd + shift, and the statistics (mean, rstd).
 
-    y is (B, N, D) in x's dtype; the statistics are (2, B, N) in the compute dtype.
+    y is (B, N, D) in x's dtype; the statistics are (2, B, N) in the compute dtype. The mean of RMS
+    norm is 0, so that rstd is the reciprocal root of the mean square.
     """
     wide = widen(x)
     mean = wide.mean(-1, keepdim=True)
+    if norm == "rms":
+        mean = torch.zeros_like(mean)
     centred = wide - mean
     rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     normalised = centred * rstd
@@ -35,7 +38,7 @@ def adaln_modulate(
 
 
 def adaln_modulate_backward(
-    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, statistics: Tensor
+    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, statistics: Tensor, norm: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, shift and scale; `grad` is that of y (B, N, D)."""
     grad = widen(grad)
@@ -45,8 +48,10 @@ def adaln_modulate_backward(
     grad_shift, grad_scale = _sum_rows(grad, shift), _sum_rows(product, scale)
     factor = 1 + _rows(scale)
     along = product.mul_(factor).mean(-1, keepdim=True)
-    scaled = grad * factor
-    grad_x = scaled.sub_(scaled.mean(-1, keepdim=True)).addcmul_(normalised, along, value=-1)
+    grad_x = grad * factor
+    if norm == "layer":
+        grad_x.sub_(grad_x.mean(-1, keepdim=True))
+    grad_x.addcmul_(normalised, along, value=-1)
     return grad_x.mul_(rstd).to(x.dtype), grad_shift, grad_scale
 
 
@@ -79,6 +84,7 @@ def gate_residual_adaln(
     scale: Tensor,
     eps: float,
     rounding: str,
+    norm: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x_out = gate_residual(x, y, y_bias, gate), then adaln_modulate(x_out, shift, scale).
 
@@ -86,7 +92,7 @@ def gate_residual_adaln(
     makes the fused operator equal to the two above and lets backward start from the stored x_out.
     """
     x_out = gate_residual(x, y, y_bias, gate, rounding)
-    return x_out, *adaln_modulate(x_out, shift, scale, eps, rounding)
+    return x_out, *adaln_modulate(x_out, shift, scale, eps, rounding, norm)
 
 
 def gate_residual_adaln_backward(
@@ -99,13 +105,14 @@ def gate_residual_adaln_backward(
     shift: Tensor,
     scale: Tensor,
     statistics: Tensor,
+    norm: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, y, y_bias, gate, shift and scale.
 
     They come from those of h and perhaps x_out.
     """
     grad, grad_shift, grad_scale = adaln_modulate_backward(
-        widen(grad_h), widen(x_out), shift, scale, statistics
+        widen(grad_h), widen(x_out), shift, scale, statistics, norm
     )
     if grad_x_out is not None:
         grad = grad + grad_x_out

@@ -42,6 +42,7 @@ def forward(
     scale: Tensor | None,
     eps: float,
     rounding: str,
+    norm: str = "layer",
 ) -> tuple[Any, Any, Any]:
     """Return x_out if there is a gate; h and statistics if there is a scale; None for others."""
     x = x.contiguous()
@@ -70,6 +71,7 @@ def forward(
         **walk.sizes(x),
         EPS=eps,
         EAGER=rounding == "eager",
+        RMS=norm == "rms",
         warps=walk.warps,
         # Six blocks of 128 threads and five, or with a bias in registers too five and four.
         maxnreg=registers(walk, gate is not None, *((80, 96) if y_bias is None else (96, 128))),
@@ -87,6 +89,7 @@ def backward(
     shift: Tensor | None,
     scale: Tensor | None,
     statistics: Tensor | None,
+    norm: str = "layer",
 ) -> tuple[Any, ...]:
     """Return the gradients of x, y, y_bias, gate, shift and scale; None for what is not there.
 
@@ -128,6 +131,7 @@ def backward(
         shift_sums_ptr=shift_sums,
         scale_sums_ptr=scale_sums,
         **walk.sizes(grad),
+        RMS=norm == "rms",
         warps=walk.warps,
         # Four blocks of 128 threads, three. With a bias 128 would spill at a width of 768.
         maxnreg=registers(walk, gate is not None, 168 if four and channels == 768 else 128, 168),
@@ -142,15 +146,15 @@ def _mean_and_rstd(statistics: Tensor | None) -> Any:
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str, norm: str
 ) -> tuple[Tensor, Tensor]:
-    return forward(x, None, None, None, shift, scale, eps, rounding)[1:]
+    return forward(x, None, None, None, shift, scale, eps, rounding, norm)[1:]
 
 
 def adaln_modulate_backward(
-    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, statistics: Tensor
+    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, statistics: Tensor, norm: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = backward(grad, None, x, None, None, None, shift, scale, statistics)
+    grads = backward(grad, None, x, None, None, None, shift, scale, statistics, norm)
     return grads[0], *grads[-2:]
 
 

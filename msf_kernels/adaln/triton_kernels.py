@@ -39,9 +39,10 @@ def forward_kernel(
     D: tl.constexpr,
     EPS: tl.constexpr,
     EAGER: tl.constexpr,
+    RMS: tl.constexpr,
 ):
     """Write x_out = x + gate * (y + y_bias) with a gate; h = LN(x_out) * (1 + scale) + shift with
-    a scale."""
+    a scale. With RMS the norm subtracts no mean."""
     columns = [tl.arange(0, PIECE)[None, :] + i * PIECE for i in PIECES]
     sample, first, end = own_slice(tokens, slices, slice_rows)
     dtype = x_ptr.dtype.element_ty
@@ -66,16 +67,17 @@ def forward_kernel(
             value = [rounded(value[i] + gated[i], dtype) for i in PIECES]
             store_row(x_out_ptr + row * D, exists, columns, value, D)
         if scale is not None:
-            centre = mean_of_row(value, D)
-            value = [v - centre for v in value]
-            if D % PIECE != 0:
-                value = [tl.where(columns[i] < D, value[i], 0) for i in PIECES]
+            if not RMS:
+                centre = mean_of_row(value, D)
+                value = [v - centre for v in value]
+                if D % PIECE != 0:
+                    value = [tl.where(columns[i] < D, value[i], 0) for i in PIECES]
             spread = tl.rsqrt(mean_of_row([v * v for v in value], D) + EPS)
             value = [rounded(v * spread, dtype, EAGER) for v in value]
             value = [rounded(value[i] * factors[i], dtype, EAGER) for i in PIECES]
             value = [shifts[i] + value[i] for i in PIECES]
             store_row(h_ptr + row * D, exists, columns, value, D)
-            tl.store(mean_ptr + row, centre, mask=exists)
+            tl.store(mean_ptr + row, tl.zeros_like(spread) if RMS else centre, mask=exists)
             tl.store(rstd_ptr + row, spread, mask=exists)
         first += ROWS
 
@@ -117,6 +119,7 @@ def backward_kernel(
     PIECE: tl.constexpr,
     ROWS: tl.constexpr,
     D: tl.constexpr,
+    RMS: tl.constexpr,
 ):
     """Take the gradient through the norm with a scale, then through the gate with a gate.
 
@@ -151,8 +154,10 @@ def backward_kernel(
             factors = [1 + s for s in load_modulation(scale, sample, columns, ROWS, D)]
             along = mean_of_row([product[i] * factors[i] for i in PIECES], D)
             value = [value[i] * factors[i] for i in PIECES]
-            across = mean_of_row(value, D)
-            value = [((value[i] - across) - normalised[i] * along) * spread for i in PIECES]
+            if not RMS:
+                across = mean_of_row(value, D)
+                value = [v - across for v in value]
+            value = [(value[i] - normalised[i] * along) * spread for i in PIECES]
             if grad_x_out_ptr is not None:
                 value = [value[i] + residual[i] for i in PIECES]
             store_row(grad_x_ptr + row * D, exists, columns, value, D)

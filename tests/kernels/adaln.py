@@ -14,8 +14,13 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = (FP32, FP32), (BF16, BF16), (FP16, FP16), (BF16, FP32), (FP16, FP32), (FP32, BF16)
 
 
-def eager_adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale[:, None]) + shift[:, None]
+NORMS = {"layer": F.layer_norm, "rms": F.rms_norm}
+
+
+def eager_adaln(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, norm: str = "layer"
+) -> Tensor:
+    return NORMS[norm](x, x.shape[-1:], eps=eps) * (1 + scale[:, None]) + shift[:, None]
 
 
 def eager_gate(x: Tensor, y: Tensor, gate: Tensor, y_bias: Tensor | None = None) -> Tensor:

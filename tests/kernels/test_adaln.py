@@ -12,7 +12,7 @@ from msf_kernels import adaln_modulate, gate_residual, gate_residual_adaln
 from numerics import assert_rounded_once, exactly, normal
 from pairwise import pairwise
 
-from .adaln import BF16, DTYPES, FP32, eager_adaln, eager_gate, modulation
+from .adaln import BF16, DTYPES, FP32, NORMS, eager_adaln, eager_gate, modulation
 
 pytestmark = pytest.mark.operator("gate_residual_adaln")
 MODULATIONS = ("gate", "shift", "scale")
@@ -47,16 +47,16 @@ def last_output(result: Tensor | tuple[Tensor, ...]) -> Tensor:
     return result if isinstance(result, Tensor) else result[-1]
 
 
-@pairwise(shape=SHAPES, dtypes=DTYPES)
+@pairwise(shape=SHAPES, dtypes=DTYPES, norm=tuple(NORMS))
 def test_adaln_modulate(
-    shape: tuple[int, int, int, int], dtypes: tuple[torch.dtype, torch.dtype]
+    shape: tuple[int, int, int, int], dtypes: tuple[torch.dtype, torch.dtype], norm: str
 ) -> None:
     (batch, rows, tokens, channels), (dtype, other) = shape, dtypes
     x = normal(batch, tokens, channels, dtype=dtype).requires_grad_()
     shift, scale, _ = modulation(rows, channels, other)
     inputs, grad = (x, shift, scale), normal(*x.shape, dtype=dtype)
-    y, exact_inputs = adaln_modulate(*inputs), exactly(*inputs)
-    exact = eager_adaln(*exact_inputs)
+    y, exact_inputs = adaln_modulate(*inputs, norm=norm), exactly(*inputs)
+    exact = eager_adaln(*exact_inputs, norm=norm)
     assert_rounded_once(y, exact, terms=channels)
 
     got = torch.autograd.grad(y, inputs, grad)
@@ -72,8 +72,12 @@ def bias_of(y: Tensor, bias: str | None) -> list[Tensor]:
     return [normal(y.shape[-1], dtype=dtype).requires_grad_()]
 
 
-def with_bias(op: Callable[..., Any], inputs: Sequence[Tensor], bias: str | None) -> Any:
-    return op(*inputs) if bias is None else op(*inputs[:-1], y_bias=inputs[-1])
+def with_bias(
+    op: Callable[..., Any], inputs: Sequence[Tensor], bias: str | None, **options: str
+) -> Any:
+    if bias is None:
+        return op(*inputs, **options)
+    return op(*inputs[:-1], y_bias=inputs[-1], **options)
 
 
 @pairwise(shape=SHAPES, dtypes=DTYPES, bias=BIASES)
@@ -97,24 +101,25 @@ def test_gate_residual(
         assert_rounded_once(one, right, terms=batch * tokens)
 
 
-@pairwise(shape=SHAPES, dtypes=DTYPES, bias=BIASES)
+@pairwise(shape=SHAPES, dtypes=DTYPES, bias=BIASES, norm=tuple(NORMS))
 def test_gate_residual_adaln(
     shape: tuple[int, int, int, int],
     dtypes: tuple[torch.dtype, torch.dtype],
     bias: str | None,
+    norm: str,
 ) -> None:
     (batch, rows, tokens, channels), (dtype, other) = shape, dtypes
     x = normal(batch, tokens, channels, dtype=dtype).requires_grad_()
     y = normal(batch, tokens, channels, dtype=other).requires_grad_()
     inputs = (x, y, *modulation(rows, channels, other), *bias_of(y, bias))
     grads = normal(2, *x.shape, dtype=dtype).unbind()
-    x_out, h = with_bias(gate_residual_adaln, inputs, bias)
+    x_out, h = with_bias(gate_residual_adaln, inputs, bias, norm=norm)
     ex, ey, gate, shift, scale, *y_bias = exact_inputs = exactly(*inputs)
     exact_x_out = eager_gate(ex, ey, gate, *y_bias)
     assert_rounded_once(x_out, exact_x_out)
     # The norm and its gradient start from x_out as rounded.
     rounded = exact_x_out + (x_out.double() - exact_x_out).detach()
-    exact_h = eager_adaln(rounded, shift, scale)
+    exact_h = eager_adaln(rounded, shift, scale, norm=norm)
     assert_rounded_once(h, exact_h, terms=channels)
 
     got = torch.autograd.grad((x_out, h), inputs, grads)

@@ -89,6 +89,11 @@ BAD = {
         ValueError,
         "adaln_modulate: rounding must be one of fp32, eager, got 'bf16'",
     ),
+    "another norm": (
+        lambda: gate_residual_adaln(x, y, row, row, row, norm="batch"),
+        ValueError,
+        "gate_residual_adaln: norm must be one of layer, rms, got 'batch'",
+    ),
     "eager rounding of two dtypes": (
         lambda: gate_residual(x.half(), y.half(), row.float(), rounding="eager"),
         TypeError,

@@ -8,7 +8,7 @@ import torch
 from msf_kernels import adaln_modulate, gate_residual, gate_residual_adaln
 from numerics import DEVICE, WALK, normal
 
-from .adaln import BF16, DTYPES, FP16, eager_adaln, eager_gate, modulation
+from .adaln import BF16, DTYPES, FP16, NORMS, eager_adaln, eager_gate, modulation
 
 pytestmark = pytest.mark.operator("gate_residual_adaln")
 
@@ -42,23 +42,27 @@ def test_eager_rounding_of_the_gate(dtype: torch.dtype) -> None:
 
 
 @eager_dtypes
-def test_eager_rounding_of_the_norm_where_statistics_are_exact(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("norm", NORMS)
+def test_eager_rounding_of_the_norm_where_statistics_are_exact(
+    dtype: torch.dtype, norm: str
+) -> None:
     # Whole numbers of mean 0: sums below 2^24, the same in any order of summation.
     half = torch.randint(-127, 128, (3, 16, 32), device=DEVICE)
     x = torch.cat((half, -half), -1).to(dtype)
     shift, scale, _ = modulation(3, 64, dtype)
-    expected = eager_adaln(x, shift, scale)
-    assert torch.equal(adaln_modulate(x, shift, scale, rounding="eager"), expected)
-    assert not torch.equal(adaln_modulate(x, shift, scale), expected)
+    expected = eager_adaln(x, shift, scale, norm=norm)
+    assert torch.equal(adaln_modulate(x, shift, scale, rounding="eager", norm=norm), expected)
+    assert not torch.equal(adaln_modulate(x, shift, scale, norm=norm), expected)
 
 
 @eager_dtypes
-def test_eager_rounding_of_the_norm(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("norm", NORMS)
+def test_eager_rounding_of_the_norm(dtype: torch.dtype, norm: str) -> None:
     # Statistics summed in another order differ by some sqrt(D) * 2^-24, which takes a normalised
     # value across a rounding border, of which there is one in every `eps`, that seldom.
     channels = 384
     x = normal(2, 16, channels, dtype=dtype)
     shift, scale, _ = modulation(2, channels, dtype)
-    got = adaln_modulate(x, shift, scale, rounding="eager")
-    share = (got != eager_adaln(x, shift, scale)).double().mean().item()
+    got = adaln_modulate(x, shift, scale, rounding="eager", norm=norm)
+    share = (got != eager_adaln(x, shift, scale, norm=norm)).double().mean().item()
     assert share <= 2 * WALK * channels**0.5 * 2**-24 / (torch.finfo(dtype).eps / 2)

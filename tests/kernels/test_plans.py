@@ -96,6 +96,7 @@ def test_calls_that_differ_in_one_thing() -> None:
         {"eps": True},
         {"eps": 0.0},
         {"rounding": "eager"},
+        {"norm": "rms"},
         {"gate": first["gate"][:1]},
         {"gate": first["gate"].contiguous()},
         {"gate": first["gate"].mT.contiguous().mT},

@@ -190,12 +190,12 @@ def test_rows_of_many_pieces_and_samples_of_many_slices(rows: int) -> None:
     assert (walk.piece, walk.pieces) == (64, 3) and 53 % walk.slice_rows % walk.rows
     modulation, y_bias = normal(rows, 6 * 161).chunk(6, 1)[1:4], normal(161)
     outputs = [
-        module.gate_residual_adaln(x, y, y_bias, *modulation, 1e-6, False)
+        module.gate_residual_adaln(x, y, y_bias, *modulation, 1e-6, "fp32", "layer")
         for module in (adaln_triton, adaln_reference)
     ]
     rest = x, y, y_bias, *modulation, *outputs[1][2:]
     grads = [
-        module.gate_residual_adaln_backward(grad, residual, *rest)
+        module.gate_residual_adaln_backward(grad, residual, *rest, "layer")
         for module in (adaln_triton, adaln_reference)
     ]
     for got, expected in zip((*outputs[0], *grads[0]), (*outputs[1], *grads[1]), strict=True):

@@ -33,7 +33,7 @@ def adaln(norm: Any, x: Tensor, shift: Tensor, scale: Tensor, rounding: str) -> 
         return norm(x) * (1 + scale[:, None]) + shift[:, None]
     shift, scale = _with_weights(norm, shift, scale)
     rounding = _possible(rounding, x, shift, scale)
-    return adaln_modulate(x, shift, scale, eps=norm.eps, rounding=rounding)
+    return adaln_modulate(x, shift, scale, rounding=rounding, **_norm_options(norm))
 
 
 def gate(x: Tensor, branch: Branch, gate: Tensor, rounding: str) -> Tensor:
@@ -60,7 +60,14 @@ def gate_adaln(
     shift, scale = _with_weights(norm, shift, scale)
     rounding = _possible(rounding, x, y, gate_of_branch, shift, scale, bias)
     return gate_residual_adaln(
-        x, y, gate_of_branch, shift, scale, y_bias=bias, eps=norm.eps, rounding=rounding
+        x,
+        y,
+        gate_of_branch,
+        shift,
+        scale,
+        y_bias=bias,
+        rounding=rounding,
+        **_norm_options(norm),
     )
 
 
@@ -149,10 +156,14 @@ def _in_halves(x: Tensor, head_dim: int) -> Tensor:
 
 def _is_fused(norm: Any, rounding: str) -> bool:
     """Tell whether the operators have this norm; weights are folded, which rounds otherwise."""
-    return isinstance(norm, nn.LayerNorm) and (norm.weight is None or rounding == "fp32")
+    return norm.weight is None or rounding == "fp32"
 
 
-def _with_weights(norm: nn.LayerNorm, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def _norm_options(norm: Any) -> dict[str, Any]:
+    return {"eps": norm.eps, "norm": "rms" if is_rms(norm) else "layer"}
+
+
+def _with_weights(norm: Any, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Return the modulation that does what the norm's weight and bias and this one do.
 
     (n * weight + bias) * (1 + scale) + shift = n * (1 + scale') + shift', in float32 because the
@@ -162,7 +173,7 @@ def _with_weights(norm: nn.LayerNorm, shift: Tensor, scale: Tensor) -> tuple[Ten
         return shift, scale
     wide = torch.promote_types(scale.dtype, torch.float32)
     factor = 1 + scale.to(wide)
-    if norm.bias is not None:
+    if getattr(norm, "bias", None) is not None:
         shift = shift + norm.bias.to(wide) * factor
     return shift, norm.weight.to(wide) * factor - 1
 
