@@ -31,9 +31,12 @@ ROLLBACKS = 3  # in a row; what spoils the weights then is no accident
 
 
 class StageLoop:
-    """A StageLoop trains ``trainer`` to its last step and keeps it in ``folder``. Its averaged
-    weights go into the model ``averaged`` for samples, which ``decode`` makes images of, beside which ``validation`` measures their
-    loss; ``initial`` has those of all stages as they were at first."""
+    """A StageLoop trains ``trainer`` to its last step and keeps it in ``folder``; ``initial`` has
+    the weights of all stages as they were at first.
+
+    Averaged weights go into the model ``averaged``, of whose samples ``decode`` makes images where
+    they are latents, and ``validation`` measures their loss.
+    """
 
     def __init__(
         self,

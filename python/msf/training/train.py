@@ -58,12 +58,13 @@ def train(
     source: as in ``load_data``. data_changed: continue though classes or files of the data are not
     what they were. start: the folder of a model whose weights a new run begins with, see
     ``started_from``. decode: makes pictures (B, 3, H, W) in [-1, 1] of latents (B, C, h, w), for
-    the sample grids, which latents otherwise have none of. resume: continue the run that ``out`` holds, if any. All of ``training`` but
-    seed and holdout may have changed, and the path of the data; else the result is bit for bit that
-    of an uninterrupted run on the same machine. Any error after the first step
-    leaves the steps before it saved. So does Ctrl-C, which raises ``Interrupted``. Raise ValueError
-    for settings that do not fit together or when more than one in a hundred images cannot be read;
-    fewer are skipped, and named at the end.
+    sample grids, which latents otherwise have none of. resume: continue the run that ``out`` holds,
+    if any. All of ``training`` but seed and holdout may have changed, and the path of the data;
+    else the result is bit for bit that of an uninterrupted run on the same machine.
+
+    Any error after the first step leaves the steps before it saved. So does Ctrl-C, which raises
+    ``Interrupted``. Raise ValueError for settings that do not fit together or when more than one in
+    a hundred images cannot be read; fewer are skipped, and named at the end.
     """
     names = config.stage_names
     for name in stages or ():
