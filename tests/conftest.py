@@ -3,6 +3,8 @@ import os
 import pytest
 import torch
 
+from inceptions import save_inception
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
 
@@ -12,3 +14,9 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """A file of random weights of FID's network."""
+    return save_inception(tmp_path_factory.mktemp("inception") / "weights.pth")

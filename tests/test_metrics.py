@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from msf.evaluation import frechet_distance, in_manifold, kid, precision
+from msf.evaluation import frechet_distance, in_manifold, kid, metrics, precision
 from msf.evaluation.intervals import DISTANCE, PROPORTION, figure, subsets
 
 
@@ -99,6 +101,117 @@ def test_precision_and_recall_of_lost_and_of_invented_modes():
     assert both_ways(a, both) == (0.5, 1.0)
     assert both_ways(both, both) == (1.0, 1.0)
     assert both_ways(both, far) == (0.0, 0.0)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(metrics, "BLOCK", 8)
+
+
+def test_gaussian_is_the_same_from_blocks(small_blocks):
+    x = 1e4 + torch.randn(61, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64)
+    mean, covariance = metrics.fit_gaussian(x)
+    torch.testing.assert_close(mean, x.mean(0), rtol=1e-14, atol=0)
+    # Rounding of x itself, 1e4 * 2^-53 a value of about 1, moves products by 1e-12.
+    np.testing.assert_allclose(covariance, np.cov(x.numpy(), rowvar=False), rtol=0, atol=1e-11)
+    single = x.float()
+    assert torch.equal(
+        metrics.fit_gaussian(single).covariance, metrics.fit_gaussian(single.double()).covariance
+    )
+
+
+def test_frechet_distance_by_the_matrix_root_of_scipy():
+    a, b = torch.randn(300, 40).relu() + 0.3, 1.2 * torch.randn(200, 40).relu()
+    (mean_a, cov_a), (mean_b, cov_b) = (
+        (x.numpy().mean(0, dtype=np.float64), np.cov(x.numpy(), rowvar=False)) for x in (a, b)
+    )
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    expected = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
+
+
+def test_kid_is_the_same_from_blocks(monkeypatch):
+    a, b = torch.randn(45, 3), torch.randn(20, 3) + 0.2
+    whole = kid(a, b), kid(a, a)
+    monkeypatch.setattr(metrics, "BLOCK", 8)
+    assert (kid(a, b), kid(a, a)) == pytest.approx(whole, rel=1e-12)
+    # Of a set with itself the images are compared with themselves between the sets alone.
+    assert kid(a, a) < 0
+
+
+def test_kid_of_subsets():
+    a, b = torch.randn(30, 6), torch.randn(30, 6)
+    # All subsets are all images.
+    mean, std = metrics.kid_of_subsets(a, b)
+    assert mean == pytest.approx(kid(a, b), abs=1e-12) and std < 1e-12
+    mean, std = metrics.kid_of_subsets(a, torch.cat([b, b + 1]))
+    assert std > 1e-3
+    random = np.random.RandomState(2020)  # torch-fidelity's
+    drawn = [
+        kid(a[random.choice(30, 30, False)], torch.cat([b, b + 1])[random.choice(60, 30, False)])
+        for _ in range(100)
+    ]
+    assert (mean, std) == pytest.approx((np.mean(drawn), np.std(drawn)), rel=1e-12)
+
+
+def test_manifolds_are_the_same_from_blocks(small_blocks):
+    real = torch.randn(53, 2, dtype=torch.float64)
+    generated = torch.randn(30, 2, dtype=torch.float64) * 0.7 + 0.5
+    between = (generated[:, None] - real).norm(dim=2)
+    real_radii, radii = (
+        (x[:, None] - x).norm(dim=2).sort(1).values[:, 3] for x in (real, generated)
+    )
+    inside = (between <= real_radii).any(1)
+    assert torch.equal(in_manifold(real, generated), inside) and 0 < inside.sum() < 30
+    recall = float((between <= radii[:, None]).any(0).double().mean())
+    expected = (float(inside.double().mean()), recall)
+    assert metrics.precision_and_recall(real, generated) == expected
+    assert (precision(real, generated), precision(generated, real)) == expected
+    assert metrics.precision_and_recall(real, real) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "metric", [frechet_distance, kid, in_manifold, metrics.precision_and_recall]
+)
+def test_no_matrix_of_all_images_is_made(metric, small_blocks):
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            results = result if isinstance(result, tuple) else (result,)
+            sizes = [x.numel() for x in results if isinstance(x, torch.Tensor)]
+            largest = max(largest, *sizes, 0)
+            return result
+
+    a, b = torch.randn(400, 2), torch.randn(300, 2)
+    with Sizes():
+        metric(a, b)
+    assert a.numel() <= largest <= a.numel() * 2  # of a block 8 * 8, of neighbours 400 * 3
+
+
+def test_inception_score():
+    classes = 100 * torch.eye(4)
+    sure = classes.repeat(5, 1)
+    # p(y|x) is one class, p(y) all four alike.
+    assert metrics.inception_score(sure, torch.eye(4)) == pytest.approx(4, rel=1e-12)
+    assert metrics.inception_score(classes[:1].repeat(9, 1), torch.eye(4)) == pytest.approx(1)
+    # Logits of 0 and ln 3, either way: KL of (1/4, 3/4) from (1/2, 1/2).
+    unsure = torch.tensor([[0, 1.0], [1.0, 0]], dtype=torch.float64)
+    entropy = 0.25 * np.log(0.5) + 0.75 * np.log(1.5)
+    weight = torch.eye(2, dtype=torch.float64) * np.log(3)
+    assert metrics.inception_score(unsure, weight) == pytest.approx(np.exp(entropy), rel=1e-12)
+    # Logits far apart leave probabilities of 0.
+    assert metrics.inception_score(1e4 * sure, torch.eye(4)) == pytest.approx(4)
+
+
+def test_inception_score_is_the_mean_over_splits_of_5000():
+    a, b = 100 * torch.eye(2)
+    in_order = torch.cat([a.repeat(5000, 1), b.repeat(5000, 1), a.repeat(7, 1)])
+    assert metrics.inception_score(in_order, torch.eye(2)) == pytest.approx(1)
+    mixed = torch.stack([a, b]).repeat(5000, 1)
+    assert metrics.inception_score(mixed, torch.eye(2)) == pytest.approx(2)
 
 
 @pytest.mark.parametrize("metric", [frechet_distance, kid, precision])

@@ -4,6 +4,11 @@ Frechet distance, KID, precision, recall and class accuracy, each with a 95 % in
 the same figure of real images (the floor), and the gap between sampling on true and on generated
 bases. Give --steps several times to compare settings. Data that lost classes or images which the
 model was trained on, or has others in their place, is refused, but for --data-changed.
+
+The features are those of a small network trained on the data, so these distances compare settings
+and models of the same data, and nothing that is published. Of images in a FILE.npz, as ADM's, these
+are FID, sFID, Inception Score, precision, recall and KID by ADM's protocol: give --reference and
+--inception.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from ...files import printable
 from ...progress import say
 from ...training.config import RunConfig, read_run
 from ...training.identity import compare_data, fingerprint
-from .. import models, outputs, sampling, settings
+from .. import models, outputs, protocol, sampling, settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +35,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="DIR", help="a trained model's folder")
+    parser.add_argument(
+        "model", type=Path, metavar="DIR|FILE.npz", help="a trained model's folder, or images"
+    )
     parser.add_argument("--data", metavar="SOURCE", help="default: what the model was trained on")
     parser.add_argument(
         "--data-changed",
@@ -53,9 +60,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     outputs.add_overwrite_argument(parser)
     models.add_device_arguments(parser)
+    protocol.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.model.suffix == protocol.SUFFIX and not args.model.is_dir():
+        return protocol.run(args)
+    protocol.check_not_given(args)
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
     from ...data import HOLDOUT, is_latents
     from ...evaluation import Evaluator
     from ...flops import stage_costs
@@ -111,6 +126,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def text(document: dict[str, Any]) -> str:
+    if "results" not in document:
+        return protocol.text(document)
     return "\n\n".join(
         f"steps {' '.join(map(str, result['steps']))}, "
         f"{result['gmacs_per_image']:.4g} GMACs an image without guidance\n"
