@@ -1,14 +1,15 @@
 """Measure how close generated images are to real ones that training never saw.
 
-Frechet distance, KID, precision, recall and class accuracy, each with a 95 % interval and beside
-the same figure of real images (the floor), and the gap between sampling on true and on generated
-bases. Give --steps several times to compare settings. Data that lost classes or images which the
-model was trained on, or has others in their place, is refused, but for --data-changed.
+Of a model: Frechet distance, kernel distance, precision, recall and class accuracy, each with a
+95 % interval and beside the same figure of real images (the floor), and the gap between sampling on
+true and on generated bases. Give --steps several times to compare settings. Features are those of a
+small network trained on the same data, so nothing published compares with these distances. Data
+that lost classes or images which the model was trained on, or has others in their place, is
+refused, but for --data-changed.
 
-The features are those of a small network trained on the data, so these distances compare settings
-and models of the same data, and nothing that is published. Of images in a FILE.npz, as ADM's, these
-are FID, sFID, Inception Score, precision, recall and KID by ADM's protocol: give --reference and
---inception.
+Of images in FILE.npz, as ADM's or msf sample's, against --reference: FID, sFID, Inception Score,
+precision, recall and KID by ADM's protocol, in the features of --inception. They are kept beside
+the files.
 """
 
 from __future__ import annotations
@@ -44,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="evaluate though classes or images are not those the model was trained on",
     )
-    parser.add_argument("--samples", type=int, metavar="N", help="images (default: as test images)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="images (default: as test images, up to 2,000); of more there is no floor",
+    )
     parser.add_argument(
         "--steps",
         nargs="+",
@@ -109,6 +115,12 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         batch_size=args.batch_size,
         progress=True,
     )
+    if not evaluator.paired:
+        say(
+            f"{len(evaluator.labels):,} samples are compared with all "
+            f"{evaluator.settings['num_reference']:,} images of the test split; without a floor, "
+            "which takes as many"
+        )
     results = []
     for steps, cost, each in zip(all_steps, costs, samplings, strict=True):
         say(f"evaluating {len(evaluator.seeds)} images at steps {steps}")
