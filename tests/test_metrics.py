@@ -165,14 +165,14 @@ def test_manifolds_are_the_same_from_blocks(small_blocks):
     assert torch.equal(in_manifold(real, generated), inside) and 0 < inside.sum() < 30
     recall = float((between <= radii[:, None]).any(0).double().mean())
     expected = (float(inside.double().mean()), recall)
-    assert metrics.precision_and_recall(real, generated) == expected
     assert (precision(real, generated), precision(generated, real)) == expected
-    assert metrics.precision_and_recall(real, real) == (1, 1)
+    together = metrics.pairwise(real, generated)
+    assert together[1:] == expected
+    assert together.kid == pytest.approx(kid(real, generated), rel=1e-12)
+    assert metrics.pairwise(real, real)[1:] == (1, 1)
 
 
-@pytest.mark.parametrize(
-    "metric", [frechet_distance, kid, in_manifold, metrics.precision_and_recall]
-)
+@pytest.mark.parametrize("metric", [frechet_distance, kid, in_manifold, metrics.pairwise])
 def test_no_matrix_of_all_images_is_made(metric, small_blocks):
     largest = 0
 

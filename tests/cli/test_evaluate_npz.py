@@ -85,7 +85,8 @@ def test_the_table_of_a_comparison(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == [
         *("FID", "sFID", "Inception Score", "precision", "recall"),
-        *("KID", "KID, mean of subsets", "its standard deviation", "images", "reference", "note"),
+        *("KID", "KID, mean of subsets", "its standard deviation", "images", "reference"),
+        *("note", "note"),
     ]
     assert lines[0].split() == ["FID", "12.3457"]
     # Of a set and itself all is in the manifold.

@@ -27,8 +27,9 @@ SIZE = 299
 POOL_DIM, CLASSES = 2048, 1008
 SPATIAL_CHANNELS = 7
 SPATIAL_DIM = 17 * 17 * SPATIAL_CHANNELS
+PUBLISHED = "6726825d"
 WEIGHTS = (
-    "pt_inception-2015-12-05-6726825d.pth of pytorch-fid's releases "
+    f"pt_inception-2015-12-05-{PUBLISHED}.pth of pytorch-fid's releases "
     "(github.com/mseitzer/pytorch-fid), or the same of torch-fidelity's"
 )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..progress import follow
 
-BLOCK = 2048  # images: 32 MB of products
+BLOCK = 1024  # images: 8 MB of products; of more the memory is mapped anew for each block
 NEIGHBOURS = 3
 KID_SUBSETS, KID_SUBSET_SIZE, KID_SEED = 100, 1000, 2020
 INCEPTION_SCORE_SPLIT = 5000
@@ -79,7 +79,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return gaussian_distance(fit_gaussian(a), fit_gaussian(b))
 
 
-def kid(a: Tensor, b: Tensor, *, progress: bool = False) -> float:
+def kid(a: Tensor, b: Tensor) -> float:
     """Return the kernel distance of a (n, D) and b (m, D): unbiased squared MMD (Binkowski et al.
     2018).
 
@@ -89,11 +89,11 @@ def kid(a: Tensor, b: Tensor, *, progress: bool = False) -> float:
     """
     _check("kid", a, b, minimum=2)
     a, b = a.double(), b.double()
-    within = sum(_kernel_sum(x, None, progress) / (len(x) * (len(x) - 1)) for x in (a, b))
-    return within - 2 * _kernel_sum(a, b, progress) / (len(a) * len(b))
+    within = [_mean_kernel(sum(map(_kernel_sum, _blocks(x))), x) for x in (a, b)]
+    return sum(within) - 2 * sum(map(_kernel_sum, _blocks(a, b))) / (len(a) * len(b))
 
 
-def kid_of_subsets(a: Tensor, b: Tensor) -> tuple[float, float]:
+def kid_of_subsets(a: Tensor, b: Tensor, *, progress: bool = False) -> tuple[float, float]:
     """Return the mean and the standard deviation of KID over 100 pairs of subsets of a (n, D) and b
     (m, D), 1,000 of either, or all of the smaller set.
 
@@ -103,7 +103,7 @@ def kid_of_subsets(a: Tensor, b: Tensor) -> tuple[float, float]:
     size = min(KID_SUBSET_SIZE, len(a), len(b))
     random = np.random.RandomState(KID_SEED)
     values = []
-    for _ in range(KID_SUBSETS):
+    for _ in follow(range(KID_SUBSETS), "KID", KID_SUBSETS, "subsets", shown=progress):
         subsets = [torch.from_numpy(random.choice(len(x), size, replace=False)) for x in (a, b)]
         values.append(kid(a[subsets[0].to(a.device)], b[subsets[1].to(b.device)]))
     return float(np.mean(values)), float(np.std(values))
@@ -133,10 +133,12 @@ def in_manifold(points: Tensor, queries: Tensor, k: int = NEIGHBOURS) -> Tensor:
     """
     _check("in_manifold", points, queries, minimum=k + 1)
     points, queries = points.double(), queries.double()
-    radii = _squared_radii(points, k)
-    inside = torch.zeros(len(queries), dtype=torch.bool, device=queries.device)
-    for rows, columns, squared in _squared_distances(queries, points):
-        inside[rows] |= (squared <= radii[columns]).any(1)
+    nearest = _no_neighbours(points, k)
+    for block in _blocks(points):
+        _keep_nearest(nearest, block)
+    radii, inside = nearest.amax(1), _nowhere(queries)
+    for block in _blocks(queries, points):
+        inside[block.rows] |= (_squared_distances(block) <= radii[block.columns]).any(1)
     return inside
 
 
@@ -146,46 +148,106 @@ def precision(real: Tensor, generated: Tensor, k: int = NEIGHBOURS) -> float:
     return float(in_manifold(real, generated, k).double().mean())
 
 
-def precision_and_recall(
+class Pairwise(NamedTuple):
+    """Pairwise figures are those that compare every image with every other."""
+
+    kid: float
+    precision: float
+    recall: float
+
+
+def pairwise(
     real: Tensor, generated: Tensor, k: int = NEIGHBOURS, *, progress: bool = False
-) -> tuple[float, float]:
-    """Return ``precision`` of real (n, D) and generated (m, D) and recall, for which all distances
-    between the two are computed once."""
-    _check("precision_and_recall", real, generated, minimum=k + 1)
+) -> Pairwise:
+    """Return ``kid``, ``precision`` and recall of real (n, D) and generated (m, D), for which the
+    products of all features are computed once."""
+    _check("pairwise", real, generated, minimum=k + 1)
     real, generated = real.double(), generated.double()
-    real_radii, radii = (_squared_radii(x, k, progress) for x in (real, generated))
-    real_inside, inside = (torch.zeros_like(x, dtype=torch.bool) for x in (real_radii, radii))
-    for rows, columns, squared in _squared_distances(generated, real, "manifolds", progress):
-        inside[rows] |= (squared <= real_radii[columns]).any(1)
-        real_inside[columns] |= (squared <= radii[rows, None]).any(0)
-    return float(inside.double().mean()), float(real_inside.double().mean())
+    value, radii = 0.0, []
+    for x, name in ((real, "reference"), (generated, "images")):
+        total, nearest = 0.0, _no_neighbours(x, k)
+        for block in _blocks(x, None, f"pairs within the {name}", progress):
+            total += _kernel_sum(block)
+            _keep_nearest(nearest, block)
+        value += _mean_kernel(total, x)
+        radii.append(nearest.amax(1))
+    total, covered, inside = 0.0, _nowhere(real), _nowhere(generated)
+    for block in _blocks(generated, real, "pairs between the two", progress):
+        total += _kernel_sum(block)
+        squared = _squared_distances(block)
+        inside[block.rows] |= (squared <= radii[0][block.columns]).any(1)
+        covered[block.columns] |= (squared <= radii[1][block.rows, None]).any(0)
+    value -= 2 * total / (len(real) * len(generated))
+    return Pairwise(value, float(inside.double().mean()), float(covered.double().mean()))
 
 
-def _kernel_sum(a: Tensor, b: Tensor | None, progress: bool) -> float:
-    """Return the sum of the kernel over all pairs of a (n, D) and b (m, D), or over all of
-    different images of a where b is None."""
-    total = 0.0
-    for rows, columns, products in _products(a, b, "KID", progress):
-        kernel = products.div_(a.shape[1]).add_(1).pow_(3)
-        if b is not None:
-            total += float(kernel.sum())
-        elif rows == columns:
-            total += float(kernel.sum() - kernel.trace())
-        else:
-            total += 2 * float(kernel.sum())
-    return total
+class _Block(NamedTuple):
+    """A _Block has the products a[rows] @ b[columns].T of features a and b, float64, and their
+    squared lengths; ``within``, where b is a."""
+
+    rows: slice
+    columns: slice
+    products: Tensor
+    lengths: tuple[Tensor, Tensor]
+    dim: int
+    within: bool
+
+    @property
+    def is_on_diagonal(self) -> bool:
+        return self.within and self.rows == self.columns
 
 
-def _squared_radii(points: Tensor, k: int, progress: bool = False) -> Tensor:
-    """Return the squared distances (n,) of points (n, D) from their k-th nearest others."""
-    nearest = points.new_full((len(points), k), math.inf)
-    for rows, columns, squared in _squared_distances(points, None, "neighbours", progress):
-        if rows == columns:
-            squared.fill_diagonal_(math.inf)
-        else:
-            nearest[columns] = _smallest(nearest[columns], squared.T)
-        nearest[rows] = _smallest(nearest[rows], squared)
-    return nearest.amax(1)
+def _blocks(
+    a: Tensor, b: Tensor | None = None, name: str = "", progress: bool = False
+) -> Iterator[_Block]:
+    """Yield all blocks of a (n, D) and b (m, D). Where b is None they are those within a, on the
+    diagonal and above it."""
+    other = a if b is None else b
+    lengths_a, lengths_b = (x.square().sum(1) for x in (a, other))
+    parts_a, parts_b = (
+        [slice(i, min(i + BLOCK, len(x))) for i in range(0, len(x), BLOCK)] for x in (a, other)
+    )
+    pairs = [(r, c) for r in parts_a for c in parts_b if b is not None or r.start <= c.start]
+    for r, c in follow(pairs, name, len(pairs), "blocks", shown=progress):
+        lengths = (lengths_a[r], lengths_b[c])
+        yield _Block(r, c, a[r] @ other[c].T, lengths, a.shape[1], b is None)
+
+
+def _kernel_sum(block: _Block) -> float:
+    """Return the sum of KID's kernel over the pairs of a block, within a set also over those below
+    the diagonal and not over those on it."""
+    kernel = (block.products / block.dim).add_(1).pow_(3)
+    if block.is_on_diagonal:
+        return float(kernel.sum() - kernel.trace())
+    return float(kernel.sum()) * (2 if block.within else 1)
+
+
+def _mean_kernel(total: float, x: Tensor) -> float:
+    return total / (len(x) * (len(x) - 1))
+
+
+def _squared_distances(block: _Block) -> Tensor:
+    rows, columns = block.lengths
+    return (block.products * -2).add_(rows[:, None]).add_(columns).clamp_(min=0)
+
+
+def _no_neighbours(points: Tensor, k: int) -> Tensor:
+    return points.new_full((len(points), k), math.inf)
+
+
+def _nowhere(points: Tensor) -> Tensor:
+    return torch.zeros(len(points), dtype=torch.bool, device=points.device)
+
+
+def _keep_nearest(nearest: Tensor, block: _Block) -> None:
+    """Replace the squared distances (n, k) of points from their nearest others by smaller ones of a
+    block within their set."""
+    squared = _squared_distances(block)
+    if block.is_on_diagonal:
+        squared.fill_diagonal_(math.inf)
+    else:
+        nearest[block.columns] = _smallest(nearest[block.columns], squared.T)
+    nearest[block.rows] = _smallest(nearest[block.rows], squared)
 
 
 def _smallest(nearest: Tensor, squared: Tensor) -> Tensor:
@@ -193,35 +255,6 @@ def _smallest(nearest: Tensor, squared: Tensor) -> Tensor:
     k = nearest.shape[1]
     found = squared.topk(min(k, squared.shape[1]), dim=1, largest=False).values
     return torch.cat([nearest, found], dim=1).topk(k, dim=1, largest=False).values
-
-
-def _squared_distances(
-    a: Tensor, b: Tensor | None, name: str = "", progress: bool = False
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield what ``_products`` does, with squared distances in place of products."""
-    lengths_a, lengths_b = (x.square().sum(1) for x in (a, a if b is None else b))
-    for rows, columns, products in _products(a, b, name, progress):
-        squared = products.mul_(-2).add_(lengths_a[rows, None]).add_(lengths_b[columns])
-        yield rows, columns, squared.clamp_(min=0)
-
-
-def _products(
-    a: Tensor, b: Tensor | None, name: str, progress: bool
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield (rows, columns, a[rows] @ b[columns].T) for all blocks of a (n, D) and b (m, D). Where
-    b is None they are those of a with itself, on the diagonal and above it."""
-    other = a if b is None else b
-    blocks_a, blocks_b = (
-        [slice(i, min(i + BLOCK, len(x))) for i in range(0, len(x), BLOCK)] for x in (a, other)
-    )
-    pairs = [
-        (rows, columns)
-        for rows in blocks_a
-        for columns in blocks_b
-        if b is not None or rows.start <= columns.start
-    ]
-    for rows, columns in follow(pairs, name, len(pairs), "blocks", shown=progress):
-        yield rows, columns, a[rows] @ other[columns].T
 
 
 def _check(name: str, a: Tensor, b: Tensor, minimum: int) -> None:

@@ -4,6 +4,7 @@ of ImageNet: an npz file of images against one of a reference."""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 
 from ..files import checksum
 from ..modes import default_device
+from ..progress import follow
 from . import metrics
 from .archive import Archive
 from .feature_files import features_of
-from .inception import Features, load_inception
+from .inception import PUBLISHED, Features, load_inception
 
 USUAL_IMAGES = 50_000
 MINIMUM = metrics.NEIGHBOURS + 1
@@ -91,22 +93,22 @@ def compare(
                 f"{archive.path}: needs at least {MINIMUM} images, holds {len(archive)}"
             )
     network, digest = load_inception(weights).to(device), checksum(weights)
-    generated, real = (
-        features_of(
-            archive, network, digest, batch_size=batch_size, device=device, progress=progress
-        )
-        if archive.shape
-        else None
-        for archive in (images, reference)
+    features = partial(
+        features_of,
+        network=network,
+        weights_sha256=digest,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
     )
-    assert generated is not None
+    generated, real = features(images), features(reference) if reference.shape else None
     figures = {"inception_score": metrics.inception_score(generated.pool, network.fc.weight.cpu())}
-    figures |= _distances(generated, real, reference)
+    figures |= _distances(generated, real, reference, progress)
     if real is not None:
         figures |= _pairwise(generated.pool.to(device), real.pool.to(device), progress)
     return Comparison(
         {name: figures[name] for name in TITLES if name in figures},
-        tuple(_notes(images, reference)),
+        tuple(_notes(images, reference, digest)),
         _described(images),
         _described(reference),
         {"file": str(weights), "sha256": digest},
@@ -114,34 +116,38 @@ def compare(
     )
 
 
-def _distances(generated: Features, real: Features | None, reference: Archive) -> dict[str, float]:
+def _distances(
+    generated: Features, real: Features | None, reference: Archive, progress: bool
+) -> dict[str, float]:
     """Return FID and sFID, as far as the reference has what they need."""
     if reference.pool is not None:
         others = (reference.pool, reference.spatial)
     else:
         assert real is not None
         others = (metrics.fit_gaussian(real.pool), metrics.fit_gaussian(real.spatial))
+    named = list(zip(("fid", "sfid"), generated, others, strict=True))
     return {
         name: metrics.gaussian_distance(metrics.fit_gaussian(features), other)
-        for name, features, other in zip(("fid", "sfid"), generated, others, strict=True)
+        for name, features, other in follow(
+            named, "Frechet distances", len(named), "figures", shown=progress
+        )
         if other is not None
     }
 
 
 def _pairwise(generated: torch.Tensor, real: torch.Tensor, progress: bool) -> dict[str, float]:
-    precision, recall = metrics.precision_and_recall(real, generated, progress=progress)
-    mean, std = metrics.kid_of_subsets(generated, real)
-    return {
-        "precision": precision,
-        "recall": recall,
-        "kid": metrics.kid(generated, real, progress=progress),
-        "kid_of_subsets": mean,
-        "kid_of_subsets_std": std,
-    }
+    mean, std = metrics.kid_of_subsets(generated, real, progress=progress)
+    figures = metrics.pairwise(real, generated, progress=progress)._asdict()
+    return {**figures, "kid_of_subsets": mean, "kid_of_subsets_std": std}
 
 
-def _notes(images: Archive, reference: Archive) -> list[str]:
+def _notes(images: Archive, reference: Archive, digest: str) -> list[str]:
     notes = []
+    if not digest.startswith(PUBLISHED):
+        notes.append(
+            f"the sha256 of the weights begins with {digest[:8]}, not with the {PUBLISHED} in the "
+            "published file's name: FID only if they are the same"
+        )
     if reference.shape is None:
         notes.append(f"{reference.path} has no images: no precision, recall and KID")
     if reference.pool is not None and reference.spatial is None:
