@@ -3,8 +3,6 @@ import os
 import pytest
 import torch
 
-from inceptions import save_inception
-
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
 
@@ -19,4 +17,6 @@ def seed() -> None:
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory):
     """A file of random weights of FID's network."""
+    from inceptions import save_inception
+
     return save_inception(tmp_path_factory.mktemp("inception") / "weights.pth")
