@@ -22,7 +22,7 @@ demo: install
 	$$train residual
 	wait $$base
 	settings="--solver heun --guidance-scale 1.1 1"
-	msf sample runs/digits $$settings --count 100 --out runs/digits/samples.png --overwrite
+	msf sample runs/digits $$settings --num-images 100 --out runs/digits/samples.png --overwrite
 	msf evaluate runs/digits $$settings --steps 16 4 --steps 16 16 \
 	  --out runs/digits/evaluation.json --overwrite
 

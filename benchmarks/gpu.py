@@ -109,7 +109,7 @@ def first_training(dry: bool, run: Path, out: Path) -> list[Step]:
     source = ("--preset", "digits", "--data", "digits")
     train = (*MSF, "train", *source, "--out", str(run), "--steps", *steps)
     interrupt = (PYTHON, "-m", "benchmarks.interrupt", str(run / "metrics.jsonl"))
-    sample = (*MSF, "sample", str(run), "--count", "20", "--overwrite", "--out")
+    sample = (*MSF, "sample", str(run), "--num-images", "20", "--overwrite", "--out")
     evaluate = (*MSF, "evaluate", str(run), "--samples", count, "--overwrite", "--out")
     return [
         Step("train interrupted", (*interrupt, *train), limit=30, needs=TRAINING),

@@ -45,9 +45,9 @@ GPU = Sizes(
     stage=msf.preset("msf-xl-256").model.stages[0],
     grids=((16, 16), (8, 8), (32, 32), (8, 10)),
     tokens=16384,
-    samplers=(("msf-xl-256", (50, 5)), ("dit-xl-256", (50,))),
+    samplers=(("msf-xl-256", (50, 5)), ("sit-xl-256-msf", (50,))),
     batches=(64, 1),
-    trained=("dit-xl-256", "msf-xl-256"),
+    trained=("sit-xl-256-msf", "msf-xl-256"),
     training_batch=128,
 )
 CPU = Sizes(

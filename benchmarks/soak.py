@@ -5,8 +5,9 @@
 A tiny model trains on the digits, is killed (SIGTERM, SIGKILL, or SIGINT twice within 50 ms) and
 resumed, again and again until it ends; then the next one starts. After each kill the folder must
 hold a model that loads, or none yet, and every file of tensors in it must open; at the end these
-must be bit for bit those of a training that nobody disturbed. Then sampling is killed: its file
-must be absent or whole. The exit status is 1 if something was lost.
+must be bit for bit those of a training that nobody disturbed. Then sampling is killed and continued
+in the same way: its file must be absent, or bit for bit that of one that nobody disturbed. The exit
+status is 1 if something was lost.
 """
 
 from __future__ import annotations
@@ -111,6 +112,10 @@ def same(a: Path, b: Path) -> None:
             assert torch.equal(tensor, other[name]), f"{file.name}: {name} differs"
 
 
+def same_bytes(a: Path, b: Path) -> None:
+    assert a.read_bytes() == b.read_bytes(), f"{b.name} differs"
+
+
 def soak(kills: int, seed: int, folder: Path) -> Soak:
     found, config = Soak(random.Random(seed)), folder / "config.json"
     config.write_text(json.dumps(SETTINGS))
@@ -128,11 +133,14 @@ def soak(kills: int, seed: int, folder: Path) -> Soak:
             print(f"{found.kills.total()} kills, {len(found.losses)} losses", flush=True)
         subprocess.run([*MSF_COMMAND, *train(out, config)], check=True)
         found.check("train", partial(same, undisturbed, out))
-    images = folder / "images.safetensors"
-    sample = ["sample", str(undisturbed), "--count", "2000", "--out", str(images), "--overwrite"]
+    whole, images = (folder / name for name in ("whole.npz", "images.npz"))
+    sample = ["sample", str(undisturbed), "--num-images", "2000", "--out"]
+    subprocess.run([*MSF_COMMAND, *sample, str(whole)], check=True)
     while found.kills.total() < kills:
-        if found.killed("sample", sample, seconds) and images.exists():
-            found.check("sample", lambda: load_file(images))
+        found.killed("sample", [*sample, str(images)], seconds)
+        if images.exists():
+            found.check("sample", partial(same_bytes, whole, images))
+            images.unlink()
     return found
 
 

@@ -9,6 +9,7 @@ import torch
 
 from inceptions import pixels
 from msf.evaluation.archive import Archive
+from msf.parts import write_npz
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -25,6 +26,16 @@ def test_images_are_read_in_batches(save, tmp_path):
         (1, 3, 8, 12),
     ]
     assert torch.equal(torch.cat(batches), torch.from_numpy(images).permute(0, 3, 1, 2))
+
+
+def test_files_of_msf_sample_are_read(tmp_path):
+    images = pixels(7, seed=0)
+    write_npz(
+        tmp_path / "x.npz",
+        {"arr_0": (7, [images[:4], images[4:]]), "arr_1": (7, [np.arange(7)])},
+    )
+    (batch,) = Archive(tmp_path / "x.npz").batches(10)
+    assert torch.equal(batch, torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
 def test_no_more_than_a_batch_is_read_at_once(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from msf import PRESETS, MSFConfig, StageConfig, preset
+from msf import PRESETS, MSFConfig, StageConfig, TrainingConfig, preset
 
 TINY = StageConfig(width=32, depth=2, heads=2, patch=1)
 
@@ -160,6 +160,21 @@ def test_bad_values_in_json_are_one_clear_line(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         MSFConfig.from_json(json.dumps(values))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_sit_is_offered_as_published_and_as_msf_is_trained(size):
+    """arXiv 2401.08740: DiT-XL/2, uniform times, AdamW at 1e-4, batch 256, averages of 0.9999."""
+    published, ours = preset(f"sit-xl-{size}"), preset(f"sit-xl-{size}-msf")
+    changes = {"times": "logit-normal", "standardize": True}
+    assert dataclasses.replace(published.model, **changes) == ours.model
+    (stage,) = published.model.stages
+    assert (stage.width, stage.depth, stage.heads, stage.patch) == (1152, 28, 16, 2)
+    assert (published.model.positions, published.model.qk_norm) == ("sincos", False)
+    training = published.training
+    assert (training.learning_rate, training.batch_size, training.ema_decay) == (1e-4, 256, 0.9999)
+    assert (training.warmup, training.clip, training.weight_decay) == (0, 0, 0) and training.flip
+    assert ours.training == TrainingConfig(steps=(400_000,), flip=True)
 
 
 def test_unknown_preset_lists_the_known():

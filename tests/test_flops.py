@@ -54,7 +54,7 @@ def test_counts_are_those_of_the_modules(levels: int, num_classes: int, qk_norm:
 
 @pytest.mark.parametrize("pixels", DIT_XL_2)
 def test_dit_xl_2_costs_what_its_paper_says(pixels: int) -> None:
-    (cost,) = stage_costs(PRESETS[f"dit-xl-{pixels}"].model)
+    (cost,) = stage_costs(PRESETS[f"sit-xl-{pixels}"].model)
     assert cost.macs / 1e9 == pytest.approx(DIT_XL_2[pixels], rel=1e-3)
     assert cost.steps == DIT_STEPS
 
@@ -85,7 +85,7 @@ def test_no_baseline_where_none_was_published() -> None:
 
 
 def test_textures_and_their_baseline_train_and_sample_on_equal_flops() -> None:
-    msf, dit = PRESETS["textures-16"], PRESETS["textures-16-dit"]
+    msf, dit = PRESETS["textures-16"], PRESETS["textures-16-sit"]
 
     def training(chosen: Preset) -> int:
         steps = zip(stage_costs(chosen.model), chosen.training.steps)

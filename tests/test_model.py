@@ -74,6 +74,26 @@ def test_prior_is_the_standardised_noised_upsampled_image_below():
     assert torch.equal(prior, low.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
+@pytest.mark.parametrize(("times", "share"), [("uniform", 0.1), ("logit-normal", 0.014)])
+def test_losses_of_images_are_at_the_times_of_the_configuration(times, share):
+    model, x, y = tiny_model(times=times), images(2000), torch.arange(2000) % 3
+    losses, t = model.image_losses(x, y, stage="base", generator=generator())
+    assert losses.shape == t.shape == (2000,)
+    # How many lie below 0.1 is binomial; logit(0.1) is 2.197 deviations of a normal below its mean.
+    deviation = (share * (1 - share) / 2000) ** 0.5
+    assert (t < 0.1).float().mean().item() == pytest.approx(share, abs=5 * deviation)
+    mean = model(x, y, stage="base", generator=generator())["base"]
+    assert mean.item() == pytest.approx(losses.mean().item(), rel=1e-6)
+
+
+def test_a_model_that_does_not_standardise_asks_for_no_statistics(recwarn):
+    model = MSF(tiny_config(standardize=False))
+    model(images(2), torch.tensor([0, 1]))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="set them with pyramid.measure"):
+        MSF(tiny_config())(images(2), torch.tensor([0, 1]))
+
+
 def test_trains_on_non_square_images_without_labels():
     model = tiny_model(image_size=(8, 16), num_classes=0)
     assert model.training_losses(images(2, (8, 16)))["total"].isfinite()

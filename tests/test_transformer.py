@@ -32,6 +32,20 @@ def test_starts_at_zero_velocity():
     assert not stage(images(2), torch.rand(2), torch.tensor([0, 3])).any()
 
 
+def test_starts_with_the_weights_of_dit():
+    stage = StageTransformer(StageConfig(256, 1, 4), 2, 999, has_prior=True)
+    for embedding in (stage.time_embedding, stage.prior_noise_embedding):
+        for layer in (embedding[0], embedding[2]):
+            # 65,536 weights: 5 standard errors of a deviation.
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=5 / (2 * 65_536) ** 0.5)
+            assert not layer.bias.any()
+    std = stage.label_embedding.weight.std().item()
+    assert std == pytest.approx(0.02, rel=5 / (2 * 256_000) ** 0.5)
+    bound = (6 / (256 + 768)) ** 0.5  # Xavier's
+    assert 0.99 * bound < stage.blocks[0].attention.qkv.weight.abs().max() <= bound
+    assert not stage.blocks[0].modulation.weight.any() and not stage.modulation.weight.any()
+
+
 def plain_forward(stage, x, t, y, prior, prior_noise):
     """The same network written out in eager PyTorch, block by block, without the operators."""
 

@@ -13,6 +13,7 @@ from .parsing import check_fields, parse_dataclass, parse_object
 
 UPSAMPLE_MODES = ("nearest", "bilinear")
 POSITIONS = ("rope", "sincos")
+TIMES = ("logit-normal", "uniform")
 
 # These are far beyond what can be trained: a slip is told before it takes all memory, or for ever.
 MAX_STEPS = 100_000
@@ -52,9 +53,10 @@ class MSFConfig:
     is a plain single-stage DiT, the baseline.
 
     ``num_classes`` 0 means training without labels. ``max_prior_noise`` is the most noise that a
-    residual's prior gets in training, in standard deviations of the base. ``time_std`` is the
-    deviation of the logit-normal training times. ``steps`` are the sampler's defaults, one number a
-    stage.
+    residual's prior gets in training, in standard deviations of the base. ``times`` are drawn in
+    training "logit-normal", with the deviation ``time_std``, or "uniform". ``standardize`` False
+    leaves components as they are: statistics are not measured. ``steps`` are the sampler's
+    defaults, one number a stage.
     """
 
     image_size: tuple[int, int]
@@ -68,6 +70,8 @@ class MSFConfig:
     label_dropout: float = 0.1
     max_prior_noise: float = 0.3
     time_std: float = 1.0
+    times: str = "logit-normal"
+    standardize: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -104,6 +108,8 @@ class MSFConfig:
             yield f"upsample must be one of {UPSAMPLE_MODES}, got {self.upsample!r}"
         if self.positions not in POSITIONS:
             yield f"positions must be one of {POSITIONS}, got {self.positions!r}"
+        if self.times not in TIMES:
+            yield f"times must be one of {TIMES}, got {self.times!r}"
         if self.time_std <= 0:
             yield f"time_std must be positive, got {self.time_std}"
         if not 0 <= self.label_dropout <= 1 or self.max_prior_noise < 0:

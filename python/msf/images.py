@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +15,9 @@ from torch.nn import functional as F
 
 from .files import atomic_write
 from .model import MSF
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -25,15 +30,26 @@ def to_uint8(x: Tensor) -> Tensor:
 
 def save_image(path: str | os.PathLike[str], x: Tensor) -> None:
     """Write x (C, H, W), C 1 or 3, in [-1, 1], in the format that ``path`` names."""
+    picture = _picture(x)
+    with atomic_write(path) as temporary:
+        picture.save(temporary)
+
+
+def png(x: Tensor) -> bytes:
+    """Return x (C, H, W), C 1 or 3, in [-1, 1], as the content of a PNG file."""
+    content = io.BytesIO()
+    _picture(x).save(content, "PNG")
+    return content.getvalue()
+
+
+def _picture(x: Tensor) -> Image.Image:
     from PIL import Image
 
     if x.dim() != 3 or x.shape[0] not in (1, 3):
         raise ValueError(
             f"save_image: x must be (1 or 3, H, W), got {tuple(x.shape)}; decode latents first"
         )
-    pixels = to_uint8(x).permute(1, 2, 0).squeeze(-1).cpu().numpy()
-    with atomic_write(path) as temporary:
-        Image.fromarray(pixels).save(temporary)
+    return Image.fromarray(to_uint8(x).permute(1, 2, 0).squeeze(-1).cpu().numpy())
 
 
 def tile(x: Tensor, columns: int | None = None, *, zoom: int = 1) -> Tensor:

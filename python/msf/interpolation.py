@@ -24,3 +24,13 @@ def logit_normal_times(
     """
     normal = torch.randn(batch, device=device, dtype=torch.float32, **drawn_from(generator))
     return (std * normal).sigmoid()
+
+
+def uniform_times(
+    batch: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw t (B,) uniformly in [0, 1), as SiT does (arXiv 2401.08740)."""
+    return torch.rand(batch, device=device, dtype=torch.float32, **drawn_from(generator))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from msf_kernels import flow_interpolate
 
 from .config import MSFConfig
 from .files import atomic_write, read_file
-from .interpolation import logit_normal_times
-from .modes import has_values, is_batched, own_modes
+from .interpolation import logit_normal_times, uniform_times
+from .modes import has_values, is_batched, outside, own_modes
 from .pyramid import Pyramid
 from .seeds import drawn_from
 from .transformer import StageTransformer
@@ -81,7 +81,7 @@ class MSF(nn.Module):
         "total".
 
         The loss is the mean squared error of the velocity of a rectified flow (arXiv 2209.03003) at
-        logit-normal times (arXiv 2403.03206).
+        logit-normal times (arXiv 2403.03206) or uniform ones.
 
         Args:
             x: (B, C, H, W) images or latents, float32.
@@ -92,8 +92,36 @@ class MSF(nn.Module):
         it is the call of the model.
         """
         names = self.config.stage_names
-        if stage is not None and stage not in names:
-            raise ValueError(f"training_losses: stage must be one of {names}, got {stage!r}")
+        chosen = names if stage is None else (stage,)
+        data = self._stage_data(x, y, chosen)
+        losses = {
+            name: self._image_losses(names.index(name), *data[name], y, generator)[0].mean()
+            for name in chosen
+        }
+        return {**losses, "total": torch.stack(list(losses.values())).sum()}
+
+    def image_losses(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        stage: str,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of each image (B,) for ``stage``, of which a call of the model returns
+        the mean, and the time (B,) in [0, 1] it was taken at; arguments as in ``forward``."""
+        data = self._stage_data(x, y, (stage,))[stage]
+        return self._image_losses(self.config.stage_names.index(stage), *data, y, generator)
+
+    def _stage_data(
+        self, x: Tensor, y: Tensor | None, chosen: Sequence[str]
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Return by name what the ``chosen`` stages learn from, see ``Pyramid.stage_data``. Raise
+        ValueError or TypeError unless x and y can be a training batch."""
+        names = self.config.stage_names
+        for stage in chosen:
+            if stage not in names:
+                raise ValueError(f"training_losses: stage must be one of {names}, got {stage!r}")
         kind = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
         if kind != torch.float32:
             cast = "" if kind not in (torch.bfloat16, torch.float16) else FSDP_CASTS
@@ -104,12 +132,7 @@ class MSF(nn.Module):
         data = self.pyramid.stage_data(x)
         self.config.check_size(tuple(x.shape[2:]))
         self.check_labels(y, len(x))
-        losses = {
-            name: self._stage_loss(index, *data[index], y, generator)
-            for index, name in enumerate(names)
-            if stage in (None, name)
-        }
-        return {**losses, "total": torch.stack(list(losses.values())).sum()}
+        return {name: data[names.index(name)] for name in chosen}
 
     def training_losses(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return the losses that a call of the model returns; see ``forward``."""
@@ -123,21 +146,21 @@ class MSF(nn.Module):
         if self._warned or mean.is_meta or active_fake_mode() is not None or is_batched(mean):
             return
         self._warned = True
-        if not self.pyramid.is_measured:
+        if self.config.standardize and not self.pyramid.is_measured:
             warnings.warn(
                 "MSF: pyramid.mean and pyramid.std are still 0 and 1; set them with "
                 "pyramid.measure(batches) before training",
-                stacklevel=_outside(),
+                stacklevel=outside(),
             )
 
-    def _stage_loss(
+    def _image_losses(
         self,
         index: int,
         data: Tensor,
         below: Tensor | None,
         y: Tensor | None,
         generator: torch.Generator | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         batch, device = len(data), data.device
         random: dict[str, Any] = {
             "device": device,
@@ -145,7 +168,10 @@ class MSF(nn.Module):
             **drawn_from(generator),
         }
         noise = torch.randn(data.shape, **random)
-        t = logit_normal_times(batch, self.config.time_std, generator=generator, device=device)
+        if self.config.times == "uniform":
+            t = uniform_times(batch, generator=generator, device=device)
+        else:
+            t = logit_normal_times(batch, self.config.time_std, generator=generator, device=device)
         x_t, target = flow_interpolate(data, noise, t)
         if y is not None:
             drop = torch.rand(batch, **random) < self.config.label_dropout
@@ -157,7 +183,7 @@ class MSF(nn.Module):
             noise = torch.randn(below.shape, **random)
             prior = self.prior(below, prior_noise, noise)
         velocity = self.stages[index](x_t, t, y, prior, prior_noise)
-        return F.mse_loss(velocity.float(), target)
+        return F.mse_loss(velocity.float(), target, reduction="none").flatten(1).mean(1), t
 
     def prior(self, x: Tensor, prior_noise: Tensor, noise: Tensor) -> Tensor:
         """Return p_i (B, C, 2h, 2w): x_hat_{i-1} ``x`` (B, C, h, w), standardised, plus
@@ -261,14 +287,6 @@ class MSF(nn.Module):
         if not (model.pyramid.std > 0).all():
             raise ValueError(f"{file}: pyramid.std must be positive")
         return model.eval()
-
-
-def _outside() -> int:
-    """Return the ``stacklevel``, for our caller's warning, of the code that called the model."""
-    level, frame = 0, sys._getframe()
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("msf", "torch"):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def read_config(directory: str | os.PathLike[str]) -> MSFConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 
@@ -58,3 +59,11 @@ def is_batched(x: Tensor) -> bool:
             return True
         x = _functorch.get_unwrapped(x)
     return False
+
+
+def outside() -> int:
+    """Return the ``stacklevel``, for our caller's warning, of the code that called the model."""
+    level, frame = 0, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("msf", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -8,6 +8,7 @@ import operator
 import reprlib
 from collections import Counter
 from dataclasses import MISSING, fields, is_dataclass
+from types import UnionType
 from typing import Any, SupportsFloat, TypeVar, get_args, get_origin, get_type_hints
 
 from .files import printable
@@ -65,6 +66,8 @@ def parse(value: Any, hint: Any, where: str) -> Any:
     ``where``."""
     if is_dataclass(hint):
         return value if isinstance(value, hint) else parse_dataclass(hint, value, where)  # type: ignore[arg-type]
+    if isinstance(hint, UnionType):  # of one kind and None
+        return None if value is None else parse(value, get_args(hint)[0], where)
     if get_origin(hint) is tuple:
         return _parse_tuple(value, get_args(hint), where)
     if hint is int:

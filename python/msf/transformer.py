@@ -17,6 +17,7 @@ from .config import StageConfig
 from .weights import initialize
 
 FREQUENCIES = 256
+NORMAL = partial(nn.init.normal_, std=0.02)
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
@@ -225,17 +226,21 @@ class StageTransformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as DiT does: every block starts as the identity, the output as zero."""
+        """Initialise as DiT's published code does: every block starts as the identity, the output
+        as zero."""
         zeros = [self.modulation, *(block.modulation for block in self.blocks), self.output]
+        scalars = [m for m in self.modules() if isinstance(m, ScalarEmbedding)]
+        embeddings = [layer for embedding in scalars for layer in embedding]
         # The zeros come last, so that no other weight's draw depends on where they stand.
         for module in sorted(self.modules(), key=zeros.__contains__):
             if isinstance(module, nn.Linear):
-                initialize(module, "weight", nn.init.xavier_uniform_)
+                small = module in embeddings
+                initialize(module, "weight", NORMAL if small else nn.init.xavier_uniform_)
                 initialize(module, "bias", nn.init.zeros_)
                 if module in zeros:
                     initialize(module, "weight", nn.init.zeros_)
             elif isinstance(module, nn.Embedding):
-                initialize(module, "weight", partial(nn.init.normal_, std=0.02))
+                initialize(module, "weight", NORMAL)
             elif isinstance(module, Attention) and module.q_weight is not None:
                 initialize(module, "q_weight", nn.init.ones_)
                 initialize(module, "k_weight", nn.init.ones_)

@@ -56,10 +56,10 @@ BAD_INPUT = {
     "sample {run} --out {out}/x.png --labels three": "no class is named or numbered 'three'",
     "sample {run} --out {out}/x.png --steps 4 2 1": "steps must be one value or 2, one a stage",
     "sample {run} --out {out}/x.png --steps 0": "steps must be at least 1, got 0",
-    "sample {run} --out {out}/x.png --count 0": "--count must be at least 1, got 0",
-    "sample {run} --out {out}/x.png --count 1000000000": "--count must be at most 10000 for --out",
-    "sample {run} --out {out}/x --count 1000000000": "--count must be at most 1000000 for --out",
-    "sample {run} --out {out}/x.safetensors --count 1000000000": "must be at most 16777216 for",
+    "sample {run} --out {out}/x.png --num-images 0": "--num-images must be at least 1, got 0",
+    "sample {run} --out {out}/x.png --num-images 1000000000": "must be at most 10000 for --out",
+    "sample {run} --out {out}/x --num-images 9999999": "must be at most 1000000 for --out",
+    "sample {run} --out {out}/x.safetensors --num-images 99999999": "must be at most 16777216 for",
     "sample {run} --out {out}/x.png --labels 99999999999999999999": "or numbered '9999",
     "sample {run} --out {out}/x.png --seed -1": "--seed must be at least 0 and below 2^63, got -1",
     "evaluate {run} --seed 99999999999999999999": "--seed must be at least 0 and below 2^63",
@@ -76,8 +76,8 @@ BAD_INPUT = {
     "sample {run} --out {run} --overwrite": "run: holds more than images (config.json)",
     "sample {run} --out {tiny}": "tiny.json: is a file; --out must name a folder here",
     "sample {run} --out {image}/x.png": "image.png: is a file; --out must name a file in a folder",
-    "sample {run} --out {out}/x.jpg": "name a .png file, a .safetensors file or a folder",
-    "sample {bad}/latents --out {out}/x.png": "latents of 4 channels, not pictures; name a .safe",
+    "sample {run} --out {out}/x.jpg": "name a .npz file, a .png file, a .safetensors file or a fol",
+    "sample {bad}/latents --out {out}/x.png": "latents of 4 channels, not pictures; decode them",
     "factorize {image} --out {run}": "run: holds files already",
     "evaluate {run} --out {tiny}": "tiny.json: exists already",
     # Images
@@ -129,7 +129,7 @@ BAD_INPUT = {
     "train --config {tiny} --data digits --out {bad}/run-data --resume": "data must be a string",
     "train --config {tiny} --data digits --out {bad}/config --resume": "MSFConfig: not valid",
     "train --config {tiny} --data digits --out {bad}/state --resume": "readable training",
-    "train --data digits --out {out}/x": "one of the arguments --preset --config is required",
+    "train --data digits --out {out}/x": "give --preset, --config, or --from a model's folder",
 }
 
 

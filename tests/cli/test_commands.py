@@ -125,7 +125,7 @@ def test_sample_writes_a_grid(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "grid.png"
-    found = answer(capsys, "sample", workspace / "run", "--out", out, "--count", 12)
+    found = answer(capsys, "sample", workspace / "run", "--out", out, "--num-images", 12)
     assert found["labels"] == [*range(10), 0, 1]
     assert [file.name for file in out.parent.iterdir()] == ["grid.png"]
     width, height = Image.open(out).size

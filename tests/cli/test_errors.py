@@ -149,7 +149,7 @@ def test_a_model_that_makes_nan_writes_nothing(tmp_path: Path, capsys: Any) -> N
         model.stages[0].output.weight.fill_(3e38)
     model.save_pretrained(tmp_path / "run")
     out = tmp_path / "x.safetensors"
-    assert main(["sample", str(tmp_path / "run"), "--count", "2", "--out", str(out)]) == 2
+    assert main(["sample", str(tmp_path / "run"), "--num-images", "2", "--out", str(out)]) == 2
     assert capsys.readouterr().err == (
         "msf sample: the model makes NaN or infinity; try it in float32 (--precision fp32)\n"
     )

@@ -18,7 +18,7 @@ from .helpers import answer
 
 WRONG = {
     "{x}": "x.npz: give the file to compare it with as --reference",
-    "{x} --reference {x}": "FID needs Inception's weights; get pt_inception-2015-12-05",
+    "{x} --reference {x}": "give FID's Inception as --inception: pt_inception-2015-12-05",
     "{x} --reference {x} --inception {none}": "none: no such file; get pt_inception-2015-12-05",
     "{x} --reference {x} --inception {x}": "x.npz: not a readable file of weights; get pt_incep",
     "{x} --reference {none}.npz --inception {w}": "none.npz: No such file or directory",

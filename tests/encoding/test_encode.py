@@ -16,7 +16,7 @@ from msf.data.decode import centre_crop
 from msf.data.latent_index import read_index
 from msf.data.splits import hash_of
 from msf.encoding.encode import encode
-from msf.encoding.vae import WEIGHTS, Encoder
+from msf.encoding.vae import WEIGHTS, Autoencoder
 from msf.files import checksum
 from vaes import save_vae
 
@@ -134,7 +134,7 @@ def test_the_place_under_torchrun_is_in_the_environment(photos, vae, tmp_path, m
 def test_stopped_and_continued_ends_in_the_same_bytes(
     photos, vae, whole, tmp_path, monkeypatch, capsys
 ):
-    original, calls = Encoder.moments, []
+    original, calls = Autoencoder.moments, []
 
     def stopped(self, images):
         calls.append(len(images))
@@ -146,7 +146,7 @@ def test_stopped_and_continued_ends_in_the_same_bytes(
     command = ["encode", str(photos), "--vae", str(vae), "--size=32", "--out", str(out)]
     command += ["--batch-size=8", "--device=cpu"]
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "moments", stopped)
+        patch.setattr(Autoencoder, "moments", stopped)
         assert main(command) == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"msf encode: interrupted; 1 of 4 shards are whole in {out}, the same command continues"
@@ -156,7 +156,7 @@ def test_stopped_and_continued_ends_in_the_same_bytes(
         load_data(str(out), split="train", image_size=(16, 16), channels=4)
     made = []
     monkeypatch.setattr(
-        Encoder, "moments", lambda self, x: (made.append(len(x)), original(self, x))[1]
+        Autoencoder, "moments", lambda self, x: (made.append(len(x)), original(self, x))[1]
     )
     assert main(command) == 0
     assert sum(made) == 110 - 32 and contents(out) == contents(whole)
@@ -253,14 +253,14 @@ def test_more_than_one_in_a_hundred_are_an_error(photos, vae, tmp_path):
 def test_latents_that_float16_cannot_hold_name_their_image(
     photos, vae, tmp_path, monkeypatch, value, message
 ):
-    original = Encoder.moments
+    original = Autoencoder.moments
 
     def spoilt(self, images):
         moments = original(self, images).clone()
         moments[2, 1, 0, 3, 3] = value
         return moments
 
-    monkeypatch.setattr(Encoder, "moments", spoilt)
+    monkeypatch.setattr(Autoencoder, "moments", spoilt)
     with pytest.raises(ValueError, match=f"a/004.png: {message}"):
         encode(photos, vae, 32, tmp_path / "x")
     assert not list((tmp_path / "x").glob("*.safetensors"))

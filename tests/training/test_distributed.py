@@ -95,6 +95,20 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_parts(folder):
     assert all(torch.equal(ddp[name], x) for name, x in one.items())
 
 
+def test_two_processes_tell_the_losses_of_one(folder):
+    one, ddp = (
+        [json.loads(line) for line in (folder / out / "metrics.jsonl").read_text().splitlines()]
+        for out in ("one", "ddp")
+    )
+    assert len(one) == len(ddp)
+    for ours, theirs in zip(one, ddp):
+        # Sums of up to 32 losses in float32 in another order.
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=32 * 2**-24)
+        for x, y in zip(theirs["loss_by_time"], ours["loss_by_time"], strict=True):
+            assert x == y or x == pytest.approx(y, rel=32 * 2**-24)
+        assert theirs.get("validation_loss") == pytest.approx(ours.get("validation_loss"))
+
+
 @sharded
 def test_sharded_weights_take_the_same_steps(folder):
     ran = run(folder, "fsdp", processes=2, parallel="fsdp", extra_ema_decays=[0.5])

@@ -48,7 +48,7 @@ def failing(error):
 )
 def test_an_error_leaves_the_steps_before_it(whole, tmp_path, monkeypatch, error, capsys):
     with monkeypatch.context() as patch:
-        at(patch, MSF, "training_losses", 5, failing(error))
+        at(patch, MSF, "image_losses", 5, failing(error))
         with pytest.raises(type(error)) as raised:
             run(tmp_path / "run")
     assert raised.value is error
@@ -72,14 +72,14 @@ def test_an_error_inside_the_optimizer_keeps_the_last_checkpoint(whole, tmp_path
 
 
 def test_an_error_in_the_first_step_saves_nothing(tmp_path, monkeypatch):
-    at(monkeypatch, MSF, "training_losses", 0, failing(KeyError("bug")))
+    at(monkeypatch, MSF, "image_losses", 0, failing(KeyError("bug")))
     with pytest.raises(KeyError):
         run(tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_an_error_while_saving_does_not_hide_the_first(tmp_path, monkeypatch, capsys):
-    at(monkeypatch, MSF, "training_losses", 2, failing(KeyError("bug")))
+    at(monkeypatch, MSF, "image_losses", 2, failing(KeyError("bug")))
     monkeypatch.setattr(StageTrainer, "save", lambda *_: failing(OSError(28, "disk full"))())
     with pytest.raises(KeyError):
         run(tmp_path)
@@ -90,14 +90,14 @@ def test_an_error_while_saving_does_not_hide_the_first(tmp_path, monkeypatch, ca
 def test_a_second_ctrl_c_tears_nothing(whole, tmp_path, monkeypatch, place):
     """The first one comes in the fifth step, the second and third wherever."""
     owner, name, done, saved = {
-        "step": (MSF, "training_losses", 4, 4),
+        "step": (MSF, "image_losses", 4, 4),
         "optimizer": (torch.optim.AdamW, "step", 4, 5),
         "average": (torch, "_foreach_lerp_", 5, 5),
         "save": (StageTrainer, "save", 5, 5),
         "picture": (loop, "component_grid", 5, 5),
     }[place]
     with monkeypatch.context() as patch:
-        at(patch, MSF, "training_losses", 4, ctrl_c)
+        at(patch, MSF, "image_losses", 4, ctrl_c)
         at(patch, owner, name, done, lambda: [ctrl_c(), ctrl_c()])
         with pytest.raises(Interrupted, match=f"stopped at step {saved} of 8 of base; saved in"):
             run(tmp_path / "run")
@@ -108,7 +108,7 @@ def test_a_second_ctrl_c_tears_nothing(whole, tmp_path, monkeypatch, place):
 
 
 def test_two_ctrl_c_before_the_first_step_is_done(tmp_path, monkeypatch):
-    at(monkeypatch, MSF, "training_losses", 0, lambda: [ctrl_c(), ctrl_c()])
+    at(monkeypatch, MSF, "image_losses", 0, lambda: [ctrl_c(), ctrl_c()])
     with pytest.raises(Interrupted, match="stopped at step 0 of 8 of base; nothing to save yet"):
         run(tmp_path)
 

@@ -54,6 +54,14 @@ def test_the_kept_model_is_the_average_and_standardised_by_the_data(whole):
     assert not torch.equal(kept["pyramid.std"], torch.ones(2, 1))
 
 
+def test_a_model_that_does_not_standardise_measures_nothing(tmp_path):
+    config = dataclasses.replace(MODEL, standardize=False)
+    training = dataclasses.replace(TRAINING, steps=(2, 2))
+    train(config, training, "digits", tmp_path, progress=False)
+    kept = load_file(tmp_path / "model.safetensors")
+    assert not kept["pyramid.mean"].any() and (kept["pyramid.std"] == 1).all()
+
+
 def test_not_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     original = StageTrainer.step
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import shutil
@@ -12,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_write, remove, temporary_folder
-from . import signals
-from .errors import Failure
+from ..files import atomic_write, temporary_folder
 
 
 def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
@@ -57,50 +54,11 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path, *, keeps: str = "") -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; on success it becomes ``path``, else it goes.
-
-    With ``keeps``, what its files are, it is kept on Ctrl-C too, if it has some, and a Failure says
-    where and how many: at ``path``, or beside it where it would replace others before it is whole.
-    """
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; on success it becomes ``path``, else it goes."""
     path = path.resolve()
     with temporary_folder(path) as temporary:
-        try:
-            yield temporary
-        except KeyboardInterrupt:
-            if not keeps:
-                raise
-            raise _kept(temporary, path, keeps) from None
-        _put(temporary, path)
-
-
-def _put(temporary: Path, path: Path) -> None:
-    """Move a folder to where another may be, which goes."""
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(temporary, path)
-
-
-def _unused(path: Path) -> Path:
-    """Return ``path`` if it holds nothing, else the first name beside it that nothing has."""
-    if not path.exists() or not any(path.iterdir()):
-        return path
-    beside = (path.with_name(f"{path.name}-interrupted-{i}") for i in itertools.count(1))
-    return next(place for place in beside if not place.exists())
-
-
-def _kept(temporary: Path, path: Path, kind: str) -> BaseException:
-    """Move what is done to ``path`` or beside it, however often Ctrl-C is pressed, and return what
-    to raise."""
-    previous = signals.ignore()
-    try:
-        for cut in temporary.glob(".*"):
-            remove(cut)
-        count = sum(1 for _ in temporary.iterdir())
-        if not count:
-            return KeyboardInterrupt()
-        place = _unused(path)
-        _put(temporary, place)
-        return Failure(f"interrupted; kept the {count:,} {kind} that are done in {place}", 130)
-    finally:
-        signals.restore(previous)
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)

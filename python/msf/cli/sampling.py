@@ -12,6 +12,7 @@ from ..sampling_config import SOLVERS, SamplingConfig
 from ..training.config import PRECISIONS
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ..config import MSFConfig
@@ -87,6 +88,12 @@ def _one_or_each(values: Sequence[Any] | None) -> Any:
     return values[0] if values and len(values) == 1 else values
 
 
+def precision(args: argparse.Namespace, device: torch.device) -> str:
+    """Return --precision, but "auto" as what it means on a CPU. In training that may choose bf16;
+    the figures we publish for a CPU are the same on every one."""
+    return "fp32" if args.precision == "auto" and device.type == "cpu" else args.precision
+
+
 def generate(
     model: MSF,
     labels: Tensor | None,
@@ -101,11 +108,9 @@ def generate(
     from ..sampling import Sample, sample_components
 
     device = model.pyramid.mean.device
-    # In training a CPU may choose bf16; the figures we publish for a CPU are the same on every one.
-    fp32 = args.precision == "auto" and device.type == "cpu"
     for start in range(0, len(seeds), args.batch_size):
         rows = slice(start, start + args.batch_size)
-        with autocast(device, "fp32" if fp32 else args.precision):
+        with autocast(device, precision(args, device)):
             images, components = sample_components(
                 model,
                 None if labels is None else labels[rows],

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config import MSFConfig
 from ..parsing import parse_dataclass, parse_object
 from ..presets import preset
-from ..training.config import TrainingConfig
+from ..training.config import RUN_FILE, TrainingConfig, read_run
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -21,11 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def read(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig | None]:
-    """Return the model and, unless ``--config`` leaves it out, its training. Raise ValueError in
-    one line."""
+    """Return the model and, unless ``--config`` leaves it out, its training; without either they
+    are those of ``--from``. Raise ValueError in one line."""
     if args.preset:
         chosen = preset(args.preset)
         return chosen.model, chosen.training
+    if not args.config:
+        return _of_run(args.start)
     values = parse_object(args.config.read_bytes(), args.config)
     if "model" not in values or set(values) - {"model", "training"}:
         raise ValueError(f'{args.config}: must be {{"model": {{...}}, "training": {{...}}}}')
@@ -36,6 +38,18 @@ def read(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig | None]:
         return model, parse_dataclass(TrainingConfig, values["training"], "training")
     except ValueError as error:
         raise ValueError(f"{args.config}: {error}") from None
+
+
+def _of_run(directory: Path) -> tuple[MSFConfig, TrainingConfig]:
+    """Return what the model in ``directory`` is and how it was trained."""
+    from ..model import read_config
+
+    run = read_run(directory)
+    if run is None:
+        raise ValueError(
+            f"{directory}: has no {RUN_FILE} to train by; give --preset or --config too"
+        )
+    return read_config(directory), run.training
 
 
 def data_source(data: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from types import FrameType
-from typing import Any
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 ONE_WISH = 1.0  # seconds
@@ -34,11 +33,7 @@ def interrupt() -> None:
             signal.signal(number, handler)
 
 
-def ignore() -> dict[int, Any]:
-    """Ignore both and return what to ``restore``."""
-    return {number: signal.signal(number, signal.SIG_IGN) for number in STOPS}
-
-
-def restore(handlers: dict[int, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def ignore() -> None:
+    """Ignore both."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)

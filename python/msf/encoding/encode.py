@@ -24,7 +24,7 @@ from ..training.identity import fingerprint, listed
 from ..training.interrupts import leave_signals_to_the_parent
 from ..training.skipped import NAMED, Skipped
 from .encoded_folder import EncodedFolder
-from .vae import Encoder, problem
+from .vae import Autoencoder, problem
 
 
 def encode(
@@ -52,7 +52,7 @@ def encode(
     """
     check_pillow(source)
     classes, files, _ = list_images(source)
-    encoder = Encoder(vae, device)
+    encoder = Autoencoder(vae, device)
     index = LatentIndex(
         format=FORMAT,
         source=source.resolve().name,
@@ -142,7 +142,7 @@ class _Shards:
         self,
         folder: EncodedFolder,
         images: _Images,
-        encoder: Encoder,
+        encoder: Autoencoder,
         batch_size: int,
         workers: int,
     ) -> None:

@@ -1,4 +1,4 @@
-"""The encoder of a VAE of diffusers, from a folder on this machine."""
+"""A VAE of diffusers, from a folder on this machine: images become latents, and latents images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.latent_index import Vae
+from ..data.latent_index import LatentIndex, Vae
 from ..files import checksum, printable, read_file
 from ..parsing import parse_object
 
@@ -17,12 +17,13 @@ CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KIND = "AutoencoderKL"
 LARGEST = torch.finfo(torch.float16).max
+DECODED = 16  # latents at once: 256 channels of 512 pixels squared take 0.27 GB an image
 
 
-class Encoder:
-    """An Encoder makes latents of images by the ``AutoencoderKL`` that diffusers saved in
-    ``folder``. Raise ValueError (one line) where there is none that can be loaded without running
-    what it holds, ImportError where diffusers is missing."""
+class Autoencoder:
+    """An Autoencoder makes latents of images and images of latents by the ``AutoencoderKL`` that
+    diffusers saved in ``folder``. Raise ValueError (one line) where there is none that can be
+    loaded without running what it holds, ImportError where diffusers is missing."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         _check(folder)
@@ -45,9 +46,12 @@ class Encoder:
             raise ValueError(f"{printable(folder)}: not a readable VAE ({reason[0]})") from None
         if missing := found["missing_keys"]:  # diffusers would leave them random
             raise ValueError(f"{printable(folder)}: {sorted(missing)[0]} is missing in {WEIGHTS}")
-        if (channels := model.config.in_channels) != 3:
-            raise ValueError(f"{printable(folder)}: must take 3 channels (RGB), takes {channels}")
-        self.device = torch.device(device)
+        if (channels := (model.config.in_channels, model.config.out_channels)) != (3, 3):
+            raise ValueError(
+                f"{printable(folder)}: must take and make 3 channels (RGB), takes {channels[0]} "
+                f"and makes {channels[1]}"
+            )
+        self.folder, self.device = folder, torch.device(device)
         self._model = model.float().eval().requires_grad_(False).to(self.device)
         self._factor = 2 ** (len(model.config.block_out_channels) - 1)
         self.vae = Vae(
@@ -66,6 +70,30 @@ class Encoder:
             )
         return (self._model.config.latent_channels, size // self._factor, size // self._factor)
 
+    def image_size(self, latent_shape: tuple[int, int, int]) -> tuple[int, int]:
+        """Return (H, W) of the images of latents (C, h, w). Raise ValueError where the VAE takes
+        another number of channels."""
+        channels, height, width = latent_shape
+        if channels != (own := self._model.config.latent_channels):
+            raise ValueError(
+                f"{printable(self.folder)}: decodes latents of {own} channels, the model makes "
+                f"{channels}; give the VAE of the latents that it was trained on"
+            )
+        return height * self._factor, width * self._factor
+
+    def check_decodes(self, index: LatentIndex) -> None:
+        """Raise ValueError (one line) unless this VAE makes images of the latents of ``index`` that
+        are as large as those encoded, and scales latents alike. Its weights may be others: there
+        are decoders that were trained for the encoder of another file."""
+        pixels, _ = self.image_size(index.latent_shape)
+        own = (pixels, self.vae.scaling_factor, self.vae.shift_factor)
+        wanted = (index.image_size, index.vae.scaling_factor, index.vae.shift_factor)
+        if own != wanted:
+            raise ValueError(
+                f"{printable(self.folder)}: does not fit the latents that the model was trained on:"
+                f" pixels, scaling and shift are {own}, not {wanted}; give their VAE"
+            )
+
     @torch.inference_mode()
     def moments(self, images: Tensor) -> Tensor:
         """Return mean and log-variance (B, 2, 2C, h, w) float32 of the posteriors of images
@@ -76,6 +104,14 @@ class Encoder:
         # fast, and the last bit may depend on their size.
         parts = images.split(1) if self.device.type == "cpu" else [images]
         return torch.cat([self._moments(part.to(self.device)).cpu() for part in parts])
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) float32 on the CPU, about in [-1, 1], of latents (B, C, h, w)
+        in a model's scale: (latent - shift_factor) * scaling_factor."""
+        latents = latents.float() / self.vae.scaling_factor + self.vae.shift_factor
+        parts = latents.split(1 if self.device.type == "cpu" else DECODED)  # see ``moments``
+        return torch.cat([self._model.decode(part.to(self.device)).sample.cpu() for part in parts])
 
     def _moments(self, images: Tensor) -> Tensor:
         both = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)

@@ -15,13 +15,14 @@ MAX_STEPS = 10**9  # years of training, as in ``MSFConfig`` a slip
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "pure-bf16")
 PARALLEL = ("ddp", "fsdp")
 CHECKPOINTING = ("none", "full", "selective")
+NOT_NEGATIVE = ("seed", "warmup", "weight_decay", "clip", "spike", "checkpoint_every", "keep_every")
 CHOICES = {"precision": PRECISIONS, "parallel": PARALLEL, "checkpointing": CHECKPOINTING}
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """A TrainingConfig says how a model is trained: AdamW with warm-up, a cosine decay to zero or a
-    constant rate, gradient clipping and EMA weights.
+    constant rate, gradients clipped to the norm ``clip`` (0: not clipped) and EMA weights.
 
     ``steps`` is one number a stage, base first. ``precision`` "auto" is bfloat16 autocast where the
     device computes in it (a GPU; a CPU with AMX or AVX512-BF16), float32 elsewhere. "fp32" is
@@ -40,9 +41,11 @@ class TrainingConfig:
 
     With ``flip`` half of the images are mirrored, another half at each step. ``holdout`` is how
     much of a folder is kept for evaluations.
-    ``sample_every`` is how often (in steps) sample grids are written and ``checkpoint_every`` how
-    often checkpoints are, 0 being as often; both are at the end too. ``warmup`` must not be longer
-    than training, but for its default, which short runs may leave unfinished.
+    ``sample_every`` is how often (in steps) sample grids are written and the loss on held-out
+    images is measured, and ``checkpoint_every`` how often checkpoints are, 0 being as often; all
+    are at the end too. ``wandb`` is a project of Weights & Biases to log to, "" for none.
+    ``warmup`` must not be longer than training, but for its default, which short runs may leave
+    unfinished.
     """
 
     steps: tuple[int, ...]
@@ -68,6 +71,7 @@ class TrainingConfig:
     keep_last: int = 2
     keep_every: int = 0
     extra_ema_decays: tuple[float, ...] = ()
+    wandb: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,12 +86,11 @@ class TrainingConfig:
                 raise ValueError(
                     f"TrainingConfig: {name} must be at least 1, got {getattr(self, name)}"
                 )
-        for name in ("learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise ValueError(
-                    f"TrainingConfig: {name} must be positive, got {getattr(self, name)}"
-                )
-        for name in ("seed", "warmup", "weight_decay", "spike", "checkpoint_every", "keep_every"):
+        if self.learning_rate <= 0:
+            raise ValueError(
+                f"TrainingConfig: learning_rate must be positive, got {self.learning_rate}"
+            )
+        for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"TrainingConfig: {name} must not be negative, got {getattr(self, name)}"
@@ -132,13 +135,17 @@ class RunConfig:
     """A RunConfig is what ``training.json`` says of a run; ``data`` is as in ``load_data``.
 
     ``class_names`` are those of the data, in the order of their numbers, and ``fingerprint`` is a
-    hash of its files' names and sizes. Runs of earlier versions do not know them.
+    hash of its files' names and sizes. ``start`` is the folder of the model that it began with, ""
+    for none, and ``trained`` are the stages that it has saved. Runs of earlier versions do not know
+    these.
     """
 
     data: str
     training: TrainingConfig
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""
+    start: str = ""
+    trained: tuple[str, ...] = ()
 
 
 def read_run(directory: Path) -> RunConfig | None:

@@ -19,7 +19,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,17 @@ class RunFolder:
             self._remove_abandoned()
             write_files(self.path, self.files)
             write_contents(self.path, self._contents)
-            with atomic_write(self.path / RUN_FILE) as temporary:
-                temporary.write_text(json.dumps(asdict(self.run), indent=2) + "\n")
+            before = read_run(self.path)
+            if before and self._has_states():
+                self.run = replace(self.run, start=before.start, trained=before.trained)
+            self._write_run(self.run)
+
+    def _has_states(self) -> bool:
+        return any(self.path.glob("[!.]*.safetensors"))
+
+    def _write_run(self, run: RunConfig) -> None:
+        with atomic_write(self.path / RUN_FILE) as temporary:
+            temporary.write_text(json.dumps(asdict(run), indent=2) + "\n")
 
     def _check(self) -> None:
         # What another process is just writing has a hidden name.
@@ -123,7 +132,7 @@ class RunFolder:
 
     def _is_abandoned(self) -> bool:
         """Return whether the run here has saved nothing, and no process is about to."""
-        if read_run(self.path) is None or any(self.path.glob("[!.]*.safetensors")):
+        if read_run(self.path) is None or self._has_states():
             return False
         return not self._is_busy()
 
@@ -138,6 +147,12 @@ class RunFolder:
         if run is None:
             raise ValueError(
                 f"{self.path}: holds files but no run ({RUN_FILE}); choose another --out"
+            )
+        if self.run.start not in ("", run.start):
+            began = f"began with {run.start}" if run.start else "did not begin with a model"
+            raise ValueError(
+                f"{self.path}: the run in this folder {began}, not with {self.run.start}; resume "
+                "without --from, by --config, or choose another --out"
             )
         saved = (self.path / CONFIG_FILE).exists()
         theirs = _settings(read_config(self.path) if saved else config, run)
@@ -212,14 +227,19 @@ class RunFolder:
     def _check_states(self, stages: Sequence[str]) -> None:
         """Raise ValueError where the state of a trained stage is missing: its training would begin
         anew, and replace what is there."""
-        model = self.saved_model()
+        model, run = self.saved_model(), read_run(self.path)
         for stage in stages:
             states = self.checkpoints(stage)
             file = states.newest
             # A process that was killed after it renamed the model and before the first state, see
             # ``save``, left that under its hidden name: then this training is a repeat.
             kept = states.files() or any(self.path.glob(f".{file.stem}.*"))
-            if model and stage not in model.untrained_stages and not kept:
+            # A run that began with a model has weights of stages that it never trained.
+            began = run is not None and run.start != ""
+            trained = run is not None and stage in run.trained
+            if model and not began:
+                trained = stage not in model.untrained_stages
+            if trained and not kept:
                 raise ValueError(
                     f"{self.path}: {file.name} is missing, without which {stage} would be trained "
                     "anew, over what is there; restore it or choose another --out"
@@ -251,6 +271,9 @@ class RunFolder:
                     load_part(model.stages[trainer.index], f"ema-{decay}.", state, temporary)
                     model.save_pretrained(folder)
             states.prune(trainer.config.keep_last, trainer.config.keep_every)
+            run = read_run(self.path) or self.run  # another process may have saved another stage
+            if trainer.name not in run.trained:
+                self._write_run(replace(run, trained=(*run.trained, trainer.name)))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return every whole line of metrics.jsonl."""

@@ -4,6 +4,7 @@ early."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 import torch
@@ -20,6 +21,7 @@ from .recorder import Recorder
 from .shared_folder import SharedFolder
 from .skipped import ReadableBatches, Skipped
 from .stage import NotFinite, StageTrainer
+from .validation import Validation
 
 PREVIEW_IMAGES = 25
 PREVIEW_STEPS = 50
@@ -28,8 +30,8 @@ ROLLBACKS = 3  # in a row; what spoils the weights then is no accident
 
 class StageLoop:
     """A StageLoop trains ``trainer`` to its last step and keeps it in ``folder``. Its averaged
-    weights go into the model ``averaged`` for samples; ``initial`` has those of all stages as they
-    were at first."""
+    weights go into the model ``averaged`` for samples, beside which ``validation`` measures their
+    loss; ``initial`` has those of all stages as they were at first."""
 
     def __init__(
         self,
@@ -40,8 +42,10 @@ class StageLoop:
         averaged: MSF,
         stop: StopSignal,
         skipped: Skipped,
+        validation: Validation | None = None,
     ) -> None:
         self.trainer, self.data, self.folder = trainer, data, folder
+        self._validate = partial(validation.loss, trainer) if validation else None
         self.initial, self.averaged = initial, averaged
         self.stop, self.skipped = stop, skipped
         self._rollbacks = 0
@@ -74,8 +78,8 @@ class StageLoop:
             keeps = ends or step % (config.checkpoint_every or config.sample_every) == 0
             try:
                 recorder.add(loss, len(images))
-                if keeps:
-                    recorder.flush()
+                if keeps or samples or recorder.is_full:
+                    recorder.flush(self._validate if samples else None)
             except NotFinite as error:
                 self._roll_back(error, ends)
                 recorder.start_window()
@@ -83,7 +87,6 @@ class StageLoop:
             if keeps:
                 self._keep(recorder)
             if samples and self.averaged.config.channels in (1, 3):  # latents are no picture
-                recorder.flush()
                 trainer.copy_average(self.averaged.stages[trainer.index])
                 if trainer.ranks.is_first:
                     recorder.picture(preview(self.averaged, trainer.index, self.data))

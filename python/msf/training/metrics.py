@@ -18,7 +18,9 @@ from ..progress import say
 class Metrics:
     """A Metrics is one line of metrics.jsonl; lines of earlier versions have no more than the
     first five. ``gradient_norm`` is averaged over about 100 steps; ``teraflops`` are those of the
-    model's matrix products a second, and ``mfu`` is their part of what the GPUs could do."""
+    model's matrix products a second, and ``mfu`` is their part of what the GPUs could do.
+    ``loss_by_time`` is the loss in each tenth of the times, from noise to data, None where there
+    was none; ``validation_loss`` is that of ``Validation``, where one was made."""
 
     stage: str
     step: int
@@ -29,6 +31,8 @@ class Metrics:
     teraflops: float = 0.0
     skipped_steps: int = 0
     mfu: float = 0.0
+    loss_by_time: tuple[float | None, ...] = ()
+    validation_loss: float = 0.0
 
 
 def read(file: Path, stages: Sequence[str]) -> tuple[list[dict[str, Any]], int]:

@@ -82,6 +82,21 @@ class Ranks:
             raise FailedElsewhere(outcome[1])
         return value if self.is_first else outcome[0]
 
+    def each(self, function: Callable[[], T]) -> T:
+        """Return what ``function`` returns here, once it has returned in every process. Where it
+        raises, the first process in which it does raises that, the others FailedElsewhere."""
+        error: BaseException | None = None
+        try:
+            value = function()
+        except BaseException as raised:
+            error = raised
+        failed = self.gather(error is not None)
+        if not any(failed):
+            return value
+        if error and failed.index(True) == self.rank:
+            raise error
+        raise FailedElsewhere(f"in process {failed.index(True)}")
+
 
 ONE_PROCESS = Ranks()
 

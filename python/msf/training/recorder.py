@@ -1,26 +1,25 @@
-"""The output of a training run: progress bar, metrics.jsonl, TensorBoard, sample grids and the loss
-plot."""
+"""What a training run tells: progress bar, metrics.jsonl, sample grids and the loss plot."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from ..files import atomic_write
 from ..flops import peak_teraflops, stage_costs
 from ..images import save_image, to_uint8
 from ..progress import bar, say
 from .shared_folder import SharedFolder
-from .stage import NotFinite, StageTrainer
+from .stage import TIMES, NotFinite, StageTrainer
+from .writers import writers
 
 FLOPS_A_MAC = 6  # a multiplication and an addition, and the backward has twice the forward's
 
@@ -35,13 +34,8 @@ class Recorder:
         self._flops = FLOPS_A_MAC * stage_costs(config)[trainer.index].macs  # of an image's step
         on_gpu = trainer.device.type == "cuda"
         self._peak = on_gpu and peak_teraflops(torch.cuda.get_device_name(trainer.device))
-        # Each stage has a folder: purging hides the points of all tags from that step on.
-        logs = str(folder.path / "tensorboard" / trainer.name)
-        self.writer = (
-            SummaryWriter(logs, purge_step=trainer.step_number + 1)
-            if trainer.ranks.is_first
-            else None
-        )
+        self.writers = writers(trainer, folder.path) if trainer.ranks.is_first else []
+        self._validation_loss = ""  # the last
         self.bar = bar(
             trainer.name,
             trainer.total_steps,
@@ -56,31 +50,38 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
-        if self.writer:
-            self.writer.close()
+        for writer in self.writers:
+            writer.close()
 
     def start_window(self) -> None:
         """Begin to average and to measure the rate anew."""
-        self.sums = torch.zeros(2, device=self.trainer.device)  # of finite losses, and their number
+        device = self.trainer.device
+        self.sums = torch.zeros(2, device=device)  # of losses that are numbers, and how many
+        self.by_time = torch.zeros(2, TIMES, device=device)
         self.steps, self.images, self.start = 0, 0, time.perf_counter()
 
     def add(self, loss: Tensor, images: int) -> None:
-        """Add one step's loss; no host synchronisation until the window is full."""
+        """Add one step's loss; no host synchronisation."""
         finite = loss.isfinite()
         self.sums += torch.stack([torch.where(finite, loss, 0), finite.float()])
+        self.by_time += self.trainer.loss_by_time
         self.steps += 1
         self.images += images
         self.bar.update()
-        if self.steps == self.trainer.config.log_every:
-            self.flush()
 
-    def flush(self) -> None:
-        """Record the steps since the last time. Raise NotFinite when none was taken, or had a loss
-        that is a number."""
+    @property
+    def is_full(self) -> bool:
+        """Return whether it is time to record."""
+        return self.steps >= self.trainer.config.log_every
+
+    def flush(self, validate: Callable[[], float] | None = None) -> None:
+        """Record the steps since the last time, and what ``validate`` returns. Raise NotFinite when
+        none was taken, or had a loss that is a number."""
         if not self.steps:
             return
         trainer, skipped = self.trainer, self.trainer.guard.skipped()
         total, count = trainer.ranks.sum(self.sums).tolist()
+        sums, counts = trainer.ranks.sum(self.by_time).tolist()
         step = trainer.step_number
         if not count or skipped == self.steps:
             loss = total / count if count else math.nan
@@ -89,14 +90,17 @@ class Recorder:
                 "these weights were not saved, try a lower learning rate"
             )
         images = self.images * trainer.ranks.count / (time.perf_counter() - self.start)
-        values = {
+        values: dict[str, Any] = {
             "loss": total / count,
             "learning_rate": trainer.learning_rate(),
             "images_per_second": images,
             "gradient_norm": trainer.guard.average_norm(),
             "teraflops": images * self._flops / 1e12,
             "skipped_steps": skipped,
+            "loss_by_time": [x / n if n else None for x, n in zip(sums, counts)],
         }
+        if validate:
+            values["validation_loss"] = validate()
         if self._peak:
             values["mfu"] = values["teraflops"] / (self._peak * trainer.ranks.count)
         if skipped and trainer.ranks.is_first:
@@ -106,34 +110,48 @@ class Recorder:
         self._record(step, values)
         self.start_window()
 
-    def _record(self, step: int, values: dict[str, float]) -> None:
+    def _record(self, step: int, values: dict[str, Any]) -> None:
         self.folder.log(stage=self.trainer.name, step=step, **values)
-        if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+        for writer in self.writers:
+            writer.scalars(_flat(values), step)
         device, shown = self.trainer.device, {"loss": f"{values['loss']:.4f}"}
+        if "validation_loss" in values:
+            self._validation_loss = f"{values['validation_loss']:.4f}"
+        if self._validation_loss:
+            shown["validation"] = self._validation_loss
         if device.type == "cuda":
             shown["memory"] = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
         self.bar.set_postfix(**shown)
 
     def picture(self, grid: Tensor) -> None:
         """Keep a sample grid (C, h, w) in [-1, 1], C 1 or 3."""
-        assert self.writer
         trainer = self.trainer
         name = f"samples-{trainer.name}-{trainer.step_number:06d}.png"
         save_image(self.folder.path / name, grid)
-        self.writer.add_image("samples", to_uint8(grid), trainer.step_number)
+        for writer in self.writers:
+            writer.picture(to_uint8(grid), trainer.step_number)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, float]:
+    """Return ``values`` with a name for each time that there is a loss of: that where its tenth
+    begins."""
+    parts = enumerate(values["loss_by_time"])
+    by_time = {f"loss_by_time/{i / TIMES:g}": x for i, x in parts if x is not None}
+    return {**{k: x for k, x in values.items() if k != "loss_by_time"}, **by_time}
 
 
 def plot_losses(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Plot the loss of every stage against its step."""
+    """Plot the losses of every stage against its step."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    stages: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for row in metrics:
-        stages[row["stage"]].append((row["step"], row["loss"]))
-    for stage, points in stages.items():
-        axes.plot(*zip(*points), marker=".", label=stage)  # one point has no line
+        stage, step = row["stage"], row["step"]
+        lines[stage].append((step, row["loss"]))
+        if "validation_loss" in row:
+            lines[f"{stage}, validation"].append((step, row["validation_loss"]))
+    for name, points in lines.items():
+        axes.plot(*zip(*points), marker=".", label=name)  # one point has no line
     axes.set(xlabel="step", ylabel="velocity loss (mean squared error)")
     axes.legend()
     with atomic_write(path) as temporary:

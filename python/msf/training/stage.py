@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +24,8 @@ from .interrupts import uncut
 from .parallel import checkpointed, distribute, like, synchronised
 from .ranks import ONE_PROCESS, Ranks
 from .state import load_part, read_state, write_state
+
+TIMES = 10  # parts of equal length that losses are told for
 
 
 class NotFinite(ValueError):
@@ -63,7 +66,10 @@ class StageTrainer:
             fused=True,
         )
         self.guard = Guard(config.spike, self.device)
-        self.gradient_norm = torch.zeros((), device=self.device)  # of the last step
+        # Of the last step: the gradient's norm, and for each tenth of the times the sum of losses
+        # that are numbers, and how many.
+        self.gradient_norm = torch.zeros((), device=self.device)
+        self.loss_by_time = torch.zeros(2, TIMES, device=self.device)
         self.step_number = 0
         self.is_torn = False  # whether a step failed with some of its changes made
 
@@ -88,7 +94,7 @@ class StageTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         loss = self._backward(images, labels)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
         self.gradient_norm = whole(norm)
         with uncut():
             self.is_torn = True
@@ -108,14 +114,16 @@ class StageTrainer:
         """
         parts = self.config.accumulation
         first, total = self.ranks.rank * parts, torch.zeros((), device=self.device)
+        self.loss_by_time.zero_()
         for part, (x, y) in enumerate(_parts(images, labels, parts)):
             key = (self.index, self.step_number, *([first + part] if first + part else []))
             random = generator(self.config.seed, *key, device=self.device)
             with synchronised(self._called, last=part == parts - 1):
                 with autocast(self.device, self.config.precision):
-                    losses = self.model.training_losses(x, y, stage=self.name, generator=random)
-                (losses["total"] / parts).backward()
-            total += losses["total"].detach() / parts
+                    losses, times = self.model.image_losses(x, y, stage=self.name, generator=random)
+                (losses.mean() / parts).backward()
+            total += losses.detach().mean() / parts
+            self.loss_by_time += _by_time(losses.detach(), times)
         return total
 
     @torch.no_grad()
@@ -125,6 +133,15 @@ class StageTrainer:
         parameters = _here(self.parameters)
         for decay, average in self.averages.items():
             torch._foreach_lerp_(_here(average.parameters()), parameters, 1 - min(decay, young))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model use the averaged weights in the body."""
+        self.model.stages[self.index] = self.ema
+        try:
+            yield
+        finally:
+            self.model.stages[self.index] = self._called
 
     @torch.no_grad()
     def copy_average(self, stage: nn.Module) -> None:
@@ -233,6 +250,15 @@ def _parts(
         )
     parts = [None] * count if labels is None else labels.chunk(count)
     yield from zip(images.chunk(count), parts)
+
+
+def _by_time(losses: Tensor, times: Tensor) -> Tensor:
+    """Return (2, TIMES): the sums of those losses (B,) that are numbers, and how many they are, of
+    each tenth of the times (B,)."""
+    finite = losses.isfinite()
+    values = torch.stack([torch.where(finite, losses, 0), finite.to(losses.dtype)])
+    part = (times * TIMES).long().clamp(max=TIMES - 1)
+    return values.new_zeros(2, TIMES).index_add_(1, part, values)
 
 
 def _here(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from ..modes import own_modes
 from ..precision import tf32
 from ..progress import follow, say
 from ..seeds import generator
+from . import writers
 from .config import RunConfig, TrainingConfig
 from .identity import fingerprint
 from .interrupts import Interrupted, StopSignal
@@ -27,6 +28,8 @@ from .recorder import plot_losses
 from .shared_folder import SharedFolder
 from .skipped import ReadableBatches, Skipped
 from .stage import StageTrainer
+from .start import started_from
+from .validation import Validation
 
 STATISTICS_IMAGES, STATISTICS_BATCH = 16_384, 512
 MAX_EPOCHS_A_BATCH = 10  # a batch that is larger is a slip
@@ -43,6 +46,7 @@ def train(
     stages: Sequence[str] | None = None,
     resume: bool = False,
     data_changed: bool = False,
+    start: str | os.PathLike[str] = "",
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> MSF:
@@ -51,7 +55,8 @@ def train(
     train independently: other processes may train others into ``out`` at the same time.
 
     source: as in ``load_data``. data_changed: continue though classes or files of the data are not
-    what they were. resume: continue the run that ``out`` holds, if any. All of ``training`` but
+    what they were. start: the folder of a model whose weights a new run begins with, see
+    ``started_from``. resume: continue the run that ``out`` holds, if any. All of ``training`` but
     seed and holdout may have changed, and the path of the data; else the result is bit for bit that
     of an uninterrupted run on the same machine. Any error after the first step
     leaves the steps before it saved. So does Ctrl-C, which raises ``Interrupted``. Raise ValueError
@@ -79,6 +84,7 @@ def train(
             device,
             resume=resume,
             data_changed=data_changed,
+            start=os.fspath(start),
             progress=progress,
         )
 
@@ -94,31 +100,27 @@ def _train(
     *,
     resume: bool,
     data_changed: bool,
+    start: str,
     progress: bool,
 ) -> MSF:
     """Train the stages ``chosen`` in the process of ``ranks``; see ``train``."""
-    data = load_data(
-        source,
-        split="train",
-        image_size=config.image_size,
-        channels=config.channels,
-        num_classes=config.num_classes,
-        flip=training.flip,
-        holdout=training.holdout,
-    )
+    if training.wandb:
+        writers.imported()  # rather than miss it after the statistics
+    data = _data(config, training, source, "train")
     notes = _doubtful(training, config.stage_names, len(data), ranks.count)
+    validation = _validation(config, training, source)
     folder = SharedFolder(
         ranks,
         out,
         config,
-        RunConfig(source, training, data.class_names, fingerprint(data.files)),
+        RunConfig(source, training, data.class_names, fingerprint(data.files), start),
         resume=resume,
         data_changed=data_changed,
         files=data.files,
         digest=data.digest,
     )
     skipped = Skipped(data.total, data.empty_files)
-    model, initial = _models(config, training.seed, data, folder, skipped, progress)
+    model, initial = _models(config, training.seed, data, folder, skipped, start, progress)
     model.to(device)
     averaged = copy.deepcopy(initial).requires_grad_(False).eval()
     if ranks.is_first:  # which alone shows samples of it
@@ -130,7 +132,9 @@ def _train(
         try:
             with StopSignal() as stop:
                 for trainer in trainers:
-                    StageLoop(trainer, data, folder, initial, averaged, stop, skipped).run(progress)
+                    StageLoop(
+                        trainer, data, folder, initial, averaged, stop, skipped, validation
+                    ).run(progress)
         except Interrupted:
             skipped.report(ranks)
             raise
@@ -142,22 +146,49 @@ def _train(
     return (folder.saved_model() or averaged).to(device).requires_grad_(False)
 
 
+def _data(config: MSFConfig, training: TrainingConfig, source: str, split: str) -> ImageData:
+    return load_data(
+        source,
+        split=split,
+        image_size=config.image_size,
+        channels=config.channels,
+        num_classes=config.num_classes,
+        flip=training.flip,
+        holdout=training.holdout,
+    )
+
+
+def _validation(config: MSFConfig, training: TrainingConfig, source: str) -> Validation | None:
+    """Return what measures the loss on images that are held out, None where there are none. Those
+    of the test split stay unseen until an evaluation."""
+    if not training.holdout:
+        return None
+    try:
+        return Validation(_data(config, training, source, "features"), training.seed)
+    except ValueError:  # the train split could be loaded, so this one has too little
+        return None
+
+
 def _models(
     config: MSFConfig,
     seed: int,
     data: ImageData,
     folder: SharedFolder,
     skipped: Skipped,
+    start: str,
     progress: bool,
 ) -> tuple[MSF, MSF]:
     """Return a new model with the statistics that the first process measured, and what is saved in
-    ``folder``, which it alone reads, else a copy of the new one."""
+    ``folder``, which it alone reads, else a copy of the new one, which ``start`` may begin."""
     torch.default_generator.manual_seed(seed)  # the CPU's alone, which is forked
-    model, saved = MSF(config), folder.saved_model()
+    saved = folder.saved_model()
+    is_new = folder.ranks.first(lambda: saved is None)
+    model = started_from(start, config, data.class_names) if start and is_new else MSF(config)
 
     def fill() -> None:
         if saved:  # images added since must not change the statistics
             model.pyramid.load_state_dict(saved.pyramid.state_dict())
+        if saved or not config.standardize:
             return
         batches = _statistics_batches(data, seed, skipped)
         count = -(-min(len(data), STATISTICS_IMAGES) // STATISTICS_BATCH)

@@ -52,12 +52,22 @@ CHANGES = (
     "compile",
     "flip",
     "holdout",
+    "wandb",
     "seed",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    settings.add_arguments(parser, required=True)
+    settings.add_arguments(parser, required=False)
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="DIR",
+        help="begin with the weights of the model in this folder, whose statistics are measured "
+        "anew; without --preset and --config its configuration and training are kept, but for "
+        "other options",
+    )
     parser.add_argument(
         "--data",
         required=True,
@@ -91,7 +101,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample-every",
         type=int,
         metavar="N",
-        help=f"steps from one sample grid to the next (default {SAMPLE_EVERY:,}, or the preset's)",
+        help="steps from one sample grid and loss on held-out images to the next (default "
+        f"{SAMPLE_EVERY:,}, or the preset's)",
     )
     parser.add_argument(
         "--checkpoint-every",
@@ -129,9 +140,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how much of a folder is kept for evaluations, by the hash of each name, half for "
         "their features and half for their test; 0: train on all (default 0.2)",
     )
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases"
+    )
     parser.add_argument("--seed", type=int, metavar="S")
     parser.add_argument(
         "--num-classes", type=int, metavar="K", help="those of the data, or 0 for no labels"
+    )
+    parser.add_argument(
+        "--image-size",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="side, or height and width, of images, or of latents, in place of the model's",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     models.add_device_arguments(parser)
@@ -159,6 +180,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             stages=[args.stage] if args.stage else None,
             resume=args.resume is not None,
             data_changed=args.data_changed,
+            start=args.start.resolve() if args.start else "",
             device=device,
             progress=not args.quiet,
         )
@@ -180,6 +202,8 @@ def text(document: dict[str, Any]) -> str:
 
 def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
     """Return the preset or file with the command line's changes."""
+    if not (args.preset or args.config or args.start):
+        raise ValueError("give --preset, --config, or --from a model's folder")
     config, training = settings.read(args)
     if training is None:
         raise ValueError(f'{args.config}: key "training" is missing')
@@ -188,6 +212,9 @@ def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
         changes["steps"] = tuple(settings.one_a_stage(args.steps, config))
     if args.num_classes is not None:
         config = replace(config, num_classes=args.num_classes)
+    if args.image_size:
+        sides = args.image_size
+        config = replace(config, image_size=sides * 2 if len(sides) == 1 else sides)
     return config, replace(training, **changes)
 
 
