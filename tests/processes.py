@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -21,6 +23,18 @@ def program(
 ) -> subprocess.CompletedProcess[str]:
     """Run a file of `programs/`; packages in the folder `first` come before installed ones."""
     return _run(str(PROGRAMS / name), *arguments, first=first, variables=variables)
+
+
+def kill_all(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a process and all that it has started: torchrun's are in no group of its."""
+    found = [pid]
+    for parent in found:  # grows
+        with suppress(FileNotFoundError):
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+            found += map(int, children.split())
+    for process in found:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def _run(

@@ -1,8 +1,19 @@
+import json
+import math
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from processes import kill_all
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,8 +41,16 @@ def test_named_files_exist(page):
     assert not missing
 
 
+def blocks(language: str, section: str) -> list[str]:
+    """Return the code in ``language`` of a section of docs/imagenet.md."""
+    (text,) = re.findall(
+        rf"^## {section}$(.*?)(?=^## |\Z)", PAGES_BY_NAME["imagenet.md"], re.M | re.S
+    )
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
 def test_the_loop_of_ones_own_saves_and_resumes(tmp_path, monkeypatch):
-    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGES_BY_NAME["imagenet.md"], re.M | re.S)
+    (code,) = blocks("python", "A loop of one's own")
     monkeypatch.chdir(tmp_path)
     first: dict[str, Any] = {}
     exec(code, first)
@@ -40,3 +59,58 @@ def test_the_loop_of_ones_own_saves_and_resumes(tmp_path, monkeypatch):
     exec(code.replace("(40, 40)", "(60, 40)"), second)  # continues from step 40
     assert second["trainer"].step_number == 60
     assert len(code.splitlines()) <= 20
+
+
+def shell(command: str, folder: Path) -> subprocess.Popen[bytes]:
+    """Start a command of the page in ``folder``, with the commands of this environment, quietly."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.Popen(
+        ["bash", "-euc", command],
+        cwd=folder,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=open(folder / "errors.txt", "w"),
+    )
+
+
+def run(command: str, folder: Path) -> None:
+    assert shell(command, folder).wait(timeout=120) == 0, (folder / "errors.txt").read_text()
+
+
+def killed_and_repeated(command: str, folder: Path, once: str, never: str) -> None:
+    """Kill ``command`` once there is one file, and before there is another, and run it again."""
+    job, deadline = shell(command, folder), time.monotonic() + 100
+    while not any(folder.glob(once)):
+        assert job.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    kill_all(job.pid)
+    job.wait(timeout=60)
+    assert not any(folder.glob(never))
+    run(command, folder)
+
+
+@pytest.mark.xdist_group("distributed")
+def test_the_small_run_ends_in_the_same_bits_however_it_is_killed(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers", reason="needs diffusers (the latents extra)")
+    prepare, train, sample, evaluate = blocks("sh", "All of it, small")
+    run(prepare, tmp_path)
+    run(train, tmp_path)
+    out, once = tmp_path / "runs" / "small", tmp_path / "once"
+    assert list(out.glob("samples-residual-000040.png"))
+    out.rename(once)
+    killed_and_repeated(train, tmp_path, "runs/small/state-base.safetensors", "runs/small/state-r*")
+    for name in ("model", "state-base", "state-residual"):
+        tensors, expected = (load_file(folder / f"{name}.safetensors") for folder in (out, once))
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(x, expected[key]) for key, x in tensors.items())
+
+    one_process = sample.replace("torchrun --nproc-per-node 2 -m msf.cli", "msf")
+    run(one_process.replace("small.npz", "one.npz"), tmp_path)
+    killed_and_repeated(sample, tmp_path, "small.npz.parts/0*.npz", "small.npz")
+    assert (tmp_path / "small.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
+    assert len(numpy.load(tmp_path / "small.npz")["arr_0"]) == 48
+
+    run(evaluate.replace("small.json", "result.json"), tmp_path)
+    figures = json.loads((tmp_path / "result.json").read_text())["figures"]
+    assert figures.keys() >= {"fid", "sfid", "inception_score", "precision", "recall"}
+    assert all(math.isfinite(value) for value in figures.values() if isinstance(value, float))

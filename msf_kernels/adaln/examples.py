@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -15,6 +16,13 @@ from .op import adaln_modulate, gate_residual, gate_residual_adaln
 # The widths of DiT-S, B, L and XL, and 1536, at the 256 tokens of 256 pixels.
 AUDITED = tuple((64, 256, width) for width in (384, 768, 1024, 1152, 1536))
 VARIANTS_AUDITED = ((64, 256, 384), (64, 256, 1152))  # they need less than those with a bias
+
+# Tokens, modulations, and which of these a variant broadcasts.
+OPERATORS: tuple[tuple[Callable[..., Any], str, str, str], ...] = (
+    (adaln_modulate, "x", "shift scale", "shift scale"),
+    (gate_residual, "x y", "gate", "gate"),
+    (gate_residual_adaln, "x y", "gate shift scale", "gate scale"),
+)
 
 
 def inputs(
@@ -36,11 +44,7 @@ def inputs(
 
 
 def examples() -> Iterator[Example]:
-    for function, *names, broadcast in (
-        (adaln_modulate, "x", "shift scale", "shift scale"),
-        (gate_residual, "x y", "gate", "gate"),
-        (gate_residual_adaln, "x y", "gate shift scale", "gate scale"),
-    ):
+    for function, *names, broadcast in OPERATORS:
         drawn = partial(inputs, tokens=names[0], modulations=names[1])
         gradients = len(" ".join(names).split())
         gated = "gate" in names[1]

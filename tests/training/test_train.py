@@ -150,6 +150,20 @@ def test_latents_are_trained_without_pictures(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("samples-*"))
 
 
+def test_latents_are_shown_as_what_they_are_decoded_to(tmp_path, monkeypatch):
+    monkeypatch.setattr("msf.training.train.load_data", lambda *_, **__: Latents())
+    config, sides = dataclasses.replace(MODEL, channels=4), []
+
+    def decode(latents):
+        sides.append(tuple(latents.shape))
+        return latents[:, :3].clamp(-1, 1)
+
+    train(config, TRAINING, "latents", tmp_path, decode=decode, progress=False)
+    assert sides == [(25, 4, 4, 4)] * 3 + [(25, 4, 8, 8)] * 2
+    with Image.open(tmp_path / "samples-residual-000006.png") as grid:
+        assert grid.mode == "RGB" and grid.size == (5 * 9, 5 * 9)  # with gaps of a pixel
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

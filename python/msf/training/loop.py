@@ -3,7 +3,7 @@ early."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import ImageData
-from ..images import component_grid
+from ..images import component_grid, tile
 from ..model import MSF
 from ..progress import say
 from ..sampling import sample_components
@@ -23,15 +23,20 @@ from .skipped import ReadableBatches, Skipped
 from .stage import NotFinite, StageTrainer
 from .validation import Validation
 
+Decode = Callable[[Tensor], Tensor]  # latents (B, C, h, w) -> images (B, 3, H, W) in [-1, 1]
+
 PREVIEW_IMAGES = 25
 PREVIEW_STEPS = 50
 ROLLBACKS = 3  # in a row; what spoils the weights then is no accident
 
 
 class StageLoop:
-    """A StageLoop trains ``trainer`` to its last step and keeps it in ``folder``. Its averaged
-    weights go into the model ``averaged`` for samples, beside which ``validation`` measures their
-    loss; ``initial`` has those of all stages as they were at first."""
+    """A StageLoop trains ``trainer`` to its last step and keeps it in ``folder``; ``initial`` has
+    the weights of all stages as they were at first.
+
+    Averaged weights go into the model ``averaged``, of whose samples ``decode`` makes images where
+    they are latents, and ``validation`` measures their loss.
+    """
 
     def __init__(
         self,
@@ -43,11 +48,12 @@ class StageLoop:
         stop: StopSignal,
         skipped: Skipped,
         validation: Validation | None = None,
+        decode: Decode | None = None,
     ) -> None:
         self.trainer, self.data, self.folder = trainer, data, folder
         self._validate = partial(validation.loss, trainer) if validation else None
         self.initial, self.averaged = initial, averaged
-        self.stop, self.skipped = stop, skipped
+        self.stop, self.skipped, self._decode = stop, skipped, decode
         self._rollbacks = 0
         self._kept = trainer.step_number  # the last step that was saved, or could not be
 
@@ -86,10 +92,10 @@ class StageLoop:
                 continue
             if keeps:
                 self._keep(recorder)
-            if samples and self.averaged.config.channels in (1, 3):  # latents are no picture
+            if samples and (self._decode or self.averaged.config.channels in (1, 3)):
                 trainer.copy_average(self.averaged.stages[trainer.index])
                 if trainer.ranks.is_first:
-                    recorder.picture(preview(self.averaged, trainer.index, self.data))
+                    recorder.picture(preview(self.averaged, trainer.index, self.data, self._decode))
             if keeps or samples:
                 recorder.start_window()  # the time of either is not that of training
             if stopped:
@@ -162,9 +168,9 @@ class StageLoop:
 
 
 @torch.no_grad()
-def preview(model: MSF, index: int, data: ImageData) -> Tensor:
+def preview(model: MSF, index: int, data: ImageData, decode: Decode | None = None) -> Tensor:
     """Return a grid (C, h, w) of samples of the stages up to ``index``, above true bases where the
-    base is untrained."""
+    base is untrained: of latents those images that ``decode`` makes."""
     indices = torch.arange(PREVIEW_IMAGES) * len(data) // PREVIEW_IMAGES
     images, labels, _ = ReadableBatches(data)[indices]
     true_base = model.pyramid.split(images.to(model.pyramid.mean.device))[0]
@@ -175,4 +181,7 @@ def preview(model: MSF, index: int, data: ImageData) -> Tensor:
         steps=tuple(min(steps, PREVIEW_STEPS) for steps in model.config.steps),
         base=true_base if "base" in model.untrained_stages else None,
     )
-    return component_grid(model, components[: index + 1])
+    components = components[: index + 1]
+    if decode:
+        return tile(decode(model.pyramid.merge(components)))
+    return component_grid(model, components)

@@ -20,7 +20,8 @@ class Metrics:
     first five. ``gradient_norm`` is averaged over about 100 steps; ``teraflops`` are those of the
     model's matrix products a second, and ``mfu`` is their part of what the GPUs could do.
     ``loss_by_time`` is the loss in each tenth of the times, from noise to data, None where there
-    was none; ``validation_loss`` is that of ``Validation``, where one was made."""
+    was none; ``validation_loss`` is that of ``Validation``, where one was made;
+    ``memory_gib`` is the most that the first process's GPU had allocated."""
 
     stage: str
     step: int
@@ -33,6 +34,7 @@ class Metrics:
     mfu: float = 0.0
     loss_by_time: tuple[float | None, ...] = ()
     validation_loss: float = 0.0
+    memory_gib: float = 0.0
 
 
 def read(file: Path, stages: Sequence[str]) -> tuple[list[dict[str, Any]], int]:

@@ -23,6 +23,15 @@ from .writers import writers
 
 FLOPS_A_MAC = 6  # a multiplication and an addition, and the backward has twice the forward's
 
+SHOWN = {
+    "loss": "{:.4f}",
+    "validation_loss": "{:.4f}",
+    "gradient_norm": "{:.2f}",
+    "images_per_second": "{:.0f}",
+    "mfu": "{:.0%}",
+    "memory_gib": "{:.1f}",
+}
+
 
 class Recorder:
     """A Recorder averages losses over ``log_every`` steps of ``trainer`` and records them in
@@ -35,7 +44,7 @@ class Recorder:
         on_gpu = trainer.device.type == "cuda"
         self._peak = on_gpu and peak_teraflops(torch.cuda.get_device_name(trainer.device))
         self.writers = writers(trainer, folder.path) if trainer.ranks.is_first else []
-        self._validation_loss = ""  # the last
+        self._shown: dict[str, str] = {}  # in the bar; some are not told each time
         self.bar = bar(
             trainer.name,
             trainer.total_steps,
@@ -99,6 +108,8 @@ class Recorder:
             "skipped_steps": skipped,
             "loss_by_time": [x / n if n else None for x, n in zip(sums, counts)],
         }
+        if trainer.device.type == "cuda":
+            values["memory_gib"] = torch.cuda.max_memory_allocated(trainer.device) / 2**30
         if validate:
             values["validation_loss"] = validate()
         if self._peak:
@@ -114,14 +125,10 @@ class Recorder:
         self.folder.log(stage=self.trainer.name, step=step, **values)
         for writer in self.writers:
             writer.scalars(_flat(values), step)
-        device, shown = self.trainer.device, {"loss": f"{values['loss']:.4f}"}
-        if "validation_loss" in values:
-            self._validation_loss = f"{values['validation_loss']:.4f}"
-        if self._validation_loss:
-            shown["validation"] = self._validation_loss
-        if device.type == "cuda":
-            shown["memory"] = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
-        self.bar.set_postfix(**shown)
+        self._shown |= {
+            name: form.format(values[name]) for name, form in SHOWN.items() if name in values
+        }
+        self.bar.set_postfix(**self._shown)
 
     def picture(self, grid: Tensor) -> None:
         """Keep a sample grid (C, h, w) in [-1, 1], C 1 or 3."""

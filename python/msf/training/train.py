@@ -22,7 +22,7 @@ from . import writers
 from .config import RunConfig, TrainingConfig
 from .identity import fingerprint
 from .interrupts import Interrupted, StopSignal
-from .loop import StageLoop
+from .loop import Decode, StageLoop
 from .ranks import Ranks, started
 from .recorder import plot_losses
 from .shared_folder import SharedFolder
@@ -47,6 +47,7 @@ def train(
     resume: bool = False,
     data_changed: bool = False,
     start: str | os.PathLike[str] = "",
+    decode: Decode | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> MSF:
@@ -56,12 +57,14 @@ def train(
 
     source: as in ``load_data``. data_changed: continue though classes or files of the data are not
     what they were. start: the folder of a model whose weights a new run begins with, see
-    ``started_from``. resume: continue the run that ``out`` holds, if any. All of ``training`` but
-    seed and holdout may have changed, and the path of the data; else the result is bit for bit that
-    of an uninterrupted run on the same machine. Any error after the first step
-    leaves the steps before it saved. So does Ctrl-C, which raises ``Interrupted``. Raise ValueError
-    for settings that do not fit together or when more than one in a hundred images cannot be read;
-    fewer are skipped, and named at the end.
+    ``started_from``. decode: makes pictures (B, 3, H, W) in [-1, 1] of latents (B, C, h, w), for
+    sample grids, which latents otherwise have none of. resume: continue the run that ``out`` holds,
+    if any. All of ``training`` but seed and holdout may have changed, and the path of the data;
+    else the result is bit for bit that of an uninterrupted run on the same machine.
+
+    Any error after the first step leaves the steps before it saved. So does Ctrl-C, which raises
+    ``Interrupted``. Raise ValueError for settings that do not fit together or when more than one in
+    a hundred images cannot be read; fewer are skipped, and named at the end.
     """
     names = config.stage_names
     for name in stages or ():
@@ -85,6 +88,7 @@ def train(
             resume=resume,
             data_changed=data_changed,
             start=os.fspath(start),
+            decode=decode,
             progress=progress,
         )
 
@@ -101,6 +105,7 @@ def _train(
     resume: bool,
     data_changed: bool,
     start: str,
+    decode: Decode | None,
     progress: bool,
 ) -> MSF:
     """Train the stages ``chosen`` in the process of ``ranks``; see ``train``."""
@@ -133,7 +138,7 @@ def _train(
             with StopSignal() as stop:
                 for trainer in trainers:
                     StageLoop(
-                        trainer, data, folder, initial, averaged, stop, skipped, validation
+                        trainer, data, folder, initial, averaged, stop, skipped, validation, decode
                     ).run(progress)
         except Interrupted:
             skipped.report(ranks)

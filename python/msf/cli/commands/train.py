@@ -31,13 +31,18 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...config import MSFConfig
 from ...training.config import CHECKPOINTING, PARALLEL, PRECISIONS, TrainingConfig
 from .. import models, settings, tables
 from ..errors import Failure
 from ..sampling import number
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...training.loop import Decode
 
 SAMPLE_EVERY = TrainingConfig(steps=(1,)).sample_every
 CHANGES = (
@@ -154,6 +159,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="side, or height and width, of images, or of latents, in place of the model's",
     )
+    parser.add_argument(
+        "--vae", type=Path, metavar="FOLDER", help="an AutoencoderKL to decode sample grids with"
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     models.add_device_arguments(parser)
 
@@ -181,6 +189,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             resume=args.resume is not None,
             data_changed=args.data_changed,
             start=args.start.resolve() if args.start else "",
+            decode=_decoder(args, config, device) if args.vae and is_first else None,
             device=device,
             progress=not args.quiet,
         )
@@ -193,6 +202,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not is_first:
         return {}
     return {"out": str(args.out), "stages": _last_metrics(args.out)}
+
+
+def _decoder(args: argparse.Namespace, config: MSFConfig, device: torch.device) -> Decode:
+    """Return what makes pictures of the model's latents. Raise ValueError (one line) where the VAE
+    does not fit them or the data."""
+    from ...data import is_latents
+    from ...data.latent_index import read_index
+    from ...encoding.vae import Autoencoder
+
+    vae = Autoencoder(args.vae, device)
+    vae.image_size((config.channels, *config.image_size))
+    if is_latents(args.data):
+        vae.check_decodes(read_index(Path(args.data)))
+    return vae.decode
 
 
 def text(document: dict[str, Any]) -> str:
