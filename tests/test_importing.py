@@ -6,16 +6,18 @@ import math
 import os
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from safetensors.torch import save_file
 
-from msf import MSF, MSFConfig, StageConfig, sample
+from msf import MSF, MSFConfig, StageConfig, presets, sample
 from msf.cli import main
 from msf.embeddings import sincos_2d
 from msf.importing import FORMATS, import_checkpoint
+from msf.importing.importer import HEADS as HEADS_OF
 from msf.training.start import started_from
 from published import CHANNELS, CLASSES, DEPTH, GRID, HEADS, PATCH, SIDE, WIDTH, Published
 
@@ -212,6 +214,11 @@ def test_the_configuration_says_what_was_inferred(tmp_path):
         import_checkpoint(tmp_path / "x.safetensors", "sit")
 
 
+def test_heads_of_published_sizes_are_those_of_our_presets():
+    for stage in (presets.S, presets.B, presets.L, presets.XL):
+        assert HEADS_OF[stage.width, stage.depth] == stage.heads
+
+
 class Runs:
     """Its pickle makes a folder when it is loaded by a reader that runs what it holds."""
 
@@ -328,3 +335,13 @@ def test_an_imported_model_begins_the_base_of_one_with_residuals(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             started_from(tmp_path / "sit", dataclasses.replace(config, **change), ())
+
+
+def test_the_page_shows_how_the_base_begins(tmp_path):
+    save_file(Published().state_dict(), tmp_path / "x.safetensors")
+    page = (Path(__file__).parents[1] / "docs" / "import.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    made = {"checkpoint": tmp_path / "x.safetensors", "folder": tmp_path / "sit"}
+    exec(code, made)
+    model = started_from(tmp_path / "sit", MSFConfig.from_json(made["config"].to_json()), ())
+    assert model.untrained_stages == ("residual",)
