@@ -129,7 +129,8 @@ def resampled_fd_ratio(model: Model) -> float:
         return data.images(weights.multinomial(1, generator=generator).flatten())
 
     evaluators = (Evaluator(model.data, seed=seed, **options) for seed in range(model.seeds))
-    return fmean(each.evaluate(draw, true_bases=False).fd_ratio.value for each in evaluators)
+    ratios = [each.evaluate(draw, true_bases=False).fd_ratio for each in evaluators]
+    return fmean(ratio.value for ratio in ratios if ratio)  # all, as many are drawn as are tested
 
 
 def machine() -> dict[str, Any]:

@@ -12,3 +12,11 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """A file of random weights of FID's network."""
+    from inceptions import save_inception
+
+    return save_inception(tmp_path_factory.mktemp("inception") / "weights.pth")

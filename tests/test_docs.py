@@ -1,3 +1,5 @@
+import json
+import math
 import os
 import re
 import subprocess
@@ -6,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -89,7 +92,7 @@ def killed_and_repeated(command: str, folder: Path, once: str, never: str) -> No
 @pytest.mark.xdist_group("distributed")
 def test_the_small_run_ends_in_the_same_bits_however_it_is_killed(tmp_path: Path) -> None:
     pytest.importorskip("diffusers", reason="needs diffusers (the latents extra)")
-    prepare, train, sample = blocks("sh", "All of it, small")
+    prepare, train, sample, evaluate = blocks("sh", "All of it, small")
     run(prepare, tmp_path)
     run(train, tmp_path)
     out, once = tmp_path / "runs" / "small", tmp_path / "once"
@@ -105,3 +108,9 @@ def test_the_small_run_ends_in_the_same_bits_however_it_is_killed(tmp_path: Path
     run(one_process.replace("small.npz", "one.npz"), tmp_path)
     killed_and_repeated(sample, tmp_path, "small.npz.parts/0*.npz", "small.npz")
     assert (tmp_path / "small.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
+    assert len(numpy.load(tmp_path / "small.npz")["arr_0"]) == 48
+
+    run(evaluate.replace("small.json", "result.json"), tmp_path)
+    figures = json.loads((tmp_path / "result.json").read_text())["figures"]
+    assert figures.keys() >= {"fid", "sfid", "inception_score", "precision", "recall"}
+    assert all(math.isfinite(value) for value in figures.values() if isinstance(value, float))

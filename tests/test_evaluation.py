@@ -7,7 +7,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from msf.data import load_data
-from msf.evaluation import Evaluator
+from msf.evaluation import Evaluator, frechet_distance
 from msf.evaluation.evaluate import draw_like
 from msf.evaluation.features import extract, train_feature_network
 
@@ -140,7 +140,7 @@ def test_report_as_json_and_as_a_table(evaluator, real):
     assert numbers["generated"]["fd"]["value"] == report.generated["fd"].value
     assert numbers["settings"]["num_samples"] == 300
     lines = report.table().splitlines()
-    rows = [line for line in lines if line.startswith(("Frechet", "KID", "prec", "rec", "acc"))]
+    rows = [line for line in lines if line.startswith(("Frechet", "kernel", "prec", "rec", "acc"))]
     assert len(rows) == 6
     assert f"{report.generated['recall']}" in report.table()
     column = lines[0].index("real")
@@ -166,10 +166,48 @@ def test_bad_generators_get_one_line(evaluator):
         evaluator.evaluate(lambda labels, *_: torch.full((len(labels), 1, 8, 8), torch.nan))
 
 
-@pytest.mark.parametrize("num_samples", [0, 7, 535])
+@pytest.mark.parametrize("num_samples", [0, 7])
 def test_sample_numbers_that_do_not_fit(num_samples):
-    with pytest.raises(ValueError, match=f"at least 8 and at most the 358 .*got {num_samples}"):
+    with pytest.raises(ValueError, match=rf"\(--samples\) must be at least 8, got {num_samples}$"):
         Evaluator("digits", image_size=(8, 8), channels=1, num_samples=num_samples)
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Twice the test split's 358 digits, and four more."""
+    return Evaluator("digits", image_size=(8, 8), channels=1, num_samples=721, replicates=10)
+
+
+def test_more_samples_than_test_images(many, real):
+    test = load_data("digits", split="test", image_size=(8, 8), channels=1)
+    counts, of_test = many.labels.bincount(), test.labels.bincount()
+    assert len(many.labels) == len(many.seeds) == 720
+    assert ((counts - 2 * of_test) >= 0).all() and (counts - 2 * of_test).sum() == 4
+    calls = []
+
+    def generate(labels, seeds, true_images):
+        calls.append(true_images)
+        return real(labels, seeds, true_images)
+
+    report = many.evaluate(generate)
+    assert report.real is report.fd_ratio is report.bases is None
+    assert calls == [None] * 3
+    assert report.settings["num_samples"] == 720 and report.settings["num_reference"] == 358
+    # All of the test split is the reference, and all samples are compared with it.
+    network = many.network
+    reference, _ = extract(network, test.images(torch.arange(358)))
+    parts = [
+        extract(network, real(many.labels[i : i + 256], many.seeds[i : i + 256], None))[0]
+        for i in (0, 256, 512)
+    ]
+    value = frechet_distance(torch.cat(parts), reference)
+    # Float32 features of other batches round otherwise.
+    assert report.generated["fd"].value == pytest.approx(value, rel=1e-6)
+    assert report.generated["fd"].low < value < report.generated["fd"].high
+    assert report.generated["accuracy"].value > 0.93
+    lines = report.table().splitlines()
+    assert "floor" not in report.table() and lines[0].split() == ["generated"]
+    assert json.loads(json.dumps(report.to_dict()))["fd_ratio"] is None
 
 
 def test_too_small_folder(tmp_path):

@@ -1,11 +1,12 @@
-"""The distances and shares of an evaluation, and their intervals."""
+"""The distances and shares of an evaluation."""
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from msf.evaluation import frechet_distance, in_manifold, kid, precision
-from msf.evaluation.intervals import DISTANCE, PROPORTION, figure, subsets
+from msf.evaluation import frechet_distance, in_manifold, kid, metrics, precision
 
 
 def gaussian(n, mean, cov):
@@ -101,6 +102,117 @@ def test_precision_and_recall_of_lost_and_of_invented_modes():
     assert both_ways(both, far) == (0.0, 0.0)
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(metrics, "BLOCK", 8)
+
+
+def test_gaussian_is_the_same_from_blocks(small_blocks):
+    x = 1e4 + torch.randn(61, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64)
+    mean, covariance = metrics.fit_gaussian(x)
+    torch.testing.assert_close(mean, x.mean(0), rtol=1e-14, atol=0)
+    # Rounding of x itself, 1e4 * 2^-53 a value of about 1, moves products by 1e-12.
+    np.testing.assert_allclose(covariance, np.cov(x.numpy(), rowvar=False), rtol=0, atol=1e-11)
+    single = x.float()
+    assert torch.equal(
+        metrics.fit_gaussian(single).covariance, metrics.fit_gaussian(single.double()).covariance
+    )
+
+
+def test_frechet_distance_by_the_matrix_root_of_scipy():
+    a, b = torch.randn(300, 40).relu() + 0.3, 1.2 * torch.randn(200, 40).relu()
+    (mean_a, cov_a), (mean_b, cov_b) = (
+        (x.numpy().mean(0, dtype=np.float64), np.cov(x.numpy(), rowvar=False)) for x in (a, b)
+    )
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    expected = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
+
+
+def test_kid_is_the_same_from_blocks(monkeypatch):
+    a, b = torch.randn(45, 3), torch.randn(20, 3) + 0.2
+    whole = kid(a, b), kid(a, a)
+    monkeypatch.setattr(metrics, "BLOCK", 8)
+    assert (kid(a, b), kid(a, a)) == pytest.approx(whole, rel=1e-12)
+    # Of a set with itself the images are compared with themselves between the sets alone.
+    assert kid(a, a) < 0
+
+
+def test_kid_of_subsets():
+    a, b = torch.randn(30, 6), torch.randn(30, 6)
+    # All subsets are all images.
+    mean, std = metrics.kid_of_subsets(a, b)
+    assert mean == pytest.approx(kid(a, b), abs=1e-12) and std < 1e-12
+    mean, std = metrics.kid_of_subsets(a, torch.cat([b, b + 1]))
+    assert std > 1e-3
+    random = np.random.RandomState(2020)  # torch-fidelity's
+    drawn = [
+        kid(a[random.choice(30, 30, False)], torch.cat([b, b + 1])[random.choice(60, 30, False)])
+        for _ in range(100)
+    ]
+    assert (mean, std) == pytest.approx((np.mean(drawn), np.std(drawn)), rel=1e-12)
+
+
+def test_manifolds_are_the_same_from_blocks(small_blocks):
+    real = torch.randn(53, 2, dtype=torch.float64)
+    generated = torch.randn(30, 2, dtype=torch.float64) * 0.7 + 0.5
+    between = (generated[:, None] - real).norm(dim=2)
+    real_radii, radii = (
+        (x[:, None] - x).norm(dim=2).sort(1).values[:, 3] for x in (real, generated)
+    )
+    inside = (between <= real_radii).any(1)
+    assert torch.equal(in_manifold(real, generated), inside) and 0 < inside.sum() < 30
+    recall = float((between <= radii[:, None]).any(0).double().mean())
+    expected = (float(inside.double().mean()), recall)
+    assert (precision(real, generated), precision(generated, real)) == expected
+    together = metrics.pairwise(real, generated)
+    assert together[1:] == expected
+    assert together.kid == pytest.approx(kid(real, generated), rel=1e-12)
+    assert metrics.pairwise(real, real)[1:] == (1, 1)
+
+
+@pytest.mark.parametrize("metric", [frechet_distance, kid, in_manifold, metrics.pairwise])
+def test_no_matrix_of_all_images_is_made(metric, small_blocks):
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            results = result if isinstance(result, tuple) else (result,)
+            sizes = [x.numel() for x in results if isinstance(x, torch.Tensor)]
+            largest = max(largest, *sizes, 0)
+            return result
+
+    a, b = torch.randn(400, 2), torch.randn(300, 2)
+    with Sizes():
+        metric(a, b)
+    assert a.numel() <= largest <= a.numel() * 2  # of a block 8 * 8, of neighbours 400 * 3
+
+
+def test_inception_score():
+    classes = 100 * torch.eye(4)
+    sure = classes.repeat(5, 1)
+    # p(y|x) is one class, p(y) all four alike.
+    assert metrics.inception_score(sure, torch.eye(4)) == pytest.approx(4, rel=1e-12)
+    assert metrics.inception_score(classes[:1].repeat(9, 1), torch.eye(4)) == pytest.approx(1)
+    # Logits of 0 and ln 3, either way: KL of (1/4, 3/4) from (1/2, 1/2).
+    unsure = torch.tensor([[0, 1.0], [1.0, 0]], dtype=torch.float64)
+    entropy = 0.25 * np.log(0.5) + 0.75 * np.log(1.5)
+    weight = torch.eye(2, dtype=torch.float64) * np.log(3)
+    assert metrics.inception_score(unsure, weight) == pytest.approx(np.exp(entropy), rel=1e-12)
+    # Logits far apart leave probabilities of 0.
+    assert metrics.inception_score(1e4 * sure, torch.eye(4)) == pytest.approx(4)
+
+
+def test_inception_score_is_the_mean_over_splits_of_5000():
+    a, b = 100 * torch.eye(2)
+    in_order = torch.cat([a.repeat(5000, 1), b.repeat(5000, 1), a.repeat(7, 1)])
+    assert metrics.inception_score(in_order, torch.eye(2)) == pytest.approx(1)
+    mixed = torch.stack([a, b]).repeat(5000, 1)
+    assert metrics.inception_score(mixed, torch.eye(2)) == pytest.approx(2)
+
+
 @pytest.mark.parametrize("metric", [frechet_distance, kid, precision])
 def test_metrics_refuse_wrong_shapes(metric):
     with pytest.raises(
@@ -118,63 +230,6 @@ def test_metrics_refuse_what_is_no_tensor(metric):
             metric(*pair)
 
 
-def test_subsets_keep_pairs():
-    for subset in subsets(50, 20, seed=0):
-        assert len(subset) == len(subset.unique()) == 40
-        assert torch.equal(subset[::2] + 1, subset[1::2]) and (subset[::2] % 2 == 0).all()
-    first, second = (subsets(50, 1, seed)[0].tolist() for seed in (0, 1))
-    assert first == subsets(50, 1, seed=0)[0].tolist() != second
-
-
-def test_interval_of_a_mean_is_the_textbook_one():
-    x = torch.randn(400, dtype=torch.float64)
-    chosen = subsets(400, 2000, seed=0)
-    interval = figure(lambda i: float(x[i].mean()), 400, chosen)
-    half_width = 1.96 * float(x.std()) / 400**0.5
-    assert interval.value == float(x.mean())
-    # Pairs are resampled, whose spread is known to 1 / sqrt(2 * 200) = 5 %; quantiles add 3 %.
-    assert interval.value - interval.low == pytest.approx(half_width, rel=0.2)
-    assert interval.high - interval.value == pytest.approx(half_width, rel=0.2)
-
-
-def test_interval_ends_where_the_values_do():
-    chosen = subsets(20, 100, seed=0)
-    x = (torch.arange(20) < 19).double()  # a share of 0.95 +- 0.1
-    share = figure(lambda i: float(x[i].mean()), 20, chosen)
-    assert share.high > 1
-    clipped = figure(lambda i: float(x[i].mean()), 20, chosen, PROPORTION)
-    assert (clipped.value, clipped.low, clipped.high) == (share.value, share.low, 1.0)
-    distance = figure(lambda i: float(1 - x[i].mean()), 20, chosen, DISTANCE)
-    assert distance.low == 0 < distance.value < distance.high
-
-
-def test_interval_covers_what_repeated_experiments_give():
-    def experiment(seed):
-        generator = torch.Generator().manual_seed(seed)
-        a, b = torch.randn(2, 120, 6, generator=generator, dtype=torch.float64)
-        return a + 0.5, b
-
-    expected = np.mean([frechet_distance(*experiment(seed)) for seed in range(1000, 1300)])
-    covered = 0
-    for seed in range(60):
-        a, b = experiment(seed)
-        interval = figure(
-            lambda i, a=a, b=b: frechet_distance(a[i], b[i]), 120, subsets(120, 100, seed)
-        )
-        assert interval.low < interval.value < interval.high
-        covered += interval.low <= expected <= interval.high
-    # 95 % of 60 is 57; fewer than 51 has a probability of 0.4 % at 93 % coverage.
-    assert covered >= 51
-
-
-def test_interval_of_a_biased_figure_is_around_it():
-    # At its floor a distance is all bias, and larger on every subset.
-    a, b = torch.randn(2, 100, 20, dtype=torch.float64)
-    interval = figure(lambda i: frechet_distance(a[i], b[i]), 100, subsets(100, 100, seed=0))
-    below, above = interval.value - interval.low, interval.high - interval.value
-    assert 0.5 < below / above < 2
-
-
 def test_a_distance_is_never_negative():
     features = torch.randn(40, 8, dtype=torch.float64)
     assert 0 <= frechet_distance(features, features) < 1e-5
@@ -189,9 +244,3 @@ def test_nan_is_an_error_in_every_metric(metric):
     for pair in ((features, broken), (broken, features)):
         with pytest.raises(ValueError, match=r"features must be finite, but hold NaN or infinity$"):
             metric(*pair)
-
-
-def test_the_value_lies_in_its_interval():
-    values = iter([5.0, 9.0, 9.0, 9.1, 9.2])  # subsets that all lie above the value
-    found = figure(lambda _: next(values), 10, subsets(10, 4, seed=0))
-    assert found.low <= found.value == 5.0 <= found.high

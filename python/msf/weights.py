@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -91,3 +92,12 @@ def check_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
             raise ValueError(f"{file}: {name} must be of floats, got {tensor.dtype}")
         if tensor.numel() and not torch.stack(torch.aminmax(tensor.float())).isfinite().all():
             raise ValueError(f"{file}: {name} must be finite, but holds NaN or infinity")
+
+
+def tensor_checksum(tensors: Mapping[str, Tensor], beside: str) -> str:
+    """Return the CRC-32 of tensors on the CPU, their names and the text ``beside`` them."""
+    value = zlib.crc32(beside.encode())
+    for name in sorted(tensors):
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"

@@ -31,6 +31,18 @@ def test_evaluate_compares_settings(
     assert first["bases"]["true"] == second["bases"]["true"]
 
 
+def test_evaluate_more_samples_than_test_images(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(workspace / "run"), "--steps", "1", "--samples", "400"]) == 0
+    output = capsys.readouterr()
+    assert (
+        "400 samples are compared with all 358 images of the test split; without a floor, which "
+        "takes as many\n"
+    ) in output.err
+    assert "Frechet distance  " in output.out and "floor" not in output.out
+
+
 def test_evaluate_knows_the_data_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

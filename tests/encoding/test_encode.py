@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from msf.cli import main
 from msf.data import load_data
 from msf.data.decode import centre_crop
-from msf.data.latent_index import checksum, read_index
+from msf.data.latent_index import read_index
 from msf.data.splits import hash_of
 from msf.encoding.encode import encode
 from msf.encoding.vae import WEIGHTS, Autoencoder
+from msf.files import checksum
 from vaes import save_vae
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.latent_index import checksum, is_latents, read_index
+from ..data.latent_index import is_latents, read_index
 from ..encoding.vae import Autoencoder
+from ..files import checksum
 from ..model import MSF
 from ..parts import Parts
 from ..pretrained import CONFIG_FILE, WEIGHTS_FILE

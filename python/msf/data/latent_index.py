@@ -10,7 +10,6 @@ latents-<number>.safetensors  shards of 1,024 images, with tensors
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import atomic_write, printable, read_file
+from ..files import atomic_write, checksum, printable, read_file
 from ..parsing import check_fields, parse_dataclass, parse_object
 
 INDEX_FILE = "latents.json"
@@ -133,15 +132,6 @@ def write_shard(
     with atomic_write(path) as temporary:
         save_file({"moments": moments, "labels": labels, "hashes": hashes}, temporary)
         return Shard(path.name, len(labels), temporary.stat().st_size, checksum(temporary))
-
-
-def checksum(path: Path) -> str:
-    """Return the sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def misfit(folder: Path, shard: Shard) -> str | None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.latent_index import LatentIndex, Vae, checksum
-from ..files import printable, read_file
+from ..data.latent_index import LatentIndex, Vae
+from ..files import checksum, printable, read_file
 from ..parsing import parse_object
 
 CONFIG = "config.json"

@@ -14,16 +14,15 @@ from ..modes import default_device
 from ..progress import follow
 from .features import extract, train_feature_network
 from .intervals import ANY, DISTANCE, PROPORTION, Figure, figure, subsets
-from .metrics import frechet_distance, kid, precision
+from .metrics import NEIGHBOURS, frechet_distance, kid, precision
 from .report import BaseGap, Report
 
 # (labels (B,) int64, B seeds, true images (B, C, H, W) or None) -> images (B, C, H, W) in [-1, 1].
 # With true images it samples the residuals on their bases, without them the bases too.
 Generate = Callable[[Tensor, list[int], Tensor | None], Tensor]
 
-NEIGHBOURS = 3
 MAX_MEAN = 10  # of absolute values: far beyond 1, as a model may overshoot
-MAX_SAMPLES = 2000  # by default: the intervals of KID, precision and recall cost n^2
+MAX_SAMPLES = 2000  # by default: the intervals of all but the Frechet distance cost n^2
 
 
 class Evaluator:
@@ -34,6 +33,11 @@ class Evaluator:
     the reference as generated images are, so that both have the same finite-sample bias. Generated
     images get the same labels again. All are compared in the features of a network trained on the
     features split.
+
+    More samples than the test split has are compared with all of it. Their labels are in its
+    proportions. There is then no floor, nor what pairs samples with true images: the distances'
+    bias depends on the numbers of both, and the intervals are those of other samples against the
+    same reference.
 
     ``seed`` fixes the network, the choice of images, the generator's seeds and the intervals, which
     come from ``replicates`` resamplings. ``num_classes`` and ``holdout`` are as in ``load_data``.
@@ -76,53 +80,59 @@ class Evaluator:
                 f"evaluation: needs at least {minimum} images in the test split, {source!r} has "
                 f"{len(self._test)}; the split is {shares(holdout)}, so give about 100 or more"
             )
-        if not minimum <= n <= len(self._test):
+        if n < minimum:
             raise ValueError(
-                f"evaluation: num_samples (--samples) must be at least {minimum} and at most the "
-                f"{len(self._test)} images in the test split of {source!r}, got {n}"
+                f"evaluation: num_samples (--samples) must be at least {minimum}, got {n}"
             )
         if replicates < 2:
             raise ValueError(f"evaluation: replicates must be at least 2, got {replicates}")
         n -= n % 2
+        self.paired = n <= len(self._test)
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(self._test), generator=generator)[:n]
+        order = torch.randperm(len(self._test), generator=generator)
         # They are sorted by class, so that neighbours are pairs of one class: see ``subsets``.
-        self._chosen = chosen[self._test.labels[chosen].argsort(stable=True)]
-        self.labels = self._test.labels[self._chosen]
+        self._chosen = self._by_class(order[:n])
+        real_labels = self._test.labels[self._chosen]
+        self.labels = self._test.labels[self._by_class(order.repeat(-(-n // len(order)))[:n])]
         self.seeds = list(range(seed * n, (seed + 1) * n))
         self._subsets = subsets(n, replicates, seed)
-        drawn = draw_like(self.labels, self._train, generator)
+        drawn = draw_like(real_labels, self._train, generator) if self.paired else None
 
         self.network = train_feature_network(features, seed=seed, progress=progress)
         self._reference, classes = self._extract(
-            "reference", lambda at: self._test.images(self._chosen[at])
+            "reference", lambda at: self._test.images(self._chosen[at]), len(self._chosen)
         )
-        self._real, real_classes = self._extract(
-            "real images", lambda at: self._train.images(drawn[at])
-        )
-        self._floor = self._figures(self._real, real_classes)
-        self._crossed_floor = self._figure(lambda i: self._crossed(self._real, i), DISTANCE)
+        if drawn is not None:
+            self._real, real_classes = self._extract(
+                "real images", lambda at: self._train.images(drawn[at]), n
+            )
+            self._floor = self._figures(self._real, real_classes)
+            self._crossed_floor = self._figure(lambda i: self._crossed(self._real, i), DISTANCE)
         self.settings = {
             "source": source,
             "image_size": list(image_size),
             "channels": channels,
             "num_samples": n,
+            "num_reference": len(self._chosen),
             "seed": seed,
             "replicates": replicates,
             "neighbours": NEIGHBOURS,
             "feature_dim": self._reference.shape[1],
-            "feature_network_accuracy": (classes == self.labels).double().mean().item(),
+            "feature_network_accuracy": (classes == real_labels).double().mean().item(),
         }
+
+    def _by_class(self, chosen: Tensor) -> Tensor:
+        return chosen[self._test.labels[chosen].argsort(stable=True)]
 
     def evaluate(
         self, generate: Generate, *, true_bases: bool = True, conditional: bool = True
     ) -> Report:
         """Generate an image for every label and compare.
 
-        ``generate`` is called without true images and, if ``true_bases``, again with those of the
-        reference, for what generated bases cost. ``conditional=False`` leaves out the accuracy, for
-        a generator that ignores labels. Raise ValueError for images of a wrong shape or range, or
-        not finite, TypeError for what is no tensor.
+        ``generate`` is called without true images and, if ``true_bases`` and if there is a floor,
+        again with those of the reference, for what generated bases cost. ``conditional=False``
+        leaves out the accuracy, for a generator that ignores labels. Raise ValueError for images of
+        a wrong shape or range, or not finite, TypeError for what is no tensor.
         """
         # The caller's default device counts in what is the caller's alone.
         in_its_modes = default_device(torch.empty(0).device)(generate)
@@ -133,16 +143,19 @@ class Evaluator:
         def images(at: Tensor, true_images: Tensor | None = None) -> Tensor:
             return generate(self.labels[at], [self.seeds[i] for i in at.tolist()], true_images)
 
-        generated, classes = self._extract("sample", images)
+        generated, classes = self._extract("sample", images, len(self.labels))
         figures = self._figures(generated, classes)
         if not conditional:
             figures.pop("accuracy", None)
+        if not self.paired:
+            return Report(figures, None, None, None, self.settings)
         ratio = self._figure(lambda i: self._ratio(generated, i), DISTANCE)
         bases = None
         if true_bases:
             on_true, _ = self._extract(
                 "sample on true bases",
                 lambda at: images(at, self._test.images(self._chosen[at])),
+                len(self.labels),
             )
             bases = BaseGap(
                 true=self._figure(lambda i: self._crossed(on_true, i), DISTANCE),
@@ -153,11 +166,12 @@ class Evaluator:
         floor = {key: self._floor[key] for key in figures}
         return Report(figures, floor, ratio, bases, self.settings)
 
-    def _extract(self, name: str, images: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Return (features (n, D), classes (n,)) of ``images(at)``, for all positions in
-        batches."""
+    def _extract(
+        self, name: str, images: Callable[[Tensor], Tensor], n: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return (features (n, D), classes (n,)) of ``images(at)``, for n positions in batches."""
         parts = []
-        batches = torch.arange(len(self.labels)).split(self._batch_size)
+        batches = torch.arange(n).split(self._batch_size)
         for at in follow(batches, name, len(batches), "batches", shown=self._progress):
             batch = images(at)
             _check_images(batch, (len(at), *self._test[0][0].shape))
@@ -166,12 +180,12 @@ class Evaluator:
         return torch.cat(features), torch.cat(classes)
 
     def _figures(self, features: Tensor, classes: Tensor) -> dict[str, Figure]:
-        reference, correct = self._reference, (classes == self.labels).double()
+        correct, reference = (classes == self.labels).double(), self._reference_at
         statistics: dict[str, tuple[Callable[[Tensor], float], tuple[float, float]]] = {
             "fd": (lambda i: self._distance(features, i), DISTANCE),
-            "kid": (lambda i: kid(features[i], reference[i]), ANY),
-            "precision": (lambda i: precision(reference[i], features[i], NEIGHBOURS), PROPORTION),
-            "recall": (lambda i: precision(features[i], reference[i], NEIGHBOURS), PROPORTION),
+            "kid": (lambda i: kid(features[i], reference(i)), ANY),
+            "precision": (lambda i: precision(reference(i), features[i], NEIGHBOURS), PROPORTION),
+            "recall": (lambda i: precision(features[i], reference(i), NEIGHBOURS), PROPORTION),
         }
         if self._test.num_classes > 1:
             statistics["accuracy"] = (lambda i: correct[i].mean().item(), PROPORTION)
@@ -188,7 +202,11 @@ class Evaluator:
         return figure(statistic, len(self.labels), self._subsets, bounds)
 
     def _distance(self, features: Tensor, i: Tensor) -> float:
-        return frechet_distance(features[i], self._reference[i])
+        return frechet_distance(features[i], self._reference_at(i))
+
+    def _reference_at(self, i: Tensor) -> Tensor:
+        """Return the reference's features for the samples ``i``: of their true images, or all."""
+        return self._reference[i] if self.paired else self._reference
 
     def _ratio(self, features: Tensor, i: Tensor) -> float:
         floor = self._distance(self._real, i)

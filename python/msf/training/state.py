@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..files import check_is_file
 from ..model import MSF
-from ..weights import check_tensors
+from ..weights import check_tensors, tensor_checksum
 from .parallel import like
 
 
 def write_state(path: Path, tensors: dict[str, Tensor], step: int) -> None:
-    metadata = {"step": str(step), "crc32": _checksum(tensors, step)}
+    metadata = {"step": str(step), "crc32": tensor_checksum(tensors, str(step))}
     save_file(tensors, path, metadata=metadata)
 
 
@@ -32,7 +30,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], int]:
         metadata = file.metadata()
         step = int(metadata["step"])
     # States of earlier versions have no checksum.
-    if metadata.get("crc32", "") not in ("", _checksum(tensors, step)):
+    if metadata.get("crc32", "") not in ("", tensor_checksum(tensors, str(step))):
         raise ValueError(f"{path}: damaged, its contents do not have the checksum that it names")
     check_tensors(tensors, path)
     return tensors, step
@@ -72,11 +70,3 @@ def load_part(module: nn.Module, prefix: str, tensors: Mapping[str, Tensor], pat
     except RuntimeError as error:
         detail = str(error).splitlines()[1].strip()
         raise ValueError(f"{path}: made by another configuration: {detail}") from None
-
-
-def _checksum(tensors: Mapping[str, Tensor], step: int) -> str:
-    value = zlib.crc32(str(step).encode())
-    for name in sorted(tensors):
-        value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
-    return f"{value:08x}"

@@ -1,9 +1,15 @@
 """Measure how close generated images are to real ones that training never saw.
 
-Frechet distance, KID, precision, recall and class accuracy, each with a 95 % interval and beside
-the same figure of real images (the floor), and the gap between sampling on true and on generated
-bases. Give --steps several times to compare settings. Data that lost classes or images which the
-model was trained on, or has others in their place, is refused, but for --data-changed.
+Of a model: Frechet distance, kernel distance, precision, recall and class accuracy, each with a
+95 % interval and beside the same figure of real images (the floor), and the gap between sampling on
+true and on generated bases. Give --steps several times to compare settings. Features are those of a
+small network trained on the same data, so nothing published compares with these distances. Data
+that lost classes or images which the model was trained on, or has others in their place, is
+refused, but for --data-changed.
+
+Of images in FILE.npz, as ADM's or msf sample's, against --reference: FID, sFID, Inception Score,
+precision, recall and KID by ADM's protocol, in the features of --inception. They are kept beside
+the files.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from ...files import printable
 from ...progress import say
 from ...training.config import RunConfig, read_run
 from ...training.identity import compare_data, fingerprint
-from .. import models, outputs, sampling, settings
+from .. import models, outputs, protocol, sampling, settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,14 +36,21 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="DIR", help="a trained model's folder")
+    parser.add_argument(
+        "model", type=Path, metavar="DIR|FILE.npz", help="a trained model's folder, or images"
+    )
     parser.add_argument("--data", metavar="SOURCE", help="default: what the model was trained on")
     parser.add_argument(
         "--data-changed",
         action="store_true",
         help="evaluate though classes or images are not those the model was trained on",
     )
-    parser.add_argument("--samples", type=int, metavar="N", help="images (default: as test images)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="images (default: as test images, up to 2,000); of more there is no floor",
+    )
     parser.add_argument(
         "--steps",
         nargs="+",
@@ -53,9 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     outputs.add_overwrite_argument(parser)
     models.add_device_arguments(parser)
+    protocol.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.model.suffix == protocol.SUFFIX and not args.model.is_dir():
+        return protocol.run(args)
+    protocol.check_not_given(args)
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
     from ...data import HOLDOUT, is_latents
     from ...evaluation import Evaluator
     from ...flops import stage_costs
@@ -94,6 +115,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         batch_size=args.batch_size,
         progress=True,
     )
+    if not evaluator.paired:
+        say(
+            f"{len(evaluator.labels):,} samples are compared with all "
+            f"{evaluator.settings['num_reference']:,} images of the test split; without a floor, "
+            "which takes as many"
+        )
     results = []
     for steps, cost, each in zip(all_steps, costs, samplings, strict=True):
         say(f"evaluating {len(evaluator.seeds)} images at steps {steps}")
@@ -111,6 +138,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def text(document: dict[str, Any]) -> str:
+    if "results" not in document:
+        return protocol.text(document)
     return "\n\n".join(
         f"steps {' '.join(map(str, result['steps']))}, "
         f"{result['gmacs_per_image']:.4g} GMACs an image without guidance\n"
