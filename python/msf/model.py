@@ -21,7 +21,7 @@ from .config import MSFConfig
 from .files import atomic_write
 from .interpolation import logit_normal_times, uniform_times
 from .modes import has_values, is_batched, outside, own_modes
-from .pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
+from .pretrained import CONFIG_FILE, WEIGHTS_FILE, folder_of, read_config
 from .pyramid import Pyramid
 from .seeds import drawn_from
 from .transformer import StageTransformer
@@ -263,13 +263,16 @@ class MSF(nn.Module):
 
     @classmethod
     @own_modes()
-    def from_pretrained(cls, directory: str | os.PathLike[str]) -> MSF:
+    def from_pretrained(cls, directory: str | os.PathLike[str], revision: str | None = None) -> MSF:
         """Read what ``save_pretrained`` wrote, on the CPU, in its dtype, in evaluation mode.
+
+        A string "owner/name" that is no folder is a model of the Hugging Face Hub, ``revision`` its
+        branch, tag or commit.
 
         Raise ValueError (one line) when a file is missing, corrupt or of another configuration, or
         the weights cannot make images.
         """
-        directory = Path(directory)
+        directory = folder_of(directory, revision)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (directory / name).is_file():
                 raise ValueError(
