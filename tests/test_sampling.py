@@ -144,7 +144,7 @@ def test_without_classes_and_with_no_images():
         ({"steps": "3"}, "steps must be a whole number, got '3'"),
         ({"guidance_scale": "2"}, "guidance_scale must be a number, got '2'"),
         ({"guidance_interval": ("0", "1")}, "guidance_interval must be a number, got '0'"),
-        ({"solver": None}, "solver must be one of .* got None"),
+        ({"solver": 7}, "solver must be one of .* got 7"),
         ({"prior_noise": "x"}, "prior_noise must be a number, got 'x'"),
         ({"prior_noise": float("nan")}, "prior_noise must be finite, got nan"),
         ({"size": 16}, "size must be a list or tuple, got 16"),

@@ -8,7 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from models import images, tiny_model
 from msf import StageConfig
-from msf.transformer import StageTransformer, patchify, sinusoid, unpatchify
+from msf.embeddings import sinusoid
+from msf.transformer import StageTransformer, patchify, unpatchify
 
 
 def test_unpatchify_inverts_patchify():

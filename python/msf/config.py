@@ -12,7 +12,9 @@ from typing import Any
 from .parsing import check_fields, parse_dataclass, parse_object
 
 UPSAMPLE_MODES = ("nearest", "bilinear")
-POSITIONS = ("rope", "sincos")
+POSITIONS = ("rope", "sincos", "both")
+PREDICTIONS = ("velocity", "noise")
+DIFFUSION_STEPS = 1000  # of a model that predicts noise
 TIMES = ("logit-normal", "uniform")
 
 # These are far beyond what can be trained: a slip is told before it takes all memory, or for ever.
@@ -57,6 +59,12 @@ class MSFConfig:
     training "logit-normal", with the deviation ``time_std``, or "uniform". ``standardize`` False
     leaves components as they are: statistics are not measured. ``steps`` are the sampler's
     defaults, one number a stage.
+
+    What else published models differ in: ``prediction`` "noise" is DDPM's (arXiv 2006.11239), of
+    one stage that is sampled and not trained, and whose times are the numbers of its diffusion
+    steps. A time t in [0, 1], noise being at 0, is embedded as the number that far from the first
+    to the second of ``time_range``, by sinusoids of wavelengths up to 2 pi ``time_period``.
+    ``rope_theta`` is the base of RoPE's frequencies.
     """
 
     image_size: tuple[int, int]
@@ -72,6 +80,10 @@ class MSFConfig:
     time_std: float = 1.0
     times: str = "logit-normal"
     standardize: bool = True
+    prediction: str = "velocity"
+    time_range: tuple[float, float] = (0.0, 1000.0)
+    time_period: float = 10_000.0
+    rope_theta: float = 100.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -108,6 +120,15 @@ class MSFConfig:
             yield f"upsample must be one of {UPSAMPLE_MODES}, got {self.upsample!r}"
         if self.positions not in POSITIONS:
             yield f"positions must be one of {POSITIONS}, got {self.positions!r}"
+        if self.prediction not in PREDICTIONS:
+            yield f"prediction must be one of {PREDICTIONS}, got {self.prediction!r}"
+        if self.prediction == "noise" and self.levels:
+            yield f"prediction 'noise' is for a single stage, got {count} stages"
+        if self.time_period <= 1 or self.rope_theta <= 1:
+            yield (
+                "time_period and rope_theta must be above 1, "
+                f"got {self.time_period} and {self.rope_theta}"
+            )
         if self.times not in TIMES:
             yield f"times must be one of {TIMES}, got {self.times!r}"
         if self.time_std <= 0:

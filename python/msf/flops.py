@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .config import MSFConfig
-from .transformer import FREQUENCIES
+from .embeddings import FREQUENCIES
 
 # DiT-XL/2 (arXiv 2212.09748): GMACs of a forward by image size in pixels, and sampling steps.
 DIT_XL_2 = {256: 118.64, 512: 524.60}

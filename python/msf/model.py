@@ -18,15 +18,15 @@ from torch.nn import functional as F
 from msf_kernels import flow_interpolate
 
 from .config import MSFConfig
-from .files import atomic_write, read_file
+from .files import atomic_write
 from .interpolation import logit_normal_times, uniform_times
 from .modes import has_values, is_batched, outside, own_modes
+from .pretrained import CONFIG_FILE, WEIGHTS_FILE, folder_of, read_config
 from .pyramid import Pyramid
 from .seeds import drawn_from
 from .transformer import StageTransformer
 from .weights import check_shapes, check_tensors, plain_state
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FSDP_CASTS = (
     "; where FSDP casts it, wrap the model with MixedPrecision(cast_root_forward_inputs=False), in "
     "FSDP2 MixedPrecisionPolicy(cast_forward_inputs=False)"
@@ -54,6 +54,9 @@ class MSF(nn.Module):
                 has_prior=i > 0,
                 positions=config.positions,
                 qk_norm=config.qk_norm,
+                time_range=config.time_range,
+                time_period=config.time_period,
+                rope_theta=config.rope_theta,
             )
             for i, stage in enumerate(config.stages)
         )
@@ -119,6 +122,10 @@ class MSF(nn.Module):
         """Return by name what the ``chosen`` stages learn from, see ``Pyramid.stage_data``. Raise
         ValueError or TypeError unless x and y can be a training batch."""
         names = self.config.stage_names
+        if self.config.prediction == "noise":
+            raise ValueError(
+                "training_losses: only velocities are trained, this model predicts noise"
+            )
         for stage in chosen:
             if stage not in names:
                 raise ValueError(f"training_losses: stage must be one of {names}, got {stage!r}")
@@ -256,13 +263,16 @@ class MSF(nn.Module):
 
     @classmethod
     @own_modes()
-    def from_pretrained(cls, directory: str | os.PathLike[str]) -> MSF:
+    def from_pretrained(cls, directory: str | os.PathLike[str], revision: str | None = None) -> MSF:
         """Read what ``save_pretrained`` wrote, on the CPU, in its dtype, in evaluation mode.
+
+        A string "owner/name" that is no folder is a model of the Hugging Face Hub, ``revision`` its
+        branch, tag or commit.
 
         Raise ValueError (one line) when a file is missing, corrupt or of another configuration, or
         the weights cannot make images.
         """
-        directory = Path(directory)
+        directory = folder_of(directory, revision)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (directory / name).is_file():
                 raise ValueError(
@@ -287,14 +297,3 @@ class MSF(nn.Module):
         if not (model.pyramid.std > 0).all():
             raise ValueError(f"{file}: pyramid.std must be positive")
         return model.eval()
-
-
-def read_config(directory: str | os.PathLike[str]) -> MSFConfig:
-    """Read the configuration that ``save_pretrained`` wrote. Raise ValueError (one line) if it is
-    corrupt."""
-    file = Path(directory) / CONFIG_FILE
-    text = read_file(file)
-    try:
-        return MSFConfig.from_json(text)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None

@@ -12,15 +12,19 @@ import torch
 from torch import Tensor
 
 from .config import MSFConfig
+from .diffusion import denoise
 from .model import MSF
 from .modes import default_device, has_values
 from .parsing import parse
-from .sampling_config import SamplingConfig, SamplingFields
+from .sampling_config import SamplingConfig, SamplingFields, StageSampling
 from .seeds import generator
 from .solver import Velocity, integrate
+from .transformer import unpatchify
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+STEP_NOISE = (0, 3)  # the purpose of what a step of the diffusion adds, and its number
 
 
 class Sample(NamedTuple):
@@ -98,8 +102,11 @@ def sample_components(
         below, patch = x, model.config.stages[i].patch
         noise = image_noise(seeds, (model.config.channels, *model.config.stage_size(i, size)), i)
         velocity = _velocity(model, i, labels, below, seeds, config.prior_noise)
-        last = None if below is None else pyramid.last_step(below, i, patch)
-        x = integrate(velocity, noise.to(device), stages[i], patch=patch, last=last)
+        if model.config.prediction == "noise":
+            x = _denoised(velocity, noise.to(device), stages[i], patch, seeds)
+        else:
+            last = None if below is None else pyramid.last_step(below, i, patch)
+            x = integrate(velocity, noise.to(device), stages[i], patch=patch, last=last)
         if below is None:
             x = pyramid.unstandardize_base(x)
             components.append(x)
@@ -122,6 +129,26 @@ def image_noise(seeds: Sequence[int], shape: tuple[int, ...], *purpose: int) -> 
     return noise
 
 
+def _denoised(
+    noise: Velocity, x: Tensor, sampling: StageSampling, patch: int, seeds: Sequence[int]
+) -> Tensor:
+    """Return the data (B, C, H, W) that noise x becomes by a model whose tokens are ``noise``; what
+    a step adds anew is drawn as x was."""
+    size = (x.shape[2], x.shape[3])
+
+    def guided_noise(x: Tensor, step: Tensor, guided: bool) -> Tensor:
+        cond, uncond = (v if v is None else v.float() for v in noise(x, step, guided))
+        assert cond is not None
+        if uncond is not None:
+            cond = uncond + sampling.guidance_scale * (cond - uncond)
+        return unpatchify(cond, patch, size)
+
+    def draw(step: int) -> Tensor:
+        return image_noise(seeds, tuple(x.shape[1:]), *STEP_NOISE, step).to(x.device)
+
+    return denoise(guided_noise, x, sampling, draw)
+
+
 def _velocity(
     model: MSF,
     index: int,
@@ -130,7 +157,8 @@ def _velocity(
     seeds: Sequence[int],
     prior_noise: float,
 ) -> Velocity:
-    """Return the velocity field of stage ``index``, given the image ``below`` it (B, C, h, w)."""
+    """Return the velocity, or the noise, that stage ``index`` predicts, given the image ``below``
+    it (B, C, h, w)."""
     stage, null = model.stages[index], model.config.num_classes
     given: tuple[Tensor, ...] = ()
     if below is not None:

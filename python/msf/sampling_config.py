@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict, TypeVar
 
-from .config import MAX_STEPS, MSFConfig
+from .config import DIFFUSION_STEPS, MAX_STEPS, MSFConfig
 from .parsing import items_of, parse_number, parse_whole
 
-SOLVERS = ("euler", "heun")
+# By what a model predicts, the default first.
+SOLVERS_OF = {"velocity": ("euler", "heun"), "noise": ("ddpm", "ddim")}
+SOLVERS = tuple(solver for solvers in SOLVERS_OF.values() for solver in solvers)
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # steps compute in float32
 
 T = TypeVar("T")
@@ -60,7 +62,8 @@ class SamplingConfig:
         steps: integration steps; the model's own, ``MSFConfig.steps``, by default.
         guidance_scale: classifier-free guidance (arXiv 2207.12598); 1 is none.
         guidance_interval: (low, high) in [0, 1], the times with guidance, noise being at 0.
-        solver: "euler" or "heun" (two evaluations a step but the last).
+        solver: "euler", the default, or "heun" (two evaluations a step but the last); of a model
+            that predicts noise "ddpm", the default, or "ddim", see ``diffusion.denoise``.
         prior_noise: deviation of the noise added to every residual's prior, in standard deviations
             of the base.
         project_residual: make every scale, pooled, equal the scale below it up to rounding (nearest
@@ -70,7 +73,7 @@ class SamplingConfig:
     steps: OneOrEach[int] | None = None
     guidance_scale: OneOrEach[float] = 1.0
     guidance_interval: OneOrEach[Interval] = (0.0, 1.0)
-    solver: str = "euler"
+    solver: str | None = None
     prior_noise: float = 0.0
     project_residual: bool = False
 
@@ -89,12 +92,25 @@ class SamplingConfig:
             _one_each(model, "guidance_scale", self.guidance_scale, parse_number),
             _one_each(model, "guidance_interval", interval, _parse_interval),
         )
-        stages = [StageSampling(*row, self.solver) for row in zip(*columns)]
+        default, _ = SOLVERS_OF[model.prediction]
+        solver = default if self.solver is None else self.solver
+        stages = [StageSampling(*row, solver) for row in zip(*columns)]
         for problem in self._problems(model, stages):
             raise ValueError(f"sample: {problem}")
         return stages
 
     def _problems(self, model: MSFConfig, stages: Sequence[StageSampling]) -> Iterator[str]:
+        solver, fitting = stages[0].solver, SOLVERS_OF[model.prediction]
+        if solver not in fitting:
+            yield (
+                f"solver must be {' or '.join(fitting)} for a model that predicts "
+                f"{model.prediction}, got {solver!r}"
+            )
+        if model.prediction == "noise" and (steps := stages[0].steps) > DIFFUSION_STEPS:
+            yield (
+                f"steps must be at most {DIFFUSION_STEPS} for a model that predicts noise, "
+                f"got {steps}"
+            )
         guided = any(stage.guidance_scale != 1 for stage in stages)
         if guided and model.num_classes and model.label_dropout in (0, 1):
             never = "no class" if model.label_dropout == 0 else "any class"
@@ -121,7 +137,7 @@ class SamplingFields(TypedDict, total=False):
     steps: OneOrEach[int] | None
     guidance_scale: OneOrEach[float]
     guidance_interval: OneOrEach[Interval]
-    solver: str
+    solver: str | None
     prior_noise: float
     project_residual: bool
 

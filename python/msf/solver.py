@@ -20,8 +20,8 @@ Step = Callable[..., Tensor]
 
 
 def evaluations(steps: int, solver: str) -> int:
-    """Return how many velocities ``integrate`` asks for."""
-    return steps if solver == "euler" else 2 * steps - 1
+    """Return how often ``integrate``, or ``denoise``, evaluates the model."""
+    return 2 * steps - 1 if solver == "heun" else steps
 
 
 def integrate(

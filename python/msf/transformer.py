@@ -1,22 +1,21 @@
-"""One stage: the adaLN-Zero transformer of DiT (arXiv 2212.09748), predicting a velocity."""
+"""One stage: the adaLN-Zero transformer of DiT (arXiv 2212.09748), predicting a velocity, or the
+noise."""
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._guards import detect_fake_mode
 from torch.nn import functional as F
 
 from msf_kernels import adaln_modulate, attention, bias_gelu, gate_residual_adaln, rope_2d
 
 from .config import StageConfig
+from .embeddings import ScalarEmbedding, sincos_2d
 from .weights import initialize
 
-FREQUENCIES = 256
 NORMAL = partial(nn.init.normal_, std=0.02)
 
 
@@ -33,53 +32,6 @@ def unpatchify(x: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
     x = x.unflatten(2, (patch, patch, x.shape[2] // patch**2))
     x = x.unflatten(1, (size[0] // patch, size[1] // patch))
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-
-
-def sinusoid(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Map positions (n,) to (n, dim) cosines and sines at geometric frequencies (arXiv 1706.03762,
-    3.5)."""
-    steps = torch.arange(dim // 2, dtype=torch.float32, device=positions.device)
-    angles = positions.float()[:, None] * torch.exp(-math.log(max_period) * (steps / (dim // 2)))
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-def sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """Return the position table (height * width, dim): half of the channels for rows, half for
-    columns.
-
-    The result is cached, do not write to it; torch.compile makes it in its graph.
-    """
-    # Neither a table of a graph nor one without values may be kept.
-    unreal = torch.compiler.is_compiling() or detect_fake_mode() is not None
-    build = _sincos_2d if unreal else _cached_sincos_2d
-    return build(height, width, dim, device)
-
-
-def _sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    rows, columns = (sinusoid(torch.arange(n, device=device), dim // 2) for n in (height, width))
-    table = [rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)]
-    return torch.cat(table, dim=-1).flatten(0, 1)
-
-
-@lru_cache(maxsize=64)
-def _cached_sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # the cached table may meet autograd later
-        return _sincos_2d(height, width, dim, device)
-
-
-class ScalarEmbedding(nn.Sequential):
-    """A ScalarEmbedding embeds times or deviations of noise (B,) in [0, 1] as (B, D): sinusoids and
-    an MLP."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, value: Tensor) -> Tensor:
-        # The frequencies were made for the step numbers of a 1000-step diffusion.
-        embedded = sinusoid(1000 * value, FREQUENCIES)
-        first = self[0]
-        assert isinstance(first, nn.Linear)
-        return super().forward(embedded.to(first.weight.dtype))
 
 
 class SkipBiasLinear(nn.Linear):
@@ -120,9 +72,9 @@ class Attention(nn.Module):
     wrappers such as FSDP cast the tensors that they pass on, and a table must stay in float32.
     """
 
-    def __init__(self, stage: StageConfig, qk_norm: bool) -> None:
+    def __init__(self, stage: StageConfig, qk_norm: bool, rope_theta: float = 100.0) -> None:
         super().__init__()
-        self.heads, self.head_dim = stage.heads, stage.head_dim
+        self.heads, self.head_dim, self.rope_theta = stage.heads, stage.head_dim, rope_theta
         self.qkv = SkipBiasLinear(stage.width, 3 * stage.width)
         self.proj = SkipBiasLinear(stage.width, stage.width)
         self.q_weight = nn.Parameter(torch.ones(stage.head_dim)) if qk_norm else None
@@ -130,7 +82,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """Return the output of ``proj``, whose bias the block hands on."""
-        rope = None if grid is None else rope_2d(*grid, self.head_dim, device=x.device)
+        rope = None
+        if grid is not None:
+            rope = rope_2d(*grid, self.head_dim, theta=self.rope_theta, device=x.device)
         out = attention(
             self.qkv(x),
             num_heads=self.heads,
@@ -169,11 +123,11 @@ class Block(nn.Module):
     those from its first gate to that normalisation.
     """
 
-    def __init__(self, stage: StageConfig, qk_norm: bool) -> None:
+    def __init__(self, stage: StageConfig, qk_norm: bool, rope_theta: float = 100.0) -> None:
         super().__init__()
         width, hidden = stage.width, int(stage.width * stage.mlp_ratio)
         self.modulation = nn.Linear(width, 6 * width)
-        self.attention = Attention(stage, qk_norm)
+        self.attention = Attention(stage, qk_norm, rope_theta)
         self.mlp = MLP(width, hidden)
 
     def forward(
@@ -212,16 +166,19 @@ class StageTransformer(nn.Module):
         has_prior: bool,
         positions: str = "rope",
         qk_norm: bool = True,
+        time_range: tuple[float, float] = (0.0, 1000.0),
+        time_period: float = 10_000.0,
+        rope_theta: float = 100.0,
     ) -> None:
         super().__init__()
         self.stage, self.positions = stage, positions
         width, pixels = stage.width, stage.patch**2 * channels
         self.patch_embedding = nn.Linear(pixels * (2 if has_prior else 1), width)
-        self.time_embedding = ScalarEmbedding(width)
+        self.time_embedding = ScalarEmbedding(width, time_range, time_period)
         self.label_embedding = nn.Embedding(num_classes + 1, width) if num_classes else None
         self.prior_noise_embedding = ScalarEmbedding(width) if has_prior else None
         self.modulation = nn.Linear(width, 2 * width)  # shift and scale before the first block
-        self.blocks = nn.ModuleList(Block(stage, qk_norm) for _ in range(stage.depth))
+        self.blocks = nn.ModuleList(Block(stage, qk_norm, rope_theta) for _ in range(stage.depth))
         self.output = nn.Linear(width, pixels)
         self.reset_parameters()
 
@@ -261,7 +218,7 @@ class StageTransformer(nn.Module):
         as_tokens: bool = False,
     ) -> Tensor:
         """Return the velocity (B, C, H, W) at x (B, C, H, W) and time t (B,) in [0, 1], noise being
-        at 0.
+        at 0; of a model that predicts noise, the noise at the diffusion step of number t.
 
         Args:
             x: any H and W that the patch divides.
@@ -279,12 +236,12 @@ class StageTransformer(nn.Module):
         # The state stays in float32 whatever the model was cast to.
         patches = patchify(x, self.stage.patch).to(self.patch_embedding.weight.dtype)
         x = self.patch_embedding(patches)
-        if self.positions == "sincos":
+        if self.positions != "rope":
             x = x + sincos_2d(*grid, self.stage.width, x.device).to(x.dtype)
 
         h = adaln_modulate(x, *self.modulation(c).chunk(2, dim=1))
         for block in self.blocks:
-            x, h = block(x, h, c, grid if self.positions == "rope" else None)
+            x, h = block(x, h, c, grid if self.positions != "sincos" else None)
         tokens = self.output(h)
         return tokens if as_tokens else unpatchify(tokens, self.stage.patch, size)
 

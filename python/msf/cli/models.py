@@ -54,7 +54,8 @@ def unsupported_reason(device: str) -> str | None:
 
 def load(directory: Path, device: torch.device) -> MSF:
     """Load the model in a directory. Raise ValueError if it is missing, corrupt or half trained."""
-    from ..model import MSF, WEIGHTS_FILE
+    from ..model import MSF
+    from ..pretrained import WEIGHTS_FILE
 
     if any(directory.glob("state-*.safetensors")) and not (directory / WEIGHTS_FILE).exists():
         raise ValueError(

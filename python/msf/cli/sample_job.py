@@ -15,8 +15,9 @@ from torch import Tensor
 from ..data.latent_index import is_latents, read_index
 from ..encoding.vae import Autoencoder
 from ..files import checksum
-from ..model import CONFIG_FILE, MSF, WEIGHTS_FILE
+from ..model import MSF
 from ..parts import Parts
+from ..pretrained import CONFIG_FILE, WEIGHTS_FILE
 from ..progress import bar
 from ..sampling import Sample
 from ..sampling_config import SamplingConfig, StageSampling

@@ -48,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         help="times with guidance, 0 being noise and 1 the image",
     )
-    parser.add_argument("--solver", choices=SOLVERS, help=f"default {DEFAULTS.solver}")
+    parser.add_argument(
+        "--solver",
+        choices=SOLVERS,
+        help="euler (the default) or heun, of models that predict noise ddpm (the default) or ddim",
+    )
     parser.add_argument(
         "--prior-noise",
         type=number,

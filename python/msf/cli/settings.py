@@ -42,7 +42,7 @@ def read(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig | None]:
 
 def _of_run(directory: Path) -> tuple[MSFConfig, TrainingConfig]:
     """Return what the model in ``directory`` is and how it was trained."""
-    from ..model import read_config
+    from ..pretrained import read_config
 
     run = read_run(directory)
     if run is None:

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from ..config import MSFConfig
 from ..files import abandoned, atomic_write, remove
-from ..model import CONFIG_FILE, MSF, WEIGHTS_FILE, read_config
+from ..model import MSF
+from ..pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
 from ..progress import say
 from . import metrics
 from .checkpoints import Checkpoints

@@ -15,7 +15,18 @@ from ..model import MSF
 from ..transformer import StageTransformer
 from .config import class_names_of, read_run
 
-KEPT = ("stages", "channels", "positions", "qk_norm", "upsample", "standardize")
+KEPT = (
+    "stages",
+    "channels",
+    "positions",
+    "qk_norm",
+    "upsample",
+    "standardize",
+    "prediction",
+    "time_range",
+    "time_period",
+    "rope_theta",
+)
 
 
 @torch.no_grad()
@@ -27,13 +38,18 @@ def started_from(
 
     Sizes may differ, as positions are computed. A class keeps the embedding of the class of its
     name there (where one of the two has no names, of its number, if there are as many), and any
-    other begins as no class does; so does a model without classes. Raise ValueError (one line)
-    where the rest of the configurations differs.
+    other begins as no class does; so does a model without classes. A model of a single stage
+    (N = 0), as ``msf import`` makes, may also begin the base of one that has residuals, which begin
+    anew. Raise ValueError (one line) where the rest of the configurations differs.
     """
     directory = Path(directory)
     source = MSF.from_pretrained(directory)
     for name in KEPT:
         old, new = getattr(source.config, name), getattr(config, name)
+        if not source.config.levels and config.levels:
+            if name == "upsample":  # there was nothing to upsample
+                continue
+            new = new[:1] if name == "stages" else new
         if old != new:
             raise ValueError(
                 f"{directory}: has other {name} than the model to train, {old} and not {new}; "

@@ -5,13 +5,14 @@ reads; with "problems" in it the exit status is 1. Nothing here imports torch be
 that ``msf --help`` answers at once.
 """
 
-from . import doctor, encode, evaluate, factorize, flops, inspect, sample, train
+from . import doctor, encode, evaluate, factorize, flops, import_model, inspect, sample, train
 
 COMMANDS = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
     "encode": encode,
+    "import": import_model,
     "factorize": factorize,
     "flops": flops,
     "inspect": inspect,

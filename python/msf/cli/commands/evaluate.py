@@ -129,7 +129,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             true_bases=config.levels > 0,
             conditional=config.num_classes > 0 and config.label_dropout < 1,
         )
-        gmacs = _gmacs(cost, each.solver)
+        gmacs = _gmacs(cost, each.stages(config)[0].solver)
         results.append({"steps": steps, "gmacs_per_image": gmacs, "report": report})
     document = {"model": str(args.model), "data": source, "results": results}
     if args.out:

@@ -65,7 +65,7 @@ def text(document: dict[str, Any]) -> str:
 def _config(args: argparse.Namespace) -> MSFConfig:
     if not args.model:
         return settings.read(args)[0]
-    from ...model import read_config
+    from ...pretrained import read_config
 
     return read_config(args.model)
 

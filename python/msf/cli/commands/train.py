@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="begin with the weights of the model in this folder, whose statistics are measured "
         "anew; without --preset and --config its configuration and training are kept, but for "
-        "other options",
+        "other options; one of a single stage may begin the base of one with residuals",
     )
     parser.add_argument(
         "--data",

@@ -1,0 +1,126 @@
+"""The files of checkpoints: their tensors, and how they were trained; nothing in them is run."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..files import check_is_file, printable
+
+AVERAGED = ("ema", "model")  # where a file holds several, what their own samplers take comes first
+ZIP = b"PK\x03\x04"
+
+
+@dataclass
+class Checkpoint:
+    """A Checkpoint has ``tensors`` by name, and the settings that a training wrote beside them.
+
+    ``take`` and ``finish`` raise ValueError (one line) for tensors that are missing, of another
+    shape or unknown.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def error(self, message: str) -> ValueError:
+        return ValueError(f"{printable(self.path)}: {message}")
+
+    def dims(self, name: str, count: int) -> tuple[int, ...]:
+        """Return the shape of the tensor of this name, which has ``count`` dimensions."""
+        if name not in self.tensors:
+            raise self.error(f"{name} is missing; these are no weights of a known model")
+        shape = tuple(self.tensors[name].shape)
+        if len(shape) != count or 0 in shape:
+            raise self.error(f"{name} must have {count} dimensions, none empty, got {shape}")
+        return shape
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Return the tensor of this name, and forget it: float32, or float64 where it is that."""
+        if self.dims(name, len(shape)) != shape:
+            got = tuple(self.tensors[name].shape)
+            raise self.error(f"{name} must be {shape}, got {got}")
+        x = self.tensors.pop(name)
+        if not x.is_floating_point():
+            raise self.error(f"{name} must be of floats, got {x.dtype}")
+        return x if x.dtype == torch.float64 else x.float()
+
+    def finish(self) -> None:
+        if left := sorted(self.tensors):
+            others = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            names = ", ".join(map(printable, left[:3])) + others
+            raise self.error(f"holds tensors that are not part of a known model: {names}")
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a .safetensors file or what ``torch.save`` wrote. Raise ValueError (one line) where it
+    is damaged, or would run something."""
+    check_is_file(path)
+    with path.open("rb") as file:
+        is_zip = file.read(4) == ZIP
+    is_safe = path.suffix == ".safetensors"
+    values = _load_safetensors(path) if is_safe else _load_pickle(path, is_zip)
+    settings = _settings(values)
+    for name in AVERAGED:
+        if isinstance(values.get(name), dict):
+            values = values[name]
+            break
+    tensors = {
+        name.removeprefix("module."): x for name, x in values.items() if isinstance(x, Tensor)
+    }
+    if not tensors:
+        raise ValueError(f"{printable(path)}: holds no tensors by name")
+    return Checkpoint(path, tensors, settings)
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{printable(path)}: not a readable safetensors file ({error})") from None
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the training: "args" of DiT and its like, "config" of LightningDiT."""
+    args, config = values.get("args"), values.get("config")
+    if isinstance(args, argparse.Namespace):
+        return dict(vars(args))
+    if not isinstance(config, dict):
+        return {}
+    model, transport = (config.get(part) or {} for part in ("model", "transport"))
+    return {**transport, "model": model.get("model_type", "")}
+
+
+def _load_pickle(path: Path, is_zip: bool) -> dict[str, Any]:
+    name = printable(path)
+    if is_zip and not zipfile.is_zipfile(path):
+        raise ValueError(f"{name}: is cut off or damaged; fetch it anew")
+    try:
+        # DiT's trainings keep their options beside the weights.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # of the protocol of a pickle that it then refuses
+            values = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{name}: is a pickle that wants to run {printable(found[1])}, which is refused; "
+                "save its weights alone, as safetensors"
+            ) from None
+        raise ValueError(f"{name}: not a readable checkpoint of torch, or one cut off") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name}: not a readable checkpoint of torch ({reason})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{name}: must hold tensors by name, holds a {type(values).__name__}")
+    return {key: value for key, value in values.items() if isinstance(key, str)}
