@@ -11,6 +11,7 @@ from .training.config import TrainingConfig
 if TYPE_CHECKING:
     from .drop_in import accelerate, restore
     from .model import MSF
+    from .pipeline import Pipeline
     from .pyramid import Pyramid
     from .sampling import Sample, sample, sample_components
 
@@ -18,6 +19,7 @@ __all__ = [
     "MSF",
     "PRESETS",
     "MSFConfig",
+    "Pipeline",
     "Preset",
     "Pyramid",
     "Sample",
@@ -34,6 +36,7 @@ __all__ = [
 # Torch takes seconds to import: these do so only when used, so that `msf --help` answers at once.
 _NEED_TORCH = {
     "MSF": "model",
+    "Pipeline": "pipeline",
     "Pyramid": "pyramid",
     "Sample": "sampling",
     "accelerate": "drop_in",

@@ -28,9 +28,20 @@ def to_uint8(x: Tensor) -> Tensor:
     return (x.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
 
+def to_pil(x: Tensor) -> Image.Image:
+    """Return x (C, H, W), C 1 or 3, in [-1, 1], as PIL's image of 8 bits."""
+    from PIL import Image
+
+    if x.dim() != 3 or x.shape[0] not in (1, 3):
+        raise ValueError(
+            f"an image must be (1 or 3, H, W), got {tuple(x.shape)}; decode latents first"
+        )
+    return Image.fromarray(to_uint8(x).permute(1, 2, 0).squeeze(-1).cpu().numpy())
+
+
 def save_image(path: str | os.PathLike[str], x: Tensor) -> None:
     """Write x (C, H, W), C 1 or 3, in [-1, 1], in the format that ``path`` names."""
-    picture = _picture(x)
+    picture = to_pil(x)
     with atomic_write(path) as temporary:
         picture.save(temporary)
 
@@ -38,18 +49,8 @@ def save_image(path: str | os.PathLike[str], x: Tensor) -> None:
 def png(x: Tensor) -> bytes:
     """Return x (C, H, W), C 1 or 3, in [-1, 1], as the content of a PNG file."""
     content = io.BytesIO()
-    _picture(x).save(content, "PNG")
+    to_pil(x).save(content, "PNG")
     return content.getvalue()
-
-
-def _picture(x: Tensor) -> Image.Image:
-    from PIL import Image
-
-    if x.dim() != 3 or x.shape[0] not in (1, 3):
-        raise ValueError(
-            f"save_image: x must be (1 or 3, H, W), got {tuple(x.shape)}; decode latents first"
-        )
-    return Image.fromarray(to_uint8(x).permute(1, 2, 0).squeeze(-1).cpu().numpy())
 
 
 def tile(x: Tensor, columns: int | None = None, *, zoom: int = 1) -> Tensor:

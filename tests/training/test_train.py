@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import multiprocessing
 import sys
 import threading
@@ -52,6 +53,17 @@ def test_the_kept_model_is_the_average_and_standardised_by_the_data(whole):
     assert torch.equal(kept["stages.1.output.weight"], state["ema.output.weight"])
     assert not torch.equal(kept["stages.1.output.weight"], state["weights.output.weight"])
     assert not torch.equal(kept["pyramid.std"], torch.ones(2, 1))
+
+
+def test_the_model_card_says_what_is_known(whole):
+    card = (whole / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: msf\n") and "Trained on `digits`.\n" in card
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    base = next(row for row in reversed(rows) if row["stage"] == "base")
+    assert f"| base | 8 | {base['loss']:.4f} | {base['validation_loss']:.4f} |\n" in card
+    config, training = (json.loads(text.split("```")[0]) for text in card.split("```json")[1:])
+    assert config == json.loads((whole / "config.json").read_text())
+    assert training["batch_size"] == TRAINING.batch_size
 
 
 def test_a_model_that_does_not_standardise_measures_nothing(tmp_path):

@@ -9,6 +9,7 @@ checkpoints/<stage>-<step>.safetensors   earlier states
 ema-<decay>/                     models with the weights of other averages
 metrics.jsonl, tensorboard/      losses and rates
 samples-<stage>-<step>.png, loss.png
+README.md                        the model card
 
 Several processes may train different stages into one folder at once.
 """
@@ -32,9 +33,17 @@ from ..model import MSF
 from ..pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
 from ..progress import say
 from . import metrics
+from .card import model_card
 from .checkpoints import Checkpoints
 from .config import RUN_FILE, RunConfig, read_run
-from .identity import compare_data, sample_contents, write_contents, write_files
+from .identity import (
+    compare_data,
+    plain,
+    sample_contents,
+    settings_of,
+    write_contents,
+    write_files,
+)
 from .locks import claim, locked
 from .stage import StageTrainer
 from .state import load_average, load_part
@@ -156,15 +165,15 @@ class RunFolder:
                 "without --from, by --config, or choose another --out"
             )
         saved = (self.path / CONFIG_FILE).exists()
-        theirs = _settings(read_config(self.path) if saved else config, run)
-        ours = _settings(config, self.run)
+        theirs = settings_of(read_config(self.path) if saved else config, run)
+        ours = settings_of(config, self.run)
         differing = [name for name in ours if ours[name] != theirs[name]]
         # With another holdout an evaluation would test with images that were trained on.
         kept = ("model.", "training.seed", "training.holdout")
         fixed = [name for name in differing if name.startswith(kept)]
         if fixed:
             values = ", ".join(
-                f"{name.split('.')[1]} {_plain(theirs[name])} (not {_plain(ours[name])})"
+                f"{name.split('.')[1]} {plain(theirs[name])} (not {plain(ours[name])})"
                 for name in fixed
             )
             raise ValueError(
@@ -181,7 +190,7 @@ class RunFolder:
             otherwise="continue with",
         )
         self.changes = [
-            f"{name.removeprefix('training.')} {_plain(ours[name])} (was {_plain(theirs[name])})"
+            f"{name.removeprefix('training.')} {plain(ours[name])} (was {plain(theirs[name])})"
             for name in differing
         ]
         if self.changes and self._is_busy():
@@ -280,21 +289,11 @@ class RunFolder:
         """Return every whole line of metrics.jsonl."""
         return metrics.read(self.path / "metrics.jsonl", self.config.stage_names)[0]
 
+    def describe(self, metrics: Sequence[Mapping[str, Any]]) -> None:
+        """Write the model card, of this run and all of its stages."""
+        with atomic_write(self.path / "README.md") as temporary:
+            temporary.write_text(model_card(self.config, self.run, metrics))
+
     def log(self, **row: Any) -> None:
         with locked(self.path), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def _settings(config: MSFConfig, run: RunConfig) -> dict[str, Any]:
-    """Return the settings of a run by name, as JSON gives them back."""
-    settings = {
-        **{f"model.{name}": value for name, value in asdict(config).items()},
-        **{f"training.{name}": value for name, value in asdict(run.training).items()},
-        "data": run.data,
-    }
-    return json.loads(json.dumps(settings))
-
-
-def _plain(value: Any) -> str:
-    """Write a number, or those of a list as on the command line."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""The data that a run was trained on, and what has changed in it since."""
+"""What a run was trained with, its data above all, and what has changed in it since."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from ..config import MSFConfig
 from ..files import atomic_write, printable, quoted, read_file
 from ..parsing import parse_object
 from .config import RunConfig
@@ -176,3 +179,18 @@ def changed_files(before: Mapping[str, int], now: Mapping[str, int]) -> str | No
         if names
     ]
     return ", ".join(parts) or None
+
+
+def settings_of(config: MSFConfig, run: RunConfig) -> dict[str, Any]:
+    """Return the settings of a run by name, as JSON gives them back."""
+    settings = {
+        **{f"model.{name}": value for name, value in asdict(config).items()},
+        **{f"training.{name}": value for name, value in asdict(run.training).items()},
+        "data": run.data,
+    }
+    return json.loads(json.dumps(settings))
+
+
+def plain(value: Any) -> str:
+    """Write a number, or those of a list as on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

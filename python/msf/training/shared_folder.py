@@ -68,3 +68,7 @@ class SharedFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Return every whole line of metrics.jsonl, in the first process."""
         return self.ranks.first(lambda: self._folder.metrics(), shared=False)
+
+    def describe(self, metrics: Sequence[dict[str, Any]]) -> None:
+        """Write the model card, in the first process, which alone calls this."""
+        self._folder.describe(metrics)

@@ -147,6 +147,7 @@ def _train(
     metrics = folder.metrics()
     if ranks.is_first:
         plot_losses(metrics, folder.path / "loss.png")
+        folder.describe(metrics)
     # The saved one, because another process may have trained the other stages meanwhile.
     return (folder.saved_model() or averaged).to(device).requires_grad_(False)
 

@@ -1,0 +1,99 @@
+"""A model and the VAE of its latents as one object, after the pipelines of diffusers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .images import to_pil
+from .model import MSF
+from .pretrained import folder_of
+from .sampling import sample
+from .training.config import class_names_of, read_run
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .encoding.vae import Autoencoder
+
+
+class Pictures(NamedTuple):
+    """Pictures are what a pipeline makes: ``images`` is a list of PIL's."""
+
+    images: list[Image]
+
+
+class Pipeline:
+    """A Pipeline makes pictures: ``pipe(labels).images``.
+
+    Args:
+        model: on the device that is to compute.
+        vae: decodes its latents; None for a model of pixels.
+        class_names: names by which labels may be given, in the order of their numbers.
+
+    Raise ValueError where the model makes latents and ``vae`` is none, or one of other latents.
+    """
+
+    def __init__(
+        self, model: MSF, vae: Autoencoder | None = None, class_names: Sequence[str] = ()
+    ) -> None:
+        config = model.config
+        if vae is None and config.channels not in (1, 3):
+            raise ValueError(
+                f"Pipeline: the model makes latents of {config.channels} channels, not pictures; "
+                "give the vae that they are decoded with"
+            )
+        if vae is not None:
+            vae.image_size((config.channels, *config.image_size))
+        self.model, self.vae, self.class_names = model, vae, tuple(class_names)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        vae: str | os.PathLike[str] | None = None,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Pipeline:
+        """Load a model as ``MSF.from_pretrained`` does, and ``vae``, the folder of an AutoencoderKL
+        of diffusers. Names of classes are those of the run that made ``directory``."""
+        folder = folder_of(directory, revision)
+        model = MSF.from_pretrained(folder).to(device)
+        names = class_names_of(folder, read_run(folder), model.config.num_classes)
+        if vae is None:
+            return cls(model, None, names)
+        from .encoding.vae import Autoencoder
+
+        return cls(model, Autoencoder(Path(vae), device), names)
+
+    def __call__(
+        self,
+        labels: Sequence[int | str] | Tensor | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Pictures:
+        """Make a picture of each label, a class's number or name, or of each seed where the model
+        has no classes. ``seeds`` are 0, 1, ... by default; ``options`` are those of ``msf.sample``.
+
+        Raise ValueError for an unknown name, and as ``msf.sample`` does.
+        """
+        numbers = None if labels is None else torch.tensor([*map(self._number, labels)])
+        if seeds is None:
+            seeds = range(1 if numbers is None else len(numbers))
+        made = sample(self.model, numbers, seeds=seeds, **options)
+        return Pictures(list(map(to_pil, self.vae.decode(made) if self.vae else made)))
+
+    def _number(self, label: Any) -> int:
+        if not isinstance(label, str):
+            return int(label)
+        if label not in self.class_names:
+            known = f"are {', '.join(self.class_names[:5])}, ..." if self.class_names else "unknown"
+            raise ValueError(f"Pipeline: no class is called {label!r}; names of classes {known}")
+        return self.class_names.index(label)

@@ -1,0 +1,51 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import msf
+from models import tiny_model
+from msf.images import to_uint8
+from msf.training.config import RUN_FILE, RunConfig
+from training_runs import TRAINING
+from vaes import save_vae
+
+
+def pixels(pictures):
+    return np.stack([np.asarray(picture) for picture in pictures.images])
+
+
+def test_pictures_are_samples_of_pixels():
+    model = tiny_model(channels=1)
+    made = msf.Pipeline(model)([2, 0], seeds=[5, 6], steps=1)
+    expected = to_uint8(msf.sample(model, torch.tensor([2, 0]), seeds=[5, 6], steps=1))
+    assert made.images[0].mode == "L" and made.images[0].size == (8, 8)
+    assert np.array_equal(pixels(made), expected[:, 0].numpy())
+
+
+def test_without_classes_there_is_one_of_each_seed():
+    pipe = msf.Pipeline(tiny_model(channels=3, num_classes=0))
+    assert len(pipe(seeds=[1, 2, 3]).images) == 3 and pipe().images[0].mode == "RGB"
+
+
+def test_a_folder_gives_names_and_its_latents_are_decoded(tmp_path):
+    pytest.importorskip("diffusers", reason="needs diffusers (the latents extra)")
+    from msf.encoding.vae import Autoencoder
+
+    model = tiny_model(channels=4)
+    model.save_pretrained(tmp_path / "run")
+    run = RunConfig("data", TRAINING, class_names=("cat", "dog", "owl"))
+    (tmp_path / "run" / RUN_FILE).write_text(json.dumps(dataclasses.asdict(run)))
+    vae = save_vae(tmp_path / "vae")
+    pipe = msf.Pipeline.from_pretrained(tmp_path / "run", vae=vae)
+    latents = msf.sample(model, torch.tensor([1, 2]), seeds=[0, 1])
+    expected = to_uint8(Autoencoder(vae).decode(latents)).permute(0, 2, 3, 1)
+    assert np.array_equal(pixels(pipe(["dog", 2])), expected.numpy())
+    with pytest.raises(ValueError, match="no class is called 'cow'; names of classes are cat, dog"):
+        pipe(["cow"])
+    with pytest.raises(ValueError, match="makes latents of 4 channels, not pictures; give the vae"):
+        msf.Pipeline.from_pretrained(tmp_path / "run")
+    with pytest.raises(ValueError, match="decodes latents of 4 channels, the model makes 1"):
+        msf.Pipeline(tiny_model(channels=1), Autoencoder(vae))
