@@ -200,7 +200,9 @@ def test_bad_folders_get_one_line(tmp_path):
     save(train_name(tmp_path), np.zeros((8, 8), np.uint8))
     with pytest.raises(ValueError, match="too few images: none falls into the test split"):
         load(tmp_path, "test")
-    with pytest.raises(ValueError, match=r"1 \(grey\) or 3 \(RGB\) channels, got 2"):
+    with pytest.raises(
+        ValueError, match=r"1 \(grey\) or 3 \(RGB\) channels, the model takes 2; msf encode"
+    ):
         load(tmp_path, channels=2)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty holds no image \(\.bmp, "):

@@ -110,7 +110,7 @@ def test_the_small_run_ends_in_the_same_bits_however_it_is_killed(tmp_path: Path
     assert (tmp_path / "small.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
     assert len(numpy.load(tmp_path / "small.npz")["arr_0"]) == 48
 
-    run(evaluate.replace("small.json", "result.json"), tmp_path)
-    figures = json.loads((tmp_path / "result.json").read_text())["figures"]
+    run(evaluate, tmp_path)
+    figures = json.loads((tmp_path / "table.json").read_text())["figures"]
     assert figures.keys() >= {"fid", "sfid", "inception_score", "precision", "recall"}
     assert all(math.isfinite(value) for value in figures.values() if isinstance(value, float))

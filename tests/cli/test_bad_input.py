@@ -73,7 +73,7 @@ BAD_INPUT = {
     # Outputs
     "sample {run} --out {image}": "image.png: exists already; choose another --out or add",
     "sample {run} --out {run}": "run: holds files already; choose another --out or add --overwrite",
-    "sample {run} --out {run} --overwrite": "run: holds more than images (config.json)",
+    "sample {run} --out {run} --overwrite": "run: holds more than images (README.md)",
     "sample {run} --out {tiny}": "tiny.json: is a file; --out must name a folder here",
     "sample {run} --out {image}/x.png": "image.png: is a file; --out must name a file in a folder",
     "sample {run} --out {out}/x.jpg": "name a .npz file, a .png file, a .safetensors file or a fol",

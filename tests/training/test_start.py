@@ -125,10 +125,17 @@ def test_one_stage_is_tuned_on_other_images_of_another_size(whole, wide_photos, 
     assert not torch.equal(*weights)
     assert not torch.equal(model.pyramid.mean, source.pyramid.mean)
 
+    # Without its source the run knows its settings.
+    shutil.rmtree(before)
+    alone = ["train", *options[2:6], "--quiet", "--resume", "--device", "cpu"]
+    assert main([*alone, "--stage", "residual", "--steps", "5"]) == 0
+    assert saved_step(out, "residual") == 5
+    model = MSF.from_pretrained(out)
+
     # Later the base, which has weights but was not trained here; and no longer, once it is lost.
-    base = [option.replace("residual", "base") for option in options]
+    base = [*alone[1:], "--stage", "base"]
     assert main(["train", *base]) == 0
-    assert saved_step(out, "base") == 4
+    assert saved_step(out, "base") == 5
     after = MSF.from_pretrained(out)
     assert torch.equal(after.stages[1].output.weight, model.stages[1].output.weight)
     assert not torch.equal(labels_of(after), labels_of(model))
@@ -150,15 +157,17 @@ def test_resuming_does_not_begin_anew(whole, tmp_path):
     train(MODEL, longer, "digits", once, start=whole, progress=False)
     assert all(torch.equal(x, resumed[k]) for k, x in load_file(once / "model.safetensors").items())
     assert not torch.equal(tuned["stages.0.output.weight"], resumed["stages.0.output.weight"])
-    with pytest.raises(ValueError, match=f"began with {whole}, not with elsewhere; resume without"):
+    with pytest.raises(
+        ValueError, match=f"began with {whole}, not with elsewhere; leave out --from"
+    ):
         train(MODEL, longer, "digits", out, start="elsewhere", resume=True, progress=False)
 
 
 def test_a_run_is_not_given_another_beginning(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
-    with pytest.raises(ValueError, match="did not begin with a model, not with "):
+    with pytest.raises(ValueError, match="began with new weights, not with "):
         train(MODEL, TRAINING, "digits", tmp_path / "run", start=whole, resume=True)
     options = ["--from", str(tmp_path / "none"), "--data", "digits", "--out", str(tmp_path / "x")]
     assert main(["train", *options]) == 2
-    assert "has no training.json to train by; give --preset or --config" in capsys.readouterr().err
+    assert "none: holds no model (config.json is missing)" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..config import MSFConfig
 from ..parsing import parse_dataclass, parse_object
 from ..presets import preset
+from ..pretrained import CONFIG_FILE, read_config
 from ..training.config import RUN_FILE, TrainingConfig, read_run
 
 
@@ -27,7 +28,7 @@ def read(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig | None]:
         chosen = preset(args.preset)
         return chosen.model, chosen.training
     if not args.config:
-        return _of_run(args.start)
+        return of_run(args.start)
     values = parse_object(args.config.read_bytes(), args.config)
     if "model" not in values or set(values) - {"model", "training"}:
         raise ValueError(f'{args.config}: must be {{"model": {{...}}, "training": {{...}}}}')
@@ -40,10 +41,10 @@ def read(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig | None]:
         raise ValueError(f"{args.config}: {error}") from None
 
 
-def _of_run(directory: Path) -> tuple[MSFConfig, TrainingConfig]:
+def of_run(directory: Path) -> tuple[MSFConfig, TrainingConfig]:
     """Return what the model in ``directory`` is and how it was trained."""
-    from ..pretrained import read_config
-
+    if not (directory / CONFIG_FILE).is_file():
+        raise ValueError(f"{directory}: holds no model ({CONFIG_FILE} is missing)")
     run = read_run(directory)
     if run is None:
         raise ValueError(

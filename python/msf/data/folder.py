@@ -41,7 +41,10 @@ class ImageFolder(ImageData):
         holdout: float = HOLDOUT,
     ) -> None:
         if channels not in MODES:
-            raise ValueError(f"data: images have 1 (grey) or 3 (RGB) channels, got {channels}")
+            raise ValueError(
+                f"data: images have 1 (grey) or 3 (RGB) channels, the model takes {channels}; "
+                "msf encode makes latents of them"
+            )
         check_pillow(root)
         self._root = root
         self._size, self._mode = (image_size[1], image_size[0]), MODES[channels]

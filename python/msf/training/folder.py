@@ -159,10 +159,9 @@ class RunFolder:
                 f"{self.path}: holds files but no run ({RUN_FILE}); choose another --out"
             )
         if self.run.start not in ("", run.start):
-            began = f"began with {run.start}" if run.start else "did not begin with a model"
             raise ValueError(
-                f"{self.path}: the run in this folder {began}, not with {self.run.start}; resume "
-                "without --from, by --config, or choose another --out"
+                f"{self.path}: the run in this folder began with {run.start or 'new weights'}, not "
+                f"with {self.run.start}; leave out --from, or choose another --out"
             )
         saved = (self.path / CONFIG_FILE).exists()
         theirs = settings_of(read_config(self.path) if saved else config, run)

@@ -32,6 +32,7 @@ from .start import started_from
 from .validation import Validation
 
 STATISTICS_IMAGES, STATISTICS_BATCH = 16_384, 512
+STATISTICS = (3, 0, 0, 0)  # the purpose of its draws, beside that of ``Validation``
 MAX_EPOCHS_A_BATCH = 10  # a batch that is larger is a slip
 
 
@@ -224,8 +225,9 @@ def _introduce(
 def _statistics_batches(data: ImageData, seed: int, skipped: Skipped) -> Iterator[Tensor]:
     readable = ReadableBatches(data)
     chosen = torch.randperm(len(data), generator=generator(seed))[:STATISTICS_IMAGES]
-    for indices in chosen.split(STATISTICS_BATCH):
-        images, _, problems = readable[indices]
+    for part, indices in enumerate(chosen.split(STATISTICS_BATCH)):
+        # Latents are drawn here as in training: their posteriors' means deviate less.
+        images, _, problems = readable.read(indices, (seed, *STATISTICS, part))
         skipped.add(problems)
         yield images
 
@@ -235,6 +237,11 @@ def _doubtful(
 ) -> list[str]:
     """Return what the user should know of the settings. Raise ValueError where they make no sense
     with so many images and processes."""
+    if training.parallel == "fsdp" and not torch.distributed.is_initialized():
+        raise ValueError(
+            'parallel "fsdp" needs torchrun, for one process too: torchrun --nproc-per-node 1 -m '
+            "msf.cli train ..."
+        )
     parts = processes * training.accumulation
     if training.batch_size % parts:
         raise ValueError(

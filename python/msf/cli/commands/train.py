@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...config import MSFConfig
+from ...pretrained import CONFIG_FILE
 from ...training.config import CHECKPOINTING, PARALLEL, PRECISIONS, TrainingConfig
 from .. import models, settings, tables
 from ..errors import Failure
@@ -89,8 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="auto",
         choices=("auto",),
-        help="continue the run that --out holds, if any; model, seed and holdout must stay, other "
-        "settings and the place of the data may change",
+        help="continue the run that --out holds, if any, with its own settings where --preset and "
+        "--config are left out; model, seed and holdout must stay, others and the place of the "
+        "data may change",
     )
     parser.add_argument(
         "--data-changed",
@@ -225,9 +227,13 @@ def text(document: dict[str, Any]) -> str:
 
 def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
     """Return the preset or file with the command line's changes."""
-    if not (args.preset or args.config or args.start):
+    training: TrainingConfig | None
+    if not (args.preset or args.config) and args.resume and (args.out / CONFIG_FILE).exists():
+        config, training = settings.of_run(args.out)
+    elif args.preset or args.config or args.start:
+        config, training = settings.read(args)
+    else:
         raise ValueError("give --preset, --config, or --from a model's folder")
-    config, training = settings.read(args)
     if training is None:
         raise ValueError(f'{args.config}: key "training" is missing')
     changes = {name: getattr(args, name) for name in CHANGES if getattr(args, name) is not None}
