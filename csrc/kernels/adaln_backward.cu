@@ -221,10 +221,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       sum_over_team<true>(means, shared + odd * 2 * kRows * kMaxWarps);
       odd = !odd;
 #pragma unroll
-      for (int m = 0; m < 2 * kRows; ++m) means[m] /= size.channels;
-      if (args.rms) {
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) means[2 * r] = 0;
+      for (int m = 0; m < 2 * kRows; ++m) {
+        means[m] = args.rms && m % 2 == 0 ? 0 : means[m] / size.channels;
       }
     }
     channels.each([&](int i, int c) {
