@@ -82,6 +82,8 @@ __device__ void measure(const Packed<T, kVector> (&x)[kRows][kItems], C eps, boo
     sum_over_team<kWhole>(mean, shared_sums);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) mean[r] /= channels.count;
+  } else if constexpr (kWhole) {
+    __syncthreads();  // as in the sum above: the squares of the rows before have been read by then
   }
   each_element([&](int r, C value) {
     rstd[r] = fused_multiply_add(value - mean[r], value - mean[r], rstd[r]);

@@ -19,7 +19,6 @@ def test_every_operator_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert norm.startswith("F.layer_norm") and float(norm.split()[1]) > 0
     rows = {line.split()[0]: [float(number) for number in line.split()[1:]] for line in lines}
     assert set(rows) == set(msf_kernels.OPERATORS)
-    assert all(min(row) > 0 for row in rows.values())
     assert {op for op, row in rows.items() if len(row) == 2} == {"guided_euler_merge"}
     assert extension.emulation is None
 
