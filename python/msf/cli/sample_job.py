@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.latent_index import is_latents, read_index
 from ..encoding.vae import Autoencoder
 from ..files import checksum
 from ..model import MSF
@@ -108,10 +107,8 @@ def prepare(args: argparse.Namespace, device: torch.device, rank: int, processes
     shape, vae = (model.config.channels, *model.config.image_size), None
     _check_out(args, shape[0])
     if args.vae:
-        vae = Autoencoder(args.vae, device)
+        vae = models.autoencoder(args.vae, device, model.config, run.data if run else None)
         shape = (3, *vae.image_size(shape))
-        if run and is_latents(run.data):
-            vae.check_decodes(read_index(Path(run.data)))
     _check_num(args.out, num, shape)
     classes = labels.of_classes(chosen, model)
     made = labels.of_numbers(range(args.seed, args.seed + num), classes, drawn=drawn)

@@ -51,19 +51,19 @@ def stage_state(source: Checkpoint, config: MSFConfig, outputs: Outputs) -> dict
 
     modulations = []
     for i in range(stage.depth):
-        old, new = f"blocks.{i}", f"blocks.{i}"
-        modulations.append(_of_block(source, f"{old}.adaLN_modulation.1", width, rows))
+        block = f"blocks.{i}"  # there and here
+        modulations.append(_of_block(source, f"{block}.adaLN_modulation.1", width, rows))
         state |= {
-            f"{new}.attention.{key}": x
-            for key, x in _attention(source, f"{old}.attn", config, order).items()
+            f"{block}.attention.{key}": x
+            for key, x in _attention(source, f"{block}.attn", config, order).items()
         }
         layers = ("mlp.fc1", hidden, width), ("mlp.fc2", width, hidden)
         for (name, outs, ins), layer in zip(layers, (0, 2)):
-            weight = source.take(f"{old}.{name}.weight", outs, ins)
-            bias = source.take(f"{old}.{name}.bias", outs)
+            weight = source.take(f"{block}.{name}.weight", outs, ins)
+            bias = source.take(f"{block}.{name}.bias", outs)
             is_first = layer == 0
-            state[f"{new}.mlp.{layer}.weight"] = weight[:, order] if is_first else weight[order]
-            state[f"{new}.mlp.{layer}.bias"] = bias if is_first else bias[order]
+            state[f"{block}.mlp.{layer}.weight"] = weight[:, order] if is_first else weight[order]
+            state[f"{block}.mlp.{layer}.bias"] = bias if is_first else bias[order]
     modulations.append(_modulation(source, "final_layer.adaLN_modulation.1", width, 2, rows))
     state |= _recut(modulations, width)
     return state | _output(source, config, outputs, order)

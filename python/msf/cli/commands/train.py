@@ -31,7 +31,7 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...config import MSFConfig
 from ...pretrained import CONFIG_FILE
@@ -39,11 +39,6 @@ from ...training.config import CHECKPOINTING, PARALLEL, PRECISIONS, TrainingConf
 from .. import models, settings, tables
 from ..errors import Failure
 from ..sampling import number
-
-if TYPE_CHECKING:
-    import torch
-
-    from ...training.loop import Decode
 
 SAMPLE_EVERY = TrainingConfig(steps=(1,)).sample_every
 CHANGES = (
@@ -179,6 +174,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ...training.train import train
 
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+    needs_vae = args.vae and is_first  # which alone shows samples
+    vae = models.autoencoder(args.vae, device, config, args.data) if needs_vae else None
     # TensorBoard writes in a thread; when that fails, the main thread raises its error once more.
     threading.excepthook = lambda _: None
     try:
@@ -191,7 +188,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             resume=args.resume is not None,
             data_changed=args.data_changed,
             start=args.start.resolve() if args.start else "",
-            decode=_decoder(args, config, device) if args.vae and is_first else None,
+            decode=vae.decode if vae else None,
             device=device,
             progress=not args.quiet,
         )
@@ -204,20 +201,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not is_first:
         return {}
     return {"out": str(args.out), "stages": _last_metrics(args.out)}
-
-
-def _decoder(args: argparse.Namespace, config: MSFConfig, device: torch.device) -> Decode:
-    """Return what makes pictures of the model's latents. Raise ValueError (one line) where the VAE
-    does not fit them or the data."""
-    from ...data import is_latents
-    from ...data.latent_index import read_index
-    from ...encoding.vae import Autoencoder
-
-    vae = Autoencoder(args.vae, device)
-    vae.image_size((config.channels, *config.image_size))
-    if is_latents(args.data):
-        vae.check_decodes(read_index(Path(args.data)))
-    return vae.decode
 
 
 def text(document: dict[str, Any]) -> str:
