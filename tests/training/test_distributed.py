@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from msf.data import load_data
+from msf.seeds import generator
 from training_runs import saved_step
 
 STAGE = {"width": 16, "depth": 1, "heads": 2, "patch": 2}
@@ -36,13 +38,13 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 pytestmark = pytest.mark.xdist_group("distributed")
 
 
-def command(folder, out, *, processes, resume=False, **training):
+def command(folder, out, *, processes, resume=False, data="digits", model=MODEL, **training):
     config = folder / f"{out}.json"
-    config.write_text(json.dumps({"model": MODEL, "training": {**TRAINING, **training}}))
+    config.write_text(json.dumps({"model": model, "training": {**TRAINING, **training}}))
     start = ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"]
     return [
         *(sys.executable, "-m", *(start if processes else []), "msf.cli", "train"),
-        *("--config", str(config), "--data", "digits", "--out", str(folder / out)),
+        *("--config", str(config), "--data", str(data), "--out", str(folder / out)),
         *("--device", "cpu", "--quiet", *(["--resume"] if resume else [])),
     ]
 
@@ -158,11 +160,33 @@ def test_a_stopped_job_is_continued_bit_for_bit_by_one_process(folder):
     assert all(torch.equal(expected[name], x) for name, x in states(folder, out).items())
 
 
-def test_what_one_process_refuses_all_do_in_one_line(folder):
-    ran = run(folder, "ddp", processes=2)
-    lines = [line for line in ran.stderr.splitlines() if line.startswith("msf train: ")]
+def told(ran):
     assert ran.returncode == 1
-    assert lines == [
+    return [line for line in ran.stderr.splitlines() if line.startswith("msf train: ")]
+
+
+def test_what_one_process_refuses_all_do_in_one_line(folder):
+    assert told(run(folder, "ddp", processes=2)) == [
         f"msf train: {folder / 'ddp'}: exists and is not empty; continue its run with --resume or "
         "choose another --out"
     ]
+
+
+def test_what_all_processes_refuse_is_told_once(folder):
+    (line,) = told(run(folder, "x", processes=2, batch_size=15))
+    assert line.startswith("msf train: batch_size must be a multiple of 2, 2 processes times accu")
+    assert not (folder / "x").exists()
+
+
+def test_an_error_over_the_data_of_one_process_leaves_the_steps_of_all(photos, tmp_path):
+    data = load_data(str(photos), split="train", image_size=(8, 8), channels=1)
+    seen = torch.randperm(len(data), generator=generator(0, 0))
+    for index in seen[56:59].tolist():  # in the fourth batch, of 48 to 64, in its second half
+        data.paths[index].write_bytes(b"no image")
+    model = {**MODEL, "standardize": False}  # for which all images would be read
+    (line,) = told(
+        ran := run(tmp_path, "run", processes=2, data=photos, model=model, sample_every=8)
+    )
+    assert line.startswith("msf train: data: cannot read 3 of 250 images, more than one in a hun")
+    assert f"base: an error, but step 3 is saved in {tmp_path / 'run'}; cont" in ran.stderr
+    assert saved_step(tmp_path / "run", "base") == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -112,8 +112,9 @@ def _train(
     """Train the stages ``chosen`` in the process of ``ranks``; see ``train``."""
     if training.wandb:
         writers.imported()  # rather than miss it after the statistics
-    data = _data(config, training, source, "train")
-    notes = _doubtful(training, config.stage_names, len(data), ranks.count)
+    data = ranks.each(lambda: _data(config, training, source, "train"))
+    steps = {config.stage_names[index]: training.steps[index] for index in chosen}
+    notes = ranks.each(lambda: _doubtful(training, steps, len(data), ranks.count))
     validation = _validation(config, training, source)
     folder = SharedFolder(
         ranks,
@@ -233,10 +234,10 @@ def _statistics_batches(data: ImageData, seed: int, skipped: Skipped) -> Iterato
 
 
 def _doubtful(
-    training: TrainingConfig, names: Sequence[str], images: int, processes: int
+    training: TrainingConfig, steps: Mapping[str, int], images: int, processes: int
 ) -> list[str]:
-    """Return what the user should know of the settings. Raise ValueError where they make no sense
-    with so many images and processes."""
+    """Return what the user should know of the settings, ``steps`` being those of the stages to
+    train. Raise ValueError where they make no sense with so many images and processes."""
     if training.parallel == "fsdp" and not torch.distributed.is_initialized():
         raise ValueError(
             'parallel "fsdp" needs torchrun, for one process too: torchrun --nproc-per-node 1 -m '
@@ -259,7 +260,7 @@ def _doubtful(
             f"batch_size {training.batch_size}: there are only {images:,} images, all of them are "
             "in each batch"
         )
-    short = [name for name, steps in zip(names, training.steps) if steps < training.warmup]
+    short = [name for name, count in steps.items() if count < training.warmup]
     if short:
         notes.append(
             f"{', '.join(short)}: training ends within the warm-up of {training.warmup} steps, "
