@@ -109,9 +109,9 @@ def imagenet_presets() -> dict[str, Preset]:
     its steps. They train on mirrored images too, as DiT does.
 
     SiT (arXiv 2401.08740) is a rectified flow on DiT's architecture. Its code draws times
-    uniformly, takes latents as the VAE's scaling factor leaves them, and neither clips gradients
-    nor warms up; it trained for 7 million steps in the end. MSF's own recipe draws logit-normal
-    times, standardises, clips to 1 and warms up for 100 steps.
+    uniformly, embeds them as they are, takes latents as the VAE's scaling factor leaves them, and
+    neither clips gradients nor warms up; it trained for 7 million steps in the end. MSF's own
+    recipe draws logit-normal times, standardises, clips to 1 and warms up for 100 steps.
 
     The paper's abstracts give neither sizes nor steps. These are our choice, such that its two
     claims on cost hold against DiT-XL/2 at 250 steps; ``msf flops --preset NAME`` shows it.
@@ -131,7 +131,7 @@ def imagenet_presets() -> dict[str, Preset]:
             )
         sit = latents(size, (XL,), (250,), positions="sincos", qk_norm=False)
         presets[f"sit-xl-{size}"] = Preset(
-            replace(sit, times="uniform", standardize=False),
+            replace(sit, times="uniform", standardize=False, time_range=(0.0, 1.0)),
             TrainingConfig(steps=(400_000,), flip=True, warmup=0, clip=0.0, spike=0.0),
             "SiT-XL/2 (DiT-XL/2 with N = 0), trained as published",
         )
