@@ -275,8 +275,9 @@ class RunFolder:
                 model.save_pretrained(self.path)
                 for decay in trainer.config.extra_ema_decays:
                     folder = self.path / f"ema-{decay}"
-                    if (folder / CONFIG_FILE).exists():
-                        model = MSF.from_pretrained(folder)
+                    # Its other stages began, as in ``StageTrainer``, with the average that is kept.
+                    known = (folder / CONFIG_FILE).exists()
+                    model = MSF.from_pretrained(folder if known else self.path)
                     load_part(model.stages[trainer.index], f"ema-{decay}.", state, temporary)
                     model.save_pretrained(folder)
             states.prune(trainer.config.keep_last, trainer.config.keep_every)
