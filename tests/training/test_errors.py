@@ -139,7 +139,7 @@ def test_what_could_not_be_saved_is_not_said_to_be(tmp_path, monkeypatch, capsys
         save(self, *given)
 
     monkeypatch.setattr(StageTrainer, "save", full)
-    with pytest.raises(Interrupted, match="at step 4 of 8 of base; step 3 is saved in .*run, cont"):
+    with pytest.raises(Interrupted, match=r"at step 4 of 8 of base; step 3 is saved in "):
         run(tmp_path / "run")
     assert "base: could not save step 4: [Errno 28] full\n" in capsys.readouterr().err
 

@@ -129,6 +129,11 @@ class TrainingConfig:
                 f"weights in float32, got {self.parallel!r}"
             )
 
+    @property
+    def checkpoint_interval(self) -> int:
+        """Return how many steps there are from one checkpoint to the next."""
+        return self.checkpoint_every or self.sample_every
+
 
 @dataclass(frozen=True)
 class RunConfig:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +183,10 @@ def changed_files(before: Mapping[str, int], now: Mapping[str, int]) -> str | No
 
 def settings_of(config: MSFConfig, run: RunConfig) -> dict[str, Any]:
     """Return the settings of a run by name, as JSON gives them back."""
+    training = replace(run.training, checkpoint_every=run.training.checkpoint_interval)
     settings = {
         **{f"model.{name}": value for name, value in asdict(config).items()},
-        **{f"training.{name}": value for name, value in asdict(run.training).items()},
+        **{f"training.{name}": value for name, value in asdict(training).items()},
         "data": run.data,
     }
     return json.loads(json.dumps(settings))

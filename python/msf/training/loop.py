@@ -84,7 +84,7 @@ class StageLoop:
             ends = stopped or is_last
             # What stops the job may end it in seconds: then a checkpoint is all that is wanted.
             samples = is_last or step % config.sample_every == 0
-            keeps = ends or step % (config.checkpoint_every or config.sample_every) == 0
+            keeps = ends or step % config.checkpoint_interval == 0
             taken = True
             try:
                 recorder.add(loss, len(images))
