@@ -43,8 +43,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{args.model}: give the file to compare it with as --reference")
     if args.inception is None:
         raise ValueError(f"{args.model}: give FID's Inception as --inception: {WEIGHTS}")
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.out:
         outputs.check_file(args.out, args.overwrite)
     comparison = compare(
