@@ -24,7 +24,6 @@ WRONG = {
     "{x} --reference {none}.npz --inception {w}": "none.npz: No such file or directory",
     "{none}.npz --reference {x} --inception {w}": "none.npz: No such file or directory",
     "{x} --reference {w} --inception {w}": "weights.pth: must hold images (arr_0) or statistics",
-    "{x} --reference {x} --inception {w} --batch-size 0": "--batch-size must be at least 1, got 0",
     "{x} --reference {x} --inception {w} --out {x}": "x.npz: exists already; choose another --out",
     "{x} --reference {x} --inception {w} --samples 9": "--samples is for a model's folder; ",
     "{x} --reference {x} --inception {w} --steps 9": "--steps is for a model's folder; ",

@@ -28,7 +28,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import MSFConfig
-from ..files import abandoned, atomic_write, remove
+from ..files import abandoned, atomic_write, check_folder, remove
 from ..model import MSF
 from ..pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
 from ..progress import say
@@ -75,8 +75,7 @@ class RunFolder:
         self._digest = cache(digest)
         self._contents = sample_contents(self.files, self._digest)
         self.changes: list[str] = []  # what this training does otherwise than the run did
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path}: is a file; --out must be a folder")
+        check_folder(path)
         if path.exists():
             with locked(self.path):
                 self._check()

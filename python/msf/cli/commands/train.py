@@ -26,7 +26,6 @@ TrainingConfig, for instance
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import threading
 from dataclasses import replace
@@ -169,6 +168,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--data-changed is for a run that --resume continues; add --resume")
     config, training = _settings(args)
     device = models.device(args)
+    from ...training import metrics
     from ...training.interrupts import Interrupted
     from ...training.ranks import FailedElsewhere
     from ...training.train import train
@@ -200,7 +200,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         threading.excepthook = threading.__excepthook__
     if not is_first:
         return {}
-    return {"out": str(args.out), "stages": _last_metrics(args.out)}
+    rows, _ = metrics.read(args.out / "metrics.jsonl", config.stage_names)
+    return {"out": str(args.out), "stages": {row["stage"]: row for row in rows}}
 
 
 def text(document: dict[str, Any]) -> str:
@@ -228,9 +229,3 @@ def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
         sides = args.image_size
         config = replace(config, image_size=sides * 2 if len(sides) == 1 else sides)
     return config, replace(training, **changes)
-
-
-def _last_metrics(folder: Path) -> dict[str, Any]:
-    """Return {stage: its last line of metrics.jsonl}."""
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return {row["stage"]: row for row in rows}
