@@ -174,7 +174,7 @@ def test_sit_is_offered_as_published_and_as_msf_is_trained(size):
     training = published.training
     assert (training.learning_rate, training.batch_size, training.ema_decay) == (1e-4, 256, 0.9999)
     assert (training.warmup, training.clip, training.weight_decay) == (0, 0, 0) and training.flip
-    assert ours.training == TrainingConfig(steps=(400_000,), flip=True)
+    assert ours.training == TrainingConfig((400_000,), flip=True, checkpoint_every=5000)
 
 
 def test_unknown_preset_lists_the_known():
