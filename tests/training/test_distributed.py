@@ -1,5 +1,6 @@
 """Several processes of one job train what one process does."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,8 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models import images, tiny_model
 from msf.data import load_data
 from msf.seeds import generator
+from msf.training.ranks import started
+from msf.training.stage import StageTrainer
+from msf.training.validation import Validation
+from training_runs import TRAINING as SETTINGS
 from training_runs import saved_step
 
 STAGE = {"width": 16, "depth": 1, "heads": 2, "patch": 2}
@@ -123,6 +129,26 @@ def test_sharded_weights_take_the_same_steps(folder):
             # The norm over all weights is summed in another order, and scales every gradient:
             # 12 steps of a relative 2**-23 each, through AdamW's division by the second moment.
             torch.testing.assert_close(fsdp[name], x, rtol=1e-4, atol=2e-5)
+
+
+@sharded
+def test_sharded_averages_go_on_after_their_loss_was_measured(monkeypatch):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    held_out = load_data("digits", split="features", image_size=(8, 8), channels=1)
+    averages = []
+    for parallel in ("ddp", "fsdp"):
+        settings = dataclasses.replace(SETTINGS, parallel=parallel)
+        with started(torch.device("cpu")) as (ranks, _):
+            trainer = StageTrainer(tiny_model(channels=1, num_classes=10), 0, settings, ranks)
+            for _ in range(2):
+                trainer.step(images(4, channels=1), torch.arange(4))
+                Validation(held_out, 0).loss(trainer)
+            averages.append(trainer.state())
+    for name, x in averages[0].items():
+        if name.startswith("ema."):
+            torch.testing.assert_close(averages[1][name], x)
 
 
 @sharded
