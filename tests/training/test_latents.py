@@ -91,6 +91,9 @@ def test_splits_are_those_of_the_names(tmp_path, holdout):
         data, chosen = load(tmp_path, split, holdout=holdout), in_split(hashes, split, holdout)
         assert torch.equal(data.labels, labels[chosen])
         assert torch.equal(data.images(torch.arange(len(data))), every[chosen])
+        again = load(tmp_path, holdout=holdout).of_split(split)
+        assert torch.equal(again.images(torch.arange(len(data))), every[chosen])
+        assert torch.equal(again.labels, labels[chosen]) and again.split == split
 
 
 def anonymous_memory():

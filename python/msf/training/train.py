@@ -112,10 +112,10 @@ def _train(
     """Train the stages ``chosen`` in the process of ``ranks``; see ``train``."""
     if training.wandb:
         writers.imported()  # rather than miss it after the statistics
-    data = ranks.each(lambda: _data(config, training, source, "train"))
+    data = ranks.each(lambda: _data(config, training, source))
     steps = {config.stage_names[index]: training.steps[index] for index in chosen}
     notes = ranks.each(lambda: _doubtful(training, steps, len(data), ranks.count))
-    validation = _validation(config, training, source)
+    validation = _validation(data, training)
     folder = SharedFolder(
         ranks,
         out,
@@ -154,10 +154,10 @@ def _train(
     return (folder.saved_model() or averaged).to(device).requires_grad_(False)
 
 
-def _data(config: MSFConfig, training: TrainingConfig, source: str, split: str) -> ImageData:
+def _data(config: MSFConfig, training: TrainingConfig, source: str) -> ImageData:
     return load_data(
         source,
-        split=split,
+        split="train",
         image_size=config.image_size,
         channels=config.channels,
         num_classes=config.num_classes,
@@ -166,14 +166,14 @@ def _data(config: MSFConfig, training: TrainingConfig, source: str, split: str) 
     )
 
 
-def _validation(config: MSFConfig, training: TrainingConfig, source: str) -> Validation | None:
+def _validation(data: ImageData, training: TrainingConfig) -> Validation | None:
     """Return what measures the loss on images that are held out, None where there are none. Those
     of the test split stay unseen until an evaluation."""
     if not training.holdout:
         return None
     try:
-        return Validation(_data(config, training, source, "features"), training.seed)
-    except ValueError:  # the train split could be loaded, so this one has too little
+        return Validation(data.of_split("features"), training.seed)
+    except ValueError:  # it has none
         return None
 
 
