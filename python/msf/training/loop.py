@@ -75,8 +75,6 @@ class StageLoop:
         trainer, config = self.trainer, self.trainer.config
         has_labels = trainer.model.config.num_classes > 0
         for images, labels in self._shared(self._batches()):
-            images = images.to(trainer.device, non_blocking=True)
-            labels = labels.to(trainer.device, non_blocking=True)
             loss = trainer.step(images, labels if has_labels else None)
             step = trainer.step_number
             stopped = trainer.ranks.any(self.stop.received)
@@ -106,7 +104,8 @@ class StageLoop:
                 raise self._interrupted()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what this process takes of each step's batch, all its parts in one."""
+        """Yield what this process takes of each step's batch, all its parts in one, on its
+        device."""
         trainer, config = self.trainer, self.trainer.config
         count = config.accumulation
         first = trainer.ranks.rank * count
@@ -122,8 +121,12 @@ class StageLoop:
             pin=trainer.device.type == "cuda",
         )
         while own := list(islice(parts, count)):
-            images, labels = zip(*own)
-            yield torch.cat(images), torch.cat(labels)
+            # On the CPU the whole would not be in page-locked memory any more.
+            images, labels = (
+                torch.cat([x.to(trainer.device, non_blocking=True) for x in part])
+                for part in zip(*own)
+            )
+            yield images, labels
 
     def _shared(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield ``batches``. What reading one raises in any process ends the loops of all, after

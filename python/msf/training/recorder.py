@@ -120,7 +120,7 @@ class Recorder:
         sums, counts = trainer.ranks.sum(self.by_time).tolist()
         values: dict[str, Any] = {
             "loss": loss,
-            "learning_rate": trainer.learning_rate(),
+            "learning_rate": trainer.optimizer.param_groups[0]["lr"],  # of the last step
             "images_per_second": images,
             "gradient_norm": trainer.guard.average_norm(),
             "teraflops": images * self._flops / 1e12,
