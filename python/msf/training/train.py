@@ -191,7 +191,10 @@ def _models(
     torch.default_generator.manual_seed(seed)  # the CPU's alone, which is forked
     saved = folder.saved_model()
     is_new = folder.ranks.first(lambda: saved is None)
-    model = started_from(start, config, data.class_names) if start and is_new else MSF(config)
+    if start and is_new:
+        model = folder.ranks.each(lambda: started_from(start, config, data.class_names))
+    else:
+        model = MSF(config)
 
     def fill() -> None:
         if saved:  # images added since must not change the statistics
