@@ -184,6 +184,14 @@ def test_latents_are_shown_as_what_they_are_decoded_to(tmp_path, monkeypatch):
     [
         ({"stages": ["top"]}, "stage must be one of base, residual, got 'top'"),
         (
+            {
+                "config": dataclasses.replace(
+                    MODEL, stages=MODEL.stages[:1], steps=(2,), prediction="noise"
+                )
+            },
+            "this model predicts noise, and only velocities are trained; take another, as msf impo",
+        ),
+        (
             {"config": dataclasses.replace(MODEL, num_classes=9)},
             "digits has 10 classes, the model 9",
         ),

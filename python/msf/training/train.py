@@ -68,6 +68,11 @@ def train(
     a hundred images cannot be read; fewer are skipped, and named at the end.
     """
     names = config.stage_names
+    if config.prediction == "noise":
+        raise ValueError(
+            "this model predicts noise, and only velocities are trained; take another, as msf "
+            "import makes of SiT"
+        )
     for name in stages or ():
         if name not in names:
             raise ValueError(f"stage must be one of {', '.join(names)}, got {name!r}")
