@@ -238,8 +238,9 @@ def test_a_shard_may_hold_nothing(photos, vae, tmp_path, monkeypatch):
 def test_more_than_one_in_a_hundred_are_an_error(photos, vae, tmp_path):
     for name in ("a/000.png", "b/109.png"):
         (photos / name).write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"cannot read 2 of 110 images, more than one in a hundr"):
-        encode(photos, vae, 32, tmp_path / "x")
+    for _ in range(3):  # however often it is tried
+        with pytest.raises(ValueError, match=r"cannot read 2 of 110 images, more than one in a hu"):
+            encode(photos, vae, 32, tmp_path / "x")
     # Each of two processes meets one of them.
     with pytest.raises(ValueError, match=r"cannot read 2 of 110 .*: a/000.png, b/109.png;"):
         for rank in range(2):

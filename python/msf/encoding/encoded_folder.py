@@ -75,17 +75,15 @@ class EncodedFolder:
 
     def add(self, shard: Shard, skipped: Iterable[str]) -> None:
         """Put a shard that has been written into the index, and the names of what was ``skipped``
-        for it. Raise ValueError where that is more than one in a hundred of all."""
-        index = self._change(shard, skipped)
-        if why := too_many(index.skipped, index.found):
-            raise ValueError(why)
+        for it. Raise ValueError where that would be more than one in a hundred of all."""
+        self._change(shard, skipped)
 
     def _change(
         self,
         added: Shard | None = None,
         skipped: Iterable[str] = (),
         without: Sequence[Shard] = (),
-    ) -> LatentIndex:
+    ) -> None:
         with locked(self.path):
             index = read_index(self.path)
             shards = {shard.name: shard for shard in index.shards if shard not in without}
@@ -97,8 +95,9 @@ class EncodedFolder:
                 shards=tuple(shards[name] for name in sorted(shards)),
                 skipped=tuple(sorted({*index.skipped, *skipped})),
             )
+            if why := too_many(index.skipped, index.found):
+                raise ValueError(why)
             write_index(self.path, index)
-            return index
 
     def _check(self) -> None:
         if not is_latents(self.path):
