@@ -102,6 +102,8 @@ class StageLoop:
                 recorder.start_window()  # the time of either is not that of training
             if stopped:
                 raise self._interrupted()
+            if keeps:
+                self.skipped.check_all(trainer.ranks)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what this process takes of each step's batch, all its parts in one, on its

@@ -109,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-every",
         type=int,
         metavar="N",
-        help="steps from one checkpoint to the next (default: as sample grids; one is at the end)",
+        help="steps from one checkpoint to the next (default: the preset's, or as sample grids)",
     )
     parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument(
@@ -127,7 +127,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "attention (selective)",
     )
     parser.add_argument(
-        "--compile", action="store_true", default=None, help="compile every block (torch.compile)"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile every block (torch.compile), or not (the default)",
     )
     parser.add_argument(
         "--flip",
