@@ -94,10 +94,8 @@ class StageLoop:
                 continue
             if ends or (keeps and taken):
                 self._keep(recorder)
-            if samples and (self._decode or self.averaged.config.channels in (1, 3)):
-                trainer.copy_average(self.averaged.stages[trainer.index])
-                if trainer.ranks.is_first:
-                    recorder.picture(preview(self.averaged, trainer.index, self.data, self._decode))
+            if samples:
+                self._picture(recorder)
             if keeps or samples:
                 recorder.start_window()  # the time of either is not that of training
             if stopped:
@@ -149,6 +147,14 @@ class StageLoop:
             recorder.flush()
             self.folder.save(self.trainer, self.initial)
         self._saved, self._rollbacks = self._kept, 0
+
+    def _picture(self, recorder: Recorder) -> None:
+        """Keep a sample grid, unless samples are latents that nothing decodes."""
+        trainer = self.trainer
+        if self._decode or self.averaged.config.channels in (1, 3):
+            trainer.copy_average(self.averaged.stages[trainer.index])
+            if trainer.ranks.is_first:
+                recorder.picture(preview(self.averaged, trainer.index, self.data, self._decode))
 
     def _roll_back(self, error: NotFinite, ends: bool) -> None:
         """Return to the weights of the newest checkpoint. Raise ``error`` where training ``ends``,
