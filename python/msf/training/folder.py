@@ -38,7 +38,7 @@ from .checkpoints import Checkpoints
 from .config import RUN_FILE, RunConfig, read_run
 from .identity import (
     compare_data,
-    plain,
+    compare_settings,
     sample_contents,
     settings_of,
     write_contents,
@@ -137,7 +137,7 @@ class RunFolder:
                 f"{self.path}: exists and is not empty; continue its run with --resume "
                 "or choose another --out"
             )
-        self._check_same(self.config)
+        self._check_same()
 
     def _is_abandoned(self) -> bool:
         """Return whether the run here has saved nothing, and no process is about to."""
@@ -151,7 +151,7 @@ class RunFolder:
             logs = [path for path in self.path.glob("tensorboard/*") if path.is_dir()]
             return not all([claims.enter_context(claim(folder)) for folder in logs])
 
-    def _check_same(self, config: MSFConfig) -> None:
+    def _check_same(self) -> None:
         run = read_run(self.path)
         if run is None:
             raise ValueError(
@@ -163,21 +163,8 @@ class RunFolder:
                 f"with {self.run.start}; leave out --from, or choose another --out"
             )
         saved = (self.path / CONFIG_FILE).exists()
-        theirs = settings_of(read_config(self.path) if saved else config, run)
-        ours = settings_of(config, self.run)
-        differing = [name for name in ours if ours[name] != theirs[name]]
-        # With another holdout an evaluation would test with images that were trained on.
-        kept = ("model.", "training.seed", "training.holdout")
-        fixed = [name for name in differing if name.startswith(kept)]
-        if fixed:
-            values = ", ".join(
-                f"{name.split('.')[1]} {plain(theirs[name])} (not {plain(ours[name])})"
-                for name in fixed
-            )
-            raise ValueError(
-                f"{self.path}: the run in this folder differs in {', '.join(fixed)}; "
-                f"resume with {values}, or choose another --out"
-            )
+        theirs = settings_of(read_config(self.path) if saved else self.config, run)
+        self.changes = compare_settings(self.path, theirs, settings_of(self.config, self.run))
         change = compare_data(
             self.path,
             run,
@@ -187,10 +174,6 @@ class RunFolder:
             accepted=self.data_changed,
             otherwise="continue with",
         )
-        self.changes = [
-            f"{name.removeprefix('training.')} {plain(ours[name])} (was {plain(theirs[name])})"
-            for name in differing
-        ]
         if self.changes and self._is_busy():
             raise ValueError(
                 f"{self.path}: another process is training here; wait for its end to resume with "
