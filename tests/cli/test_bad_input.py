@@ -121,6 +121,7 @@ BAD_INPUT = {
     "train --config {tiny} --data digits --out {out}/x --data-changed": "continues; add --resume",
     "train --config {tiny} --data digits --out {tiny}": "is a file; --out must be a folder",
     "train --config {tiny} --data digits --out {image}/x": "image.png: is a file; --out must be a",
+    "import {image} --out {tiny}/x": "tiny.json: is a file; --out must be a folder",
     "train --config {tiny} --data= --out {out}/x": "--data is empty; give digits, textures or a",
     "evaluate {run} --data=": "--data is empty; give digits, textures or a folder",
     "train --config {tiny} --data nothing --out {out}/x": "neither 'digits', 'textures' nor",

@@ -26,7 +26,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...files import printable
+from ...files import check_folder, printable
 from .. import tables
 
 FORMATS = ("auto", "dit", "sit", "lightningdit", "repa", "diffusers")
@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.heads is not None and args.heads < 1:
         raise ValueError(f"--heads must be at least 1, got {args.heads}")
-    if args.out.is_file() or (args.out.exists() and any(args.out.iterdir())):
+    check_folder(args.out)
+    if args.out.exists() and any(args.out.iterdir()):
         raise ValueError(f"{args.out}: is there already; choose another --out")
     from ...importing import import_checkpoint
 
