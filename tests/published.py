@@ -33,8 +33,45 @@ def modulation(parts):
     return nn.Sequential(nn.SiLU(), linear(WIDTH, parts * WIDTH))
 
 
-def normalised(x, shift, scale):
-    return F.layer_norm(x, (WIDTH,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) times a weight (arXiv 1910.07467)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * self.weight
+
+
+def norm(rms):
+    return RMSNorm(WIDTH) if rms else nn.LayerNorm(WIDTH, 1e-6, elementwise_affine=False)
+
+
+def modulate(x, shift, scale):
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class SwiGLU(nn.Module):
+    """The product of silu(a) * b (arXiv 2002.05202), of two thirds of the channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = int(2 / 3 * 4 * WIDTH)
+        self.w12, self.w3 = linear(WIDTH, 2 * self.hidden), linear(self.hidden, WIDTH)
+
+    def forward(self, x):
+        a, b = self.w12(x).split(self.hidden, dim=-1)
+        return self.w3(a * a.sigmoid() * b)
+
+
+class GELUMLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = linear(WIDTH, 4 * WIDTH), linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class Rotation(nn.Module):
@@ -58,10 +95,13 @@ class Rotation(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, without_shift):
+    def __init__(self, without_shift, rms, swiglu, qk_norm):
         super().__init__()
+        self.norm1, self.norm2 = norm(rms), norm(rms)
         self.attn = nn.ModuleDict({"qkv": linear(WIDTH, 3 * WIDTH), "proj": linear(WIDTH, WIDTH)})
-        self.mlp = nn.ModuleDict({"fc1": linear(WIDTH, 4 * WIDTH), "fc2": linear(4 * WIDTH, WIDTH)})
+        for name in ("q_norm", "k_norm"):
+            self.attn[name] = RMSNorm(WIDTH // HEADS) if qk_norm else nn.Identity()
+        self.mlp = SwiGLU() if swiglu else GELUMLP()
         self.adaLN_modulation = modulation(4 if without_shift else 6)
         self.without_shift = without_shift
 
@@ -71,22 +111,32 @@ class Block(nn.Module):
             parts.insert(2, torch.zeros_like(parts[0]))
             parts.insert(0, torch.zeros_like(parts[0]))
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-        x = x + gate[:, None] * self.attend(normalised(x, shift, scale), rotate)
-        h = F.gelu(self.mlp["fc1"](normalised(x, mlp_shift, mlp_scale)), approximate="tanh")
-        return x + mlp_gate[:, None] * self.mlp["fc2"](h)
+        x = x + gate[:, None] * self.attend(modulate(self.norm1(x), shift, scale), rotate)
+        return x + mlp_gate[:, None] * self.mlp(modulate(self.norm2(x), mlp_shift, mlp_scale))
 
     def attend(self, x, rotate):
         q, k, v = self.attn["qkv"](x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q), rotate(k)
+        q, k = rotate(self.attn["q_norm"](q)), rotate(self.attn["k_norm"](k))
         weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
         return self.attn["proj"]((weights @ v).transpose(1, 2).flatten(2))
 
 
 class Published(nn.Module):
     """A DiT, whose ``forward`` returns the ``CHANNELS`` that samplers use; every parameter is
-    random. ``projectors`` are REPA's."""
+    random. ``projectors`` are REPA's; RoPE and all after it are options of LightningDiT (arXiv
+    2501.01423)."""
 
-    def __init__(self, *, learn_sigma=True, rope=False, without_shift=False, projectors=False):
+    def __init__(
+        self,
+        *,
+        learn_sigma=True,
+        projectors=False,
+        rope=False,
+        without_shift=False,
+        rms=False,
+        swiglu=False,
+        qk_norm=False,
+    ):
         super().__init__()
         torch.manual_seed(0)
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(CHANNELS, WIDTH, PATCH, stride=PATCH)})
@@ -94,10 +144,12 @@ class Published(nn.Module):
         self.t_embedder = nn.ModuleDict({"mlp": mlp})
         self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(CLASSES + 1, WIDTH)})
         self.pos_embed = nn.Parameter(position_table(), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(without_shift) for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(
+            Block(without_shift, rms, swiglu, qk_norm) for _ in range(DEPTH)
+        )
         self.outs = CHANNELS * (2 if learn_sigma else 1)
         last = {"linear": linear(WIDTH, PATCH**2 * self.outs), "adaLN_modulation": modulation(2)}
-        self.final_layer = nn.ModuleDict(last)
+        self.final_layer = nn.ModuleDict(last | {"norm_final": norm(rms)})
         if rope:
             self.feat_rope = Rotation()
         if projectors:
@@ -115,6 +167,6 @@ class Published(nn.Module):
         for block in self.blocks:
             x = block(x, c, getattr(self, "feat_rope", lambda part: part))
         shift, scale = self.final_layer["adaLN_modulation"](c).chunk(2, dim=1)
-        x = self.final_layer["linear"](normalised(x, shift, scale))
+        x = self.final_layer["linear"](modulate(self.final_layer["norm_final"](x), shift, scale))
         x = x.reshape(len(x), GRID, GRID, PATCH, PATCH, self.outs).permute(0, 5, 1, 3, 2, 4)
         return x.reshape(len(x), self.outs, SIDE, SIDE)[:, :CHANNELS]

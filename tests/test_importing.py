@@ -24,7 +24,7 @@ from published import CHANNELS, CLASSES, DEPTH, GRID, HEADS, PATCH, SIDE, WIDTH,
 MODELS = {
     "dit": {},
     "sit": {},
-    "lightningdit": {"learn_sigma": False, "rope": True},
+    "lightningdit": {"learn_sigma": False, "rope": True, "rms": True, "swiglu": True},
     "repa": {"learn_sigma": False, "projectors": True},
 }
 
@@ -80,8 +80,19 @@ def test_outputs_are_those_of_the_source_in_float64(format, tmp_path):
 
 
 @torch.no_grad()
-def test_models_without_shift_have_shifts_of_zero(tmp_path):
-    source = Published(learn_sigma=False, without_shift=True)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"without_shift": True},
+        {"rms": True, "without_shift": True},
+        {"swiglu": True},
+        {"qk_norm": True},
+        {"qk_norm": True, "rope": True},
+    ],
+    ids=",".join,
+)
+def test_each_option_of_lightningdit(options, tmp_path):
+    source = Published(learn_sigma=False, **options)
     model = import_state(tmp_path / "x.safetensors", source, "lightningdit").model
     assert error(model.stages[0](*inputs()), source(*inputs())) < 1e-6
 
@@ -272,9 +283,10 @@ def test_files_that_are_cut_off_are_refused(name, tmp_path):
         ({"final_layer.linear.weight": torch.ones(36, 32)}, "must have 12 rows, or twice as many"),
         ({"x_embedder.proj.bias": torch.full((32,), torch.nan)}, "must be finite"),
         ({"x_embedder.proj.bias": torch.ones(32, dtype=torch.int64)}, "must be of floats"),
-        ({"blocks.0.norm1.weight": torch.ones(32)}, "cannot be imported: norm of RMS kind"),
-        ({"blocks.0.mlp.w12.weight": torch.ones(32)}, "cannot be imported: SwiGLU"),
-        ({"blocks.0.attn.q_norm.weight": torch.ones(16)}, "cannot be imported: QK-norm by Layer"),
+        ({"blocks.0.norm1.weight": torch.ones(32)}, r"blocks.0.norm2.weight is missing"),
+        ({"blocks.0.norm1.bias": torch.ones(32)}, "cannot be imported: a norm with weight and bi"),
+        ({"blocks.0.mlp.w12.weight": torch.ones(32)}, r"blocks.0.mlp.w3.weight is missing"),
+        ({"blocks.0.attn.q_norm.bias": torch.ones(16)}, "cannot be imported: QK-norm by Layer"),
     ],
 )
 def test_other_tensors_are_refused_in_one_line(change, message, tmp_path):

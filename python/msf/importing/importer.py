@@ -31,10 +31,10 @@ HEADS = {
     (1792, 28): 28,
 }
 ROPE_THETA = 10_000.0
+OPTIONS = ("norm1.weight", "mlp.w12.weight", "attn.q_norm.weight")  # of LightningDiT's blocks
 REFUSED = {
-    "norm1.weight": "norm of RMS kind (use_rmsnorm), a block here has LayerNorm",
-    "mlp.w12.weight": "SwiGLU (use_swiglu), an MLP here has GELU",
-    "attn.q_norm.weight": "QK-norm by LayerNorm (qk_norm), attention here has RMS norm",
+    "norm1.bias": "a norm with weight and bias, a block here has none, or RMS norm",
+    "attn.q_norm.bias": "QK-norm by LayerNorm (qk_norm), attention here has RMS norm",
 }
 
 
@@ -127,7 +127,7 @@ def _recognised(source: Checkpoint) -> str:
     trained = str(source.settings.get("model", "")).partition("-")[0].lower()
     if trained in FORMATS:
         return trained
-    if "feat_rope.freqs_cos" in names or {f"blocks.0.{name}" for name in REFUSED} & names.keys():
+    if "feat_rope.freqs_cos" in names or {f"blocks.0.{name}" for name in OPTIONS} & names.keys():
         return "lightningdit"
     raise source.error(
         "DiT, SiT and others have tensors of the same names and shapes; say which it is with "
@@ -163,7 +163,8 @@ def _config(
     """Return the sizes that the tensors have. Raise ValueError where these cannot be."""
     width, channels, patch, _ = source.dims("x_embedder.proj.weight", 4)
     rows, _ = source.dims("y_embedder.embedding_table.weight", 2)
-    hidden, _ = source.dims("blocks.0.mlp.fc1.weight", 2)
+    has_rms, is_swiglu, has_qk_norm = (f"blocks.0.{name}" in source.tensors for name in OPTIONS)
+    _, hidden = source.dims(f"blocks.0.mlp.{'w3' if is_swiglu else 'fc2'}.weight", 2)
     outs, _ = source.dims("final_layer.linear.weight", 2)
     depth = len({m[1] for name in source.tensors if (m := re.match(r"blocks\.(\d+)\.", name))})
     if outs not in (patch**2 * channels, 2 * patch**2 * channels):
@@ -192,7 +193,9 @@ def _config(
             stages=(StageConfig(width, depth, heads, patch, hidden / width),),
             steps=(STEPS,),
             positions="both" if rotated else "sincos",
-            qk_norm=False,
+            qk_norm=has_qk_norm,
+            norm="rms" if has_rms else "layer",
+            mlp="swiglu" if is_swiglu else "gelu",
             standardize=False,
             rope_theta=ROPE_THETA if rotated else 100.0,
             **_fields(format),
