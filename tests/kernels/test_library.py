@@ -229,14 +229,6 @@ def test_autocast_does_not_reach_inside(case: Case) -> None:
     assert all(map(torch.equal, got, expected))
 
 
-def test_a_second_derivative_says_no() -> None:
-    x, shift, scale = normal(2, 3, 5).requires_grad_(), normal(2, 5), normal(2, 5)
-    y = msf.adaln_modulate(x, shift, scale)
-    (grad,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
-    with pytest.raises(NotImplementedError, match="msf::adaln_modulate_backward has no derivative"):
-        grad.sum().backward()
-
-
 def test_functions_take_the_arguments_that_they_name() -> None:
     def function(gate: str, x: str, absent: int = 3) -> tuple[str, str, int]:
         return x, gate, absent
