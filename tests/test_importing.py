@@ -181,7 +181,7 @@ def test_folders_of_other_models_are_refused(tmp_path):
 def test_files_of_torch_give_their_average_and_how_they_were_trained(name, legacy, tmp_path):
     model, average = Published(), Published()
     with torch.no_grad():
-        average.final_layer["linear"].bias.add_(1)
+        average.final_layer.linear.bias.add_(1)
     values = {
         "model": {f"module.{name}": x for name, x in model.state_dict().items()},
         "ema": average.state_dict(),
@@ -191,7 +191,7 @@ def test_files_of_torch_give_their_average_and_how_they_were_trained(name, legac
     torch.save(values, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
     made = import_checkpoint(tmp_path / "x.pt", heads=HEADS)
     assert made.format == name[:3].lower() and "the learned variance is dropped" in made.notes
-    bias = average.final_layer["linear"].bias.unflatten(0, (-1, 2 * CHANNELS))[:, :CHANNELS]
+    bias = average.final_layer.linear.bias.unflatten(0, (-1, 2 * CHANNELS))[:, :CHANNELS]
     assert torch.equal(made.model.stages[0].output.bias, bias.flatten())
     del values["ema"]
     torch.save(values, tmp_path / "x.pt")
@@ -213,7 +213,7 @@ def test_the_configuration_says_what_was_inferred(tmp_path):
         image_size=(SIDE, SIDE),
         channels=CHANNELS,
         num_classes=CLASSES,
-        stages=(StageConfig(WIDTH, DEPTH, HEADS, PATCH),),
+        stages=(StageConfig(WIDTH, DEPTH, HEADS, PATCH, 48 / WIDTH),),
         steps=(250,),
         positions="sincos",
         qk_norm=False,

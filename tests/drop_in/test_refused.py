@@ -21,6 +21,7 @@ from .transformers import (
     PlainNorm,
     Rotation,
     Transformer,
+    angles,
     lightning,
     make,
     modulation,
@@ -178,7 +179,7 @@ class Halves(Rotation):
 
 def with_halves():
     result = lightning(PlainNorm, None, GELUMLP, 6)
-    result.feat_rope = Halves()
+    result.feat_rope = Halves(angles())
     return result
 
 
