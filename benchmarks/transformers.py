@@ -25,7 +25,7 @@ from .arms import Arm, Function
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, *, norm: str) -> Tensor:
-    normalise = {"layer": F.layer_norm, "rms": F.rms_norm}[norm]
+    normalise: Any = F.layer_norm if norm == "layer" else F.rms_norm
     return normalise(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
 
 
