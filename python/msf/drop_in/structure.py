@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
+
 
 @dataclass(frozen=True)
 class Family:
@@ -50,8 +52,8 @@ def check_children(where: str, module: nn.Module, known: Iterable[str]) -> None:
 def check_no_hooks(where: str, block: nn.Module) -> None:
     """Check that no module inside of the block has hooks, because it may not be called any more."""
     for name, module in block.named_modules():
-        hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks)
-        if module is not block and any(map(len, hooks)):
+        hooks = [getattr(module, f"_{kind}_hooks") for kind in HOOKS]
+        if module is not block and any(hooks):
             refuse(f"{where}.{name}", "has hooks, which would not run; FSDP wraps whole blocks")
 
 
