@@ -43,6 +43,11 @@ def device(args: argparse.Namespace) -> torch.device:
     return torch.device(args.device)
 
 
+def check_batch_size(args: argparse.Namespace) -> None:
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+
+
 def unsupported_reason(device: str) -> str | None:
     """Return why torch cannot use the device ("cpu" or "cuda") here, None where it can."""
     import torch
