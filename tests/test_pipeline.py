@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import msf
+from latent_folders import VAE, write_latents
 from models import tiny_model
 from msf.images import to_uint8
 from msf.training.config import RUN_FILE, RunConfig
@@ -49,3 +50,32 @@ def test_a_folder_gives_names_and_its_latents_are_decoded(tmp_path):
         msf.Pipeline.from_pretrained(tmp_path / "run")
     with pytest.raises(ValueError, match="decodes latents of 4 channels, the model makes 1"):
         msf.Pipeline(tiny_model(channels=1), Autoencoder(vae))
+
+
+def test_the_vae_is_that_of_the_latents_the_model_was_trained_on(tmp_path, capsys):
+    pytest.importorskip("diffusers", reason="needs diffusers (the latents extra)")
+    from msf.encoding.vae import Autoencoder
+
+    tiny_model(channels=4).save_pretrained(tmp_path / "run")
+    vae, data = save_vae(tmp_path / "vae"), tmp_path / "data"
+    run = RunConfig(str(data), TRAINING)
+    (tmp_path / "run" / RUN_FILE).write_text(json.dumps(dataclasses.asdict(run)))
+
+    def told(**changes):
+        write_latents(data, classes=3, image_size=16, vae=dataclasses.replace(VAE, **changes))
+        msf.Pipeline.from_pretrained(tmp_path / "run", vae=vae)
+        return capsys.readouterr().err
+
+    assert told(sha256=Autoencoder(vae).vae.sha256) == ""
+    assert told(sha256="5" * 64) == (
+        f"{vae}: its weights are not those of the VAE that made the model's latents, whose sha256 "
+        "begins with 55555555\n"
+    )
+    with pytest.raises(ValueError, match="vae: does not fit the latents that the model was train"):
+        told(scaling_factor=0.1)
+
+
+@pytest.mark.parametrize("label", [1.5, None, [1]])
+def test_what_is_no_label_is_refused(label):
+    with pytest.raises(TypeError, match=r"^Pipeline: labels must be classes' numbers or names, "):
+        msf.Pipeline(tiny_model(channels=1))([label])

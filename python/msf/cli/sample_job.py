@@ -16,6 +16,7 @@ from ..encoding.vae import Autoencoder
 from ..files import checksum
 from ..model import MSF
 from ..parts import Parts
+from ..pipeline import decoder_of
 from ..pretrained import CONFIG_FILE, WEIGHTS_FILE
 from ..progress import bar
 from ..sampling import Sample
@@ -111,7 +112,8 @@ def prepare(args: argparse.Namespace, device: torch.device, rank: int, processes
     shape, vae = (model.config.channels, *model.config.image_size), None
     _check_out(args, shape[0])
     if args.vae:
-        vae = models.autoencoder(args.vae, device, model.config, run.data if run else None)
+        data = run.data if run else None
+        vae = decoder_of(model.config, data, args.vae, device, quiet=rank > 0)
         shape = (3, *vae.image_size(shape))
     _check_num(args.out, num, shape)
     classes = labels.of_classes(chosen, model)
