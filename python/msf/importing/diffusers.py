@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..files import printable, read_file
-from ..parsing import parse_object, parse_whole
+from ..parsing import parse_number, parse_object, parse_whole
 from .checkpoint import Checkpoint, read_checkpoint
 
 KIND = "DiTTransformer2DModel"
@@ -76,7 +76,7 @@ def read_folder(folder: Path) -> tuple[Checkpoint, Sizes]:
         key: parse_whole(config.get(key, default), f"{name}: {key}")
         for key, default in (("num_attention_heads", 16), ("sample_size", 32))
     }
-    eps = float(config.get("norm_eps", 1e-5))
+    eps = parse_number(config.get("norm_eps", 1e-5), f"{name}: norm_eps")
     return source, Sizes(sizes["num_attention_heads"], sizes["sample_size"], eps)
 
 
