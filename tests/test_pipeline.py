@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -73,6 +74,24 @@ def test_the_vae_is_that_of_the_latents_the_model_was_trained_on(tmp_path, capsy
     )
     with pytest.raises(ValueError, match="vae: does not fit the latents that the model was train"):
         told(scaling_factor=0.1)
+
+
+def test_a_model_of_the_hub_has_names_of_classes(tmp_path, monkeypatch):
+    """What is not among the files asked for is not fetched."""
+    hub = pytest.importorskip("huggingface_hub")
+    tiny_model(channels=1).save_pretrained(tmp_path / "there")
+    run = RunConfig("digits", TRAINING, class_names=("cat", "dog", "owl"))
+    (tmp_path / "there" / RUN_FILE).write_text(json.dumps(dataclasses.asdict(run)))
+
+    def download(name, revision, allow_patterns):
+        shutil.copytree(tmp_path / "there", tmp_path / "here")
+        for file in (tmp_path / "here").iterdir():
+            if file.name not in allow_patterns:
+                file.unlink()
+        return tmp_path / "here"
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert msf.Pipeline.from_pretrained("someone/tiny").class_names == ("cat", "dog", "owl")
 
 
 @pytest.mark.parametrize("label", [1.5, None, [1]])
