@@ -174,6 +174,17 @@ def test_a_setting_of_diffusers_that_is_no_number_is_refused(key, value, message
         import_checkpoint(tmp_path)
 
 
+def test_a_format_that_does_not_fit_the_path_is_refused(tmp_path):
+    save_file(Published().state_dict(), tmp_path / "x.safetensors")
+    for name, format, message in (
+        ("x.safetensors", "diffusers", "is no folder; give the one that diffusers wrote"),
+        ("", "sit", "is a folder; --format must be diffusers, or give a file of sit"),
+        ("x.safetensors", "DiT", "format must be auto, dit, sit, .*, diffusers, got 'DiT'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            import_checkpoint(tmp_path / name, format)
+
+
 def test_folders_of_other_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         import_checkpoint(tmp_path)
