@@ -178,7 +178,7 @@ def test_a_format_that_does_not_fit_the_path_is_refused(tmp_path):
     save_file(Published().state_dict(), tmp_path / "x.safetensors")
     for name, format, message in (
         ("x.safetensors", "diffusers", "is no folder; give the one that diffusers wrote"),
-        ("", "sit", "is a folder; --format must be diffusers, or give a file of sit"),
+        ("", "sit", "is a folder, which --format diffusers is for; sit is a file"),
         ("x.safetensors", "DiT", "format must be auto, dit, sit, .*, diffusers, got 'DiT'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -63,7 +63,7 @@ def test_another_job_is_refused_while_any_process_is_at_work(tmp_path, pixels):
     a, b, other = (Parts(tmp_path / "x.npz", SETTINGS, 3) for _ in range(3))
 
     def refused():
-        message = r"x\.npz\.parts: another job is making these; wait for it, or choose another --out"
+        message = r"x\.npz\.parts: another job is making these; wait for it, or choose another"
         with pytest.raises(ValueError, match=message), other.claimed(ONE_PROCESS):
             pass
         return other.folder.exists()

@@ -112,7 +112,7 @@ def _read(path: Path, format: str) -> tuple[Checkpoint, str, Sizes, list[str]]:
         return source, _recognised(source) if format == "auto" else format, Sizes(), []
     if format not in ("auto", "diffusers"):
         raise ValueError(
-            f"{printable(path)}: is a folder; --format must be diffusers, or give a file of {format}"
+            f"{printable(path)}: is a folder, which --format diffusers is for; {format} is a file"
         )
     source, sizes, notes = read_folder(path)
     return source, "diffusers", sizes, notes
