@@ -224,6 +224,21 @@ def test_formats_are_known_by_their_tensors(tmp_path):
         import_state(path, Published())
 
 
+def test_a_format_that_is_not_the_one_a_file_tells_is_noted(tmp_path):
+    path = tmp_path / "x.pt"
+    for format, state, told in (
+        ("sit", {"args": argparse.Namespace(model="DiT-XL/2")}, "dit"),  # so do forks of DiT
+        ("dit", {"config": {"model": {"model_type": "LightningDiT-B/1"}}}, "lightningdit"),
+        ("sit", {"args": argparse.Namespace(model="SiT-XL/2", encoder_depth=8)}, "repa"),
+    ):
+        torch.save({"ema": Published().state_dict(), **state}, path)
+        note = f"the file says that it is of format {told}"
+        made = import_checkpoint(path, format, heads=HEADS)
+        assert made.format == format and note in made.notes
+        made = import_checkpoint(path, heads=HEADS)
+        assert made.format == told and note not in made.notes
+
+
 def test_the_configuration_says_what_was_inferred(tmp_path):
     config = import_state(tmp_path / "x.safetensors", Published(), "sit").model.config
     assert config == MSFConfig(

@@ -109,7 +109,10 @@ def _read(path: Path, format: str) -> tuple[Checkpoint, str, Sizes, list[str]]:
         if format == "diffusers":
             raise ValueError(f"{printable(path)}: is no folder; give the one that diffusers wrote")
         source = read_checkpoint(path)
-        return source, _recognised(source) if format == "auto" else format, Sizes(), []
+        format = _recognised(source) if format == "auto" else format
+        told = _told(source)
+        notes = [] if told in (None, format) else [f"the file says that it is of format {told}"]
+        return source, format, Sizes(), notes
     if format not in ("auto", "diffusers"):
         raise ValueError(
             f"{printable(path)}: is a folder, which --format diffusers is for; {format} is a file"
@@ -118,15 +121,22 @@ def _read(path: Path, format: str) -> tuple[Checkpoint, str, Sizes, list[str]]:
     return source, "diffusers", sizes, notes
 
 
+def _told(source: Checkpoint) -> str | None:
+    """Return the format that a file says it has, by its training's options or by what only one
+    format has beside its weights."""
+    has_projectors = any(name.startswith("projectors.") for name in source.tensors)
+    if has_projectors or "encoder_depth" in source.settings:
+        return "repa"  # whose options call the model a SiT
+    trained = str(source.settings.get("model", "")).partition("-")[0].lower()
+    return trained if trained in FORMATS else None
+
+
 def _recognised(source: Checkpoint) -> str:
     """Return the name of a file's format. Raise ValueError where several have such tensors."""
-    names = source.tensors
-    if any(name.startswith("projectors.") for name in names) or "encoder_depth" in source.settings:
-        return "repa"
-    trained = str(source.settings.get("model", "")).partition("-")[0].lower()
-    if trained in FORMATS:
-        return trained
-    if "feat_rope.freqs_cos" in names or {f"blocks.0.{name}" for name in REFUSED} & names.keys():
+    if told := _told(source):
+        return told
+    names = source.tensors.keys()
+    if "feat_rope.freqs_cos" in names or {f"blocks.0.{name}" for name in REFUSED} & names:
         return "lightningdit"
     raise source.error(
         "DiT, SiT and others have tensors of the same names and shapes; say which it is with "
