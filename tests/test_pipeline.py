@@ -32,6 +32,15 @@ def test_without_classes_there_is_one_of_each_seed():
     assert len(pipe(seeds=[1, 2, 3]).images) == 3 and pipe().images[0].mode == "RGB"
 
 
+def test_a_model_that_is_half_trained_is_refused():
+    model = tiny_model(channels=1)
+    with torch.no_grad():
+        model.stages[1].output.weight.zero_()
+        model.stages[1].output.bias.zero_()
+    with pytest.raises(ValueError, match=r"^Pipeline: not trained yet: residual$"):
+        msf.Pipeline(model)
+
+
 def test_a_folder_gives_names_and_its_latents_are_decoded(tmp_path):
     pytest.importorskip("diffusers", reason="needs diffusers (the latents extra)")
     from msf.encoding.vae import Autoencoder

@@ -67,13 +67,16 @@ class Pipeline:
         vae: decodes its latents; None for a model of pixels.
         class_names: names by which labels may be given, in the order of their numbers.
 
-    Raise ValueError where the model makes latents and ``vae`` is none, or one of other latents.
+    Raise ValueError where a stage is not trained yet, or the model makes latents and ``vae`` is
+    none, or one of other latents.
     """
 
     def __init__(
         self, model: MSF, vae: Autoencoder | None = None, class_names: Sequence[str] = ()
     ) -> None:
         config = model.config
+        if untrained := model.untrained_stages:
+            raise ValueError(f"Pipeline: not trained yet: {', '.join(untrained)}")
         if vae is None and config.channels not in (1, 3):
             raise ValueError(
                 f"Pipeline: the model makes latents of {config.channels} channels, not pictures; "

@@ -101,8 +101,8 @@ def import_checkpoint(path: Path, format: str = "auto", *, heads: int | None = N
 
 
 def _read(path: Path, format: str) -> tuple[Checkpoint, str, Sizes, list[str]]:
-    """Return what is at ``path``, the name of its format, the sizes that its tensors do not tell,
-    and what cannot be as there. Raise ValueError where it is not what ``format`` says."""
+    """Return what is at ``path``, the name of its format, sizes that its tensors do not tell, and
+    what is to be noted of it. Raise ValueError where ``format`` cannot be."""
     if format not in ("auto", *FORMATS):
         raise ValueError(f"format must be auto, {', '.join(FORMATS)}, got {format!r}")
     if not path.is_dir():
