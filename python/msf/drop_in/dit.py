@@ -105,7 +105,6 @@ def check_block(where: str, block: Any) -> None:
     width = norm_width(block.norm1)
     if width is None:
         refuse(f"{where}.norm1", f"is a {kind(block.norm1)} of no known size")
-    assert width is not None
     check_norm(f"{where}.norm1", block.norm1, width)
     check_norm(f"{where}.norm2", block.norm2, width)
     _check_attention(f"{where}.attn", block.attn, width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -38,7 +38,7 @@ class Family:
         return names.issuperset(self.children) and names.isdisjoint(self.absent)
 
 
-def refuse(where: str, what: str) -> None:
+def refuse(where: str, what: str) -> NoReturn:
     raise ValueError(f"msf.accelerate: {where} {what}")
 
 
