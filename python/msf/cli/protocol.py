@@ -13,7 +13,11 @@ from . import models, outputs, tables
 
 SUFFIX = ".npz"
 OF_A_MODEL: dict[str, Any] = {  # options, and what they are where they are left out
-    **{"data": None, "data_changed": False, "samples": None, "seed": 0, "precision": "auto"},
+    "data": None,
+    "data_changed": False,
+    "samples": None,
+    "seed": 0,
+    "precision": "auto",
     **dict.fromkeys(field.name for field in fields(SamplingConfig)),
 }
 
