@@ -128,6 +128,52 @@ def test_compiled():
         assert relative_error(got, value.double()) < 1e-5
 
 
+class LowRank(nn.Module):
+    """What LoRA puts in the place of a layer."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.weight, self.bias = base.weight, base.bias
+
+    def forward(self, x):
+        return 2 * self.base(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("DiT and SiT", "blocks.1.attn.qkv"),
+        ("DiT and SiT", "blocks.1.attn.proj"),
+        ("diffusers", "dit.transformer_blocks.1.attn1.to_k"),
+        ("diffusers", "dit.transformer_blocks.1.attn1.to_out.0"),
+    ],
+)
+def test_a_layer_that_became_more_than_its_weights_is_refused(name, path):
+    model, (x, c) = msf.accelerate(make(name)), inputs()
+    layer = model.get_submodule(path)
+    hook = layer.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="one is now a Linear with hooks; call msf"):
+        model(x, c)
+    hook.remove()
+    model(x, c)
+    model.set_submodule(path, LowRank(layer))
+    with pytest.raises(ValueError, match="one is now a LowRank; call msf"):
+        model(x, c)
+    msf.restore(model)(x, c)
+
+
+def test_an_mlp_that_became_another_is_called():
+    model, plain = make("DiT and SiT", torch.float64), make("DiT and SiT", torch.float64)
+    msf.accelerate(model)
+    for changed in (model, plain):
+        changed.blocks[1].mlp.fc1 = LowRank(changed.blocks[1].mlp.fc1)
+    x, c = inputs(torch.float64)
+    assert relative_error(model(x, c), plain(x, c)) < 1e-12
+    plain.blocks[1].mlp.fc1 = plain.blocks[1].mlp.fc1.base
+    assert relative_error(model(x, c), plain(x, c)) > 1e-3
+
+
 def test_meta():
     with torch.device("meta"):
         model = Transformer()

@@ -77,7 +77,7 @@ def _attention(attn: Any, h: Tensor, rope: Any, rounding: str) -> ops.Branch:
     if rounding == "eager":
         return (attn(h) if rope is None else attn(h, rope=rope)), None
     norms = getattr(attn, "q_norm", None), getattr(attn, "k_norm", None)
-    out = ops.self_attention(h, attn.qkv.weight, attn.qkv.bias, attn.num_heads, *norms, rope)
+    out = ops.self_attention(h, *ops.weights(attn.qkv), attn.num_heads, *norms, rope)
     return ops.last_product(attn.proj, out)
 
 

@@ -52,9 +52,12 @@ def check_children(where: str, module: nn.Module, known: Iterable[str]) -> None:
 def check_no_hooks(where: str, block: nn.Module) -> None:
     """Check that no module inside of the block has hooks, because it may not be called any more."""
     for name, module in block.named_modules():
-        hooks = [getattr(module, f"_{kind}_hooks") for kind in HOOKS]
-        if module is not block and any(hooks):
+        if module is not block and has_hooks(module):
             refuse(f"{where}.{name}", "has hooks, which would not run; FSDP wraps whole blocks")
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, f"_{kind}_hooks") for kind in HOOKS)
 
 
 def check_linear(where: str, layer: Any, inputs: int, outputs: int) -> None:
