@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import math
 import os
 import pickle
@@ -17,6 +18,7 @@ from msf import MSF, MSFConfig, StageConfig, presets, sample
 from msf.cli import main
 from msf.embeddings import sincos_2d
 from msf.importing import FORMATS, import_checkpoint
+from msf.importing.checkpoint import read_checkpoint
 from msf.importing.importer import HEADS as HEADS_OF
 from msf.training.start import started_from
 from published import CHANNELS, CLASSES, DEPTH, GRID, HEADS, PATCH, SIDE, WIDTH, Published
@@ -168,6 +170,32 @@ def test_blocks_that_embed_otherwise_are_refused(tmp_path):
         import_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("norm_eps", None, "norm_eps must be a number, got None"),
+        ("sample_size", [8, 8], "sample_size must be a whole number, got"),
+    ],
+)
+def test_a_setting_of_diffusers_that_is_no_number_is_refused(key, value, message, tmp_path):
+    tiny_diffusers(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(ValueError, match=message):
+        import_checkpoint(tmp_path)
+
+
+def test_a_format_that_does_not_fit_the_path_is_refused(tmp_path):
+    save_file(Published().state_dict(), tmp_path / "x.safetensors")
+    for name, format, message in (
+        ("x.safetensors", "diffusers", "is no folder; give the one that diffusers wrote"),
+        ("", "sit", "is a folder, which --format diffusers is for; sit is a file"),
+        ("x.safetensors", "DiT", "format must be auto, dit, sit, .*, diffusers, got 'DiT'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            import_checkpoint(tmp_path / name, format)
+
+
 def test_folders_of_other_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         import_checkpoint(tmp_path)
@@ -205,6 +233,21 @@ def test_formats_are_known_by_their_tensors(tmp_path):
         assert import_state(path, Published(**MODELS[format])).format == format
     with pytest.raises(ValueError, match="say which it is with --format dit, sit,"):
         import_state(path, Published())
+
+
+def test_a_format_that_is_not_the_one_a_file_tells_is_noted(tmp_path):
+    path = tmp_path / "x.pt"
+    for format, state, told in (
+        ("sit", {"args": argparse.Namespace(model="DiT-XL/2")}, "dit"),  # so do forks of DiT
+        ("dit", {"config": {"model": {"model_type": "LightningDiT-B/1"}}}, "lightningdit"),
+        ("sit", {"args": argparse.Namespace(model="SiT-XL/2", encoder_depth=8)}, "repa"),
+    ):
+        torch.save({"ema": Published().state_dict(), **state}, path)
+        note = f"the file says that it is of format {told}"
+        made = import_checkpoint(path, format, heads=HEADS)
+        assert made.format == format and note in made.notes
+        made = import_checkpoint(path, heads=HEADS)
+        assert made.format == told and note not in made.notes
 
 
 def test_the_configuration_says_what_was_inferred(tmp_path):
@@ -270,6 +313,21 @@ def test_files_that_are_cut_off_are_refused(name, tmp_path):
         assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_files_with_another_bit_are_read_or_refused(legacy, tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save({"ema": {"x": torch.ones(2)}}, path, _use_new_zipfile_serialization=not legacy)
+    whole, refused = path.read_bytes(), 0
+    for at in range(0, len(whole), 2):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        try:
+            read_checkpoint(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            refused += 1
+    assert refused > 100
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -303,6 +361,10 @@ def test_other_paths_are_refused(tmp_path):
         torch.save({"ema": Published().state_dict(), "args": args}, tmp_path / "x.pt")
         with pytest.raises(ValueError, match=f"was trained with {key} {value}; only"):
             import_checkpoint(tmp_path / "x.pt", heads=HEADS)
+    config = {"model": "LightningDiT-B/1", "transport": {"path_type": "GVP"}}
+    torch.save({"ema": Published().state_dict(), "config": config}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="was trained with path_type GVP; only"):
+        import_checkpoint(tmp_path / "x.pt", "lightningdit", heads=HEADS)
 
 
 def test_the_command_writes_a_model_that_can_be_sampled(tmp_path, capsys):

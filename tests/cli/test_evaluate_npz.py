@@ -28,6 +28,10 @@ WRONG = {
     "{x} --reference {x} --inception {w} --out {x}": "x.npz: exists already; choose another --out",
     "{x} --reference {x} --inception {w} --samples 9": "--samples is for a model's folder; ",
     "{x} --reference {x} --inception {w} --steps 9": "--steps is for a model's folder; ",
+    "{x} --reference {x} --inception {w} --samples 0": "--samples is for a model's folder; ",
+    "{x} --reference {x} --inception {w} --precision bf16": "--precision is for a model's folder",
+    "{x} --reference {x} --inception {w} --prior-noise 0": "--prior-noise is for a model's folder",
+    "{none}.NPZ --reference {x} --inception {w}": "none.NPZ: No such file or directory",
     "{none} --reference {x}": "--reference is for images in a file .npz, got ",
     "{none} --inception {x}": "--inception is for images in a file .npz, got ",
 }

@@ -212,13 +212,16 @@ MODELS = {
 }
 
 
-def make(name, dtype=torch.float32):
-    """Make a model whose every weight matters, of numbers that bfloat16 has."""
-    torch.manual_seed(0)
+def make(name, dtype=torch.float32, seed=0):
+    """Make a model whose every weight matters, of numbers that bfloat16 has. Products keep the size
+    of what they multiply: larger weights amplify one rounding, so that chance decides which of two
+    models errs more."""
+    torch.manual_seed(seed)
     model = MODELS[name]().train(False)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            noise, inputs = torch.randn_like(parameter), parameter.shape[1:].numel()
+            parameter.copy_(noise / inputs**0.5 if inputs > 1 else parameter + 0.2 * noise)
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.copy_(tensor.bfloat16())
     return model.to(dtype)

@@ -24,11 +24,7 @@ def check_file(path: Path, overwrite: bool) -> None:
         raise ValueError(f"{path}: is a folder; --out must name a file")
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: exists already; choose another --out or add --overwrite")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: is a file; --out must name a file in a folder")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"{folder}: may not be written to; choose another --out")
+    _check_place(path)
 
 
 def check_folder(path: Path, overwrite: bool) -> None:
@@ -41,6 +37,23 @@ def check_folder(path: Path, overwrite: bool) -> None:
     others = [file.name for file in content if file.suffix != ".png" or file.is_dir()]
     if others:
         raise ValueError(f"{path}: holds more than images ({others[0]}); choose another --out")
+    _check_place(path)
+
+
+def check_new_folder(path: Path) -> None:
+    """Raise a ValueError when ``path`` is there and no empty folder, or cannot be made."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path}: is there already; choose another --out")
+    _check_place(path)
+
+
+def _check_place(path: Path) -> None:
+    """Raise a ValueError when nothing can be made where ``path`` is to be."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; --out must be in a folder")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder}: may not be written to; choose another --out")
 
 
 def to_json(document: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..sampling_config import SOLVERS, SamplingConfig
 from ..training.config import PRECISIONS
+from . import models
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +79,7 @@ def read(args: argparse.Namespace, steps: Sequence[int] | None, model: MSFConfig
     """Return how to sample from ``model``; a ValueError says what is wrong."""
     if not 0 <= args.seed < 2**63:
         raise ValueError(f"--seed must be at least 0 and below 2^63, got {args.seed}")
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    models.check_batch_size(args)
     values = {field.name: getattr(args, field.name) for field in fields(SamplingConfig)}
     values |= {"steps": _one_or_each(steps), "guidance_scale": _one_or_each(args.guidance_scale)}
     config = SamplingConfig(**{name: value for name, value in values.items() if value is not None})

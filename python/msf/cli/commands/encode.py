@@ -43,8 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.images.is_dir():
         raise ValueError(f"{args.images}: no such folder; give a folder of images")
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    models.check_batch_size(args)
     from ...data.latent_index import is_latents, read_index
     from ...encoding.encode import encode, report
     from ...training.batches import loader_workers

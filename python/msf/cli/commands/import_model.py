@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import printable
-from .. import tables
+from .. import outputs, tables
 
 FORMATS = ("auto", "dit", "sit", "lightningdit", "repa", "diffusers")
 
@@ -49,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.heads is not None and args.heads < 1:
         raise ValueError(f"--heads must be at least 1, got {args.heads}")
-    if args.out.is_file() or (args.out.exists() and any(args.out.iterdir())):
-        raise ValueError(f"{args.out}: is there already; choose another --out")
+    outputs.check_new_folder(args.out)
     from ...importing import import_checkpoint
 
     model, format, notes = import_checkpoint(args.checkpoint, args.format, heads=args.heads)
