@@ -55,7 +55,9 @@ class BlockPass(ModelCall):
     ) -> BlockPass:
         """Draw random weights and inputs in bfloat16, so that no zero gate hides a gradient."""
         where: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
-        block = Block(stage, qk_norm=True).to(**where)
+        size = grid[0] * stage.patch, grid[1] * stage.patch
+        config = msf.MSFConfig(size, channels=4, num_classes=0, stages=(stage,), steps=(1,))
+        block = Block(stage, config).to(**where)
         drawn = torch.randn(4, batch, grid[0] * grid[1], stage.width, **where).unbind()
         condition = torch.randn(batch, stage.width, **where)
         inputs = tuple(tensor.requires_grad_() for tensor in (*drawn[:2], condition))

@@ -24,16 +24,17 @@ import msf_kernels
 from .arms import Arm, Function
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, *, norm: str) -> Tensor:
+    normalise: Any = F.layer_norm if norm == "layer" else F.rms_norm
+    return normalise(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
 
 
 # In plain PyTorch a matmul adds its bias itself, and what follows leaves it alone.
 def gate_and_modulate(
-    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, *, y_bias: Tensor
+    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, *, y_bias: Tensor, norm: str
 ) -> tuple[Tensor, Tensor]:
     x = x + gate[:, None] * y
-    return x, modulate(x, shift, scale)
+    return x, modulate(x, shift, scale, norm=norm)
 
 
 def attend(

@@ -97,7 +97,9 @@ def define(
 
     def gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if backward is None:
-            raise NotImplementedError(f"{qualified} has no derivative")
+            raise NotImplementedError(
+                f"{qualified} has no derivative; torch.func.hessian has second ones"
+            )
         found = {} if all(grad is None for grad in grads) else backward(ctx, *grads)
         ordered = tuple(found.pop(argument, None) for argument in arguments)
         assert not found, f"{qualified} has no argument {', '.join(found)}"

@@ -1,12 +1,14 @@
-"""Python in a process of its own: a line of code, or a file of `programs/`."""
+"""Python in processes of their own: a line of code, a file of `programs/`, or a function."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +25,27 @@ def program(
 ) -> subprocess.CompletedProcess[str]:
     """Run a file of `programs/`; packages in the folder `first` come before installed ones."""
     return _run(str(PROGRAMS / name), *arguments, first=first, variables=variables)
+
+
+def in_two_processes(target: Callable[[int], int]) -> list[int]:
+    """The exit statuses of processes that call ``target`` with their rank, as torchrun's would,
+    but forked, which saves them importing torch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def run(rank: int) -> None:
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in places.items()})
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        sys.exit(target(rank))
+
+    processes = [multiprocessing.get_context("fork").Process(target=run, args=(i,)) for i in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
 
 
 def kill_all(pid: int, number: int = signal.SIGKILL) -> None:

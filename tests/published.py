@@ -1,14 +1,27 @@
-"""Published transformers at tiny sizes, from the equations of DiT (arXiv 2212.09748), RoPE (arXiv
-2104.09864) and REPA (arXiv 2410.06940), with the attribute names of their released weights."""
+"""A published transformer as a whole, at a tiny size, from the equations of DiT (arXiv 2212.09748),
+RoPE (arXiv 2104.09864) and REPA (arXiv 2410.06940), with the names of the released weights."""
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-WIDTH, HEADS, DEPTH, PATCH, CHANNELS, SIDE, CLASSES = 32, 2, 3, 2, 3, 8, 4
+from drop_in.transformers import (
+    GELUMLP,
+    HEADS,
+    WIDTH,
+    Attention,
+    Block,
+    Last,
+    PlainNorm,
+    RMSNorm,
+    Rotation,
+    SwiGLU,
+)
+
+DEPTH, PATCH, CHANNELS, SIDE, CLASSES = 3, 2, 3, 8, 4
 GRID = SIDE // PATCH
 
 
@@ -25,83 +38,48 @@ def position_table():
     return torch.from_numpy(np.concatenate(halves, axis=1)).float()[None]
 
 
-def linear(inputs, outputs):
-    return nn.Linear(inputs, outputs)
-
-
-def modulation(parts):
-    return nn.Sequential(nn.SiLU(), linear(WIDTH, parts * WIDTH))
-
-
-def normalised(x, shift, scale):
-    return F.layer_norm(x, (WIDTH,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
-
-
-class Rotation(nn.Module):
-    """Neighbouring channels turn by the token's row in the first half of a head, by its column in
-    the second."""
-
-    def __init__(self):
-        super().__init__()
-        rows, columns = np.divmod(np.arange(GRID * GRID), GRID)
-        pairs = WIDTH // HEADS // 4
-        speeds = 10_000.0 ** -(np.arange(pairs) / pairs)
-        angles = np.concatenate([np.outer(rows, speeds), np.outer(columns, speeds)], axis=1)
-        angles = torch.from_numpy(angles.repeat(2, axis=1))
-        self.register_buffer("freqs_cos", angles.cos().float())
-        self.register_buffer("freqs_sin", angles.sin().float())
-
-    def forward(self, x):
-        even, odd = x[..., ::2], x[..., 1::2]
-        turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-        return x * self.freqs_cos + turned * self.freqs_sin
-
-
-class Block(nn.Module):
-    def __init__(self, without_shift):
-        super().__init__()
-        self.attn = nn.ModuleDict({"qkv": linear(WIDTH, 3 * WIDTH), "proj": linear(WIDTH, WIDTH)})
-        self.mlp = nn.ModuleDict({"fc1": linear(WIDTH, 4 * WIDTH), "fc2": linear(4 * WIDTH, WIDTH)})
-        self.adaLN_modulation = modulation(4 if without_shift else 6)
-        self.without_shift = without_shift
-
-    def forward(self, x, c, rotate):
-        parts = list(self.adaLN_modulation(c).chunk(4 if self.without_shift else 6, dim=1))
-        if self.without_shift:
-            parts.insert(2, torch.zeros_like(parts[0]))
-            parts.insert(0, torch.zeros_like(parts[0]))
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-        x = x + gate[:, None] * self.attend(normalised(x, shift, scale), rotate)
-        h = F.gelu(self.mlp["fc1"](normalised(x, mlp_shift, mlp_scale)), approximate="tanh")
-        return x + mlp_gate[:, None] * self.mlp["fc2"](h)
-
-    def attend(self, x, rotate):
-        q, k, v = self.attn["qkv"](x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q), rotate(k)
-        weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
-        return self.attn["proj"]((weights @ v).transpose(1, 2).flatten(2))
+def rotation():
+    """The angles of the token's row in the first half of a head, of its column in the second."""
+    rows, columns = np.divmod(np.arange(GRID * GRID), GRID)
+    pairs = WIDTH // HEADS // 4
+    speeds = 10_000.0 ** -(np.arange(pairs) / pairs)
+    angles = np.concatenate([np.outer(rows, speeds), np.outer(columns, speeds)], axis=1)
+    return Rotation(torch.from_numpy(angles))
 
 
 class Published(nn.Module):
     """A DiT, whose ``forward`` returns the ``CHANNELS`` that samplers use; every parameter is
-    random. ``projectors`` are REPA's."""
+    random. ``projectors`` are REPA's; RoPE and all after it are options of LightningDiT (arXiv
+    2501.01423)."""
 
-    def __init__(self, *, learn_sigma=True, rope=False, without_shift=False, projectors=False):
+    def __init__(
+        self,
+        *,
+        learn_sigma=True,
+        projectors=False,
+        rope=False,
+        without_shift=False,
+        rms=False,
+        swiglu=False,
+        qk_norm=False,
+    ):
         super().__init__()
         torch.manual_seed(0)
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(CHANNELS, WIDTH, PATCH, stride=PATCH)})
-        mlp = nn.Sequential(linear(256, WIDTH), nn.SiLU(), linear(WIDTH, WIDTH))
+        mlp = nn.Sequential(nn.Linear(256, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
         self.t_embedder = nn.ModuleDict({"mlp": mlp})
         self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(CLASSES + 1, WIDTH)})
         self.pos_embed = nn.Parameter(position_table(), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(without_shift) for _ in range(DEPTH))
+        norm, mlp = RMSNorm if rms else PlainNorm, SwiGLU if swiglu else GELUMLP
+        attn = partial(Attention, qk_norm=RMSNorm if qk_norm else None)
+        parts = 4 if without_shift else 6
+        self.blocks = nn.ModuleList(Block(norm, attn, mlp, parts) for _ in range(DEPTH))
         self.outs = CHANNELS * (2 if learn_sigma else 1)
-        last = {"linear": linear(WIDTH, PATCH**2 * self.outs), "adaLN_modulation": modulation(2)}
-        self.final_layer = nn.ModuleDict(last)
+        self.final_layer = Last(norm, outs=PATCH**2 * self.outs)
         if rope:
-            self.feat_rope = Rotation()
+            self.feat_rope = rotation()
         if projectors:
-            self.projectors = nn.ModuleList([nn.Sequential(linear(WIDTH, 8), nn.SiLU())])
+            self.projectors = nn.ModuleList([nn.Sequential(nn.Linear(WIDTH, 8), nn.SiLU())])
         for parameter in self.parameters():
             if parameter is not self.pos_embed:
                 nn.init.normal_(parameter, std=0.2)
@@ -113,8 +91,7 @@ class Published(nn.Module):
         c = self.t_embedder["mlp"](torch.cat([angles.cos(), angles.sin()], dim=1).to(x.dtype))
         c = c + self.y_embedder["embedding_table"](y)
         for block in self.blocks:
-            x = block(x, c, getattr(self, "feat_rope", lambda part: part))
-        shift, scale = self.final_layer["adaLN_modulation"](c).chunk(2, dim=1)
-        x = self.final_layer["linear"](normalised(x, shift, scale))
+            x = block(x, c, getattr(self, "feat_rope", None))
+        x = self.final_layer(x, c)
         x = x.reshape(len(x), GRID, GRID, PATCH, PATCH, self.outs).permute(0, 5, 1, 3, 2, 4)
         return x.reshape(len(x), self.outs, SIDE, SIDE)[:, :CHANNELS]

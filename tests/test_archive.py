@@ -71,12 +71,16 @@ BAD = {
     "floats": ({"arr_0": GOOD / 255}, "arr_0 must be (N, H, W, 3) uint8, got (4, 8, 12, 3) float"),
     "grey": ({"arr_0": GOOD[..., :1]}, "arr_0 must be (N, H, W, 3) uint8, got (4, 8, 12, 1) uint8"),
     "one": ({"arr_0": GOOD[0]}, "arr_0 must be (N, H, W, 3) uint8, got (8, 12, 3) uint8"),
-    "none": ({"arr_0": GOOD[:0]}, "arr_0 must be (N, H, W, 3) uint8, got (0, 8, 12, 3) uint8"),
+    "none": ({"arr_0": GOOD[:0]}, "arr_0 holds no images, its shape is (0, 8, 12, 3)"),
     "columns": ({"arr_0": np.asfortranarray(GOOD)}, "got (4, 8, 12, 3) uint8, column by column"),
     "objects": ({"arr_0": np.array([GOOD, None], dtype=object)}, "got (2,) object"),
     "small": ({"mu": np.zeros(9), "sigma": np.eye(9)}, "mu must be (2048,), finite floats, got (9"),
     "whole": ({"mu": np.zeros(2048, int), "sigma": np.eye(2)}, "floats, got (2048,) int64; statis"),
     "nan": ({"mu": np.full(2048, np.nan), "sigma": np.eye(2)}, "mu must be (2048,), finite floats"),
+    "triangle": (
+        {"mu": np.zeros(2048), "sigma": np.tri(2048)},
+        "sigma must be symmetric, as a covariance is",
+    ),
     "code": (
         {"mu": np.array([None]), "sigma": np.eye(2)},
         "finite floats, got (1,) object; statis",
@@ -115,6 +119,25 @@ def test_a_member_shorter_than_its_header_says(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("arr_0.npy", (tmp_path / "x.npy").read_bytes()[:-1])
     refused(tmp_path / "x.npz", "not a readable npz file (it ends before its arrays do)")
+
+
+def test_members_that_are_no_arrays(tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=GOOD)
+    with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
+        archive.writestr("mu", b"")
+        archive.writestr("sigma", b"")
+    assert Archive(tmp_path / "x.npz").pool is None
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("arr_0", b"")
+    refused(tmp_path / "x.npz", "must hold images (arr_0) or statistics (mu, sigma), holds nothing")
+
+
+def test_a_covariance_rounded_to_float32_is_one(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((9, 2048))
+    sigma = (rows.T @ rows).astype(np.float32)
+    sigma[0, 1] = np.nextafter(sigma[0, 1], 9)
+    np.savez(tmp_path / "x.npz", mu=rows[0], sigma=sigma)
+    assert Archive(tmp_path / "x.npz").pool.covariance[0, 1] == float(sigma[0, 1])
 
 
 def test_a_file_that_is_not_there(tmp_path):

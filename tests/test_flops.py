@@ -16,7 +16,7 @@ STAGES = (
 )
 
 
-def config(levels: int, num_classes: int, qk_norm: bool) -> MSFConfig:
+def config(levels: int, num_classes: int, qk_norm: bool, mlp: str = "gelu") -> MSFConfig:
     return MSFConfig(
         image_size=(16, 32),
         channels=3,
@@ -24,6 +24,7 @@ def config(levels: int, num_classes: int, qk_norm: bool) -> MSFConfig:
         stages=STAGES[: levels + 1],
         steps=(7, 5, 3)[: levels + 1],
         qk_norm=qk_norm,
+        mlp=mlp,
     )
 
 
@@ -34,9 +35,13 @@ def attention_flops(qkv: torch.Size, *_: object, out_shape: object = None, **__:
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2])
-@pytest.mark.parametrize(("num_classes", "qk_norm"), [(0, True), (10, False)])
-def test_counts_are_those_of_the_modules(levels: int, num_classes: int, qk_norm: bool) -> None:
-    model = MSF(config(levels, num_classes, qk_norm))
+@pytest.mark.parametrize(
+    ("num_classes", "qk_norm", "mlp"), [(0, True, "gelu"), (10, False, "swiglu")]
+)
+def test_counts_are_those_of_the_modules(
+    levels: int, num_classes: int, qk_norm: bool, mlp: str
+) -> None:
+    model = MSF(config(levels, num_classes, qk_norm, mlp))
     costs = stage_costs(model.config)
     assert [cost.name for cost in costs] == list(model.config.stage_names)
     for index, (stage, cost) in enumerate(zip(model.stages, costs, strict=True)):

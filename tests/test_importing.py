@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import math
 import os
 import pickle
@@ -17,6 +18,7 @@ from msf import MSF, MSFConfig, StageConfig, presets, sample
 from msf.cli import main
 from msf.embeddings import sincos_2d
 from msf.importing import FORMATS, import_checkpoint
+from msf.importing.checkpoint import read_checkpoint
 from msf.importing.importer import HEADS as HEADS_OF
 from msf.training.start import started_from
 from published import CHANNELS, CLASSES, DEPTH, GRID, HEADS, PATCH, SIDE, WIDTH, Published
@@ -24,7 +26,7 @@ from published import CHANNELS, CLASSES, DEPTH, GRID, HEADS, PATCH, SIDE, WIDTH,
 MODELS = {
     "dit": {},
     "sit": {},
-    "lightningdit": {"learn_sigma": False, "rope": True},
+    "lightningdit": {"learn_sigma": False, "rope": True, "rms": True, "swiglu": True},
     "repa": {"learn_sigma": False, "projectors": True},
 }
 
@@ -80,8 +82,19 @@ def test_outputs_are_those_of_the_source_in_float64(format, tmp_path):
 
 
 @torch.no_grad()
-def test_models_without_shift_have_shifts_of_zero(tmp_path):
-    source = Published(learn_sigma=False, without_shift=True)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"without_shift": True},
+        {"rms": True, "without_shift": True},
+        {"swiglu": True},
+        {"qk_norm": True},
+        {"qk_norm": True, "rope": True},
+    ],
+    ids=",".join,
+)
+def test_each_option_of_lightningdit(options, tmp_path):
+    source = Published(learn_sigma=False, **options)
     model = import_state(tmp_path / "x.safetensors", source, "lightningdit").model
     assert error(model.stages[0](*inputs()), source(*inputs())) < 1e-6
 
@@ -157,6 +170,32 @@ def test_blocks_that_embed_otherwise_are_refused(tmp_path):
         import_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("norm_eps", None, "norm_eps must be a number, got None"),
+        ("sample_size", [8, 8], "sample_size must be a whole number, got"),
+    ],
+)
+def test_a_setting_of_diffusers_that_is_no_number_is_refused(key, value, message, tmp_path):
+    tiny_diffusers(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(ValueError, match=message):
+        import_checkpoint(tmp_path)
+
+
+def test_a_format_that_does_not_fit_the_path_is_refused(tmp_path):
+    save_file(Published().state_dict(), tmp_path / "x.safetensors")
+    for name, format, message in (
+        ("x.safetensors", "diffusers", "is no folder; give the one that diffusers wrote"),
+        ("", "sit", "is a folder, which --format diffusers is for; sit is a file"),
+        ("x.safetensors", "DiT", "format must be auto, dit, sit, .*, diffusers, got 'DiT'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            import_checkpoint(tmp_path / name, format)
+
+
 def test_folders_of_other_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         import_checkpoint(tmp_path)
@@ -170,7 +209,7 @@ def test_folders_of_other_models_are_refused(tmp_path):
 def test_files_of_torch_give_their_average_and_how_they_were_trained(name, legacy, tmp_path):
     model, average = Published(), Published()
     with torch.no_grad():
-        average.final_layer["linear"].bias.add_(1)
+        average.final_layer.linear.bias.add_(1)
     values = {
         "model": {f"module.{name}": x for name, x in model.state_dict().items()},
         "ema": average.state_dict(),
@@ -180,7 +219,7 @@ def test_files_of_torch_give_their_average_and_how_they_were_trained(name, legac
     torch.save(values, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
     made = import_checkpoint(tmp_path / "x.pt", heads=HEADS)
     assert made.format == name[:3].lower() and "the learned variance is dropped" in made.notes
-    bias = average.final_layer["linear"].bias.unflatten(0, (-1, 2 * CHANNELS))[:, :CHANNELS]
+    bias = average.final_layer.linear.bias.unflatten(0, (-1, 2 * CHANNELS))[:, :CHANNELS]
     assert torch.equal(made.model.stages[0].output.bias, bias.flatten())
     del values["ema"]
     torch.save(values, tmp_path / "x.pt")
@@ -196,13 +235,28 @@ def test_formats_are_known_by_their_tensors(tmp_path):
         import_state(path, Published())
 
 
+def test_a_format_that_is_not_the_one_a_file_tells_is_noted(tmp_path):
+    path = tmp_path / "x.pt"
+    for format, state, told in (
+        ("sit", {"args": argparse.Namespace(model="DiT-XL/2")}, "dit"),  # so do forks of DiT
+        ("dit", {"config": {"model": {"model_type": "LightningDiT-B/1"}}}, "lightningdit"),
+        ("sit", {"args": argparse.Namespace(model="SiT-XL/2", encoder_depth=8)}, "repa"),
+    ):
+        torch.save({"ema": Published().state_dict(), **state}, path)
+        note = f"the file says that it is of format {told}"
+        made = import_checkpoint(path, format, heads=HEADS)
+        assert made.format == format and note in made.notes
+        made = import_checkpoint(path, heads=HEADS)
+        assert made.format == told and note not in made.notes
+
+
 def test_the_configuration_says_what_was_inferred(tmp_path):
     config = import_state(tmp_path / "x.safetensors", Published(), "sit").model.config
     assert config == MSFConfig(
         image_size=(SIDE, SIDE),
         channels=CHANNELS,
         num_classes=CLASSES,
-        stages=(StageConfig(WIDTH, DEPTH, HEADS, PATCH),),
+        stages=(StageConfig(WIDTH, DEPTH, HEADS, PATCH, 48 / WIDTH),),
         steps=(250,),
         positions="sincos",
         qk_norm=False,
@@ -259,6 +313,21 @@ def test_files_that_are_cut_off_are_refused(name, tmp_path):
         assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_files_with_another_bit_are_read_or_refused(legacy, tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save({"ema": {"x": torch.ones(2)}}, path, _use_new_zipfile_serialization=not legacy)
+    whole, refused = path.read_bytes(), 0
+    for at in range(0, len(whole), 2):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        try:
+            read_checkpoint(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            refused += 1
+    assert refused > 100
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -272,9 +341,10 @@ def test_files_that_are_cut_off_are_refused(name, tmp_path):
         ({"final_layer.linear.weight": torch.ones(36, 32)}, "must have 12 rows, or twice as many"),
         ({"x_embedder.proj.bias": torch.full((32,), torch.nan)}, "must be finite"),
         ({"x_embedder.proj.bias": torch.ones(32, dtype=torch.int64)}, "must be of floats"),
-        ({"blocks.0.norm1.weight": torch.ones(32)}, "cannot be imported: norm of RMS kind"),
-        ({"blocks.0.mlp.w12.weight": torch.ones(32)}, "cannot be imported: SwiGLU"),
-        ({"blocks.0.attn.q_norm.weight": torch.ones(16)}, "cannot be imported: QK-norm by Layer"),
+        ({"blocks.0.norm1.weight": torch.ones(32)}, r"blocks.0.norm2.weight is missing"),
+        ({"blocks.0.norm1.bias": torch.ones(32)}, "cannot be imported: a norm with weight and bi"),
+        ({"blocks.0.mlp.w12.weight": torch.ones(32)}, r"blocks.0.mlp.w3.weight is missing"),
+        ({"blocks.0.attn.q_norm.bias": torch.ones(16)}, "cannot be imported: QK-norm by Layer"),
     ],
 )
 def test_other_tensors_are_refused_in_one_line(change, message, tmp_path):
@@ -291,6 +361,10 @@ def test_other_paths_are_refused(tmp_path):
         torch.save({"ema": Published().state_dict(), "args": args}, tmp_path / "x.pt")
         with pytest.raises(ValueError, match=f"was trained with {key} {value}; only"):
             import_checkpoint(tmp_path / "x.pt", heads=HEADS)
+    config = {"model": "LightningDiT-B/1", "transport": {"path_type": "GVP"}}
+    torch.save({"ema": Published().state_dict(), "config": config}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="was trained with path_type GVP; only"):
+        import_checkpoint(tmp_path / "x.pt", "lightningdit", heads=HEADS)
 
 
 def test_the_command_writes_a_model_that_can_be_sampled(tmp_path, capsys):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from msf.parts import Damaged, Parts, read_arrays, write_npz
+from msf.training.ranks import ONE_PROCESS
 
 SETTINGS = {"--seed": 3, "--steps": [4, 2]}
 
@@ -31,19 +32,49 @@ def fill(parts, pixels, numbers):
         parts.add(number, {"x": pixels[4 * number : 4 * number + 4]})
 
 
+class Second:
+    """The second process of a job, as far as its parts know it."""
+
+    def each(self, function):
+        return function()
+
+    def first(self, function):
+        return None
+
+
 def test_the_last_process_to_end_assembles(tmp_path, pixels):
     def write(made):
         whole.append(np.concatenate([part["x"] for part in made]))
 
     whole = []
     a, b = (Parts(tmp_path / "x.npz", SETTINGS, 3) for _ in range(2))
-    assert a.missing(range(0, 3, 2)) == [0, 2] and b.missing(range(1, 3, 2)) == [1]
-    fill(a, pixels, [0, 2])
-    assert not a.assemble(write) and a.there() == 2
-    fill(b, pixels, [1])
-    assert b.assemble(write) and not a.assemble(write)
+    with a.claimed(ONE_PROCESS):
+        with b.claimed(Second()):
+            assert a.missing(range(0, 3, 2)) == [0, 2] and b.missing(range(1, 3, 2)) == [1]
+            fill(a, pixels, [0, 2])
+            assert not b.assemble(write) and a.there() == 2
+            fill(b, pixels, [1])
+        assert a.assemble(write) and not a.assemble(write)
     np.testing.assert_array_equal(whole, [pixels])
     assert not list(tmp_path.iterdir())
+
+
+def test_another_job_is_refused_while_any_process_is_at_work(tmp_path, pixels):
+    a, b, other = (Parts(tmp_path / "x.npz", SETTINGS, 3) for _ in range(3))
+
+    def refused():
+        message = r"x\.npz\.parts: another job is making these; wait for it, or choose another"
+        with pytest.raises(ValueError, match=message), other.claimed(ONE_PROCESS):
+            pass
+        return other.folder.exists()
+
+    with b.claimed(Second()):
+        with a.claimed(Second()):
+            assert refused()
+        assert refused()
+        fill(b, pixels, [1])
+    with other.claimed(ONE_PROCESS):
+        assert other.missing(range(3)) == [0, 2]
 
 
 def test_no_byte_changes_unnoticed(tmp_path, pixels):
@@ -76,7 +107,7 @@ def test_damaged_parts_are_named_and_made_anew(tmp_path, pixels, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{file}: is damaged (") and line.endswith("; making it anew")
     fill(parts, pixels, [2])
-    with pytest.raises(ValueError, match=r"000001\.npz: is damaged"):
+    with pytest.raises(ValueError, match=r"000001\.npz: is damaged"), parts.claimed(ONE_PROCESS):
         parts.assemble(list)
     assert parts.there() == 3  # nothing is lost
 
@@ -91,12 +122,11 @@ def test_parts_of_other_settings_are_refused(tmp_path, pixels):
 
 def test_an_empty_folder_goes_and_another_stays(tmp_path, pixels):
     parts = Parts(tmp_path / "x", SETTINGS, 2)
-    parts.tidy()
-    parts.folder.mkdir()
-    parts.tidy()
+    with parts.claimed(ONE_PROCESS):
+        assert parts.folder.exists()
     assert not parts.folder.exists()
-    fill(parts, pixels, [0])
-    parts.tidy()
+    with parts.claimed(ONE_PROCESS):
+        fill(parts, pixels, [0])
     assert read_arrays((parts.folder / "000000.npz").read_bytes())["x"].shape == (4, 2, 3, 3)
 
 

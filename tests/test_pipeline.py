@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 import msf
+from latent_folders import VAE, write_latents
 from models import tiny_model
 from msf.images import to_uint8
 from msf.training.config import RUN_FILE, RunConfig
@@ -30,6 +32,15 @@ def test_without_classes_there_is_one_of_each_seed():
     assert len(pipe(seeds=[1, 2, 3]).images) == 3 and pipe().images[0].mode == "RGB"
 
 
+def test_a_model_that_is_half_trained_is_refused():
+    model = tiny_model(channels=1)
+    with torch.no_grad():
+        model.stages[1].output.weight.zero_()
+        model.stages[1].output.bias.zero_()
+    with pytest.raises(ValueError, match=r"^Pipeline: not trained yet: residual$"):
+        msf.Pipeline(model)
+
+
 def test_a_folder_gives_names_and_its_latents_are_decoded(tmp_path):
     pytest.importorskip("diffusers", reason="needs diffusers (the latents extra)")
     from msf.encoding.vae import Autoencoder
@@ -49,3 +60,50 @@ def test_a_folder_gives_names_and_its_latents_are_decoded(tmp_path):
         msf.Pipeline.from_pretrained(tmp_path / "run")
     with pytest.raises(ValueError, match="decodes latents of 4 channels, the model makes 1"):
         msf.Pipeline(tiny_model(channels=1), Autoencoder(vae))
+
+
+def test_the_vae_is_that_of_the_latents_the_model_was_trained_on(tmp_path, capsys):
+    pytest.importorskip("diffusers", reason="needs diffusers (the latents extra)")
+    from msf.encoding.vae import Autoencoder
+
+    tiny_model(channels=4).save_pretrained(tmp_path / "run")
+    vae, data = save_vae(tmp_path / "vae"), tmp_path / "data"
+    run = RunConfig(str(data), TRAINING)
+    (tmp_path / "run" / RUN_FILE).write_text(json.dumps(dataclasses.asdict(run)))
+
+    def told(**changes):
+        write_latents(data, classes=3, image_size=16, vae=dataclasses.replace(VAE, **changes))
+        msf.Pipeline.from_pretrained(tmp_path / "run", vae=vae)
+        return capsys.readouterr().err
+
+    assert told(sha256=Autoencoder(vae).vae.sha256) == ""
+    assert told(sha256="5" * 64) == (
+        f"{vae}: its weights are not those of the VAE that made the model's latents, whose sha256 "
+        "begins with 55555555\n"
+    )
+    with pytest.raises(ValueError, match="vae: does not fit the latents that the model was train"):
+        told(scaling_factor=0.1)
+
+
+def test_a_model_of_the_hub_has_names_of_classes(tmp_path, monkeypatch):
+    """What is not among the files asked for is not fetched."""
+    hub = pytest.importorskip("huggingface_hub")
+    tiny_model(channels=1).save_pretrained(tmp_path / "there")
+    run = RunConfig("digits", TRAINING, class_names=("cat", "dog", "owl"))
+    (tmp_path / "there" / RUN_FILE).write_text(json.dumps(dataclasses.asdict(run)))
+
+    def download(name, revision, allow_patterns):
+        shutil.copytree(tmp_path / "there", tmp_path / "here")
+        for file in (tmp_path / "here").iterdir():
+            if file.name not in allow_patterns:
+                file.unlink()
+        return tmp_path / "here"
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert msf.Pipeline.from_pretrained("someone/tiny").class_names == ("cat", "dog", "owl")
+
+
+@pytest.mark.parametrize("label", [1.5, None, [1]])
+def test_what_is_no_label_is_refused(label):
+    with pytest.raises(TypeError, match=r"^Pipeline: labels must be classes' numbers or names, "):
+        msf.Pipeline(tiny_model(channels=1))([label])

@@ -3,10 +3,11 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from models import images, tiny_model
+from models import images, tiny_config, tiny_model
 from msf import StageConfig
 from msf.embeddings import sinusoid
 from msf.transformer import StageTransformer, patchify, unpatchify
@@ -29,12 +30,13 @@ def test_sinusoid_tells_positions_apart():
 
 
 def test_starts_at_zero_velocity():
-    stage = StageTransformer(StageConfig(32, 2, 2), 2, 3, has_prior=False)
+    stage = StageTransformer(tiny_config(), 0)
     assert not stage(images(2), torch.rand(2), torch.tensor([0, 3])).any()
 
 
 def test_starts_with_the_weights_of_dit():
-    stage = StageTransformer(StageConfig(256, 1, 4), 2, 999, has_prior=True)
+    wide = tiny_config(num_classes=999, stages=(StageConfig(256, 1, 4),) * 2)
+    stage = StageTransformer(wide, 1)
     for embedding in (stage.time_embedding, stage.prior_noise_embedding):
         for layer in (embedding[0], embedding[2]):
             # 65,536 weights: 5 standard errors of a deviation.
@@ -51,7 +53,9 @@ def plain_forward(stage, x, t, y, prior, prior_noise):
     """The same network written out in eager PyTorch, block by block, without the operators."""
 
     def norm(x, shift, scale):
-        return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+        normalise = F.layer_norm if stage.norm == "layer" else F.rms_norm
+        x = normalise(x, x.shape[-1:], eps=1e-6)
+        return x * (1 + scale[:, None]) + shift[:, None]
 
     c = stage.time_embedding(t) + stage.label_embedding(y)
     c = F.silu(c if prior_noise is None else c + stage.prior_noise_embedding(prior_noise))
@@ -63,8 +67,13 @@ def plain_forward(stage, x, t, y, prior, prior_noise):
     for block in stage.blocks:
         g1, s2, c2, g2, *following = block.modulation(c).chunk(6, 1)
         x = x + g1[:, None] * plain_attention(block.attention, norm(x, shift, scale), side)
-        first, _, second = block.mlp
-        hidden = F.gelu(linear(first, norm(x, s2, c2)), approximate="tanh")
+        first, activation, second = block.mlp
+        hidden = linear(first, norm(x, s2, c2))
+        if isinstance(activation, nn.GELU):
+            hidden = F.gelu(hidden, approximate="tanh")
+        else:
+            a, b = hidden.chunk(2, -1)
+            hidden = a * a.sigmoid() * b
         x = x + g2[:, None] * linear(second, hidden)
         shift, scale = following
     return unpatchify(stage.output(norm(x, shift, scale)), stage.stage.patch, (8, 8))
@@ -96,9 +105,10 @@ def rotate(z, side):
     return torch.cat([turned.real, turned.imag], -1)
 
 
+@pytest.mark.parametrize("kinds", [{}, {"norm": "rms", "mlp": "swiglu"}], ids=["", "rms,swiglu"])
 @pytest.mark.parametrize("index", [0, 1])
-def test_forward_and_gradients_equal_the_plain_network(index):
-    stage = tiny_model(image_size=(16, 16) if index == 0 else (8, 8)).stages[index]
+def test_forward_and_gradients_equal_the_plain_network(index, kinds):
+    stage = tiny_model(image_size=(16, 16) if index == 0 else (8, 8), **kinds).stages[index]
     x, t, y = images(3), torch.rand(3), torch.tensor([0, 2, 3])
     prior, prior_noise = (images(3, seed=1), torch.rand(3)) if index else (None, None)
     cotangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
@@ -162,7 +172,7 @@ def test_a_block_can_be_checkpointed(reentrant):
 
 
 def test_a_block_has_nothing_but_our_operators_between_its_products():
-    block = StageTransformer(StageConfig(32, 1, 2), 2, 3, has_prior=False).blocks[0]
+    block = StageTransformer(tiny_config(), 0).blocks[0]
     x, h, c = torch.randn(2, 16, 32), torch.randn(2, 16, 32), torch.randn(2, 32)
     graph = torch.export.export(block, (x, h, c, None)).graph
     calls = [node.target for node in graph.nodes if node.op == "call_function"]
@@ -184,7 +194,7 @@ def test_a_block_has_nothing_but_our_operators_between_its_products():
 @pytest.mark.parametrize("layer", ["attention.qkv", "attention.proj", "mlp.0", "mlp.2"])
 def test_a_bias_that_fsdp_has_freed_is_one_line(layer):
     """As where it wraps a layer, or the MLP, of a block alone, and not the block."""
-    block = StageTransformer(StageConfig(32, 1, 2), 2, 3, has_prior=False).blocks[0]
+    block = StageTransformer(tiny_config(), 0).blocks[0]
     block.get_submodule(layer).bias.untyped_storage().resize_(0)
     x, h, c = torch.randn(2, 16, 32), torch.randn(2, 16, 32), torch.randn(2, 32)
     with pytest.raises(ValueError, match="FSDP has freed a bias that its block still reads"):

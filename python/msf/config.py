@@ -13,6 +13,8 @@ from .parsing import check_fields, parse_dataclass, parse_object
 
 UPSAMPLE_MODES = ("nearest", "bilinear")
 POSITIONS = ("rope", "sincos", "both")
+NORMS = ("layer", "rms")
+MLPS = ("gelu", "swiglu")
 PREDICTIONS = ("velocity", "noise")
 DIFFUSION_STEPS = 1000  # of a model that predicts noise
 TIMES = ("logit-normal", "uniform")
@@ -30,7 +32,7 @@ MAX_HIDDEN = 2**18
 @dataclass(frozen=True)
 class StageConfig:
     """A StageConfig describes one diffusion transformer. ``patch`` is in pixels (or latents) of the
-    stage's own scale."""
+    stage's own scale, ``mlp_ratio`` the hidden channels of an MLP over ``width``."""
 
     width: int
     depth: int
@@ -44,6 +46,11 @@ class StageConfig:
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Return the channels between the two products of an MLP."""
+        return round(self.width * self.mlp_ratio)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ class MSFConfig:
     one stage that is sampled and not trained, and whose times are the numbers of its diffusion
     steps. A time t in [0, 1], noise being at 0, is embedded as the number that far from the first
     to the second of ``time_range``, by sinusoids of wavelengths up to 2 pi ``time_period``.
-    ``rope_theta`` is the base of RoPE's frequencies.
+    ``rope_theta`` is the base of RoPE's frequencies. ``norm`` is LayerNorm or "rms" (arXiv
+    1910.07467), ``mlp`` has a GELU or is "swiglu" (arXiv 2002.05202), three products a token.
     """
 
     image_size: tuple[int, int]
@@ -75,6 +83,8 @@ class MSFConfig:
     upsample: str = "nearest"
     positions: str = "rope"
     qk_norm: bool = True
+    norm: str = "layer"
+    mlp: str = "gelu"
     label_dropout: float = 0.1
     max_prior_noise: float = 0.3
     time_std: float = 1.0
@@ -120,6 +130,10 @@ class MSFConfig:
             yield f"upsample must be one of {UPSAMPLE_MODES}, got {self.upsample!r}"
         if self.positions not in POSITIONS:
             yield f"positions must be one of {POSITIONS}, got {self.positions!r}"
+        if self.norm not in NORMS:
+            yield f"norm must be one of {NORMS}, got {self.norm!r}"
+        if self.mlp not in MLPS:
+            yield f"mlp must be one of {MLPS}, got {self.mlp!r}"
         if self.prediction not in PREDICTIONS:
             yield f"prediction must be one of {PREDICTIONS}, got {self.prediction!r}"
         if self.prediction == "noise" and self.levels:

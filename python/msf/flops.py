@@ -94,7 +94,7 @@ def _stage_cost(config: MSFConfig, index: int, steps: int) -> StageCost:
 def _linear_layers(config: MSFConfig, index: int, tokens: int) -> Iterator[tuple[int, int, int]]:
     """Yield (rows, inputs, outputs) of every linear layer of a stage, for one image."""
     stage = config.stages[index]
-    width, hidden = stage.width, int(stage.width * stage.mlp_ratio)
+    width, hidden = stage.width, stage.hidden
     pixels, has_prior = stage.patch**2 * config.channels, index > 0
     yield tokens, pixels * (2 if has_prior else 1), width
     for _ in range(2 if has_prior else 1):  # time, and the noise on the prior
@@ -104,7 +104,7 @@ def _linear_layers(config: MSFConfig, index: int, tokens: int) -> Iterator[tuple
         yield 1, width, 6 * width
         yield tokens, width, 3 * width
         yield tokens, width, width
-        yield tokens, width, hidden
+        yield tokens, width, hidden * (2 if config.mlp == "swiglu" else 1)
         yield tokens, hidden, width
     yield 1, width, 2 * width
     yield tokens, width, pixels

@@ -47,18 +47,7 @@ class MSF(nn.Module):
         self.config, self._warned = config, False
         self.pyramid = Pyramid(config.levels, config.channels, config.upsample)
         self.stages = nn.ModuleList(
-            StageTransformer(
-                stage,
-                config.channels,
-                config.num_classes,
-                has_prior=i > 0,
-                positions=config.positions,
-                qk_norm=config.qk_norm,
-                time_range=config.time_range,
-                time_period=config.time_period,
-                rope_theta=config.rope_theta,
-            )
-            for i, stage in enumerate(config.stages)
+            StageTransformer(config, index) for index in range(len(config.stages))
         )
 
     @property

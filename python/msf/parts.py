@@ -1,25 +1,29 @@
 """Large outputs are made in parts, so that whatever ends the work, the same command continues it.
 
-The parts of X are files in the folder X.parts beside it. Processes share them by their numbers and
-need not talk: each part is there whole or not at all, and knows the settings that it was made with.
+The parts of X are files in the folder X.parts beside it. Processes of one job share them by their
+numbers and need not talk: each part is there whole or not at all, and knows the settings that it
+was made with. They hold a lock on the folder meanwhile, which keeps other jobs out.
 """
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .files import atomic_write, printable, read_file, remove
 from .progress import follow, say
-from .training.locks import locked
+
+if TYPE_CHECKING:
+    from .training.ranks import Ranks
 
 Arrays = dict[str, np.ndarray]
 SETTINGS = "settings"
@@ -40,6 +44,35 @@ class Parts:
         path = Path(os.path.abspath(path))
         self.folder, self.count = path.with_name(f"{path.name}.parts"), count
         self._settings = json.loads(json.dumps(settings))
+
+    @contextmanager
+    def claimed(self, ranks: Ranks) -> Iterator[None]:
+        """Keep other jobs out until the last of ``ranks``, which call this together, has left the
+        body; the folder then goes if there is no part in it. Raise ValueError (one line) where
+        another job is at work."""
+        self._lock = ranks.each(self._opened)
+        try:
+            ranks.first(self._keep_others_out)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            yield
+        finally:
+            with suppress(OSError):  # others are still at work, or have left parts
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.folder.rmdir()
+            os.close(self._lock)
+
+    def _opened(self) -> int:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return os.open(self.folder, os.O_RDONLY)
+
+    def _keep_others_out(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{printable(self.folder)}: another job is making these; wait for it, or choose "
+                "another --out"
+            ) from None
 
     def missing(self, numbers: Sequence[int]) -> list[int]:
         """Return which of the parts are not there as they should be; damaged ones are named. Raise
@@ -76,27 +109,18 @@ class Parts:
         """Let ``write`` make the whole of all parts in turn, which then go; return whether it did.
 
         It does nothing where parts are missing, which others still make, or where another process
-        was faster. Raise ValueError (one line) where a part is damaged.
+        was faster. Call it while they are ``claimed``. Raise ValueError (one line) where a part is
+        damaged.
         """
-        try:
-            if self.there() < self.count:
-                return False
-            with locked(self.folder):
-                if self.there() < self.count:
-                    return False
-                parts = map(self._read, range(self.count))
-                write(follow(parts, "writing", self.count, "parts", shown=self.count > 1))
-                remove(self.folder)
-                return True
-        except FileNotFoundError:
-            if self.folder.exists():
-                raise
+        if self.there() < self.count:
             return False
-
-    def tidy(self) -> None:
-        """Remove the folder if there is no part in it."""
-        with suppress(OSError):
-            self.folder.rmdir()
+        fcntl.flock(self._lock, fcntl.LOCK_EX)  # the others are all here by now, or gone
+        if self.there() < self.count:
+            return False
+        parts = map(self._read, range(self.count))
+        write(follow(parts, "writing", self.count, "parts", shown=self.count > 1))
+        remove(self.folder)
+        return True
 
     def _name(self, number: int) -> str:
         return f"{number:06d}.npz"

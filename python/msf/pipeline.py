@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,13 +15,42 @@ from torch import Tensor
 from .images import to_pil
 from .model import MSF
 from .pretrained import folder_of
+from .progress import say
 from .sampling import sample
 from .training.config import class_names_of, read_run
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .config import MSFConfig
     from .encoding.vae import Autoencoder
+
+
+def decoder_of(
+    config: MSFConfig,
+    data: str | None,
+    folder: Path,
+    device: torch.device | str,
+    *,
+    quiet: bool = False,
+) -> Autoencoder:
+    """Return the VAE in ``folder``, to decode latents of a model of ``config`` with. Unless
+    ``quiet``, say so where others made the latents in ``data``, on which the model is trained.
+    Raise ValueError (one line) where it does not fit these, or the model."""
+    from .data.latent_index import is_latents, read_index
+    from .encoding.vae import Autoencoder
+
+    vae = Autoencoder(folder, device)
+    vae.image_size((config.channels, *config.image_size))
+    if data is not None and is_latents(data):
+        index = read_index(Path(data))
+        vae.check_decodes(index)
+        if vae.vae.sha256 != index.vae.sha256 and not quiet:
+            say(
+                f"{folder}: its weights are not those of the VAE that made the model's latents, "
+                f"whose sha256 begins with {index.vae.sha256[:8]}"
+            )
+    return vae
 
 
 class Pictures(NamedTuple):
@@ -36,13 +67,16 @@ class Pipeline:
         vae: decodes its latents; None for a model of pixels.
         class_names: names by which labels may be given, in the order of their numbers.
 
-    Raise ValueError where the model makes latents and ``vae`` is none, or one of other latents.
+    Raise ValueError where a stage is not trained yet, or the model makes latents and ``vae`` is
+    none, or one of other latents.
     """
 
     def __init__(
         self, model: MSF, vae: Autoencoder | None = None, class_names: Sequence[str] = ()
     ) -> None:
         config = model.config
+        if untrained := model.untrained_stages:
+            raise ValueError(f"Pipeline: not trained yet: {', '.join(untrained)}")
         if vae is None and config.channels not in (1, 3):
             raise ValueError(
                 f"Pipeline: the model makes latents of {config.channels} channels, not pictures; "
@@ -65,12 +99,11 @@ class Pipeline:
         of diffusers. Names of classes are those of the run that made ``directory``."""
         folder = folder_of(directory, revision)
         model = MSF.from_pretrained(folder).to(device)
-        names = class_names_of(folder, read_run(folder), model.config.num_classes)
-        if vae is None:
-            return cls(model, None, names)
-        from .encoding.vae import Autoencoder
-
-        return cls(model, Autoencoder(Path(vae), device), names)
+        run = read_run(folder)
+        names = class_names_of(folder, run, model.config.num_classes)
+        data = run.data if run else None
+        decoder = None if vae is None else decoder_of(model.config, data, Path(vae), device)
+        return cls(model, decoder, names)
 
     def __call__(
         self,
@@ -82,9 +115,12 @@ class Pipeline:
         """Make a picture of each label, a class's number or name, or of each seed where the model
         has no classes. ``seeds`` are 0, 1, ... by default; ``options`` are those of ``msf.sample``.
 
-        Raise ValueError for an unknown name, and as ``msf.sample`` does.
+        Raise ValueError for an unknown name, TypeError for what is no label, and as ``msf.sample``
+        does.
         """
-        numbers = None if labels is None else torch.tensor([*map(self._number, labels)])
+        numbers = None
+        if labels is not None:
+            numbers = torch.tensor([*map(self._number, labels)], dtype=torch.int64)
         if seeds is None:
             seeds = range(1 if numbers is None else len(numbers))
         made = sample(self.model, numbers, seeds=seeds, **options)
@@ -92,7 +128,12 @@ class Pipeline:
 
     def _number(self, label: Any) -> int:
         if not isinstance(label, str):
-            return int(label)
+            try:
+                return operator.index(label)
+            except TypeError:
+                raise TypeError(
+                    f"Pipeline: labels must be classes' numbers or names, got {reprlib.repr(label)}"
+                ) from None
         if label not in self.class_names:
             known = f"are {', '.join(self.class_names[:5])}, ..." if self.class_names else "unknown"
             raise ValueError(f"Pipeline: no class is called {label!r}; names of classes {known}")

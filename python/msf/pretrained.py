@@ -31,8 +31,10 @@ def folder_of(name: str | os.PathLike[str], revision: str | None = None) -> Path
             f"{name}: no such folder, and a model of the Hub needs huggingface_hub: "
             "pip install huggingface_hub"
         ) from None
+    from .training.config import RUN_FILE  # with the names of classes
+
     try:
-        files = [CONFIG_FILE, WEIGHTS_FILE]
+        files = [CONFIG_FILE, WEIGHTS_FILE, RUN_FILE]
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=files))
     except (OSError, ValueError, RuntimeError) as error:  # of its own kinds, and of the network
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from msf_kernels import adaln_modulate, attention, bias_gelu, gate_residual_adaln, rope_2d
 
-from .config import StageConfig
+from .config import MSFConfig, StageConfig
 from .embeddings import ScalarEmbedding, sincos_2d
 from .weights import initialize
 
@@ -72,13 +72,13 @@ class Attention(nn.Module):
     wrappers such as FSDP cast the tensors that they pass on, and a table must stay in float32.
     """
 
-    def __init__(self, stage: StageConfig, qk_norm: bool, rope_theta: float = 100.0) -> None:
+    def __init__(self, stage: StageConfig, config: MSFConfig) -> None:
         super().__init__()
-        self.heads, self.head_dim, self.rope_theta = stage.heads, stage.head_dim, rope_theta
+        self.heads, self.head_dim, self.rope_theta = stage.heads, stage.head_dim, config.rope_theta
         self.qkv = SkipBiasLinear(stage.width, 3 * stage.width)
         self.proj = SkipBiasLinear(stage.width, stage.width)
-        self.q_weight = nn.Parameter(torch.ones(stage.head_dim)) if qk_norm else None
-        self.k_weight = nn.Parameter(torch.ones(stage.head_dim)) if qk_norm else None
+        self.q_weight = nn.Parameter(torch.ones(stage.head_dim)) if config.qk_norm else None
+        self.k_weight = nn.Parameter(torch.ones(stage.head_dim)) if config.qk_norm else None
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """Return the output of ``proj``, whose bias the block hands on."""
@@ -97,22 +97,38 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """An MLP is two products with a GELU in between, which adds the bias of the first."""
+    """An MLP is two products with an activation in between: a GELU, which adds the bias of the
+    first, or SwiGLU."""
 
-    def __init__(self, width: int, hidden: int) -> None:
-        gelu = nn.GELU(approximate="tanh")
-        super().__init__(SkipBiasLinear(width, hidden), gelu, SkipBiasLinear(hidden, width))
+    def __init__(self, stage: StageConfig, kind: str) -> None:
+        width, hidden = stage.width, stage.hidden
+        layers = {
+            "gelu": (SkipBiasLinear(width, hidden), nn.GELU(approximate="tanh")),
+            "swiglu": (nn.Linear(width, 2 * hidden), SwiGLU()),
+        }
+        super().__init__(*layers[kind], SkipBiasLinear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the second product, whose ``bias`` the block hands on."""
         layers: Any = self
-        first, gelu, second = layers
-        return second(bias_gelu(first(x), handed_on(first.bias), approximate=gelu.approximate))
+        first, activation, second = layers
+        if isinstance(activation, SwiGLU):
+            return second(activation(first(x)))
+        bias = handed_on(first.bias)
+        return second(bias_gelu(first(x), bias, approximate=activation.approximate))
 
     @property
     def bias(self) -> Tensor:
         second: Any = self[2]
         return handed_on(second.bias)
+
+
+class SwiGLU(nn.Module):
+    """SwiGLU is silu(a) * b of the halves a and b of the channels (arXiv 2002.05202)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=-1)
+        return F.silu(a) * b
 
 
 class Block(nn.Module):
@@ -123,12 +139,12 @@ class Block(nn.Module):
     those from its first gate to that normalisation.
     """
 
-    def __init__(self, stage: StageConfig, qk_norm: bool, rope_theta: float = 100.0) -> None:
+    def __init__(self, stage: StageConfig, config: MSFConfig) -> None:
         super().__init__()
-        width, hidden = stage.width, int(stage.width * stage.mlp_ratio)
-        self.modulation = nn.Linear(width, 6 * width)
-        self.attention = Attention(stage, qk_norm, rope_theta)
-        self.mlp = MLP(width, hidden)
+        self.norm = config.norm
+        self.modulation = nn.Linear(stage.width, 6 * stage.width)
+        self.attention = Attention(stage, config)
+        self.mlp = MLP(stage, config.mlp)
 
     def forward(
         self, x: Tensor, h: Tensor, c: Tensor, grid: tuple[int, int] | None
@@ -144,9 +160,16 @@ class Block(nn.Module):
             mlp_shift,
             mlp_scale,
             y_bias=handed_on(self.attention.proj.bias),
+            norm=self.norm,
         )
         return gate_residual_adaln(
-            x, self.mlp(h), mlp_gate, next_shift, next_scale, y_bias=self.mlp.bias
+            x,
+            self.mlp(h),
+            mlp_gate,
+            next_shift,
+            next_scale,
+            y_bias=self.mlp.bias,
+            norm=self.norm,
         )
 
 
@@ -157,28 +180,17 @@ class StageTransformer(nn.Module):
     cascaded diffusion (arXiv 2106.15282), is our choice: the paper's abstract does not say.
     """
 
-    def __init__(
-        self,
-        stage: StageConfig,
-        channels: int,
-        num_classes: int,
-        *,
-        has_prior: bool,
-        positions: str = "rope",
-        qk_norm: bool = True,
-        time_range: tuple[float, float] = (0.0, 1000.0),
-        time_period: float = 10_000.0,
-        rope_theta: float = 100.0,
-    ) -> None:
+    def __init__(self, config: MSFConfig, index: int) -> None:
         super().__init__()
-        self.stage, self.positions = stage, positions
-        width, pixels = stage.width, stage.patch**2 * channels
+        stage, classes, has_prior = config.stages[index], config.num_classes, index > 0
+        self.stage, self.positions, self.norm = stage, config.positions, config.norm
+        width, pixels = stage.width, stage.patch**2 * config.channels
         self.patch_embedding = nn.Linear(pixels * (2 if has_prior else 1), width)
-        self.time_embedding = ScalarEmbedding(width, time_range, time_period)
-        self.label_embedding = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.time_embedding = ScalarEmbedding(width, config.time_range, config.time_period)
+        self.label_embedding = nn.Embedding(classes + 1, width) if classes else None
         self.prior_noise_embedding = ScalarEmbedding(width) if has_prior else None
         self.modulation = nn.Linear(width, 2 * width)  # shift and scale before the first block
-        self.blocks = nn.ModuleList(Block(stage, qk_norm, rope_theta) for _ in range(stage.depth))
+        self.blocks = nn.ModuleList(Block(stage, config) for _ in range(stage.depth))
         self.output = nn.Linear(width, pixels)
         self.reset_parameters()
 
@@ -239,7 +251,7 @@ class StageTransformer(nn.Module):
         if self.positions != "rope":
             x = x + sincos_2d(*grid, self.stage.width, x.device).to(x.dtype)
 
-        h = adaln_modulate(x, *self.modulation(c).chunk(2, dim=1))
+        h = adaln_modulate(x, *self.modulation(c).chunk(2, dim=1), norm=self.norm)
         for block in self.blocks:
             x, h = block(x, h, c, grid if self.positions != "sincos" else None)
         tokens = self.output(h)

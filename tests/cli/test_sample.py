@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from latent_folders import write_latents
 from models import tiny_model
 from msf import sampling
 from msf.cli import main
+from msf.parts import Parts
+from msf.training.ranks import ONE_PROCESS, Ranks
 from vaes import save_vae
 
 from .helpers import answer
@@ -118,6 +121,32 @@ def test_the_same_command_continues(
     assert capsys.readouterr().err == f"{kept}: continuing, 2 of 3 batches are there\n"
     assert contents(out) == contents(undisturbed)
     assert sorted(os.listdir(tmp_path)) == sorted([name, "undisturbed"])
+
+
+def test_another_job_for_the_same_output_is_refused(
+    workspace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "x.npz"
+    command = ["sample", str(workspace / "run"), "--num-images=2", "--out", str(out)]
+    with Parts(out, {}, 1).claimed(ONE_PROCESS):
+        assert main(command) == 2
+    assert capsys.readouterr().err == (
+        f"msf sample: {out}.parts: another job is making these; wait for it, or choose another "
+        "--out\n"
+    )
+    original = Parts.claimed
+
+    def claimed_later(parts: Parts, ranks: Ranks) -> AbstractContextManager[None]:
+        out.write_bytes(b"of the other job, which has just ended")
+        return original(parts, ranks)
+
+    monkeypatch.setattr(Parts, "claimed", claimed_later)
+    assert main(command) == 2
+    assert "x.npz: exists already; choose another --out" in capsys.readouterr().err
+    assert out.read_bytes().startswith(b"of the other") and os.listdir(tmp_path) == ["x.npz"]
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

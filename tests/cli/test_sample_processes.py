@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,31 +15,11 @@ import torch
 
 from msf.cli import main
 from msf.training.ranks import FailedElsewhere, started
+from processes import in_two_processes
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "msf.cli")
-
-
-def in_two_processes(target: Callable[[int], int]) -> list[int]:
-    """The exit statuses of processes that call ``target`` with their rank, as torchrun's would,
-    but forked, which saves them importing torch."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def run(rank: int) -> None:
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
-        os.environ.update({key: str(value) for key, value in places.items()})
-        os.environ["MASTER_ADDR"] = "127.0.0.1"
-        sys.exit(target(rank))
-
-    processes = [multiprocessing.get_context("fork").Process(target=run, args=(i,)) for i in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
 
 
 def process_of_rank(rank: int, job: int) -> int:

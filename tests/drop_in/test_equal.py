@@ -52,16 +52,16 @@ def test_float64(name, rounding):
 @roundings
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_errors_are_those_of_pytorch(name, rounding, dtype):
-    exact = run(make(name, torch.float64), torch.float64)
-    native = run(make(name, dtype), dtype)
-    got = run(msf.accelerate(make(name, dtype), rounding), dtype)
-    keys = compared(exact)
-    for key in keys:
-        assert_as_good_as(got[key], native[key], exact[key], WALK)
-    ours, theirs = (
-        sum(relative_error(run[key], exact[key]) ** 2 for key in keys) ** 0.5
-        for run in (got, native)
-    )
+    """Of four models together, as chance favours one of two roundings by a tenth in each."""
+    errors = []
+    for seed in range(4):
+        exact = run(make(name, torch.float64, seed), torch.float64)
+        native = run(make(name, dtype, seed), dtype)
+        got = run(msf.accelerate(make(name, dtype, seed), rounding), dtype)
+        for key in compared(exact):
+            assert_as_good_as(got[key], native[key], exact[key], WALK)
+            errors.append([relative_error(x[key], exact[key]) for x in (got, native)])
+    ours, theirs = torch.tensor(errors).norm(dim=0)
     assert ours <= 1.25 * theirs
 
 

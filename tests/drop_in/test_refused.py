@@ -21,6 +21,7 @@ from .transformers import (
     PlainNorm,
     Rotation,
     Transformer,
+    angles,
     lightning,
     make,
     modulation,
@@ -101,9 +102,6 @@ STRUCTURES = {
     "Block.attn.qkv is a Identity, not an nn.Linear": lambda: changed(
         lambda block: block.attn.set_submodule("qkv", nn.Identity()), Block
     ),
-    "blocks.1.attn.qkv has hooks, which would not run": lambda: changed(
-        lambda m: m.blocks[1].attn.qkv.register_forward_hook(lambda *_: None)
-    ),
     "blocks.1 has a forward that replaces its class's": lambda: changed(
         lambda m: setattr(m.blocks[1], "forward", lambda x, c: x)
     ),
@@ -178,7 +176,7 @@ class Halves(Rotation):
 
 def with_halves():
     result = lightning(PlainNorm, None, GELUMLP, 6)
-    result.feat_rope = Halves()
+    result.feat_rope = Halves(angles())
     return result
 
 
@@ -214,6 +212,52 @@ def test_another_structure(message):
 @pytest.mark.parametrize("name", FORWARDS)
 def test_another_forward(name):
     assert_refused(FORWARDS[name](), r"^msf.accelerate: blocks.0 computes something else than its")
+
+
+class SometimesCausal(Attention):
+    """Has the mask where an attribute says so."""
+
+    causal = False
+
+    def forward(self, x):
+        return super().forward(x, is_causal=self.causal)
+
+
+class Scaled(Attention):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("factor", torch.ones(()))
+
+    def forward(self, x):
+        return self.factor * super().forward(x)
+
+
+SECOND_DIFFERS = {
+    "a mask": (SometimesCausal, lambda attn: setattr(attn, "causal", True)),
+    "a forward": (Attention, lambda attn: setattr(attn, "forward", lambda x: 2 * x)),
+    "a buffer": (Scaled, lambda attn: attn.factor.fill_(2)),
+}
+
+
+@pytest.mark.parametrize("what", SECOND_DIFFERS)
+def test_a_second_block_that_differs_by_what_is_no_weight(what):
+    attn, change = SECOND_DIFFERS[what]
+    result = changed(lambda m: change(m.blocks[1].attn), partial(model, attn=attn))
+    assert_refused(result, r"^msf.accelerate: blocks.1 computes something else than its kind")
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_pre_hook",
+        "register_forward_hook",
+        "register_full_backward_pre_hook",
+        "register_full_backward_hook",
+    ],
+)
+def test_hooks_that_would_not_run(register):
+    result = changed(lambda m: getattr(m.blocks[1].mlp.fc1, register)(lambda *_: None))
+    assert_refused(result, r"blocks\.1\.mlp\.fc1 has hooks, which would not run")
 
 
 def test_a_forward_that_takes_something_else():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-WIDTH, HEADS, TOKENS, CONDITION = 32, 2, 9, 24
+WIDTH, HEADS, TOKENS, CONDITION = 32, 2, 9, 32
 HEAD_DIM = WIDTH // HEADS
 PlainNorm = partial(nn.LayerNorm, elementwise_affine=False, eps=1e-6)
 
@@ -26,18 +26,22 @@ class RMSNorm(nn.Module):
 
 
 class Rotation(nn.Module):
-    """Rotates the pairs (2i, 2i + 1) of each head by angles of the token (arXiv 2104.09864)."""
+    """Rotates the pairs (2i, 2i + 1) of each head by angles (tokens, pairs) (arXiv 2104.09864)."""
 
-    def __init__(self, tokens=TOKENS, head_dim=HEAD_DIM):
+    def __init__(self, angles):
         super().__init__()
-        angles = torch.linspace(-3, 3, tokens * head_dim // 2).view(tokens, -1)
-        self.register_buffer("freqs_cos", angles.cos().repeat_interleave(2, 1))
-        self.register_buffer("freqs_sin", angles.sin().repeat_interleave(2, 1))
+        angles = angles.repeat_interleave(2, 1)
+        self.register_buffer("freqs_cos", angles.cos().float())
+        self.register_buffer("freqs_sin", angles.sin().float())
 
     def forward(self, x):
         even, odd = x[..., ::2], x[..., 1::2]
         turned = torch.stack((-odd, even), -1).flatten(-2)
         return x * self.freqs_cos + turned * self.freqs_sin
+
+
+def angles():
+    return torch.linspace(-3, 3, TOKENS * HEAD_DIM // 2).view(TOKENS, -1)
 
 
 class Attention(nn.Module):
@@ -119,9 +123,9 @@ class SharedBlock(Block):
 
 
 class Last(nn.Module):
-    def __init__(self, norm=PlainNorm, own=True):
+    def __init__(self, norm=PlainNorm, own=True, outs=5):
         super().__init__()
-        self.norm_final, self.linear = norm(WIDTH), nn.Linear(WIDTH, 5)
+        self.norm_final, self.linear = norm(WIDTH), nn.Linear(WIDTH, outs)
         if own:
             self.adaLN_modulation = modulation(2)
 
@@ -135,7 +139,7 @@ class Transformer(nn.Module):
 
     def __init__(self, block=Block, last=Last, rope=False):
         super().__init__()
-        self.feat_rope = Rotation() if rope else None
+        self.feat_rope = Rotation(angles()) if rope else None
         self.blocks = nn.ModuleList(block() for _ in range(2))
         self.final_layer = last()
 
@@ -208,19 +212,22 @@ MODELS = {
 }
 
 
-def make(name, dtype=torch.float32):
-    """Make a model whose every weight matters, of numbers that bfloat16 has."""
-    torch.manual_seed(0)
+def make(name, dtype=torch.float32, seed=0):
+    """Make a model whose every weight matters, of numbers that bfloat16 has. Products keep the size
+    of what they multiply: larger weights amplify one rounding, so that chance decides which of two
+    models errs more."""
+    torch.manual_seed(seed)
     model = MODELS[name]().train(False)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            noise, inputs = torch.randn_like(parameter), parameter.shape[1:].numel()
+            parameter.copy_(noise / inputs**0.5 if inputs > 1 else parameter + 0.2 * noise)
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.copy_(tensor.bfloat16())
     return model.to(dtype)
 
 
-def inputs(dtype=torch.float32, batch=3):
-    torch.manual_seed(1)
+def inputs(dtype=torch.float32, batch=3, seed=1):
+    torch.manual_seed(seed)
     x, c = torch.randn(batch, TOKENS, WIDTH), torch.randn(batch, CONDITION)
     return x.bfloat16().to(dtype), c.bfloat16().to(dtype)

@@ -202,7 +202,7 @@ def test_other_arguments_and_data_are_refused(photos, vae, whole, tmp_path):
     assert contents(whole) == before
     with pytest.raises(ValueError, match=r"photos: holds files but no latents \(latents.json\);"):
         encode(photos, vae, 32, photos)
-    with pytest.raises(ValueError, match=r"000.png: is a file; --out must be a folder$"):
+    with pytest.raises(ValueError, match=r"000.png: is a file; --out must be in a folder$"):
         encode(photos, vae, 32, photos / "a" / "000.png" / "x")
 
 

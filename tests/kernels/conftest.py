@@ -51,6 +51,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             cases = [case for case in cases if len(case.outputs(case.inputs())) > 1]
         alone = metafunc.definition.get_closest_marker("reference")
         marker = metafunc.definition.get_closest_marker("first_example")
+        if marker and "operators" in marker.kwargs:
+            cases = [case for case in cases if case.op in marker.kwargs["operators"]]
         first = {case.op: case for case in reversed(cases)}
         pairs = [
             (case, name)

@@ -68,11 +68,10 @@ def test_cases_cover_every_operator() -> None:
 
 
 @GRADIENT
-def test_gradcheck(case: Case, backend_name: str) -> None:
-    # The whole Jacobian takes hundreds of calls; the interpreter runs some ten a second.
-    fast = DEVICE == "cpu" and backend_name not in ("reference", "cuda")
-    # Absent gradients have a test of their own.
-    options = {"fast_mode": fast, "check_undefined_grad": not fast}
+def test_gradcheck(case: Case) -> None:
+    # In random directions: the whole Jacobian takes hundreds of calls. Absent gradients have a test
+    # of their own.
+    options = {"fast_mode": True, "check_undefined_grad": False}
     assert torch.autograd.gradcheck(case.call, case.inputs(), **options)
 
 
@@ -227,14 +226,6 @@ def test_autocast_does_not_reach_inside(case: Case) -> None:
     with torch.autocast(inputs[0].device.type, dtype=torch.bfloat16):
         got = case.outputs(inputs)
     assert all(map(torch.equal, got, expected))
-
-
-def test_a_second_derivative_says_no() -> None:
-    x, shift, scale = normal(2, 3, 5).requires_grad_(), normal(2, 5), normal(2, 5)
-    y = msf.adaln_modulate(x, shift, scale)
-    (grad,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
-    with pytest.raises(NotImplementedError, match="msf::adaln_modulate_backward has no derivative"):
-        grad.sum().backward()
 
 
 def test_functions_take_the_arguments_that_they_name() -> None:

@@ -62,6 +62,7 @@ def arguments(*shape: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]
     return {"x": x, "y": y, "gate": gate, "shift": shift, "scale": scale, "y_bias": bias}
 
 
+@pytest.mark.first_example("reference", "cuda")
 def test_calls_of_one_signature(case: Case, backend_name: str) -> None:
     """With new tensors each: the first chooses, the second is recorded, others are replays. Only
     kernels in CUDA are recorded."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ GRADIENT = pytest.mark.gradient
 REFERENCE = pytest.mark.reference
 # What PyTorch makes of an operator is the same for all its options, and above the kernels.
 FIRST_EXAMPLE = pytest.mark.first_example()
+# The gradients of all others are operators of their own.
+GRADIENT_IN_PLAIN_PYTORCH = ("flow_interpolate", "guided_euler_step")
 
 
 @REFERENCE
@@ -48,7 +51,7 @@ def test_tangents_of_forward_mode(case: Case) -> None:
 
 
 @REFERENCE
-@FIRST_EXAMPLE
+@pytest.mark.first_example(operators=("gate_residual_adaln", "attention", "guided_euler_merge"))
 def test_no_road_to_an_operator_loses_a_tangent(case: Case) -> None:
     """Graphs that were made before have the operator itself, not the function that we offer."""
     first, *others = (tensor.detach() for tensor in case.inputs())
@@ -108,7 +111,7 @@ def test_a_tangent_can_be_trained_beside_its_value(case: Case) -> None:
 @REFERENCE
 @GRADIENT
 def test_transforms_of_torch_func(case: Case) -> None:
-    """Gradient, Hessian and vmap, of the sum of all outputs' squares."""
+    """Gradient, vjp, Hessians both ways and vmap, of the sum of all outputs' squares."""
     inputs = case.inputs()
     moving, fixed = leaves(inputs), inputs[len(leaves(inputs)) :]
 
@@ -119,9 +122,70 @@ def test_transforms_of_torch_func(case: Case) -> None:
     plain = [tensor.detach() for tensor in moving]
     got = torch.func.grad(loss, argnums=tuple(range(len(plain))))(*plain)
     torch.testing.assert_close(got, expected)
+    value, pull = torch.func.vjp(loss, *plain)
+    torch.testing.assert_close(pull(torch.ones_like(value)), expected)
     first, *others = plain
-    hessian = torch.func.hessian(lambda x: loss(x, *others))(first).reshape(first.numel(), -1)
-    torch.testing.assert_close(hessian, hessian.T)
+    of_first = partial(in_first, loss, others)
+    hessian = torch.func.hessian(of_first)(first)
+    flat = hessian.reshape(first.numel(), -1)
+    torch.testing.assert_close(flat, flat.T)
+    twice_reverse = torch.func.jacrev(torch.func.jacrev(of_first))(first)
+    torch.testing.assert_close(twice_reverse, hessian)
+    step, direction = 1e-5, normal(*first.shape)
+    above, below = (torch.func.grad(of_first)(first + by * direction) for by in (step, -step))
+    along = torch.tensordot(hessian, direction, first.dim())
+    torch.testing.assert_close((above - below) / (2 * step), along, rtol=1e-5, atol=1e-6)
     pair = torch.stack([first, 2 * first])
-    vectorised = torch.func.vmap(lambda x: loss(x, *others))(pair)
+    vectorised = torch.func.vmap(of_first)(pair)
     torch.testing.assert_close(vectorised, torch.stack([loss(x, *others) for x in pair]))
+
+
+def in_first(loss: Callable[..., Tensor], others: list[Tensor], x: Tensor) -> Tensor:
+    return loss(x, *others)
+
+
+@REFERENCE
+@GRADIENT
+@FIRST_EXAMPLE
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_transforms_in_a_compiled_graph(case: Case, transform: str) -> None:
+    first, *others = (tensor.detach() for tensor in case.inputs())
+
+    def loss(x: Tensor) -> Tensor:
+        return sum(out.square().sum() for out in case.outputs([x, *others]))
+
+    def derive(x: Tensor) -> Any:
+        if transform == "vmap":
+            return torch.func.vmap(loss)(torch.stack([x, 2 * x]))
+        return torch.func.grad(loss)(x)
+
+    torch.compiler.reset()
+    compiled = torch.compile(derive, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(first), derive(first))
+
+
+@REFERENCE
+@GRADIENT
+@FIRST_EXAMPLE
+def test_backward_twice_is_right_or_refused(case: Case) -> None:
+    inputs = case.inputs()
+    moving, fixed = leaves(inputs), inputs[len(leaves(inputs)) :]
+
+    def loss(*moving: Tensor) -> Tensor:
+        return sum(out.square().sum() for out in case.outputs([*moving, *fixed]))
+
+    def size(grads: Sequence[Tensor]) -> Tensor:
+        return sum(grad.square().sum() for grad in grads)
+
+    twice = size(torch.autograd.grad(loss(*moving), moving, create_graph=True))
+    if case.example.op not in GRADIENT_IN_PLAIN_PYTORCH:
+        line = r"^msf::\w+_backward has no derivative; torch.func.hessian has second ones$"
+        with pytest.raises(NotImplementedError, match=line):
+            twice.backward()
+        return
+    got = torch.autograd.grad(twice, moving)
+    every = tuple(range(len(moving)))
+    gradient = torch.func.grad(loss, argnums=every)
+    plain = [tensor.detach() for tensor in moving]
+    expected = torch.func.grad(lambda *x: size(gradient(*x)), argnums=every)(*plain)
+    torch.testing.assert_close(got, expected)

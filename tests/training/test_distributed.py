@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from models import images, tiny_model
+from msf.cli import main
 from msf.data import load_data
 from msf.seeds import generator
 from msf.training.ranks import started
 from msf.training.stage import StageTrainer
 from msf.training.validation import Validation
+from processes import in_two_processes
 from training_runs import TRAINING as SETTINGS
 from training_runs import saved_step
 
@@ -39,45 +41,33 @@ TRAINING = {
     "precision": "fp32",
 }
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-
 pytestmark = pytest.mark.xdist_group("distributed")
 
 
-def command(folder, out, *, processes, resume=False, data="digits", model=MODEL, **training):
+def command(folder, out, *, resume=False, data="digits", model=MODEL, **training):
     config = folder / f"{out}.json"
     config.write_text(json.dumps({"model": model, "training": {**TRAINING, **training}}))
-    start = ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"]
     return [
-        *(sys.executable, "-m", *(start if processes else []), "msf.cli", "train"),
-        *("--config", str(config), "--data", str(data), "--out", str(folder / out)),
+        *("train", "--config", str(config), "--data", str(data), "--out", str(folder / out)),
         *("--device", "cpu", "--quiet", *(["--resume"] if resume else [])),
     ]
 
 
-def run(folder, out, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        command(folder, out, **options),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-    )
-    return ran
+def in_one(folder, out, **options):
+    assert main(command(folder, out, accumulation=2, **options)) == 0
+
+
+def in_two(folder, out, **options):
+    words = command(folder, out, **options)
+    assert in_two_processes(lambda rank: main(words)) == [0, 0]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Runs of one process that takes batches in two parts, and of two processes."""
     folder = tmp_path_factory.mktemp("distributed")
-    for out, options in {
-        "one": {"processes": 0, "accumulation": 2},
-        "ddp": {"processes": 2},
-    }.items():
-        ran = run(folder, out, **options)
-        assert ran.returncode == 0, ran.stderr
-        assert ran.stdout.count("residual") == 1  # the first process alone speaks
+    in_one(folder, "one")
+    in_two(folder, "ddp")
     return folder
 
 
@@ -118,8 +108,7 @@ def test_two_processes_tell_the_losses_of_one(folder):
 
 @sharded
 def test_sharded_weights_take_the_same_steps(folder):
-    ran = run(folder, "fsdp", processes=2, parallel="fsdp", extra_ema_decays=[0.5])
-    assert ran.returncode == 0, ran.stderr
+    in_two(folder, "fsdp", parallel="fsdp", extra_ema_decays=[0.5])
     ddp, fsdp = states(folder, "ddp"), states(folder, "fsdp")
     assert fsdp.keys() - ddp.keys() == {
         k.replace(".ema.", ".ema-0.5.") for k in ddp if ".ema." in k
@@ -155,8 +144,7 @@ def test_sharded_averages_go_on_after_their_loss_was_measured(monkeypatch):
 def test_sharded_weights_continue_from_whole_ones(folder):
     shutil.copytree(folder / "one", folder / "resharded")
     (folder / "resharded" / "state-base.safetensors").unlink()  # that of step 6 is left
-    ran = run(folder, "resharded", processes=2, parallel="fsdp", resume=True)
-    assert ran.returncode == 0, ran.stderr
+    in_two(folder, "resharded", parallel="fsdp", resume=True)
     assert saved_step(folder / "resharded", "base") == 8
     resumed = states(folder, "resharded")
     for name, x in states(folder, "one").items():
@@ -167,11 +155,12 @@ def test_sharded_weights_continue_from_whole_ones(folder):
 def test_a_stopped_job_is_continued_bit_for_bit_by_one_process(folder):
     """SIGKILL and two processes again are for the commands of docs/imagenet.md."""
     out = "stopped"
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m")
     job = subprocess.Popen(
-        command(folder, out, processes=2),
+        [*torchrun, "msf.cli", *command(folder, out)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=ONE_THREAD,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     state = folder / out / "state-base.safetensors"
     deadline = time.monotonic() + 100
@@ -180,39 +169,43 @@ def test_a_stopped_job_is_continued_bit_for_bit_by_one_process(folder):
     job.terminate()
     job.wait(timeout=60)
     assert state.exists() and not (folder / out / "state-residual.safetensors").exists()
-    ran = run(folder, out, resume=True, processes=0, accumulation=2)
-    assert ran.returncode == 0, ran.stderr
+    in_one(folder, out, resume=True)
     expected = states(folder, "ddp")
     assert all(torch.equal(expected[name], x) for name, x in states(folder, out).items())
 
 
-def told(ran):
-    assert ran.returncode == 1
-    return [line for line in ran.stderr.splitlines() if line.startswith("msf train: ")]
-
-
-def test_what_one_process_refuses_all_do_in_one_line(folder):
-    assert told(run(folder, "ddp", processes=2)) == [
+def test_what_one_process_refuses_all_do_in_one_line(folder, capfd):
+    words = command(folder, "ddp")
+    assert sorted(in_two_processes(lambda rank: main(words))) == [1, 2]
+    assert capfd.readouterr().err == (
         f"msf train: {folder / 'ddp'}: exists and is not empty; continue its run with --resume or "
-        "choose another --out"
-    ]
+        "choose another --out\n"
+    )
 
 
-def test_what_all_processes_refuse_is_told_once(folder):
-    (line,) = told(run(folder, "x", processes=2, batch_size=15))
+def test_what_all_processes_refuse_is_told_once(folder, capfd):
+    words = command(folder, "x", batch_size=15)
+    assert sorted(in_two_processes(lambda rank: main(words))) == [1, 2]
+    (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("msf train: batch_size must be a multiple of 2, 2 processes times accu")
     assert not (folder / "x").exists()
 
 
-def test_an_error_over_the_data_of_one_process_leaves_the_steps_of_all(photos, tmp_path):
+def test_an_error_over_the_data_of_one_process_leaves_the_steps_of_all(photos, tmp_path, capfd):
     data = load_data(str(photos), split="train", image_size=(8, 8), channels=1)
     seen = torch.randperm(len(data), generator=generator(0, 0))
     for index in seen[56:59].tolist():  # in the fourth batch, of 48 to 64, in its second half
         data.paths[index].write_bytes(b"no image")
     model = {**MODEL, "standardize": False}  # for which all images would be read
-    (line,) = told(
-        ran := run(tmp_path, "run", processes=2, data=photos, model=model, sample_every=8)
-    )
-    assert line.startswith("msf train: data: cannot read 3 of 250 images, more than one in a hun")
-    assert f"base: an error, but step 3 is saved in {tmp_path / 'run'}; cont" in ran.stderr
+    words = command(tmp_path, "run", data=photos, model=model, sample_every=8)
+    assert in_two_processes(lambda rank: main(words)) == [1, 2]
+    told = capfd.readouterr().err
+    assert "msf train: data: cannot read 3 of 250 images, more than one in a hundred" in told
+    assert f"base: an error, but step 3 is saved in {tmp_path / 'run'}; cont" in told
     assert saved_step(tmp_path / "run", "base") == 3
+
+
+def test_the_first_process_alone_speaks(folder, capfd):
+    words = command(folder, "ddp", resume=True)
+    assert in_two_processes(lambda rank: main(words)) == [0, 0]
+    assert capfd.readouterr().out.count("residual") == 1

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from ..config import MSFConfig
-    from ..encoding.vae import Autoencoder
     from ..model import MSF
 
 
@@ -43,6 +41,11 @@ def device(args: argparse.Namespace) -> torch.device:
     return torch.device(args.device)
 
 
+def check_batch_size(args: argparse.Namespace) -> None:
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+
+
 def unsupported_reason(device: str) -> str | None:
     """Return why torch cannot use the device ("cpu" or "cuda") here, None where it can."""
     import torch
@@ -71,19 +74,3 @@ def load(directory: Path, device: torch.device) -> MSF:
             "finish it with msf train --resume"
         )
     return model.to(device)
-
-
-def autoencoder(
-    folder: Path, device: torch.device, config: MSFConfig, data: str | None
-) -> Autoencoder:
-    """Return the VAE in ``folder``, to decode latents of a model of ``config`` with. Raise
-    ValueError (one line) where it does not fit these, or those in ``data``, on which the model is
-    trained."""
-    from ..data.latent_index import is_latents, read_index
-    from ..encoding.vae import Autoencoder
-
-    vae = Autoencoder(folder, device)
-    vae.image_size((config.channels, *config.image_size))
-    if data is not None and is_latents(data):
-        vae.check_decodes(read_index(Path(data)))
-    return vae

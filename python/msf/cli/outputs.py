@@ -24,7 +24,7 @@ def check_file(path: Path, overwrite: bool) -> None:
         raise ValueError(f"{path}: is a folder; --out must name a file")
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: exists already; choose another --out or add --overwrite")
-    files.check_folder(path.parent, "--out must name a file in a folder")
+    files.check_folder(path.parent, "--out must be in a folder")
 
 
 def check_folder(path: Path, overwrite: bool) -> None:
@@ -36,6 +36,13 @@ def check_folder(path: Path, overwrite: bool) -> None:
     others = [file.name for file in content if file.suffix != ".png" or file.is_dir()]
     if others:
         raise ValueError(f"{path}: holds more than images ({others[0]}); choose another --out")
+
+
+def check_new_folder(path: Path) -> None:
+    """Raise a ValueError when ``path`` is there and no empty folder, or cannot be made."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path}: is there already; choose another --out")
+    files.check_folder(path)
 
 
 def to_json(document: dict[str, Any]) -> str:

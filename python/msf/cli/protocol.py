@@ -12,7 +12,14 @@ from ..sampling_config import SamplingConfig
 from . import models, outputs, tables
 
 SUFFIX = ".npz"
-OF_A_MODEL = ("data", "data_changed", "samples", "seed", *(f.name for f in fields(SamplingConfig)))
+OF_A_MODEL: dict[str, Any] = {  # options, and what they are where they are left out
+    "data": None,
+    "data_changed": False,
+    "samples": None,
+    "seed": 0,
+    "precision": "auto",
+    **dict.fromkeys(field.name for field in fields(SamplingConfig)),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,13 +43,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..evaluation.inception import WEIGHTS
     from ..evaluation.protocol import compare
 
-    if given := [name for name in OF_A_MODEL if getattr(args, name)]:
+    if given := [name for name, default in OF_A_MODEL.items() if getattr(args, name) != default]:
         option = given[0].replace("_", "-")
         raise ValueError(f"--{option} is for a model's folder; {args.model} is a file of images")
     if args.reference is None:
         raise ValueError(f"{args.model}: give the file to compare it with as --reference")
     if args.inception is None:
         raise ValueError(f"{args.model}: give FID's Inception as --inception: {WEIGHTS}")
+    models.check_batch_size(args)
     if args.out:
         outputs.check_file(args.out, args.overwrite)
     comparison = compare(
@@ -57,6 +65,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.out:
         outputs.write_json(args.out, document)
     return document
+
+
+def is_for(path: Path) -> bool:
+    """Tell whether what is to be evaluated is a file of images, or else a model's folder."""
+    return path.suffix.lower() == SUFFIX and not path.is_dir()
 
 
 def check_not_given(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from ..encoding.vae import Autoencoder
 from ..files import checksum
 from ..model import MSF
 from ..parts import Parts
+from ..pipeline import decoder_of
 from ..pretrained import CONFIG_FILE, WEIGHTS_FILE
 from ..progress import bar
 from ..sampling import Sample
@@ -35,8 +36,7 @@ ROUNDING = "nearest to 127.5 x + 127.5 in 0..255, where ADM truncates"
 
 @dataclass(frozen=True)
 class Job:
-    """A Job makes those of the output's batches that are its process's ``own``; of them are
-    ``todo`` which nobody has made before.
+    """A Job makes those of the output's batches that are its process's ``own``.
 
     Batch k has the images k B to (k + 1) B - 1, whichever process makes it, so that its bits are
     the same: a matrix product's rounding depends on its shape.
@@ -53,14 +53,19 @@ class Job:
     form: Form
     parts: Parts
     own: range
-    todo: Sequence[int]
 
-    def make_parts(self) -> None:
-        images, left = (sum(len(self._rows(k)) for k in part) for part in (self.own, self.todo))
+    def todo(self) -> list[int]:
+        """Return which of its own batches nobody has made before. Raise ValueError (one line) where
+        another job was faster, or left what was begun otherwise."""
+        _check_place(self.args)
+        return self.parts.missing(self.own)
+
+    def make_parts(self, todo: Sequence[int]) -> None:
+        images, left = (sum(len(self._rows(k)) for k in part) for part in (self.own, todo))
         row = self.own.start
         progress = bar("sampling", images, done=images - left, units="images", row=row)
         try:
-            for number in self.todo:
+            for number in todo:
                 rows = self._rows(number)
                 self.parts.add(number, self.form.part(self._sample(rows), rows.start))
                 progress.update(len(rows))
@@ -107,7 +112,8 @@ def prepare(args: argparse.Namespace, device: torch.device, rank: int, processes
     shape, vae = (model.config.channels, *model.config.image_size), None
     _check_out(args, shape[0])
     if args.vae:
-        vae = models.autoencoder(args.vae, device, model.config, run.data if run else None)
+        data = run.data if run else None
+        vae = decoder_of(model.config, data, args.vae, device, quiet=rank > 0)
         shape = (3, *vae.image_size(shape))
     _check_num(args.out, num, shape)
     classes = labels.of_classes(chosen, model)
@@ -126,9 +132,7 @@ def prepare(args: argparse.Namespace, device: torch.device, rank: int, processes
     parts = Parts(args.out, settings, math.ceil(num / args.batch_size))
     own = range(rank, parts.count, processes)
     form = _form(args.out, num, made, None if vae else model)
-    return Job(
-        args, model, vae, config, num, shape, made, names, form, parts, own, parts.missing(own)
-    )
+    return Job(args, model, vae, config, num, shape, made, names, form, parts, own)
 
 
 def _options(config: SamplingConfig, model: MSF) -> dict[str, Any]:
@@ -166,7 +170,11 @@ def _check_out(args: argparse.Namespace, channels: int) -> None:
             f"--out {args.out}: this model makes latents of {channels} channels, not pictures; "
             "decode them with --vae, or name a .safetensors file"
         )
-    check = outputs.check_file if suffix in FILES else outputs.check_folder
+    _check_place(args)
+
+
+def _check_place(args: argparse.Namespace) -> None:
+    check = outputs.check_file if args.out.suffix.lower() in FILES else outputs.check_folder
     check(args.out, args.overwrite)
 
 

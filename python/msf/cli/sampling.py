@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..sampling_config import SOLVERS, SamplingConfig
 from ..training.config import PRECISIONS
+from . import models
 
 if TYPE_CHECKING:
     import torch
@@ -28,14 +29,6 @@ def number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be finite, got {text}")
-    return value
-
-
-def count(text: str) -> int:
-    """Return a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return value
 
 
@@ -79,13 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: bf16 on a GPU that computes in it, fp32 elsewhere",
     )
-    parser.add_argument("--batch-size", type=count, default=64, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
 
 
 def read(args: argparse.Namespace, steps: Sequence[int] | None, model: MSFConfig) -> SamplingConfig:
     """Return how to sample from ``model``; a ValueError says what is wrong."""
     if not 0 <= args.seed < 2**63:
         raise ValueError(f"--seed must be at least 0 and below 2^63, got {args.seed}")
+    models.check_batch_size(args)
     values = {field.name: getattr(args, field.name) for field in fields(SamplingConfig)}
     values |= {"steps": _one_or_each(steps), "guidance_scale": _one_or_each(args.guidance_scale)}
     config = SamplingConfig(**{name: value for name, value in values.items() if value is not None})

@@ -53,9 +53,9 @@ def diffusers_block(
 def _attention(attn: Any, h: Tensor, rounding: str) -> ops.Branch:
     if rounding == "eager":
         return attn(h), None
-    layers = attn.to_q, attn.to_k, attn.to_v
-    weight = torch.cat([layer.weight for layer in layers])
-    bias = None if attn.to_q.bias is None else torch.cat([layer.bias for layer in layers])
+    parts, biases = zip(*map(ops.weights, (attn.to_q, attn.to_k, attn.to_v)), strict=True)
+    weight = torch.cat(parts)
+    bias = None if attn.to_q.bias is None else torch.cat(biases)
     return ops.last_product(attn.to_out[0], ops.self_attention(h, weight, bias, attn.heads))
 
 

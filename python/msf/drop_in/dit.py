@@ -77,7 +77,7 @@ def _attention(attn: Any, h: Tensor, rope: Any, rounding: str) -> ops.Branch:
     if rounding == "eager":
         return (attn(h) if rope is None else attn(h, rope=rope)), None
     norms = getattr(attn, "q_norm", None), getattr(attn, "k_norm", None)
-    out = ops.self_attention(h, attn.qkv.weight, attn.qkv.bias, attn.num_heads, *norms, rope)
+    out = ops.self_attention(h, *ops.weights(attn.qkv), attn.num_heads, *norms, rope)
     return ops.last_product(attn.proj, out)
 
 
@@ -105,7 +105,6 @@ def check_block(where: str, block: Any) -> None:
     width = norm_width(block.norm1)
     if width is None:
         refuse(f"{where}.norm1", f"is a {kind(block.norm1)} of no known size")
-    assert width is not None
     check_norm(f"{where}.norm1", block.norm1, width)
     check_norm(f"{where}.norm2", block.norm2, width)
     _check_attention(f"{where}.attn", block.attn, width)

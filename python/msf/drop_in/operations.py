@@ -22,7 +22,7 @@ from msf_kernels import (
 )
 
 from ..transformer import handed_on
-from .structure import does_nothing, is_rms
+from .structure import does_nothing, has_hooks, is_rms, kind
 
 Branch = tuple[Tensor, Tensor | None]
 
@@ -71,16 +71,28 @@ def gate_adaln(
     )
 
 
-def last_product(layer: nn.Linear, x: Tensor) -> Branch:
+def weights(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of a layer that is not called. Raise ValueError where it has come to
+    be more than these: another in its place, as LoRA puts, or hooks."""
+    if not isinstance(layer, nn.Linear) or has_hooks(layer):
+        now = f"{kind(layer)} with hooks" if has_hooks(layer) else kind(layer)
+        raise ValueError(
+            f"an accelerated block reads the weights of its layers, and one is now a {now}; call "
+            "msf.restore before layers are replaced, wrapped or hooked"
+        )
+    return layer.weight, None if layer.bias is None else handed_on(layer.bias)
+
+
+def last_product(layer: Any, x: Tensor) -> Branch:
     """Return the branch that ends with this layer, whose bias the gate adds."""
-    return F.linear(x, layer.weight), None if layer.bias is None else handed_on(layer.bias)
+    weight, bias = weights(layer)
+    return F.linear(x, weight), bias
 
 
-def gelu_mlp(first: nn.Linear, approximate: str, second: nn.Linear, x: Tensor) -> Branch:
+def gelu_mlp(first: Any, approximate: str, second: Any, x: Tensor) -> Branch:
     """Return the branch of an MLP of two layers with a GELU in between."""
-    hidden = F.linear(x, first.weight)
-    bias = None if first.bias is None else handed_on(first.bias)
-    return last_product(second, bias_gelu(hidden, bias, approximate=approximate))
+    weight, bias = weights(first)
+    return last_product(second, bias_gelu(F.linear(x, weight), bias, approximate=approximate))
 
 
 def self_attention(
@@ -118,7 +130,6 @@ def self_attention(
         bias = None if bias is None else _qk_in_halves(bias, head_dim)
     if options:
         options["eps"] = q_norm.eps
-    bias = None if bias is None else handed_on(bias)
     product = F.linear(x, weight)
     return attention(product, num_heads=num_heads, qkv_bias=bias, rope=table, **options)
 

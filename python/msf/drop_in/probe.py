@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .structure import Family, refuse
 # What rounds to float32 in between, as angles and some norms do, is off by some 1e-7 of the output.
 TOLERANCE = 1e-5
 TOKENS = 16
+SETTINGS = (int, float, str, tuple, FunctionType)
 
 
 class Probe:
@@ -36,11 +38,9 @@ class Probe:
 
     def __call__(self, where: str, module: nn.Module, family: Family) -> None:
         """Raise ValueError where the module computes something else, or cannot run."""
-        kinds = tuple((name, type(m)) for name, m in module.named_modules())
-        shapes = tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
-        if (kinds, shapes) in self.seen:
+        if (kind := _kind(module)) in self.seen:
             return
-        self.seen.add((kinds, shapes))
+        self.seen.add(kind)
         try:
             error = self._error(module, family)
         except Exception as problem:
@@ -72,6 +72,21 @@ class Probe:
                 got = run(family.forward, rounding=self.rounding)
             expected = run(type(module).forward)
         return float((got - expected).norm() / expected.norm())
+
+
+def _kind(module: nn.Module) -> Any:
+    """Return what modules that compute the same have in common: the classes and settings of all
+    they consist of, shapes of parameters, and the very buffers."""
+    parts = tuple((name, type(m), _settings(m)) for name, m in module.named_modules())
+    shapes = tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
+    return parts, shapes, tuple(map(id, module.buffers()))
+
+
+def _settings(module: nn.Module) -> str:
+    """Return a module's own attributes: numbers, texts and functions, of others the class."""
+    own = sorted(vars(module).keys() - vars(nn.Module()).keys())
+    values = {name: vars(module)[name] for name in own}
+    return repr({k: v if isinstance(v, SETTINGS) else type(v) for k, v in values.items()})
 
 
 class _Beside(nn.Module):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
+
+HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Family:
         return names.issuperset(self.children) and names.isdisjoint(self.absent)
 
 
-def refuse(where: str, what: str) -> None:
+def refuse(where: str, what: str) -> NoReturn:
     raise ValueError(f"msf.accelerate: {where} {what}")
 
 
@@ -50,9 +52,12 @@ def check_children(where: str, module: nn.Module, known: Iterable[str]) -> None:
 def check_no_hooks(where: str, block: nn.Module) -> None:
     """Check that no module inside of the block has hooks, because it may not be called any more."""
     for name, module in block.named_modules():
-        hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks)
-        if module is not block and any(map(len, hooks)):
+        if module is not block and has_hooks(module):
             refuse(f"{where}.{name}", "has hooks, which would not run; FSDP wraps whole blocks")
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, f"_{kind}_hooks") for kind in HOOKS)
 
 
 def check_linear(where: str, layer: Any, inputs: int, outputs: int) -> None:

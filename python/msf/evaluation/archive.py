@@ -24,6 +24,7 @@ from .inception import POOL_DIM, SPATIAL_DIM
 from .metrics import Gaussian
 
 IMAGES = "arr_0"
+ASYMMETRY = 1e-5  # of a covariance's largest number: more than float32 leaves
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -41,7 +42,8 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._opened() as archive:
-            self.names = {name.removesuffix(".npy") for name in archive.namelist()}
+            files = map(Path, archive.namelist())
+            self.names = {str(file.with_suffix("")) for file in files if file.suffix == ".npy"}
         self.pool = self._gaussian("mu", "sigma", POOL_DIM)
         self.spatial = self._gaussian("mu_s", "sigma_s", SPATIAL_DIM)
         self.shape = self._image_shape() if IMAGES in self.names else None
@@ -76,17 +78,23 @@ class Archive:
     def _image_shape(self) -> tuple[int, ...]:
         with self._member(IMAGES) as file:
             shape, column_major, dtype = _header(file)
-        if dtype != np.uint8 or column_major or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        if dtype != np.uint8 or column_major or len(shape) != 4 or shape[3] != 3:
             order = ", column by column" if column_major else ""
             raise ValueError(
                 f"{self.path}: {IMAGES} must be (N, H, W, 3) uint8, got {shape} {dtype}{order}"
             )
+        if 0 in shape:
+            raise ValueError(f"{self.path}: {IMAGES} holds no images, its shape is {shape}")
         return shape
 
     def _gaussian(self, mean: str, covariance: str, dim: int) -> Gaussian | None:
         if not {mean, covariance} <= self.names:
             return None
-        return Gaussian(self._statistics(mean, (dim,)), self._statistics(covariance, (dim, dim)))
+        found = Gaussian(self._statistics(mean, (dim,)), self._statistics(covariance, (dim, dim)))
+        matrix = found.covariance
+        if (matrix - matrix.T).abs().max() > ASYMMETRY * matrix.abs().max():
+            raise ValueError(f"{self.path}: {covariance} must be symmetric, as a covariance is")
+        return found
 
     def _statistics(self, name: str, right: tuple[int, ...]) -> Tensor:
         """Return the array called ``name``, whose shape is to be ``right``, in float64."""

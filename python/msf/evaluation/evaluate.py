@@ -23,6 +23,7 @@ Generate = Callable[[Tensor, list[int], Tensor | None], Tensor]
 
 MAX_MEAN = 10  # of absolute values: far beyond 1, as a model may overshoot
 MAX_SAMPLES = 2000  # by default: the intervals of all but the Frechet distance cost n^2
+MINIMUM = 2 * (NEIGHBOURS + 1)  # both manifolds of an interval's subset have more than neighbours
 
 
 class Evaluator:
@@ -72,21 +73,14 @@ class Evaluator:
             )
             for split in SPLITS
         )
-        n = min(len(self._test), MAX_SAMPLES) if num_samples is None else num_samples
-        # Both manifolds of an interval's subset need more points than neighbours.
-        minimum = 2 * (NEIGHBOURS + 1)
-        if len(self._test) < minimum:
+        if len(self._test) < MINIMUM:
             raise ValueError(
-                f"evaluation: needs at least {minimum} images in the test split, {source!r} has "
+                f"evaluation: needs at least {MINIMUM} images in the test split, {source!r} has "
                 f"{len(self._test)}; the split is {shares(holdout)}, so give about 100 or more"
-            )
-        if n < minimum:
-            raise ValueError(
-                f"evaluation: num_samples (--samples) must be at least {minimum}, got {n}"
             )
         if replicates < 2:
             raise ValueError(f"evaluation: replicates must be at least 2, got {replicates}")
-        n -= n % 2
+        n = _even_count(num_samples, len(self._test))
         self.paired = n <= len(self._test)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self._test), generator=generator)
@@ -225,6 +219,14 @@ class Evaluator:
             frechet_distance(features[a], self._reference[b])
             + frechet_distance(features[b], self._reference[a])
         ) / 2
+
+
+def _even_count(asked: int | None, available: int) -> int:
+    """Return the number of samples. Raise ValueError where too few are ``asked`` for."""
+    n = min(available, MAX_SAMPLES) if asked is None else asked
+    if n < MINIMUM:
+        raise ValueError(f"evaluation: num_samples (--samples) must be at least {MINIMUM}, got {n}")
+    return n - n % 2
 
 
 def _check_images(images: Any, shape: tuple[int, ...]) -> None:

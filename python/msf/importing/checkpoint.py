@@ -98,15 +98,16 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
         return dict(vars(args))
     if not isinstance(config, dict):
         return {}
-    model, transport = (config.get(part) or {} for part in ("model", "transport"))
+    parts = (config.get(name) for name in ("model", "transport"))
+    model, transport = (part if isinstance(part, dict) else {} for part in parts)
     return {**transport, "model": model.get("model_type", "")}
 
 
 def _load_pickle(path: Path, is_zip: bool) -> dict[str, Any]:
     name = printable(path)
-    if is_zip and not zipfile.is_zipfile(path):
-        raise ValueError(f"{name}: is cut off or damaged; fetch it anew")
     try:
+        if is_zip and not zipfile.is_zipfile(path):
+            raise ValueError("it is cut off")
         # DiT's trainings keep their options beside the weights.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # of the protocol of a pickle that it then refuses
@@ -118,7 +119,7 @@ def _load_pickle(path: Path, is_zip: bool) -> dict[str, Any]:
                 "save its weights alone, as safetensors"
             ) from None
         raise ValueError(f"{name}: not a readable checkpoint of torch, or one cut off") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # of many kinds: any byte may be another
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{name}: not a readable checkpoint of torch ({reason})") from None
     if not isinstance(values, dict):

@@ -28,12 +28,14 @@ def stage_state(source: Checkpoint, config: MSFConfig, outputs: Outputs) -> dict
     What differs: DiT's table of positions has its four quarters in the opposite order (columns
     before rows, sines before cosines), so the channels of everything that reads or adds to the
     residual stream are put in ours. A patch's pixels are (row, column, channel) here and (channel,
-    row, column) there. And a block there begins with its normalisation, here with its first gate.
+    row, column) there. The weight of an RMS norm goes into the scale that follows. And a block
+    there begins with its normalisation, here with its first gate.
     """
     (stage,), classes = config.stages, config.num_classes
-    width, patch, hidden = stage.width, stage.patch, int(stage.width * stage.mlp_ratio)
+    width, patch = stage.width, stage.patch
     order = torch.arange(width).unflatten(0, (4, -1)).flip(0).flatten()  # its own inverse
     rows = torch.cat([k * width + order for k in range(6)])  # of six modulations
+    is_rms = config.norm == "rms"
 
     kernel = source.take("x_embedder.proj.weight", width, config.channels, patch, patch)
     state = {
@@ -52,19 +54,16 @@ def stage_state(source: Checkpoint, config: MSFConfig, outputs: Outputs) -> dict
     modulations = []
     for i in range(stage.depth):
         block = f"blocks.{i}"  # there and here
-        modulations.append(_of_block(source, f"{block}.adaLN_modulation.1", width, rows))
-        state |= {
-            f"{block}.attention.{key}": x
-            for key, x in _attention(source, f"{block}.attn", config, order).items()
-        }
-        layers = ("mlp.fc1", hidden, width), ("mlp.fc2", width, hidden)
-        for (name, outs, ins), layer in zip(layers, (0, 2)):
-            weight = source.take(f"{block}.{name}.weight", outs, ins)
-            bias = source.take(f"{block}.{name}.bias", outs)
-            is_first = layer == 0
-            state[f"{block}.mlp.{layer}.weight"] = weight[:, order] if is_first else weight[order]
-            state[f"{block}.mlp.{layer}.bias"] = bias if is_first else bias[order]
-    modulations.append(_modulation(source, "final_layer.adaLN_modulation.1", width, 2, rows))
+        modulation = _of_block(source, f"{block}.adaLN_modulation.1", width, rows)
+        if is_rms:
+            for name, part in (("norm1", 1), ("norm2", 4)):
+                _scale_by(source.take(f"{block}.{name}.weight", width)[order], modulation, part)
+        modulations.append(modulation)
+        state |= _attention(source, block, config, order) | _mlp(source, block, config, order)
+    modulation = _modulation(source, "final_layer.adaLN_modulation.1", width, 2, rows)
+    if is_rms:
+        _scale_by(source.take("final_layer.norm_final.weight", width)[order], modulation, 1)
+    modulations.append(modulation)
     state |= _recut(modulations, width)
     return state | _output(source, config, outputs, order)
 
@@ -99,6 +98,14 @@ def _modulation(source: Checkpoint, name: str, width: int, parts: int, rows: Ten
     return torch.cat([weight, bias[:, None]], dim=1)[rows[: parts * width]]
 
 
+def _scale_by(weight: Tensor, modulation: Tensor, part: int) -> None:
+    """Put the weight (D,) of a norm into the scale, part ``part`` of a modulation (parts * D,
+    D + 1): weight * (1 + scale) is 1 + the new scale."""
+    scale = modulation.unflatten(0, (-1, len(weight)))[part]
+    scale *= weight[:, None]
+    scale[:, -1] += weight - 1
+
+
 def _recut(modulations: list[Tensor], width: int) -> dict[str, Tensor]:
     """Cut modulations anew: those of a block from (shift, scale, gate; shift, scale, gate), which
     begin with the normalisation before attention, to ours, which end with the one that follows."""
@@ -111,20 +118,39 @@ def _recut(modulations: list[Tensor], width: int) -> dict[str, Tensor]:
 
 
 def _attention(
-    source: Checkpoint, name: str, config: MSFConfig, order: Tensor
+    source: Checkpoint, block: str, config: MSFConfig, order: Tensor
 ) -> dict[str, Tensor]:
-    (stage,) = config.stages
+    (stage,), there, here = config.stages, f"{block}.attn", f"{block}.attention"
     width = stage.width
-    heads = torch.arange(3 * width)
+    head = torch.arange(stage.head_dim)  # the channels of a head of q or k
     if config.positions != "sincos":
-        # RoPE there turns neighbouring channels, here channel i with i + d / 2 of a head.
-        q_and_k = heads[: 2 * width].unflatten(0, (-1, stage.head_dim // 2, 2))
-        heads = torch.cat([q_and_k.transpose(1, 2).flatten(), heads[2 * width :]])
+        # RoPE there turns neighbouring channels, here channel i with i + d / 2.
+        head = head.unflatten(0, (-1, 2)).T.flatten()
+    rows = torch.arange(3 * width)
+    rows[: 2 * width] = rows[: 2 * width].unflatten(0, (-1, stage.head_dim))[:, head].flatten()
+    state = {
+        f"{here}.qkv.weight": source.take(f"{there}.qkv.weight", 3 * width, width)[rows][:, order],
+        f"{here}.qkv.bias": source.take(f"{there}.qkv.bias", 3 * width)[rows],
+        f"{here}.proj.weight": source.take(f"{there}.proj.weight", width, width)[order],
+        f"{here}.proj.bias": source.take(f"{there}.proj.bias", width)[order],
+    }
+    for name in "qk" if config.qk_norm else "":
+        weight = source.take(f"{there}.{name}_norm.weight", stage.head_dim)
+        state[f"{here}.{name}_weight"] = weight[head]
+    return state
+
+
+def _mlp(source: Checkpoint, block: str, config: MSFConfig, order: Tensor) -> dict[str, Tensor]:
+    (stage,), is_swiglu = config.stages, config.mlp == "swiglu"
+    width, hidden = stage.width, stage.hidden
+    first, second = ("w12", "w3") if is_swiglu else ("fc1", "fc2")
+    outs = 2 * hidden if is_swiglu else hidden
+    mlp = f"{block}.mlp"  # there and here
     return {
-        "qkv.weight": source.take(f"{name}.qkv.weight", 3 * width, width)[heads][:, order],
-        "qkv.bias": source.take(f"{name}.qkv.bias", 3 * width)[heads],
-        "proj.weight": source.take(f"{name}.proj.weight", width, width)[order],
-        "proj.bias": source.take(f"{name}.proj.bias", width)[order],
+        f"{mlp}.0.weight": source.take(f"{mlp}.{first}.weight", outs, width)[:, order],
+        f"{mlp}.0.bias": source.take(f"{mlp}.{first}.bias", outs),
+        f"{mlp}.2.weight": source.take(f"{mlp}.{second}.weight", width, hidden)[order],
+        f"{mlp}.2.bias": source.take(f"{mlp}.{second}.bias", width)[order],
     }
 
 

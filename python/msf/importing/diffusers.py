@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..files import printable, read_file
-from ..parsing import parse_object, parse_whole
+from ..parsing import parse_number, parse_object, parse_whole
 from .checkpoint import Checkpoint, read_checkpoint
 
 KIND = "DiTTransformer2DModel"
@@ -47,16 +47,17 @@ EMBEDDINGS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes are what the configuration of diffusers says and the weights do not."""
+    """Sizes are what the configuration of diffusers says and weights alone do not: the heads of
+    attention, and the side of an image or latent. None where nothing says it."""
 
-    heads: int
-    side: int
-    norm_eps: float
+    heads: int | None = None
+    side: int | None = None
 
 
-def read_folder(folder: Path) -> tuple[Checkpoint, Sizes]:
-    """Read a folder that diffusers wrote. Raise ValueError (one line) for what DiT does not have,
-    or where blocks embed time or class each in another way."""
+def read_folder(folder: Path) -> tuple[Checkpoint, Sizes, list[str]]:
+    """Read a folder that diffusers wrote: its weights, sizes, and what a stage computes otherwise.
+    Raise ValueError (one line) for what DiT does not have, or where blocks embed time or class each
+    in another way."""
     name = printable(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{name}: holds no config.json; give a checkpoint, or a folder of {KIND}")
@@ -72,12 +73,18 @@ def read_folder(folder: Path) -> tuple[Checkpoint, Sizes]:
         raise ValueError(f"{name}: {FILES[0]} is missing")
     source = read_checkpoint(file)
     source.tensors = _renamed(source)
-    sizes = {
-        key: parse_whole(config.get(key, default), f"{name}: {key}")
+    heads, side = (
+        parse_whole(config.get(key, default), f"{name}: {key}")
         for key, default in (("num_attention_heads", 16), ("sample_size", 32))
-    }
-    eps = float(config.get("norm_eps", 1e-5))
-    return source, Sizes(sizes["num_attention_heads"], sizes["sample_size"], eps)
+    )
+    eps = parse_number(config.get("norm_eps", 1e-5), f"{name}: norm_eps")
+    notes = []
+    if eps != EPS:
+        notes.append(
+            f"the norm before each MLP has eps {EPS:g}, as in DiT, where diffusers has {eps:g}: "
+            "outputs differ a little"
+        )
+    return source, Sizes(heads, side), notes
 
 
 def _renamed(source: Checkpoint) -> dict[str, Any]:

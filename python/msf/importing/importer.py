@@ -13,11 +13,12 @@ import torch
 from msf_kernels import rope_2d
 
 from ..config import MSFConfig, StageConfig
+from ..files import printable
 from ..model import MSF
 from ..weights import check_tensors
 from .checkpoint import Checkpoint, read_checkpoint
 from .convert import Outputs, stage_state
-from .diffusers import EPS, PERIOD, read_folder
+from .diffusers import PERIOD, Sizes, read_folder
 
 STEPS = 250  # with which DiT, SiT and LightningDiT report their results
 LINEAR = {"path_type": ("linear",), "prediction": ("velocity", "v")}
@@ -31,10 +32,10 @@ HEADS = {
     (1792, 28): 28,
 }
 ROPE_THETA = 10_000.0
+OPTIONS = ("norm1.weight", "mlp.w12.weight", "attn.q_norm.weight")  # of LightningDiT's blocks
 REFUSED = {
-    "norm1.weight": "norm of RMS kind (use_rmsnorm), a block here has LayerNorm",
-    "mlp.w12.weight": "SwiGLU (use_swiglu), an MLP here has GELU",
-    "attn.q_norm.weight": "QK-norm by LayerNorm (qk_norm), attention here has RMS norm",
+    "norm1.bias": "a norm with weight and bias, a block here has none, or RMS norm",
+    "attn.q_norm.bias": "QK-norm by LayerNorm (qk_norm), attention here has RMS norm",
 }
 
 
@@ -80,31 +81,11 @@ def import_checkpoint(path: Path, format: str = "auto", *, heads: int | None = N
             missing, unknown or of another shape; what a stage cannot compute.
         FileNotFoundError: no such file.
     """
-    side = None
-    notes = []
-    if path.is_dir():
-        source, sizes = read_folder(path)
-        side, heads = sizes.side, heads or sizes.heads
-        if format not in ("auto", "diffusers"):
-            raise source.error(
-                f"is a folder of diffusers; --format must be diffusers, got {format}"
-            )
-        format = "diffusers"
-        if sizes.norm_eps != EPS:
-            notes.append(
-                f"the norm before each MLP has eps {EPS:g}, as in DiT, where diffusers has "
-                f"{sizes.norm_eps:g}: outputs differ a little"
-            )
-    else:
-        source = read_checkpoint(path)
-        if format == "auto":
-            format = _recognised(source)
-        elif format == "diffusers":
-            raise source.error("is a file; give the folder that diffusers wrote")
+    source, format, sizes, notes = _read(path, format)
     _check_expressible(source)
     _check_training(source, FORMATS[format])
     notes += _dropped(source)
-    config, outputs = _config(source, FORMATS[format], heads, side)
+    config, outputs = _config(source, FORMATS[format], heads or sizes.heads, sizes.side)
     if outputs.out_channels > outputs.channels:
         notes.append("the learned variance is dropped")
     state = stage_state(source, config, outputs)
@@ -119,15 +100,43 @@ def import_checkpoint(path: Path, format: str = "auto", *, heads: int | None = N
     return Imported(model.eval(), format, notes)
 
 
+def _read(path: Path, format: str) -> tuple[Checkpoint, str, Sizes, list[str]]:
+    """Return what is at ``path``, the name of its format, sizes that its tensors do not tell, and
+    what is to be noted of it. Raise ValueError where ``format`` cannot be."""
+    if format not in ("auto", *FORMATS):
+        raise ValueError(f"format must be auto, {', '.join(FORMATS)}, got {format!r}")
+    if not path.is_dir():
+        if format == "diffusers":
+            raise ValueError(f"{printable(path)}: is no folder; give the one that diffusers wrote")
+        source = read_checkpoint(path)
+        format = _recognised(source) if format == "auto" else format
+        told = _told(source)
+        notes = [] if told in (None, format) else [f"the file says that it is of format {told}"]
+        return source, format, Sizes(), notes
+    if format not in ("auto", "diffusers"):
+        raise ValueError(
+            f"{printable(path)}: is a folder, which --format diffusers is for; {format} is a file"
+        )
+    source, sizes, notes = read_folder(path)
+    return source, "diffusers", sizes, notes
+
+
+def _told(source: Checkpoint) -> str | None:
+    """Return the format that a file says it has, by its training's options or by what only one
+    format has beside its weights."""
+    has_projectors = any(name.startswith("projectors.") for name in source.tensors)
+    if has_projectors or "encoder_depth" in source.settings:
+        return "repa"  # whose options call the model a SiT
+    trained = str(source.settings.get("model", "")).partition("-")[0].lower()
+    return trained if trained in FORMATS else None
+
+
 def _recognised(source: Checkpoint) -> str:
     """Return the name of a file's format. Raise ValueError where several have such tensors."""
-    names = source.tensors
-    if any(name.startswith("projectors.") for name in names) or "encoder_depth" in source.settings:
-        return "repa"
-    trained = str(source.settings.get("model", "")).partition("-")[0].lower()
-    if trained in FORMATS:
-        return trained
-    if "feat_rope.freqs_cos" in names or {f"blocks.0.{name}" for name in REFUSED} & names.keys():
+    if told := _told(source):
+        return told
+    names = source.tensors.keys()
+    if "feat_rope.freqs_cos" in names or {f"blocks.0.{name}" for name in OPTIONS} & names:
         return "lightningdit"
     raise source.error(
         "DiT, SiT and others have tensors of the same names and shapes; say which it is with "
@@ -163,7 +172,8 @@ def _config(
     """Return the sizes that the tensors have. Raise ValueError where these cannot be."""
     width, channels, patch, _ = source.dims("x_embedder.proj.weight", 4)
     rows, _ = source.dims("y_embedder.embedding_table.weight", 2)
-    hidden, _ = source.dims("blocks.0.mlp.fc1.weight", 2)
+    has_rms, is_swiglu, has_qk_norm = (f"blocks.0.{name}" in source.tensors for name in OPTIONS)
+    _, hidden = source.dims(f"blocks.0.mlp.{'w3' if is_swiglu else 'fc2'}.weight", 2)
     outs, _ = source.dims("final_layer.linear.weight", 2)
     depth = len({m[1] for name in source.tensors if (m := re.match(r"blocks\.(\d+)\.", name))})
     if outs not in (patch**2 * channels, 2 * patch**2 * channels):
@@ -171,11 +181,7 @@ def _config(
             f"final_layer.linear.weight must have {patch**2 * channels} rows, or twice as many, "
             f"got {outs}"
         )
-    if side is None:
-        _, tokens, _ = source.dims("pos_embed", 3)
-        side = math.isqrt(tokens) * patch
-        if math.isqrt(tokens) ** 2 != tokens:
-            raise source.error(f"pos_embed must be of a square of tokens, got {tokens}")
+    side = side or _side(source, patch)
     rotated = "feat_rope.freqs_cos" in source.tensors
     if rotated:
         heads = width // source.dims("feat_rope.freqs_cos", 2)[1]
@@ -192,7 +198,9 @@ def _config(
             stages=(StageConfig(width, depth, heads, patch, hidden / width),),
             steps=(STEPS,),
             positions="both" if rotated else "sincos",
-            qk_norm=False,
+            qk_norm=has_qk_norm,
+            norm="rms" if has_rms else "layer",
+            mlp="swiglu" if is_swiglu else "gelu",
             standardize=False,
             rope_theta=ROPE_THETA if rotated else 100.0,
             **_fields(format),
@@ -202,6 +210,14 @@ def _config(
     if rotated:
         _check_rope(source, config)
     return config, Outputs(channels, outs // patch**2, format.negated)
+
+
+def _side(source: Checkpoint, patch: int) -> int:
+    """Return how large the images are, or latents, which are square."""
+    _, tokens, _ = source.dims("pos_embed", 3)
+    if math.isqrt(tokens) ** 2 != tokens:
+        raise source.error(f"pos_embed must be of a square of tokens, got {tokens}")
+    return math.isqrt(tokens) * patch
 
 
 def _fields(format: Format) -> dict[str, Any]:

@@ -20,6 +20,8 @@ KEPT = (
     "channels",
     "positions",
     "qk_norm",
+    "norm",
+    "mlp",
     "upsample",
     "standardize",
     "prediction",

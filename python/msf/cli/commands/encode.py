@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from .. import latents, models
 from ..errors import Failure
-from ..sampling import count
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
-        "--batch-size", type=count, default=32, metavar="N", help="images at once (default 32)"
+        "--batch-size", type=int, default=32, metavar="N", help="images at once (default 32)"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     models.add_device_arguments(parser)
@@ -46,6 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Return what --out holds, nothing while other processes have still to end."""
     if not args.images.is_dir():
         raise ValueError(f"{args.images}: no such folder; give a folder of images")
+    models.check_batch_size(args)
     from ...data.latent_index import is_latents, read_index
     from ...encoding.encode import encode, report
     from ...training.batches import loader_workers

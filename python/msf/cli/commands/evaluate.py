@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    if args.model.suffix == protocol.SUFFIX and not args.model.is_dir():
+    if protocol.is_for(args.model):
         return protocol.run(args)
     protocol.check_not_given(args)
     return _run(args)

@@ -26,8 +26,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...files import check_folder, printable
-from .. import tables
+from ...files import printable
+from .. import outputs, tables
 
 FORMATS = ("auto", "dit", "sit", "lightningdit", "repa", "diffusers")
 
@@ -49,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.heads is not None and args.heads < 1:
         raise ValueError(f"--heads must be at least 1, got {args.heads}")
-    check_folder(args.out)
-    if args.out.exists() and any(args.out.iterdir()):
-        raise ValueError(f"{args.out}: is there already; choose another --out")
+    outputs.check_new_folder(args.out)
     from ...importing import import_checkpoint
 
     model, format, notes = import_checkpoint(args.checkpoint, args.format, heads=args.heads)

@@ -69,6 +69,7 @@ def text(document: dict[str, Any]) -> str:
         ("classes", config["num_classes"] or "none"),
         ("upsampling", config["upsample"]),
         ("positions", config["positions"] + (", QK-norm" if config["qk_norm"] else "")),
+        ("norm, MLP", f"{config['norm']}, {config['mlp']}"),
     ]
     if training:
         if training["class_names"] and config["num_classes"]:

@@ -18,8 +18,9 @@ whole: whatever ends the command, the same command continues it. Several GPUs ma
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...files import quoted
 from ...progress import say
@@ -27,6 +28,9 @@ from ...training.identity import listed
 from .. import models, outputs, sampling, tables
 from ..errors import Failure
 from ..labels import NAMED, NUM
+
+if TYPE_CHECKING:
+    from ...parts import Parts
 
 NO_CLASS = "(no class)"
 
@@ -65,31 +69,36 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ...training.ranks import FailedElsewhere, started
     from ..sample_job import prepare
 
-    try:
-        with started(device) as (ranks, device):
-            job = ranks.each(lambda: prepare(args, device, ranks.rank, ranks.count))
-            todo = sum(ranks.gather(len(job.todo)))
-    except FailedElsewhere:  # where it is told
-        raise Failure("", 1) from None
-    parts = job.parts
-    if ranks.is_first and todo < parts.count:
-        done = f"{parts.count - todo:,} of {parts.count:,} batches are there"
-        say(f"{parts.folder}: continuing, {done}")
-    try:
-        job.make_parts()
-        return job.document() if job.assemble() else {}
-    except KeyboardInterrupt:
-        if not ranks.is_first:
-            raise Failure("", 130) from None
-        if not (there := parts.there()):
-            raise
-        raise Failure(
-            f"interrupted; {there:,} of {parts.count:,} batches are kept in {parts.folder}, the "
-            "same command continues",
-            130,
-        ) from None
-    finally:
-        parts.tidy()
+    with ExitStack() as claims:
+        try:
+            with started(device) as (ranks, device):
+                job = ranks.each(lambda: prepare(args, device, ranks.rank, ranks.count))
+                claims.enter_context(job.parts.claimed(ranks))
+                todo = ranks.each(job.todo)
+                left = sum(ranks.gather(len(todo)))
+        except FailedElsewhere:  # where it is told
+            raise Failure("", 1) from None
+        if ranks.is_first and left < job.parts.count:
+            done = f"{job.parts.count - left:,} of {job.parts.count:,} batches are there"
+            say(f"{job.parts.folder}: continuing, {done}")
+        try:
+            job.make_parts(todo)
+            return job.document() if job.assemble() else {}
+        except KeyboardInterrupt:
+            raise _interrupted(job.parts, ranks.is_first) from None
+
+
+def _interrupted(parts: Parts, is_first: bool) -> Exception:
+    """Return what the command ends with, of which the first process alone tells."""
+    if not is_first:
+        return Failure("", 130)
+    if not (there := parts.there()):
+        return Failure("interrupted", 130)
+    return Failure(
+        f"interrupted; {there:,} of {parts.count:,} batches are kept in {parts.folder}, the same "
+        "command continues",
+        130,
+    )
 
 
 def text(document: dict[str, Any]) -> str:

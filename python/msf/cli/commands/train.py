@@ -170,6 +170,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--data-changed is for a run that --resume continues; add --resume")
     config, training = _settings(args)
     device = models.device(args)
+    from ...pipeline import decoder_of
     from ...training import metrics
     from ...training.interrupts import Interrupted
     from ...training.ranks import FailedElsewhere
@@ -177,7 +178,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     needs_vae = args.vae and is_first  # which alone shows samples
-    vae = models.autoencoder(args.vae, device, config, args.data) if needs_vae else None
+    vae = decoder_of(config, args.data, args.vae, device) if needs_vae else None
     # TensorBoard writes in a thread; when that fails, the main thread raises its error once more.
     threading.excepthook = lambda _: None
     try:
