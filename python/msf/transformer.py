@@ -102,11 +102,12 @@ class MLP(nn.Sequential):
 
     def __init__(self, stage: StageConfig, kind: str) -> None:
         width, hidden = stage.width, stage.hidden
-        layers = {
-            "gelu": (SkipBiasLinear(width, hidden), nn.GELU(approximate="tanh")),
-            "swiglu": (nn.Linear(width, 2 * hidden), SwiGLU()),
-        }
-        super().__init__(*layers[kind], SkipBiasLinear(hidden, width))
+        first: tuple[nn.Module, nn.Module] = (
+            (nn.Linear(width, 2 * hidden), SwiGLU())
+            if kind == "swiglu"
+            else (SkipBiasLinear(width, hidden), nn.GELU(approximate="tanh"))
+        )
+        super().__init__(*first, SkipBiasLinear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the second product, whose ``bias`` the block hands on."""
