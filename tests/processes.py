@@ -12,6 +12,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+import torch
+
+# FSDP2 of old versions of torch runs on GPUs alone.
+needs_fsdp2 = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream(), "record_event"), reason="this torch has no FSDP2 on a CPU"
+)
+
 HERE = Path(__file__).parent
 PROGRAMS = HERE / "programs"
 

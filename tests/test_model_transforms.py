@@ -8,7 +8,7 @@ from torch.nn.utils import prune
 from models import generator, images, tiny_config, tiny_model
 from msf import MSF
 from msf.weights import plain_state
-from processes import program
+from processes import needs_fsdp2, program
 
 
 @pytest.mark.parametrize("positions", ["rope", "sincos"])
@@ -193,12 +193,7 @@ def test_reset_parameters_refuses_what_it_cannot_set(change, message):
         model.reset_parameters()
 
 
-FSDP2 = pytest.mark.skipif(
-    not hasattr(torch.cpu.Stream(), "record_event"), reason="this torch has no FSDP2 on a CPU"
-)
-
-
-@pytest.mark.parametrize("wrapper", ["fsdp1", pytest.param("fsdp2", marks=FSDP2)])
+@pytest.mark.parametrize("wrapper", ["fsdp1", pytest.param("fsdp2", marks=needs_fsdp2)])
 def test_blocks_sharded_in_bfloat16_train_and_are_saved(wrapper, tmp_path):
     """FSDP casts what a block is called with; its rotation stays in float32."""
     ran = program("shard_blocks.py", wrapper, str(tmp_path))

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import msf
 from numerics import relative_error
-from processes import program
+from processes import needs_fsdp2, program
 
 from .transformers import MODELS, Transformer, inputs, make
 
@@ -203,15 +203,17 @@ def test_labels_are_dropped_as_by_the_model():
     assert relative_error(model(x, c), outputs[0]) > 1e-3
 
 
-def test_distributed(tmp_path):
+@pytest.mark.parametrize(
+    "wrappers", [["ddp"], pytest.param(["fsdp2", "fsdp2 first"], marks=needs_fsdp2)], ids=",".join
+)
+def test_distributed(wrappers, tmp_path):
     """Two processes, DDP and FSDP2 with blocks accelerated before and after, take the steps of one
     process."""
-    ran = program("accelerate_distributed.py", str(tmp_path))
+    ran = program("accelerate_distributed.py", str(tmp_path), "none", *wrappers)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    wrappers = ["none", "ddp", "fsdp2", "fsdp2 first"]
     losses = {line.split(":")[0]: line.split(":")[1].split() for line in ran.stdout.splitlines()}
-    assert list(losses) == wrappers
+    assert list(losses) == ["none", *wrappers]
     alone = [float(x) for x in losses["none"]]
     assert len(set(alone)) == 3
-    for name in wrappers[1:]:
+    for name in wrappers:
         assert [float(x) for x in losses[name]] == pytest.approx(alone, rel=1e-9)

@@ -1,5 +1,5 @@
-"""Trains an accelerated transformer in one process and in two, with DDP and FSDP2, and prints the
-losses of each."""
+"""Trains an accelerated transformer with each of the wrappers that are named, all but "none" in two
+processes, and prints the losses."""
 
 import sys
 from pathlib import Path
@@ -48,10 +48,11 @@ def losses(name, rank):
         yield total.item()
 
 
-def train(rank, file):
+def train(rank, folder, *names):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    for name in WRAPPERS:
+    store = f"file://{Path(folder) / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    for name in names:
         line = f"{name}: {' '.join(map(repr, losses(name, rank)))}"
         if rank == 0:
             print(line, flush=True)
@@ -60,4 +61,4 @@ def train(rank, file):
 
 if __name__ == "__main__":
     # What is imported above, which takes seconds, is shared.
-    mp.start_processes(train, (Path(sys.argv[1]) / "store",), nprocs=2, start_method="fork")
+    mp.start_processes(train, tuple(sys.argv[1:]), nprocs=2, start_method="fork")

@@ -19,7 +19,7 @@ from msf.seeds import generator
 from msf.training.ranks import started
 from msf.training.stage import StageTrainer
 from msf.training.validation import Validation
-from processes import in_two_processes
+from processes import in_two_processes, needs_fsdp2
 from training_runs import TRAINING as SETTINGS
 from training_runs import saved_step
 
@@ -71,12 +71,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-sharded = pytest.mark.skipif(
-    not hasattr(torch.cpu.Stream(), "record_event"),
-    reason="FSDP2 of this torch runs on GPUs alone: its streams of a CPU have no events",
-)
-
-
 def states(folder, out):
     return {
         f"{stage}.{name}": x
@@ -106,7 +100,7 @@ def test_two_processes_tell_the_losses_of_one(folder):
         assert theirs.get("validation_loss") == pytest.approx(ours.get("validation_loss"))
 
 
-@sharded
+@needs_fsdp2
 def test_sharded_weights_take_the_same_steps(folder):
     in_two(folder, "fsdp", parallel="fsdp", extra_ema_decays=[0.5])
     ddp, fsdp = states(folder, "ddp"), states(folder, "fsdp")
@@ -120,7 +114,7 @@ def test_sharded_weights_take_the_same_steps(folder):
             torch.testing.assert_close(fsdp[name], x, rtol=1e-4, atol=2e-5)
 
 
-@sharded
+@needs_fsdp2
 def test_sharded_averages_go_on_after_their_loss_was_measured(monkeypatch):
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 0}.items():
         monkeypatch.setenv(name, str(value))
@@ -140,7 +134,7 @@ def test_sharded_averages_go_on_after_their_loss_was_measured(monkeypatch):
             torch.testing.assert_close(averages[1][name], x)
 
 
-@sharded
+@needs_fsdp2
 def test_sharded_weights_continue_from_whole_ones(folder):
     shutil.copytree(folder / "one", folder / "resharded")
     (folder / "resharded" / "state-base.safetensors").unlink()  # that of step 6 is left
