@@ -168,7 +168,7 @@ def test_bad_values_in_json_are_one_clear_line(changes, message):
 def test_sit_is_offered_as_published_and_as_msf_is_trained(size):
     """arXiv 2401.08740: DiT-XL/2, uniform times, AdamW at 1e-4, batch 256, averages of 0.9999."""
     published, ours = preset(f"sit-xl-{size}"), preset(f"sit-xl-{size}-msf")
-    changes = {"times": "logit-normal", "standardize": True}
+    changes = {"times": "logit-normal", "standardize": True, "time_range": (0.0, 1000.0)}
     assert dataclasses.replace(published.model, **changes) == ours.model
     (stage,) = published.model.stages
     assert (stage.width, stage.depth, stage.heads, stage.patch) == (1152, 28, 16, 2)
@@ -176,7 +176,7 @@ def test_sit_is_offered_as_published_and_as_msf_is_trained(size):
     training = published.training
     assert (training.learning_rate, training.batch_size, training.ema_decay) == (1e-4, 256, 0.9999)
     assert (training.warmup, training.clip, training.weight_decay) == (0, 0, 0) and training.flip
-    assert ours.training == TrainingConfig(steps=(400_000,), flip=True)
+    assert ours.training == TrainingConfig((400_000,), flip=True, checkpoint_every=5000)
 
 
 def test_unknown_preset_lists_the_known():

@@ -113,6 +113,21 @@ def test_folder_splits_partition_the_images_and_do_not_move(folder):
     assert names == [path.name for path in after]
 
 
+@pytest.mark.parametrize("source", ["digits", "textures", "folder"])
+def test_another_split_of_the_same_is_what_would_be_loaded(folder, source, monkeypatch):
+    source = str(folder) if source == "folder" else source
+    data, expected = load(source, "train"), load(source, "features")
+    count = len(data)
+    monkeypatch.setattr("msf.data.folder.list_images", lambda _: pytest.fail("listed anew"))
+    data.flip = True
+    other = data.of_split("features")
+    assert type(other) is type(data) and other.flip and other.split == expected.split
+    assert other.files == expected.files and torch.equal(other.labels, expected.labels)
+    at = torch.arange(0, len(other), 7)
+    assert torch.equal(other.read(at), expected.read(at))
+    assert len(data) == count  # and the first stays what it was
+
+
 def test_folder_labels_are_its_subfolders(folder):
     data = load(folder, "train", channels=3)
     assert data.class_names == ("blue", "red")

@@ -40,6 +40,16 @@ def check_is_file(path: Path) -> None:
         raise ValueError(f"{path}: is no file")
 
 
+def check_folder(path: Path, wanted: str = "--out must be a folder") -> None:
+    """Raise ValueError unless ``path`` is a folder that may be written to, or can become one."""
+    place = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not place.is_dir():
+        reason = wanted if place == path else "--out must be in a folder"
+        raise ValueError(f"{place}: is a file; {reason}")
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"{place}: may not be written to; choose another --out")
+
+
 def read_file(path: Path) -> bytes:
     check_is_file(path)
     return path.read_bytes()

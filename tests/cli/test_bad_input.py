@@ -35,6 +35,8 @@ BAD_INPUT = {
     "flops --config {bad}/type.json": "model.stages[1].width must be a whole number, got '16'",
     "flops --config {bad}/size.json": "image sides must be multiples of 2",
     "flops --preset digits --steps 4 2 1": "steps must be 2 positive numbers, one a stage, got (4",
+    "flops {out}/none": "none: holds no model (config.json is missing)",
+    "flops digits": "digits: holds no model (config.json is missing); a preset is named by --pres",
     "flops {run} --preset digits": "exclude each other",
     "flops --steps 4": "--steps needs a model",
     # Checkpoints
@@ -85,6 +87,7 @@ BAD_INPUT = {
     "sample {run} --out {out}/x.jpg": "name a .npz file, a .png file, a .safetensors file or a fol",
     "sample {bad}/latents --out {out}/x.png": "latents of 4 channels, not pictures; decode them",
     "factorize {image} --out {run}": "run: holds files already",
+    "evaluate {run} --out {tiny}/x/y": "tiny.json: is a file; --out must be in a folder",
     "evaluate {run} --out {tiny}": "tiny.json: exists already",
     # Images
     "factorize {tiny}": "tiny.json: not a readable image",
@@ -106,6 +109,7 @@ BAD_INPUT = {
     "inspect {bad}/index": "latents.json: not valid JSON",
     "train --config {tiny} --data {bad}/index --out {out}/x": "latents.json: not valid JSON",
     # Evaluation
+    "evaluate {run} --batch-size 0": "--batch-size must be at least 1, got 0",
     "evaluate {run} --samples 3": "num_samples (--samples) must be at least ",
     "evaluate {run} --data textures": "textures has 3 classes, the model 10",
     "evaluate {bad}/run-list": "training.json: must be a JSON object, got list",
@@ -120,6 +124,7 @@ BAD_INPUT = {
     "train --config {tiny} --data digits --out {run} --resume --seed 1": "in training.seed; resume",
     "train --config {tiny} --data digits --out {out}/x --data-changed": "continues; add --resume",
     "train --config {tiny} --data digits --out {tiny}": "is a file; --out must be a folder",
+    "train --config {tiny} --data digits --out {image}/x": "is a file; --out must be in a folder",
     "train --config {tiny} --data= --out {out}/x": "--data is empty; give digits, textures or a",
     "evaluate {run} --data=": "--data is empty; give digits, textures or a folder",
     "train --config {tiny} --data nothing --out {out}/x": "neither 'digits', 'textures' nor",

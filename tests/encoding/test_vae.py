@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from msf.cli import main
+from msf.data.latent_index import FORMAT, LatentIndex, Vae
 from msf.encoding.encode import encode
 from msf.encoding.vae import WEIGHTS, Autoencoder, problem
 from vaes import save_vae
@@ -65,6 +67,10 @@ def cut(folder):
         (without_a_weight, "vae: encoder.conv_in.weight is missing in diffusion_pytorch_model.saf"),
         (cut, r"vae: not a readable VAE \("),
         (
+            lambda folder: config(folder, latents_mean=[0.1] * 4, latents_std=[2.0] * 4),
+            "vae: standardises each channel of its latents .* set both to null in its config.json$",
+        ),
+        (
             lambda folder: save_vae(folder, in_channels=1),
             r"3 channels \(RGB\), takes 1 and",
         ),
@@ -75,6 +81,31 @@ def test_what_is_no_vae_is_one_line(photos, tmp_path, make, message, capfd):
     with pytest.raises(ValueError, match=message) as error:
         encode(photos, tmp_path / "vae", 32, tmp_path / "x")
     assert "\n" not in str(error.value) and not (tmp_path / "x").exists()
+
+
+def test_a_vae_of_other_latents_is_told_by_what_differs(vae, tmp_path):
+    index = LatentIndex(
+        format=FORMAT,
+        source="photos",
+        fingerprint="f",
+        vae=Vae(sha256="0" * 64, scaling_factor=0.5, shift_factor=0.25),
+        image_size=32,
+        latent_shape=(4, 16, 16),
+        class_names=(),
+        found=1,
+    )
+    Autoencoder(vae).check_decodes(index)  # though the weights are others
+    other = Autoencoder(save_vae(tmp_path / "other", scaling_factor=0.3))
+    with pytest.raises(ValueError) as error:
+        other.check_decodes(index)
+    assert str(error.value) == (
+        f"{tmp_path / 'other'}: does not fit the latents that the model was trained on: "
+        "scaling_factor is 0.3 (not 0.5); give their VAE"
+    )
+    with pytest.raises(
+        ValueError, match=r"the number of pixels a side is 32 \(not 64\); give their VAE$"
+    ):
+        Autoencoder(vae).check_decodes(replace(index, image_size=64))
 
 
 @pytest.mark.parametrize("size", [0, 31, -2])

@@ -1,11 +1,17 @@
 """What a step sees is a function of seed, step and part."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from models import images as pictures
+from models import tiny_model
 from msf.data import ImageData, load_data
 from msf.seeds import generator
-from msf.training.batches import batches
+from msf.training.batches import _Steps, batches
+from msf.training.stage import StageTrainer
+from training_runs import TRAINING
 
 
 class Pixels(ImageData):
@@ -83,7 +89,25 @@ def test_parts_draw_of_their_own():
             seen(Pixels(64, flip=True), last=16, slices=2, own=(part,)) for part in range(2)
         )
     ]
-    assert flips[0] != flips[1] and flips[0][0] != flips[0][1]
+    assert flips[0] != flips[1] and any(step != flips[0][0] for step in flips[0])
+
+
+def test_no_stage_draws_the_numbers_of_its_images(monkeypatch):
+    """Noise of latents that is that of the diffusion too would teach the model to see it."""
+    by_stages = set()
+
+    def remembered(*key, **options):
+        by_stages.add(key)
+        return generator(*key, **options)
+
+    monkeypatch.setattr("msf.training.stage.generator", remembered)
+    for index in range(3):
+        model = tiny_model(levels=2)
+        trainer = StageTrainer(model, index, replace(TRAINING, steps=(8, 8, 8), accumulation=2))
+        for _ in range(2):
+            trainer.step(pictures(4), torch.zeros(4, dtype=torch.int64))
+    by_images = {part.key for part in _Steps(64, 4, 0, 2, TRAINING.seed, 2, (0, 1))}
+    assert len(by_stages) == 12 and len(by_images) == 4 and not by_stages & by_images
 
 
 def test_batches_that_cannot_be_cut_are_one_line():

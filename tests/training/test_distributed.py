@@ -1,5 +1,6 @@
 """Several processes of one job train what one process does."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,8 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models import images, tiny_model
 from msf.cli import main
+from msf.data import load_data
+from msf.seeds import generator
+from msf.training.ranks import started
+from msf.training.stage import StageTrainer
+from msf.training.validation import Validation
 from processes import in_two_processes
+from training_runs import TRAINING as SETTINGS
 from training_runs import saved_step
 
 STAGE = {"width": 16, "depth": 1, "heads": 2, "patch": 2}
@@ -36,11 +44,11 @@ TRAINING = {
 pytestmark = pytest.mark.xdist_group("distributed")
 
 
-def command(folder, out, *, resume=False, **training):
+def command(folder, out, *, resume=False, data="digits", model=MODEL, **training):
     config = folder / f"{out}.json"
-    config.write_text(json.dumps({"model": MODEL, "training": {**TRAINING, **training}}))
+    config.write_text(json.dumps({"model": model, "training": {**TRAINING, **training}}))
     return [
-        *("train", "--config", str(config), "--data", "digits", "--out", str(folder / out)),
+        *("train", "--config", str(config), "--data", str(data), "--out", str(folder / out)),
         *("--device", "cpu", "--quiet", *(["--resume"] if resume else [])),
     ]
 
@@ -113,6 +121,26 @@ def test_sharded_weights_take_the_same_steps(folder):
 
 
 @sharded
+def test_sharded_averages_go_on_after_their_loss_was_measured(monkeypatch):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    held_out = load_data("digits", split="features", image_size=(8, 8), channels=1)
+    averages = []
+    for parallel in ("ddp", "fsdp"):
+        settings = dataclasses.replace(SETTINGS, parallel=parallel)
+        with started(torch.device("cpu")) as (ranks, _):
+            trainer = StageTrainer(tiny_model(channels=1, num_classes=10), 0, settings, ranks)
+            for _ in range(2):
+                trainer.step(images(4, channels=1), torch.arange(4))
+                Validation(held_out, 0).loss(trainer)
+            averages.append(trainer.state())
+    for name, x in averages[0].items():
+        if name.startswith("ema."):
+            torch.testing.assert_close(averages[1][name], x)
+
+
+@sharded
 def test_sharded_weights_continue_from_whole_ones(folder):
     shutil.copytree(folder / "one", folder / "resharded")
     (folder / "resharded" / "state-base.safetensors").unlink()  # that of step 6 is left
@@ -153,6 +181,28 @@ def test_what_one_process_refuses_all_do_in_one_line(folder, capfd):
         f"msf train: {folder / 'ddp'}: exists and is not empty; continue its run with --resume or "
         "choose another --out\n"
     )
+
+
+def test_what_all_processes_refuse_is_told_once(folder, capfd):
+    words = command(folder, "x", batch_size=15)
+    assert sorted(in_two_processes(lambda rank: main(words))) == [1, 2]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("msf train: batch_size must be a multiple of 2, 2 processes times accu")
+    assert not (folder / "x").exists()
+
+
+def test_an_error_over_the_data_of_one_process_leaves_the_steps_of_all(photos, tmp_path, capfd):
+    data = load_data(str(photos), split="train", image_size=(8, 8), channels=1)
+    seen = torch.randperm(len(data), generator=generator(0, 0))
+    for index in seen[56:59].tolist():  # in the fourth batch, of 48 to 64, in its second half
+        data.paths[index].write_bytes(b"no image")
+    model = {**MODEL, "standardize": False}  # for which all images would be read
+    words = command(tmp_path, "run", data=photos, model=model, sample_every=8)
+    assert in_two_processes(lambda rank: main(words)) == [1, 2]
+    told = capfd.readouterr().err
+    assert "msf train: data: cannot read 3 of 250 images, more than one in a hundred" in told
+    assert f"base: an error, but step 3 is saved in {tmp_path / 'run'}; cont" in told
+    assert saved_step(tmp_path / "run", "base") == 3
 
 
 def test_the_first_process_alone_speaks(folder, capfd):

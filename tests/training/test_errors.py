@@ -1,5 +1,6 @@
 """Whatever ends the training loop, its last whole step is kept."""
 
+import json
 import os
 import signal
 
@@ -88,16 +89,17 @@ def test_an_error_while_saving_does_not_hide_the_first(tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize("place", ["step", "optimizer", "average", "save", "picture"])
 def test_a_second_ctrl_c_tears_nothing(whole, tmp_path, monkeypatch, place):
-    """The first one comes in the fifth step, the second and third wherever."""
+    """The first one comes in the fifth step or, as there are pictures of it, the sixth, the second
+    and third wherever."""
     owner, name, done, saved = {
         "step": (MSF, "image_losses", 4, 4),
         "optimizer": (torch.optim.AdamW, "step", 4, 5),
         "average": (torch, "_foreach_lerp_", 5, 5),
         "save": (StageTrainer, "save", 5, 5),
-        "picture": (loop, "component_grid", 5, 5),
+        "picture": (loop, "component_grid", 6, 6),
     }[place]
     with monkeypatch.context() as patch:
-        at(patch, MSF, "image_losses", 4, ctrl_c)
+        at(patch, MSF, "image_losses", 5 if place == "picture" else 4, ctrl_c)
         at(patch, owner, name, done, lambda: [ctrl_c(), ctrl_c()])
         with pytest.raises(Interrupted, match=f"stopped at step {saved} of 8 of base; saved in"):
             run(tmp_path / "run")
@@ -111,6 +113,35 @@ def test_two_ctrl_c_before_the_first_step_is_done(tmp_path, monkeypatch):
     at(monkeypatch, MSF, "image_losses", 0, lambda: [ctrl_c(), ctrl_c()])
     with pytest.raises(Interrupted, match="stopped at step 0 of 8 of base; nothing to save yet"):
         run(tmp_path)
+
+
+def test_a_job_that_is_stopped_saves_and_does_nothing_else(tmp_path, monkeypatch):
+    """torchrun gives it thirty seconds."""
+    at(monkeypatch, MSF, "image_losses", 4, ctrl_c)
+    with pytest.raises(Interrupted, match="stopped at step 5 of 8 of base; saved in"):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.glob("samples-*")] == ["samples-base-000003.png"]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], "validation_loss" in row) for row in rows] == [
+        (2, False),
+        (3, True),
+        (5, False),
+    ]
+
+
+def test_what_could_not_be_saved_is_not_said_to_be(tmp_path, monkeypatch, capsys):
+    at(monkeypatch, MSF, "image_losses", 4, lambda: [ctrl_c(), ctrl_c()])
+    save = StageTrainer.save
+
+    def full(self, *given):
+        if self.step_number == 4:
+            raise OSError(28, "full")
+        save(self, *given)
+
+    monkeypatch.setattr(StageTrainer, "save", full)
+    with pytest.raises(Interrupted, match=r"at step 4 of 8 of base; step 3 is saved in "):
+        run(tmp_path / "run")
+    assert "base: could not save step 4: [Errno 28] full\n" in capsys.readouterr().err
 
 
 def test_signals_are_a_flag_then_an_interrupt_then_nothing():

@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import images, tiny_model
 from msf import MSF
 from msf.training.guard import HORIZON, Guard
-from msf.training.stage import StageTrainer
-from training_runs import TRAINING, run, saved_step
+from msf.training.stage import NotFinite, StageTrainer
+from msf.training.train import train
+from training_runs import MODEL, TRAINING, run, saved_step
 
 
 def judged(guard, norms):
@@ -55,27 +56,62 @@ def test_a_step_that_is_not_taken_changes_no_weights(monkeypatch):
     )
 
 
-def test_after_steps_that_all_fail_training_goes_on_from_the_checkpoint(
-    tmp_path, monkeypatch, capsys
-):
+def poisoned(monkeypatch, steps):
+    """Let these steps of training have no loss that is a number."""
     image_losses, calls = MSF.image_losses, []
 
-    def poisoned(self, *args, **kwargs):
+    def losses_of(self, *args, **kwargs):
         losses, times = image_losses(self, *args, **kwargs)
         if not losses.requires_grad:  # held-out images
             return losses, times
         calls.append(None)
-        return losses * (float("nan") if len(calls) in (4, 5) else 1.0), times
+        return losses * (float("nan") if len(calls) in steps else 1.0), times
 
-    monkeypatch.setattr(MSF, "image_losses", poisoned)
-    run(tmp_path, stages=["base"])
+    monkeypatch.setattr(MSF, "image_losses", losses_of)
+
+
+def logged_steps(folder):
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row["step"] for row in rows]
+
+
+@pytest.mark.parametrize("log_every", [1, 2])
+def test_after_steps_that_all_fail_training_goes_on_from_the_checkpoint(
+    tmp_path, monkeypatch, capsys, log_every
+):
+    poisoned(monkeypatch, (4, 5))
+    monkeypatch.setattr("msf.training.recorder.PATIENCE", 2)
+    config = dataclasses.replace(TRAINING, log_every=log_every)
+    train(MODEL, config, "digits", tmp_path, stages=["base"], progress=False)
     assert (
         "base: no step before step 5 could be taken; going on with the weights of step 3"
         in capsys.readouterr().err
     )
     assert saved_step(tmp_path, "base") == 8
-    rows = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert [row["step"] for row in rows] == [2, 3, 6, 8]
+    assert logged_steps(tmp_path) == [
+        n for n in (1, 2, 3, 6, 7, 8) if log_every == 1 or n not in (1, 7)
+    ]
+
+
+def test_a_single_step_that_fails_is_no_reason_to_go_back(tmp_path, monkeypatch, capsys):
+    """However often losses are logged, and in the last step too."""
+    poisoned(monkeypatch, (5, 8))
+    config = dataclasses.replace(TRAINING, log_every=1)
+    train(MODEL, config, "digits", tmp_path, stages=["base"], progress=False)
+    assert capsys.readouterr().err.splitlines() == [
+        f"base: 1 of 1 steps before step {step} were not taken" for step in (5, 8)
+    ]
+    assert saved_step(tmp_path, "base") == 8
+    assert logged_steps(tmp_path) == [1, 2, 3, 4, 6, 7]
+
+
+def test_nothing_is_saved_amid_steps_that_fail(tmp_path, monkeypatch):
+    """What led to them would take the place of the last good checkpoint."""
+    poisoned(monkeypatch, (5, 6, 7, 8))
+    monkeypatch.setattr("msf.training.recorder.PATIENCE", 3)
+    with pytest.raises(NotFinite, match="base: the loss became nan before step 8"):
+        run(tmp_path, stages=["base"])
+    assert saved_step(tmp_path, "base") == 3
 
 
 @pytest.mark.parametrize("kind", ["full", "selective"])

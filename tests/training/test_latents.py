@@ -18,7 +18,7 @@ from msf.data import SPLITS, Latents, load_data
 from msf.data.latent_index import read_index
 from msf.data.splits import in_split
 from msf.seeds import generator
-from msf.training.batches import batches
+from msf.training.batches import DRAWS, batches
 from msf.training.identity import fingerprint
 from msf.training.train import train
 from training_runs import MODEL, TRAINING, digest
@@ -91,6 +91,9 @@ def test_splits_are_those_of_the_names(tmp_path, holdout):
         data, chosen = load(tmp_path, split, holdout=holdout), in_split(hashes, split, holdout)
         assert torch.equal(data.labels, labels[chosen])
         assert torch.equal(data.images(torch.arange(len(data))), every[chosen])
+        again = load(tmp_path, holdout=holdout).of_split(split)
+        assert torch.equal(again.images(torch.arange(len(data))), every[chosen])
+        assert torch.equal(again.labels, labels[chosen]) and again.split == split
 
 
 def anonymous_memory():
@@ -120,11 +123,11 @@ def test_workers_see_what_the_step_draws(tmp_path):
     resumed = list(batches(data, 16, 7, 12, 3))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[7:], resumed, strict=True))
     order = torch.randperm(150, generator=generator(3, 0))[:16]
-    assert torch.equal(whole[0][0], data.images(order, generator(3, 1, 0, 0)))
+    assert torch.equal(whole[0][0], data.images(order, generator(3, *DRAWS, 0, 0)))
     # The second epoch draws the same images anew.
     again = torch.randperm(150, generator=generator(3, 1))
     assert {int(i) for i in again[:16]} & {int(i) for i in order}
-    assert not torch.equal(data.images(order, generator(3, 1, 9, 0)), whole[0][0])
+    assert not torch.equal(data.images(order, generator(3, *DRAWS, 9, 0)), whole[0][0])
 
 
 def test_a_model_trains_on_them_and_resumes_bit_for_bit(tmp_path, capsys):

@@ -36,10 +36,19 @@ def test_batch_size_learning_rate_and_intervals_may_change(tmp_path, capsys):
     resume(tmp_path, batch_size=4, learning_rate=0.5, sample_every=2, log_every=1)
     assert capsys.readouterr().err == (
         f"{tmp_path}: resuming with batch_size 4 (was 16), learning_rate 0.5 (was 0.01), "
-        "log_every 1 (was 2), sample_every 2 (was 3)\n"
+        "log_every 1 (was 2), sample_every 2 (was 3), checkpoint_every 2 (was 3)\n"
     )
     assert steps(tmp_path)[-6:] == [("residual", step) for step in range(1, 7)]
     assert (tmp_path / "samples-residual-000004.png").exists()
+
+
+def test_where_no_interval_of_checkpoints_is_given_it_is_told_in_steps(tmp_path, capsys):
+    training = replace(TRAINING, checkpoint_every=2)
+    train(MODEL, training, "digits", tmp_path, stages=["base"], progress=False)
+    resume(tmp_path)
+    assert capsys.readouterr().err == f"{tmp_path}: resuming with checkpoint_every 3 (was 2)\n"
+    resume(tmp_path, checkpoint_every=3)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_data_may_have_moved(photos, tmp_path, capsys):

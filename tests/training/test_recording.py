@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from types import SimpleNamespace
 
@@ -49,6 +50,16 @@ def test_every_line_tells_the_loss_by_time_and_some_that_on_held_out_images(whol
     assert parse([None, 1], tuple[float | None, ...], "x") == (None, 1.0)
     with pytest.raises(ValueError, match="must be a number"):
         parse("a", float | None, "x")
+
+
+def test_a_line_tells_the_rate_of_its_last_step(tmp_path):
+    training = dataclasses.replace(
+        TRAINING, steps=(4, 1), warmup=2, schedule="cosine", log_every=1, learning_rate=1.0
+    )
+    train(MODEL, training, "digits", tmp_path, stages=["base"], progress=False)
+    rates = [row["learning_rate"] for row in rows(tmp_path)]
+    cosine = [0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
+    assert rates == pytest.approx([0.5 * cosine[0], *cosine[1:]])
 
 
 def test_the_loss_on_held_out_images_is_that_of_the_average():

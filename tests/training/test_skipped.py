@@ -1,11 +1,14 @@
 """Images that cannot be read."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
 from msf.data import SPLITS, load_data
 from msf.seeds import generator
 from msf.training.batches import batches
+from msf.training.ranks import Ranks
 from msf.training.skipped import ReadableBatches, Skipped
 from msf.training.train import train
 from training_runs import MODEL, TRAINING, digest, interrupt_at, saved_step
@@ -83,6 +86,25 @@ def test_more_than_one_in_a_hundred_is_an_error(photos, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+class Two(Ranks):
+    """Two processes, the other of which has met ``problems``."""
+
+    problems: ClassVar[dict[int, str]] = {}
+
+    def gather(self, value):
+        return [value, self.problems]
+
+
+def test_one_in_a_hundred_is_of_all_processes():
+    ranks, skipped = Two(), Skipped(250)
+    skipped.add({1: "a: broken", 2: "b: broken"})
+    ranks.problems.update({2: "b: broken"})
+    skipped.check_all(ranks)
+    ranks.problems.update({3: "c: broken"})
+    with pytest.raises(ValueError, match="cannot read 3 of 250 images, more than one in a hun"):
+        skipped.check_all(ranks)
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_an_empty_file_is_reported_whatever_its_split(photos, tmp_path, split, capsys):
     empty = load(photos, split).paths[0]
@@ -102,7 +124,9 @@ def test_the_first_are_named_and_the_rest_counted():
     assert skipped._count() == "4 of 1,000 images"
 
 
-def test_too_many_met_in_training_leave_the_steps_before_them(photos, tmp_path, monkeypatch):
+def test_too_many_met_in_training_leave_the_steps_before_them(
+    photos, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr("msf.training.train.STATISTICS_IMAGES", 16)
     data = load(photos)
     seen = torch.randperm(len(data), generator=generator(TRAINING.seed, 0))
@@ -112,3 +136,4 @@ def test_too_many_met_in_training_leave_the_steps_before_them(photos, tmp_path, 
     with pytest.raises(ValueError, match="cannot read 3 of 250 images, more than one in"):
         train(MODEL, TRAINING, str(photos), tmp_path / "run", progress=False)
     assert saved_step(tmp_path / "run", "base") == 3
+    assert "could not save" not in capsys.readouterr().err

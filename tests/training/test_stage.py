@@ -73,7 +73,7 @@ def test_every_epoch_sees_every_image_once_in_another_order():
         ({"sample_every": 0}, "sample_every must be at least 1, got 0$"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0$"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0$"),
-        ({"schedule": "step"}, "schedule must be constant or cosine"),
+        ({"schedule": "step"}, r"schedule must be one of \('constant', 'cosine'\)"),
         ({"precision": "fp16"}, "precision must be one of"),
         ({"seed": -1}, "seed must not be negative, got -1$"),
         ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),

@@ -8,14 +8,16 @@ import shutil
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from models import images, tiny_config, tiny_model
-from msf import MSF, sample
+from msf import MSF, preset, sample
 from msf.cli import main
+from msf.importing import import_checkpoint
 from msf.training.config import RUN_FILE, RunConfig
-from msf.training.start import started_from
+from msf.training.start import KEPT, started_from
 from msf.training.train import train
+from published import HEADS, Published
 from training_runs import MODEL, TRAINING, saved_step
 
 SHORT = dataclasses.replace(TRAINING, steps=(2, 2))
@@ -95,6 +97,14 @@ def test_other_models_are_refused_in_one_line(tmp_path, change, message):
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: {message}")) as raised:
         started_from(tmp_path, tiny_config(**change), "abc")
     assert "\n" not in str(raised.value)
+
+
+def test_the_recipe_of_sit_trains_on_what_is_imported_of_it(tmp_path):
+    save_file(Published().state_dict(), tmp_path / "x.safetensors")
+    imported = import_checkpoint(tmp_path / "x.safetensors", "sit", heads=HEADS).model.config
+    ours = preset("sit-xl-256").model
+    for name in {*KEPT, "times", "label_dropout"} - {"stages", "channels"}:
+        assert getattr(ours, name) == getattr(imported, name), name
 
 
 @pytest.fixture

@@ -90,6 +90,18 @@ def test_several_averages_are_models_of_their_own(kept, tmp_path):
     assert MSF.from_pretrained(tmp_path / "ema-0.5")
 
 
+def test_of_other_stages_a_new_average_has_the_one_that_is_kept(tmp_path):
+    for stage, decays in (("base", (0.0,)), ("residual", (0.0, 0.5))):
+        training = dataclasses.replace(TRAINING, extra_ema_decays=decays)
+        options = {"stages": [stage], "resume": True, "progress": False}
+        train(MODEL, training, "digits", tmp_path, **options)
+    new, kept, other = (
+        MSF.from_pretrained(tmp_path / name).stages[0].output.weight
+        for name in ("ema-0.5", ".", "ema-0.0")
+    )
+    assert torch.equal(new, kept) and not torch.equal(new, other)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -82,6 +82,7 @@ def test_not_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypat
         return loss * float("nan") if self.step_number >= 4 else loss
 
     monkeypatch.setattr(StageTrainer, "step", poisoned)
+    monkeypatch.setattr("msf.training.recorder.PATIENCE", 2)
     with pytest.raises(ValueError, match="base: the loss became nan before step 8"):
         run(tmp_path)
     assert steps(tmp_path)[-1] == ("base", 3)
@@ -141,14 +142,16 @@ def test_doubtful_settings_are_told(tmp_path, capsys):
     train(MODEL, training, "digits", tmp_path, stages=["base"], progress=False)
     assert capsys.readouterr().err.splitlines() == [
         "batch_size 2000: there are only 1,077 images, all of them are in each batch",
-        "base, residual: training ends within the warm-up of 100 steps, "
-        "below the full learning rate",
+        "base: training ends within the warm-up of 100 steps, below the full learning rate",
     ]
 
 
 class Latents(ImageData):
     class_names = tuple("0123456789")
     labels = torch.arange(20) % 10
+
+    def _choose(self, split):
+        pass
 
     def read(self, indices):
         return images(len(indices), channels=4)
@@ -180,6 +183,14 @@ def test_latents_are_shown_as_what_they_are_decoded_to(tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"stages": ["top"]}, "stage must be one of base, residual, got 'top'"),
+        (
+            {
+                "config": dataclasses.replace(
+                    MODEL, stages=MODEL.stages[:1], steps=(2,), prediction="noise"
+                )
+            },
+            "this model predicts noise, and only velocities are trained; take another, as msf impo",
+        ),
         (
             {"config": dataclasses.replace(MODEL, num_classes=9)},
             "digits has 10 classes, the model 9",

@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print(to_json(document) if args.json else command.text(document))
         return 1 if document.get("problems") else 0
     except (Exception, KeyboardInterrupt) as error:
+        signals.heard()
         message, status = explain(error)
         message = printable(re.sub(LIBRARY, "", message))
         if message:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_write, temporary_folder
+from .. import files
 
 
 def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
@@ -24,36 +24,25 @@ def check_file(path: Path, overwrite: bool) -> None:
         raise ValueError(f"{path}: is a folder; --out must name a file")
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: exists already; choose another --out or add --overwrite")
-    _check_place(path)
+    files.check_folder(path.parent, "--out must be in a folder")
 
 
 def check_folder(path: Path, overwrite: bool) -> None:
     """Raise a ValueError when ``path`` holds anything but images that may be overwritten."""
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path}: is a file; --out must name a folder here")
+    files.check_folder(path, "--out must name a folder here")
     content = sorted(path.iterdir()) if path.exists() else []
     if content and not overwrite:
         raise ValueError(f"{path}: holds files already; choose another --out or add --overwrite")
     others = [file.name for file in content if file.suffix != ".png" or file.is_dir()]
     if others:
         raise ValueError(f"{path}: holds more than images ({others[0]}); choose another --out")
-    _check_place(path)
 
 
 def check_new_folder(path: Path) -> None:
     """Raise a ValueError when ``path`` is there and no empty folder, or cannot be made."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path}: is there already; choose another --out")
-    _check_place(path)
-
-
-def _check_place(path: Path) -> None:
-    """Raise a ValueError when nothing can be made where ``path`` is to be."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: is a file; --out must be in a folder")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"{folder}: may not be written to; choose another --out")
+    files.check_folder(path)
 
 
 def to_json(document: dict[str, Any]) -> str:
@@ -62,7 +51,7 @@ def to_json(document: dict[str, Any]) -> str:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    with atomic_write(path) as temporary:
+    with files.atomic_write(path) as temporary:
         temporary.write_text(to_json(document) + "\n")
 
 
@@ -70,7 +59,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success it becomes ``path``, else it goes."""
     path = path.resolve()
-    with temporary_folder(path) as temporary:
+    with files.temporary_folder(path) as temporary:
         yield temporary
         if path.exists():
             shutil.rmtree(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config import MSFConfig
 from ..parsing import parse_dataclass, parse_object
-from ..presets import preset
+from ..presets import PRESETS, preset
 from ..pretrained import CONFIG_FILE, read_config
 from ..training.config import RUN_FILE, TrainingConfig, read_run
 
@@ -43,14 +43,22 @@ def read(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig | None]:
 
 def of_run(directory: Path) -> tuple[MSFConfig, TrainingConfig]:
     """Return what the model in ``directory`` is and how it was trained."""
-    if not (directory / CONFIG_FILE).is_file():
-        raise ValueError(f"{directory}: holds no model ({CONFIG_FILE} is missing)")
-    run = read_run(directory)
+    config, run = of_model(directory), read_run(directory)
     if run is None:
         raise ValueError(
             f"{directory}: has no {RUN_FILE} to train by; give --preset or --config too"
         )
-    return read_config(directory), run.training
+    return config, run.training
+
+
+def of_model(directory: Path) -> MSFConfig:
+    """Return what the model in ``directory`` is. Raise ValueError where there is none."""
+    if not (directory / CONFIG_FILE).exists():
+        instead = (
+            f"; a preset is named by --preset {directory}" if str(directory) in PRESETS else ""
+        )
+        raise ValueError(f"{directory}: holds no model ({CONFIG_FILE} is missing){instead}")
+    return read_config(directory)
 
 
 def data_source(data: str) -> str:

@@ -20,8 +20,12 @@ class Interrupt:
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         if time.monotonic() - self._last > ONE_WISH:
-            self._last = time.monotonic()
+            self.heard()
             raise KeyboardInterrupt
+
+    def heard(self) -> None:
+        """Ignore signals for a second."""
+        self._last = time.monotonic()
 
 
 def interrupt() -> None:
@@ -31,6 +35,15 @@ def interrupt() -> None:
     for number in STOPS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def heard() -> None:
+    """Let signals within a second not cut the line about why the command ends, which may be one of
+    them that something else has heard."""
+    for number in STOPS:
+        handler = signal.getsignal(number)
+        if isinstance(handler, Interrupt):
+            handler.heard()
 
 
 def ignore() -> None:

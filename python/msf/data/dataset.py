@@ -60,6 +60,18 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def of_split(self, split: str) -> ImageData:
+        """Return the images of another split, without a second look at what the source holds. Raise
+        ValueError where it has none."""
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self))  # ``copy`` would leave out what workers do not need
+        other._choose(split)
+        return other
+
+    def _choose(self, split: str) -> None:
+        """Become the images of ``split``. Raise ValueError where the source has none."""
+        raise NotImplementedError(f"{type(self).__name__} has no splits")
+
     @abstractmethod
     def read(self, indices: Tensor) -> Tensor:
         """Return images (B, C, H, W) at ``indices`` (B,) int64 as they are. Raise UnreadableImage

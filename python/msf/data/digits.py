@@ -28,6 +28,9 @@ class Digits(ImageData):
                 "data: digits are 8x8 with 1 channel, got "
                 f"{image_size[0]}x{image_size[1]} with {channels} channels"
             )
+        self._choose(split)
+
+    def _choose(self, split: str) -> None:
         try:
             from sklearn.datasets import load_digits
         except ImportError:

@@ -48,7 +48,6 @@ class ImageFolder(ImageData):
         check_pillow(root)
         self._root = root
         self._size, self._mode = (image_size[1], image_size[0]), MODES[channels]
-        self.split = split
         folders, self.files, self.beside = list_images(root)
         if num_classes and not folders:
             raise ValueError(
@@ -57,18 +56,23 @@ class ImageFolder(ImageData):
             )
         self.has_classes = bool(folders)
         self.class_names = tuple(folders or ["all"])
-        numbers = {name: number for number, name in enumerate(self.class_names)}
+        self._holdout = holdout
         # Copies that broke off leave empty files. They would be met late, or in no training.
-        names = [name for name, size in self.files.items() if size]
-        mine = in_split(torch.tensor(list(map(hash_of, names))), split, holdout)
-        chosen = [name for name, is_mine in zip(names, mine.tolist()) if is_mine]
-        check_not_empty(root, len(chosen), split, holdout)
-        self.names = Names(chosen)
-        self.labels = torch.tensor(
-            [numbers[name.split("/")[0]] if folders else 0 for name in chosen]
-        )
         self.empty_files = tuple(
             printable(root / name) for name, size in self.files.items() if not size
+        )
+        self._choose(split)
+
+    def _choose(self, split: str) -> None:
+        self.split = split
+        names = [name for name, size in self.files.items() if size]
+        mine = in_split(torch.tensor(list(map(hash_of, names))), split, self._holdout)
+        chosen = [name for name, is_mine in zip(names, mine.tolist()) if is_mine]
+        check_not_empty(self._root, len(chosen), split, self._holdout)
+        self.names = Names(chosen)
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        self.labels = torch.tensor(
+            [numbers[name.split("/")[0]] if self.has_classes else 0 for name in chosen]
         )
 
     @property

@@ -36,7 +36,7 @@ class Latents(ImageData):
         holdout: float = HOLDOUT,
     ) -> None:
         self._root, self._index = root, read_index(root)
-        index, self.split = self._index, split
+        index, self._holdout = self._index, holdout
         if not index.is_complete:
             raise ValueError(
                 f"data: {printable(root)} has {len(index.shards):,} of {index.shard_count:,} "
@@ -56,10 +56,14 @@ class Latents(ImageData):
         self.files = {shard.name: shard.bytes for shard in index.shards}
         self._shards: dict[int, Tensor] = {}
         self._starts = torch.tensor([0, *(s.images for s in index.shards[:-1])]).cumsum(0)
-        labels, hashes = self._labels_and_hashes()
-        self._rows = in_split(hashes, split, holdout).nonzero().flatten()
-        check_not_empty(root, len(self._rows), split, holdout)
-        self.labels = labels[self._rows]
+        self._all_labels, self._hashes = self._labels_and_hashes()
+        self._choose(split)
+
+    def _choose(self, split: str) -> None:
+        self.split = split
+        self._rows = in_split(self._hashes, split, self._holdout).nonzero().flatten()
+        check_not_empty(self._root, len(self._rows), split, self._holdout)
+        self.labels = self._all_labels[self._rows]
 
     def summary(self) -> str:
         return f"latents of {super().summary()}"

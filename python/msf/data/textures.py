@@ -22,16 +22,20 @@ class Textures(ImageData):
     class_names = ("brick", "grass", "gravel")
 
     def __init__(self, split: str, image_size: tuple[int, int], channels: int) -> None:
+        self._size, self._channels = image_size, channels
+        self._choose(split)
+
+    def _choose(self, split: str) -> None:
         try:
             from skimage import data
         except ImportError:
             raise missing("scikit-image", "data 'textures'") from None
         left, right = COLUMNS[split]
-        height, width = image_size
-        if channels != 1 or height > 512 or width > right - left:
+        height, width = self._size
+        if self._channels != 1 or height > 512 or width > right - left:
             raise ValueError(
                 f"data: textures have 1 channel and crops of at most 512x{right - left} in the "
-                f"{split} split, got {height}x{width} with {channels} channels"
+                f"{split} split, got {height}x{width} with {self._channels} channels"
             )
         textures = [torch.from_numpy(getattr(data, name)().copy()) for name in self.class_names]
         self._textures = from_uint8(torch.stack(textures))[:, :, left:right]

@@ -38,6 +38,7 @@ def encode(
     rank: int = 0,
     processes: int = 1,
     workers: int = 0,
+    progress: bool = True,
 ) -> LatentIndex:
     """Encode the images of the folder ``source`` by the VAE in the folder ``vae`` into the folder
     ``out``, and return what is in that at the end. It continues where an earlier call for the same
@@ -65,22 +66,22 @@ def encode(
         shard_images=SHARD_IMAGES,
     )
     folder = EncodedFolder(out, index)
-    _check_disk(folder, quiet=rank > 0)
+    _check_disk(folder, told=progress and rank == 0)
     folder.begin()
-    todo = folder.missing(range(rank, index.shard_count, processes))
+    todo = folder.missing(range(rank, index.shard_count, processes), shown=progress)
     images = _Images(source, files, classes, size)
     done = index.found - sum(len(_rows(index, number)) for number in todo)
-    progress = bar("encoding", index.found, done=done, units="images", row=rank)
+    made = bar("encoding", index.found, done=done, units="images", row=rank, shown=progress)
     try:
-        _Shards(folder, images, encoder, batch_size, workers).make(todo, progress)
+        _Shards(folder, images, encoder, batch_size, workers).make(todo, made)
     finally:
-        progress.close()
+        made.close()
     return folder.read()
 
 
-def _check_disk(folder: EncodedFolder, *, quiet: bool) -> None:
-    """Say how much the latents will take, unless ``quiet``. Raise ValueError where the disk has
-    less."""
+def _check_disk(folder: EncodedFolder, *, told: bool) -> None:
+    """Say how much the latents will take, if that is to be ``told``. Raise ValueError where the
+    disk has less."""
     index = folder.read()
     channels, height, width = index.latent_shape
     # Two versions of mean and log-variance of two bytes a value, the label and the hash.
@@ -91,7 +92,7 @@ def _check_disk(folder: EncodedFolder, *, quiet: bool) -> None:
     sizes = f"{needed / 1e9:,.3g} GB, {free / 1e9:,.3g} GB are free"
     if needed > free:
         raise ValueError(f"{folder.path}: the latents take {sizes}; choose another --out")
-    if not quiet:
+    if told:
         shape = "x".join(map(str, index.latent_shape))
         say(
             f"{index.found:,} images to latents of {shape}, {index.shard_count:,} shards; what is "

@@ -16,6 +16,7 @@ from ..data.latent_index import (
     shard_name,
     write_index,
 )
+from ..files import check_folder
 from ..progress import follow, say
 from ..training.locks import locked
 from ..training.skipped import too_many
@@ -42,8 +43,7 @@ class EncodedFolder:
 
     def __init__(self, path: Path, index: LatentIndex) -> None:
         self.path, self.index = path, index
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path}: is a file; --out must be a folder")
+        check_folder(path)
         self._check()
 
     def begin(self) -> None:
@@ -58,13 +58,13 @@ class EncodedFolder:
         """Return what is there already."""
         return read_index(self.path) if is_latents(self.path) else self.index
 
-    def missing(self, numbers: Sequence[int]) -> list[int]:
+    def missing(self, numbers: Sequence[int], *, shown: bool) -> list[int]:
         """Return which of the shards are not there as they should be; those that are damaged are
         named and go from the index."""
         names = {shard_name(number): number for number in numbers}
         there = [shard for shard in self.read().shards if shard.name in names]
         damaged = []
-        for shard in follow(there, "checksums", len(there), "shards"):
+        for shard in follow(there, "checksums", len(there), "shards", shown=shown):
             if found := damage(self.path, shard):
                 say(f"{found}; making it anew")
                 damaged.append(shard)
@@ -75,17 +75,15 @@ class EncodedFolder:
 
     def add(self, shard: Shard, skipped: Iterable[str]) -> None:
         """Put a shard that has been written into the index, and the names of what was ``skipped``
-        for it. Raise ValueError where that is more than one in a hundred of all."""
-        index = self._change(shard, skipped)
-        if why := too_many(index.skipped, index.found):
-            raise ValueError(why)
+        for it. Raise ValueError where that would be more than one in a hundred of all."""
+        self._change(shard, skipped)
 
     def _change(
         self,
         added: Shard | None = None,
         skipped: Iterable[str] = (),
         without: Sequence[Shard] = (),
-    ) -> LatentIndex:
+    ) -> None:
         with locked(self.path):
             index = read_index(self.path)
             shards = {shard.name: shard for shard in index.shards if shard not in without}
@@ -97,8 +95,9 @@ class EncodedFolder:
                 shards=tuple(shards[name] for name in sorted(shards)),
                 skipped=tuple(sorted({*index.skipped, *skipped})),
             )
+            if why := too_many(index.skipped, index.found):
+                raise ValueError(why)
             write_index(self.path, index)
-            return index
 
     def _check(self) -> None:
         if not is_latents(self.path):

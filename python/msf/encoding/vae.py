@@ -86,12 +86,16 @@ class Autoencoder:
         are as large as those encoded, and scales latents alike. Its weights may be others: there
         are decoders that were trained for the encoder of another file."""
         pixels, _ = self.image_size(index.latent_shape)
-        own = (pixels, self.vae.scaling_factor, self.vae.shift_factor)
-        wanted = (index.image_size, index.vae.scaling_factor, index.vae.shift_factor)
-        if own != wanted:
+        pairs = {
+            "the number of pixels a side": (pixels, index.image_size),
+            "scaling_factor": (self.vae.scaling_factor, index.vae.scaling_factor),
+            "shift_factor": (self.vae.shift_factor, index.vae.shift_factor),
+        }
+        other = [f"{name} is {x} (not {y})" for name, (x, y) in pairs.items() if x != y]
+        if other:
             raise ValueError(
-                f"{printable(self.folder)}: does not fit the latents that the model was trained on:"
-                f" pixels, scaling and shift are {own}, not {wanted}; give their VAE"
+                f"{printable(self.folder)}: does not fit the latents that the model was trained "
+                f"on: {', '.join(other)}; give their VAE"
             )
 
     @torch.inference_mode()
@@ -143,6 +147,12 @@ def _check(folder: Path) -> None:
     if config.get("_class_name") != KIND:
         raise ValueError(
             f"{name}: must hold an {KIND}, holds {json.dumps(config.get('_class_name'))}"
+        )
+    if any(config.get(name) is not None for name in ("latents_mean", "latents_std")):
+        raise ValueError(
+            f"{name}: standardises each channel of its latents (latents_mean, latents_std), which "
+            "is not done here, as training standardises latents itself; set both to null in its "
+            f"{CONFIG}"
         )
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(path.name for path in folder.glob("*.bin"))

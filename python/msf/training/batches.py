@@ -16,7 +16,8 @@ from ..seeds import generator
 from .interrupts import leave_signals_to_the_parent
 from .skipped import ReadableBatches, Skipped
 
-DRAWS = 1  # the purpose of what is drawn for images; no other purpose has as many numbers
+# The purpose of what is drawn for images, before step and part: a stage's has two or three numbers.
+DRAWS = (1, 0)
 
 
 class _Part(NamedTuple):
@@ -65,7 +66,7 @@ class _Steps(Sampler[_Part]):
                 order = torch.randperm(self.length, generator=key)
             parts = order[position : position + self.batch_size].chunk(self.slices)
             for part in self.own:
-                yield _Part(parts[part], (self.seed, DRAWS, step, part))
+                yield _Part(parts[part], (self.seed, *DRAWS, step, part))
 
     def _epoch_length(self) -> int:
         return self.length - self.length % self.batch_size

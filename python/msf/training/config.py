@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,19 @@ from ..parsing import check_fields, parse_dataclass, parse_object
 RUN_FILE = "training.json"
 WARMUP = 100
 MAX_STEPS = 10**9  # years of training, as in ``MSFConfig`` a slip
+SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "pure-bf16")
 PARALLEL = ("ddp", "fsdp")
 CHECKPOINTING = ("none", "full", "selective")
 NOT_NEGATIVE = ("seed", "warmup", "weight_decay", "clip", "spike", "checkpoint_every", "keep_every")
-CHOICES = {"precision": PRECISIONS, "parallel": PARALLEL, "checkpointing": CHECKPOINTING}
+AT_LEAST_ONE = ("batch_size", "accumulation", "log_every", "sample_every", "keep_last")
+BELOW_ONE = ("ema_decay", "holdout")
+CHOICES = {
+    "schedule": SCHEDULES,
+    "precision": PRECISIONS,
+    "parallel": PARALLEL,
+    "checkpointing": CHECKPOINTING,
+}
 
 
 @dataclass(frozen=True)
@@ -76,58 +85,48 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for problem in self._problems():
+            raise ValueError(f"TrainingConfig: {problem}")
+
+    def _problems(self) -> Iterator[str]:
         if not self.steps or not all(1 <= count <= MAX_STEPS for count in self.steps):
-            raise ValueError(
-                f"TrainingConfig: steps must be positive numbers of at most {MAX_STEPS}, "
-                f"got {self.steps}"
-            )
-        for name in ("batch_size", "accumulation", "log_every", "sample_every", "keep_last"):
+            yield f"steps must be positive numbers of at most {MAX_STEPS}, got {self.steps}"
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
-                raise ValueError(
-                    f"TrainingConfig: {name} must be at least 1, got {getattr(self, name)}"
-                )
+                yield f"{name} must be at least 1, got {getattr(self, name)}"
         if self.learning_rate <= 0:
-            raise ValueError(
-                f"TrainingConfig: learning_rate must be positive, got {self.learning_rate}"
-            )
+            yield f"learning_rate must be positive, got {self.learning_rate}"
         for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
-                raise ValueError(
-                    f"TrainingConfig: {name} must not be negative, got {getattr(self, name)}"
-                )
-        if self.seed >= 2**64:
-            raise ValueError(f"TrainingConfig: seed must be below 2**64, got {self.seed}")
-        if self.warmup != WARMUP and self.warmup > max(self.steps):
-            raise ValueError(
-                f"TrainingConfig: warmup must not be beyond the last step, {max(self.steps)}, "
-                f"got {self.warmup}"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"TrainingConfig: ema_decay must be in [0, 1), got {self.ema_decay}")
-        decays = (self.ema_decay, *self.extra_ema_decays)
-        if len(set(decays)) < len(decays) or not all(0 <= decay < 1 for decay in decays):
-            raise ValueError(
-                "TrainingConfig: extra_ema_decays must be different numbers in [0, 1) other than "
-                f"ema_decay, got {self.extra_ema_decays}"
-            )
-        if not 0 <= self.holdout < 1:
-            raise ValueError(f"TrainingConfig: holdout must be in [0, 1), got {self.holdout}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"TrainingConfig: betas must be in [0, 1), got {self.betas}")
-        if self.schedule not in ("constant", "cosine"):
-            raise ValueError(
-                f"TrainingConfig: schedule must be constant or cosine, got {self.schedule!r}"
-            )
+                yield f"{name} must not be negative, got {getattr(self, name)}"
+        for name in BELOW_ONE:
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name} must be in [0, 1), got {getattr(self, name)}"
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise ValueError(
-                    f"TrainingConfig: {name} must be one of {known}, got {getattr(self, name)!r}"
-                )
-        if self.precision == "pure-bf16" and self.parallel != "fsdp":
-            raise ValueError(
-                'TrainingConfig: precision "pure-bf16" needs parallel "fsdp", which keeps the '
-                f"weights in float32, got {self.parallel!r}"
+                yield f"{name} must be one of {known}, got {getattr(self, name)!r}"
+        if self.seed >= 2**64:
+            yield f"seed must be below 2**64, got {self.seed}"
+        if not all(0 <= beta < 1 for beta in self.betas):
+            yield f"betas must be in [0, 1), got {self.betas}"
+        if self.warmup != WARMUP and self.warmup > max(self.steps):
+            yield f"warmup must not be beyond the last step, {max(self.steps)}, got {self.warmup}"
+        decays = (self.ema_decay, *self.extra_ema_decays)
+        if len(set(decays)) < len(decays) or not all(0 <= decay < 1 for decay in decays):
+            yield (
+                "extra_ema_decays must be different numbers in [0, 1) other than ema_decay, "
+                f"got {self.extra_ema_decays}"
             )
+        if self.precision == "pure-bf16" and self.parallel != "fsdp":
+            yield (
+                'precision "pure-bf16" needs parallel "fsdp", which keeps the weights in float32, '
+                f"got {self.parallel!r}"
+            )
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Return how many steps there are from one checkpoint to the next."""
+        return self.checkpoint_every or self.sample_every
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import MSFConfig
-from ..files import abandoned, atomic_write, remove
+from ..files import abandoned, atomic_write, check_folder, remove
 from ..model import MSF
 from ..pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
 from ..progress import say
@@ -38,7 +38,7 @@ from .checkpoints import Checkpoints
 from .config import RUN_FILE, RunConfig, read_run
 from .identity import (
     compare_data,
-    plain,
+    compare_settings,
     sample_contents,
     settings_of,
     write_contents,
@@ -75,8 +75,7 @@ class RunFolder:
         self._digest = cache(digest)
         self._contents = sample_contents(self.files, self._digest)
         self.changes: list[str] = []  # what this training does otherwise than the run did
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path}: is a file; --out must be a folder")
+        check_folder(path)
         if path.exists():
             with locked(self.path):
                 self._check()
@@ -138,7 +137,7 @@ class RunFolder:
                 f"{self.path}: exists and is not empty; continue its run with --resume "
                 "or choose another --out"
             )
-        self._check_same(self.config)
+        self._check_same()
 
     def _is_abandoned(self) -> bool:
         """Return whether the run here has saved nothing, and no process is about to."""
@@ -152,7 +151,7 @@ class RunFolder:
             logs = [path for path in self.path.glob("tensorboard/*") if path.is_dir()]
             return not all([claims.enter_context(claim(folder)) for folder in logs])
 
-    def _check_same(self, config: MSFConfig) -> None:
+    def _check_same(self) -> None:
         run = read_run(self.path)
         if run is None:
             raise ValueError(
@@ -164,21 +163,8 @@ class RunFolder:
                 f"with {self.run.start}; leave out --from, or choose another --out"
             )
         saved = (self.path / CONFIG_FILE).exists()
-        theirs = settings_of(read_config(self.path) if saved else config, run)
-        ours = settings_of(config, self.run)
-        differing = [name for name in ours if ours[name] != theirs[name]]
-        # With another holdout an evaluation would test with images that were trained on.
-        kept = ("model.", "training.seed", "training.holdout")
-        fixed = [name for name in differing if name.startswith(kept)]
-        if fixed:
-            values = ", ".join(
-                f"{name.split('.')[1]} {plain(theirs[name])} (not {plain(ours[name])})"
-                for name in fixed
-            )
-            raise ValueError(
-                f"{self.path}: the run in this folder differs in {', '.join(fixed)}; "
-                f"resume with {values}, or choose another --out"
-            )
+        theirs = settings_of(read_config(self.path) if saved else self.config, run)
+        self.changes = compare_settings(self.path, theirs, settings_of(self.config, self.run))
         change = compare_data(
             self.path,
             run,
@@ -188,10 +174,6 @@ class RunFolder:
             accepted=self.data_changed,
             otherwise="continue with",
         )
-        self.changes = [
-            f"{name.removeprefix('training.')} {plain(ours[name])} (was {plain(theirs[name])})"
-            for name in differing
-        ]
         if self.changes and self._is_busy():
             raise ValueError(
                 f"{self.path}: another process is training here; wait for its end to resume with "
@@ -275,8 +257,9 @@ class RunFolder:
                 model.save_pretrained(self.path)
                 for decay in trainer.config.extra_ema_decays:
                     folder = self.path / f"ema-{decay}"
-                    if (folder / CONFIG_FILE).exists():
-                        model = MSF.from_pretrained(folder)
+                    # Its other stages began, as in ``StageTrainer``, with the average that is kept.
+                    known = (folder / CONFIG_FILE).exists()
+                    model = MSF.from_pretrained(folder if known else self.path)
                     load_part(model.stages[trainer.index], f"ema-{decay}.", state, temporary)
                     model.save_pretrained(folder)
             states.prune(trainer.config.keep_last, trainer.config.keep_every)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +183,38 @@ def changed_files(before: Mapping[str, int], now: Mapping[str, int]) -> str | No
 
 def settings_of(config: MSFConfig, run: RunConfig) -> dict[str, Any]:
     """Return the settings of a run by name, as JSON gives them back."""
+    training = replace(run.training, checkpoint_every=run.training.checkpoint_interval)
     settings = {
         **{f"model.{name}": value for name, value in asdict(config).items()},
-        **{f"training.{name}": value for name, value in asdict(run.training).items()},
+        **{f"training.{name}": value for name, value in asdict(training).items()},
         "data": run.data,
     }
     return json.loads(json.dumps(settings))
 
 
-def plain(value: Any) -> str:
+def compare_settings(
+    directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[str]:
+    """Return which settings of the run in ``directory`` are others ``now``, as a text each; both
+    are as ``settings_of`` returns them. Raise ValueError where one is that has to stay."""
+    differing = [name for name in now if now[name] != before[name]]
+    # With another holdout an evaluation would test with images that were trained on.
+    kept = ("model.", "training.seed", "training.holdout")
+    if fixed := [name for name in differing if name.startswith(kept)]:
+        values = ", ".join(
+            f"{name.split('.')[1]} {_plain(before[name])} (not {_plain(now[name])})"
+            for name in fixed
+        )
+        raise ValueError(
+            f"{directory}: the run in this folder differs in {', '.join(fixed)}; resume with "
+            f"{values}, or choose another --out"
+        )
+    return [
+        f"{name.removeprefix('training.')} {_plain(now[name])} (was {_plain(before[name])})"
+        for name in differing
+    ]
+
+
+def _plain(value: Any) -> str:
     """Write a number, or those of a list as on the command line."""
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

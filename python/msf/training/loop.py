@@ -55,7 +55,8 @@ class StageLoop:
         self.initial, self.averaged = initial, averaged
         self.stop, self.skipped, self._decode = stop, skipped, decode
         self._rollbacks = 0
-        self._kept = trainer.step_number  # the last step that was saved, or could not be
+        self._saved = self._kept = trainer.step_number  # the latter also where it could not be
+        self._ends_all = False  # whether what ends this process's loop ends all of the job's
 
     def run(self, progress: bool) -> None:
         """Raise Interrupted when stopped. Whatever else ends the loop, its last whole step is saved
@@ -73,36 +74,38 @@ class StageLoop:
     def _steps(self, recorder: Recorder) -> None:
         trainer, config = self.trainer, self.trainer.config
         has_labels = trainer.model.config.num_classes > 0
-        for images, labels in self._batches():
-            images = images.to(trainer.device, non_blocking=True)
-            labels = labels.to(trainer.device, non_blocking=True)
+        for images, labels in self._shared(self._batches()):
             loss = trainer.step(images, labels if has_labels else None)
             step = trainer.step_number
             stopped = trainer.ranks.any(self.stop.received)
-            ends = stopped or step == trainer.total_steps
-            samples = ends or step % config.sample_every == 0
-            keeps = ends or step % (config.checkpoint_every or config.sample_every) == 0
+            is_last = step == trainer.total_steps
+            ends = stopped or is_last
+            # What stops the job may end it in seconds: then a checkpoint is all that is wanted.
+            samples = is_last or step % config.sample_every == 0
+            keeps = ends or step % config.checkpoint_interval == 0
+            taken = True
             try:
                 recorder.add(loss, len(images))
                 if keeps or samples or recorder.is_full:
-                    recorder.flush(self._validate if samples else None)
+                    taken = recorder.flush(self._validate if samples else None)
             except NotFinite as error:
                 self._roll_back(error, ends)
                 recorder.start_window()
                 continue
-            if keeps:
+            if ends or (keeps and taken):
                 self._keep(recorder)
-            if samples and (self._decode or self.averaged.config.channels in (1, 3)):
-                trainer.copy_average(self.averaged.stages[trainer.index])
-                if trainer.ranks.is_first:
-                    recorder.picture(preview(self.averaged, trainer.index, self.data, self._decode))
+            if samples:
+                self._picture(recorder)
             if keeps or samples:
                 recorder.start_window()  # the time of either is not that of training
             if stopped:
                 raise self._interrupted()
+            if keeps:
+                self.skipped.check_all(trainer.ranks)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what this process takes of each step's batch, all its parts in one."""
+        """Yield what this process takes of each step's batch, all its parts in one, on its
+        device."""
         trainer, config = self.trainer, self.trainer.config
         count = config.accumulation
         first = trainer.ranks.rank * count
@@ -118,15 +121,40 @@ class StageLoop:
             pin=trainer.device.type == "cuda",
         )
         while own := list(islice(parts, count)):
-            images, labels = zip(*own)
-            yield torch.cat(images), torch.cat(labels)
+            # On the CPU the whole would not be in page-locked memory any more.
+            images, labels = (
+                torch.cat([x.to(trainer.device, non_blocking=True) for x in part])
+                for part in zip(*own)
+            )
+            yield images, labels
+
+    def _shared(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield ``batches``. What reading one raises in any process ends the loops of all, after
+        the same step."""
+        while True:
+            try:
+                batch = self.trainer.ranks.each(lambda: next(batches, None))
+            except BaseException:
+                self._ends_all = True
+                raise
+            if batch is None:
+                return
+            yield batch
 
     def _keep(self, recorder: Recorder) -> None:
         self._kept = self.trainer.step_number
         with uncut():
             recorder.flush()
             self.folder.save(self.trainer, self.initial)
-        self._rollbacks = 0
+        self._saved, self._rollbacks = self._kept, 0
+
+    def _picture(self, recorder: Recorder) -> None:
+        """Keep a sample grid, unless samples are latents that nothing decodes."""
+        trainer = self.trainer
+        if self._decode or self.averaged.config.channels in (1, 3):
+            trainer.copy_average(self.averaged.stages[trainer.index])
+            if trainer.ranks.is_first:
+                recorder.picture(preview(self.averaged, trainer.index, self.data, self._decode))
 
     def _roll_back(self, error: NotFinite, ends: bool) -> None:
         """Return to the weights of the newest checkpoint. Raise ``error`` where training ``ends``,
@@ -137,7 +165,7 @@ class StageLoop:
         if trainer.ranks.is_first:
             say(
                 f"{trainer.name}: no step before step {trainer.step_number} could be taken; going "
-                f"on with the weights of step {self._kept}"
+                f"on with the weights of step {self._saved}"
             )
 
     def _keep_after(self, error: Exception | None, recorder: Recorder) -> None:
@@ -146,25 +174,30 @@ class StageLoop:
         trainer = self.trainer
         if trainer.is_torn or isinstance(error, NotFinite) or trainer.step_number == self._kept:
             return
-        if trainer.ranks.count > 1:  # the others may be at another place, or gone
+        if trainer.ranks.count > 1 and not self._ends_all:  # the others may be elsewhere, or gone
             return
         try:
             self._keep(recorder)
         except Exception as another:
-            say(f"{trainer.name}: could not save step {trainer.step_number}: {another}")
+            if trainer.ranks.is_first:
+                say(f"{trainer.name}: could not save step {trainer.step_number}: {another}")
         else:
-            if error:
+            if error and trainer.ranks.is_first:
                 say(
                     f"{trainer.name}: an error, but step {trainer.step_number} is saved in "
                     f"{self.folder.path}; continue with --resume"
                 )
 
     def _interrupted(self) -> Interrupted:
-        step = self.trainer.step_number
-        where = f"stopped at step {step} of {self.trainer.total_steps} of {self.trainer.name}; "
-        if not step:
-            return Interrupted(where + "nothing to save yet, continue with --resume")
-        return Interrupted(where + f"saved in {self.folder.path}, continue with --resume")
+        trainer, kept = self.trainer, f"saved in {self.folder.path}"
+        if self._saved != trainer.step_number:
+            kept = f"step {self._saved} is {kept}" if self._saved else "nothing is saved"
+        elif not self._saved:
+            kept = "nothing to save yet"
+        return Interrupted(
+            f"stopped at step {trainer.step_number} of {trainer.total_steps} of {trainer.name}; "
+            f"{kept}, continue with --resume"
+        )
 
 
 @torch.no_grad()

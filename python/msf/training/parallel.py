@@ -84,6 +84,13 @@ def synchronised(stage: Any, last: bool) -> Iterator[None]:
     yield
 
 
+def parted(stage: Any) -> None:
+    """Let each process hold its part alone of a stage that was called without a backward, after
+    which FSDP2 leaves the weights outside of blocks whole: what then changed in them is lost."""
+    if hasattr(stage, "reshard"):
+        stage.reshard()
+
+
 def like(whole: Tensor, parameter: Any) -> Tensor:
     """Return of ``whole`` what this process holds of ``parameter``, on its device."""
     if not hasattr(parameter, "device_mesh"):

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .interrupts import uncut
+
 T = TypeVar("T")
 
 
@@ -90,9 +92,10 @@ class Ranks:
             value = function()
         except BaseException as raised:
             error = raised
-        failed = self.gather(error is not None)
-        if not any(failed):
-            return value
+        with uncut():  # what ended one process here would leave the others waiting
+            if not self.any(error is not None):
+                return value
+            failed = self.gather(error is not None)
         if error and failed.index(True) == self.rank:
             raise error
         raise FailedElsewhere(f"in process {failed.index(True)}")

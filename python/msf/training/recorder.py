@@ -21,6 +21,7 @@ from .shared_folder import SharedFolder
 from .stage import TIMES, NotFinite, StageTrainer
 from .writers import writers
 
+PATIENCE = 10  # steps in a row that are not taken, before the weights are what is wrong
 FLOPS_A_MAC = 6  # a multiplication and an addition, and the backward has twice the forward's
 
 SHOWN = {
@@ -45,6 +46,7 @@ class Recorder:
         self._peak = on_gpu and peak_teraflops(torch.cuda.get_device_name(trainer.device))
         self.writers = writers(trainer, folder.path) if trainer.ranks.is_first else []
         self._shown: dict[str, str] = {}  # in the bar; some are not told each time
+        self._untaken = 0  # steps since one was taken, by windows
         self.bar = bar(
             trainer.name,
             trainer.total_steps,
@@ -83,25 +85,42 @@ class Recorder:
         """Return whether it is time to record."""
         return self.steps >= self.trainer.config.log_every
 
-    def flush(self, validate: Callable[[], float] | None = None) -> None:
-        """Record the steps since the last time, and what ``validate`` returns. Raise NotFinite when
-        none was taken, or had a loss that is a number."""
+    def flush(self, validate: Callable[[], float] | None = None) -> bool:
+        """Record the steps since the last time, and what ``validate`` returns. Return whether any
+        of them was taken. Raise NotFinite when none was for PATIENCE steps, in however many
+        windows: how often losses are logged must not change what is trained."""
         if not self.steps:
-            return
+            return True
         trainer, skipped = self.trainer, self.trainer.guard.skipped()
         total, count = trainer.ranks.sum(self.sums).tolist()
-        sums, counts = trainer.ranks.sum(self.by_time).tolist()
-        step = trainer.step_number
-        if not count or skipped == self.steps:
-            loss = total / count if count else math.nan
+        loss = total / count if count else math.nan
+        if skipped and trainer.ranks.is_first:
+            say(
+                f"{trainer.name}: {skipped} of {self.steps} steps before step "
+                f"{trainer.step_number} were not taken"
+            )
+        taken = count > 0 and skipped < self.steps
+        self._untaken = 0 if taken else self._untaken + self.steps
+        if self._untaken >= PATIENCE:
+            self._untaken = 0
             raise NotFinite(
-                f"{trainer.name}: the loss became {loss:.4g} before step {step}; "
+                f"{trainer.name}: the loss became {loss:.4g} before step {trainer.step_number}; "
                 "these weights were not saved, try a lower learning rate"
             )
+        if count:
+            self._record(self._values(loss, skipped, validate))
+        self.start_window()
+        return taken
+
+    def _values(
+        self, loss: float, skipped: int, validate: Callable[[], float] | None
+    ) -> dict[str, Any]:
+        trainer = self.trainer
         images = self.images * trainer.ranks.count / (time.perf_counter() - self.start)
+        sums, counts = trainer.ranks.sum(self.by_time).tolist()
         values: dict[str, Any] = {
-            "loss": total / count,
-            "learning_rate": trainer.learning_rate(),
+            "loss": loss,
+            "learning_rate": trainer.optimizer.param_groups[0]["lr"],  # of the last step
             "images_per_second": images,
             "gradient_norm": trainer.guard.average_norm(),
             "teraflops": images * self._flops / 1e12,
@@ -114,14 +133,10 @@ class Recorder:
             values["validation_loss"] = validate()
         if self._peak:
             values["mfu"] = values["teraflops"] / (self._peak * trainer.ranks.count)
-        if skipped and trainer.ranks.is_first:
-            say(
-                f"{trainer.name}: {skipped} of {self.steps} steps before step {step} were not taken"
-            )
-        self._record(step, values)
-        self.start_window()
+        return values
 
-    def _record(self, step: int, values: dict[str, Any]) -> None:
+    def _record(self, values: dict[str, Any]) -> None:
+        step = self.trainer.step_number
         self.folder.log(stage=self.trainer.name, step=step, **values)
         for writer in self.writers:
             writer.scalars(_flat(values), step)

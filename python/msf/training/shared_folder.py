@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class SharedFolder:
             self.ranks.first(lambda: claims.enter_context(self._folder.claimed(names)))
             for trainer in trainers:
                 if state := self._newest_state(trainer.name):
-                    trainer.load(state)
+                    self.ranks.each(partial(trainer.load, state))
             self.ranks.first(lambda: self._folder.begin(trainers))
             yield self.ranks.first(lambda: self._folder.changes)
 

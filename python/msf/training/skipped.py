@@ -49,10 +49,19 @@ class Skipped:
         if why := too_many(list(self._problems.values()), self.total):
             raise ValueError(f"data: {why}")
 
-    def report(self, ranks: Ranks) -> None:
-        """Say which were skipped, if any, in all processes, which call this together."""
+    def check_all(self, ranks: Ranks) -> None:
+        """Count those that all processes, which call this together, have met. Raise ValueError
+        where they are too many."""
+        self._share(ranks)
+        ranks.each(self._check)
+
+    def _share(self, ranks: Ranks) -> None:
         for problems in ranks.gather(self._problems):
             self._problems |= problems
+
+    def report(self, ranks: Ranks) -> None:
+        """Say which were skipped, if any, in all processes, which call this together."""
+        self._share(ranks)
         if self._problems and ranks.is_first:
             say(
                 f"data: skipped {self._count()}, as they cannot be read: {self._names()}; "

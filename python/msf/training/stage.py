@@ -21,7 +21,7 @@ from ..weights import whole
 from .config import TrainingConfig
 from .guard import Guard
 from .interrupts import uncut
-from .parallel import checkpointed, distribute, like, synchronised
+from .parallel import checkpointed, distribute, like, parted, synchronised
 from .ranks import ONE_PROCESS, Ranks
 from .state import load_part, read_state, write_state
 
@@ -142,6 +142,7 @@ class StageTrainer:
             yield
         finally:
             self.model.stages[self.index] = self._called
+            parted(self.ema)
 
     @torch.no_grad()
     def copy_average(self, stage: nn.Module) -> None:

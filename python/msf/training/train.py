@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -68,6 +68,11 @@ def train(
     a hundred images cannot be read; fewer are skipped, and named at the end.
     """
     names = config.stage_names
+    if config.prediction == "noise":
+        raise ValueError(
+            "this model predicts noise, and only velocities are trained; take another, as msf "
+            "import makes of SiT"
+        )
     for name in stages or ():
         if name not in names:
             raise ValueError(f"stage must be one of {', '.join(names)}, got {name!r}")
@@ -112,9 +117,10 @@ def _train(
     """Train the stages ``chosen`` in the process of ``ranks``; see ``train``."""
     if training.wandb:
         writers.imported()  # rather than miss it after the statistics
-    data = _data(config, training, source, "train")
-    notes = _doubtful(training, config.stage_names, len(data), ranks.count)
-    validation = _validation(config, training, source)
+    data = ranks.each(lambda: _data(config, training, source))
+    steps = {config.stage_names[index]: training.steps[index] for index in chosen}
+    notes = ranks.each(lambda: _doubtful(training, steps, len(data), ranks.count))
+    validation = _validation(data, training)
     folder = SharedFolder(
         ranks,
         out,
@@ -153,10 +159,10 @@ def _train(
     return (folder.saved_model() or averaged).to(device).requires_grad_(False)
 
 
-def _data(config: MSFConfig, training: TrainingConfig, source: str, split: str) -> ImageData:
+def _data(config: MSFConfig, training: TrainingConfig, source: str) -> ImageData:
     return load_data(
         source,
-        split=split,
+        split="train",
         image_size=config.image_size,
         channels=config.channels,
         num_classes=config.num_classes,
@@ -165,14 +171,14 @@ def _data(config: MSFConfig, training: TrainingConfig, source: str, split: str) 
     )
 
 
-def _validation(config: MSFConfig, training: TrainingConfig, source: str) -> Validation | None:
+def _validation(data: ImageData, training: TrainingConfig) -> Validation | None:
     """Return what measures the loss on images that are held out, None where there are none. Those
     of the test split stay unseen until an evaluation."""
     if not training.holdout:
         return None
     try:
-        return Validation(_data(config, training, source, "features"), training.seed)
-    except ValueError:  # the train split could be loaded, so this one has too little
+        return Validation(data.of_split("features"), training.seed)
+    except ValueError:  # it has none
         return None
 
 
@@ -190,7 +196,10 @@ def _models(
     torch.default_generator.manual_seed(seed)  # the CPU's alone, which is forked
     saved = folder.saved_model()
     is_new = folder.ranks.first(lambda: saved is None)
-    model = started_from(start, config, data.class_names) if start and is_new else MSF(config)
+    if start and is_new:
+        model = folder.ranks.each(lambda: started_from(start, config, data.class_names))
+    else:
+        model = MSF(config)
 
     def fill() -> None:
         if saved:  # images added since must not change the statistics
@@ -233,10 +242,10 @@ def _statistics_batches(data: ImageData, seed: int, skipped: Skipped) -> Iterato
 
 
 def _doubtful(
-    training: TrainingConfig, names: Sequence[str], images: int, processes: int
+    training: TrainingConfig, steps: Mapping[str, int], images: int, processes: int
 ) -> list[str]:
-    """Return what the user should know of the settings. Raise ValueError where they make no sense
-    with so many images and processes."""
+    """Return what the user should know of the settings, ``steps`` being those of the stages to
+    train. Raise ValueError where they make no sense with so many images and processes."""
     if training.parallel == "fsdp" and not torch.distributed.is_initialized():
         raise ValueError(
             'parallel "fsdp" needs torchrun, for one process too: torchrun --nproc-per-node 1 -m '
@@ -259,7 +268,7 @@ def _doubtful(
             f"batch_size {training.batch_size}: there are only {images:,} images, all of them are "
             "in each batch"
         )
-    short = [name for name, steps in zip(names, training.steps) if steps < training.warmup]
+    short = [name for name, count in steps.items() if count < training.warmup]
     if short:
         notes.append(
             f"{', '.join(short)}: training ends within the warm-up of {training.warmup} steps, "

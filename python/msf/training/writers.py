@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ..files import atomic_write
 from .stage import StageTrainer
 
 
@@ -59,7 +60,8 @@ class WeightsAndBiases:
         self._wandb = imported()
         name = folder / "tensorboard" / trainer.name / "wandb.txt"
         if not name.exists():
-            name.write_text(secrets.token_hex(8))
+            with atomic_write(name) as temporary:
+                temporary.write_text(secrets.token_hex(8))
         self._run: Any = self._wandb.init(
             project=trainer.config.wandb,
             id=name.read_text(),

@@ -37,10 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="images at once (default 32)"
     )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     models.add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what --out holds, nothing while other processes have still to end."""
     if not args.images.is_dir():
         raise ValueError(f"{args.images}: no such folder; give a folder of images")
     models.check_batch_size(args)
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ...encoding.encode import encode, report
     from ...training.batches import loader_workers
 
+    rank = int(os.environ.get("RANK", 0))
     try:
         index = encode(
             args.images,
@@ -56,11 +59,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             args.out,
             batch_size=args.batch_size,
             device=_device(args),
-            rank=int(os.environ.get("RANK", 0)),
+            rank=rank,
             processes=int(os.environ.get("WORLD_SIZE", 1)),
             workers=loader_workers(),
+            progress=not args.quiet,
         )
     except KeyboardInterrupt:
+        if rank:
+            raise Failure("", 130) from None
         if not is_latents(args.out):
             raise
         index = read_index(args.out)
@@ -69,6 +75,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"{args.out}, the same command continues",
             130,
         ) from None
+    if not index.is_complete:
+        return {}
     report(index)
     return latents.summary(args.out, index)
 

@@ -63,11 +63,7 @@ def text(document: dict[str, Any]) -> str:
 
 
 def _config(args: argparse.Namespace) -> MSFConfig:
-    if not args.model:
-        return settings.read(args)[0]
-    from ...pretrained import read_config
-
-    return read_config(args.model)
+    return settings.of_model(args.model) if args.model else settings.read(args)[0]
 
 
 def _costs(config: MSFConfig, steps: list[int] | None) -> dict[str, Any]:

@@ -26,7 +26,6 @@ TrainingConfig, for instance
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import threading
 from dataclasses import replace
@@ -110,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-every",
         type=int,
         metavar="N",
-        help="steps from one checkpoint to the next (default: as sample grids; one is at the end)",
+        help="steps from one checkpoint to the next (default: the preset's, or as sample grids)",
     )
     parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument(
@@ -128,7 +127,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "attention (selective)",
     )
     parser.add_argument(
-        "--compile", action="store_true", default=None, help="compile every block (torch.compile)"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile every block (torch.compile), or not (the default)",
     )
     parser.add_argument(
         "--flip",
@@ -170,6 +171,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config, training = _settings(args)
     device = models.device(args)
     from ...pipeline import decoder_of
+    from ...training import metrics
     from ...training.interrupts import Interrupted
     from ...training.ranks import FailedElsewhere
     from ...training.train import train
@@ -201,7 +203,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         threading.excepthook = threading.__excepthook__
     if not is_first:
         return {}
-    return {"out": str(args.out), "stages": _last_metrics(args.out)}
+    rows, _ = metrics.read(args.out / "metrics.jsonl", config.stage_names)
+    return {"out": str(args.out), "stages": {row["stage"]: row for row in rows}}
 
 
 def text(document: dict[str, Any]) -> str:
@@ -229,9 +232,3 @@ def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
         sides = args.image_size
         config = replace(config, image_size=sides * 2 if len(sides) == 1 else sides)
     return config, replace(training, **changes)
-
-
-def _last_metrics(folder: Path) -> dict[str, Any]:
-    """Return {stage: its last line of metrics.jsonl}."""
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return {row["stage"]: row for row in rows}
