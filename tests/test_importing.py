@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from msf import MSF, MSFConfig, StageConfig, presets, sample
 from msf.cli import main
 from msf.embeddings import sincos_2d
+from msf.images import save_image
 from msf.importing import FORMATS, import_checkpoint
 from msf.importing.checkpoint import read_checkpoint
 from msf.importing.importer import HEADS as HEADS_OF
@@ -173,7 +174,11 @@ def test_blocks_that_embed_otherwise_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("num_attention_heads", 1, "16 for num_attention_heads x attention_head_dim, the weights 32"),
+        (
+            "num_attention_heads",
+            1,
+            "16 for num_attention_heads x attention_head_dim, the weights 32",
+        ),
         ("num_layers", 2, "has 2 for num_layers, the weights 3"),
         ("patch_size", 4, "has 4 for patch_size, the weights 2"),
         ("norm_eps", None, "norm_eps must be a number, got None"),
@@ -469,8 +474,21 @@ def test_an_imported_model_begins_the_base_of_one_with_residuals(tmp_path):
 def test_the_page_shows_how_the_base_begins(tmp_path):
     save_file(Published().state_dict(), tmp_path / "x.safetensors")
     page = (Path(__file__).parents[1] / "docs" / "import.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    _, code = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
     made = {"checkpoint": tmp_path / "x.safetensors", "folder": tmp_path / "sit"}
     exec(code, made)
     model = started_from(tmp_path / "sit", MSFConfig.from_json(made["config"].to_json()), ())
     assert model.untrained_stages == ("residual",)
+
+
+def test_the_page_shows_how_an_import_is_trained_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    import_state(Path("x.safetensors"), Published(), "sit").model.save_pretrained("sit-xl")
+    page = (Path(__file__).parents[1] / "docs" / "import.md").read_text()
+    exec(re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)[0], {})
+    save_image("photos/a.png", torch.zeros(3, SIDE, SIDE))
+    command = re.findall(r"^msf (train --from sit-xl .*)$", page, re.M)[0]
+    small = ["--steps", "1", "--batch-size", "2", "--device", "cpu", "--holdout", "0"]
+    arguments = command.replace("flowers-256", "photos").replace("102", "0").split()
+    assert main([*arguments, *small]) == 0, capsys.readouterr().err
+    assert MSF.from_pretrained("runs/flowers").config.time_range == (0.0, 1.0)

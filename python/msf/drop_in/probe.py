@@ -111,7 +111,9 @@ def _value(x: Any) -> Any:
     attributes."""
     if isinstance(x, Tensor):
         return id(x)
-    return (type(x), vars(x)) if type(x).__repr__ is object.__repr__ and hasattr(x, "__dict__") else x
+    return (
+        (type(x), vars(x)) if type(x).__repr__ is object.__repr__ and hasattr(x, "__dict__") else x
+    )
 
 
 class _Beside(nn.Module):

@@ -59,8 +59,8 @@ class Checkpoint:
         if not x.is_floating_point():
             raise self.error(f"{name} must be of floats, got {x.dtype}")
         if x.is_meta or x.layout != torch.strided:
-            got = "without values" if x.is_meta else str(x.layout)
-            raise self.error(f"{name} must be a dense tensor, got one {got}")
+            kind = "without values" if x.is_meta else str(x.layout)
+            raise self.error(f"{name} must be a dense tensor, got one {kind}")
         return x if x.dtype == torch.float64 else x.float()
 
     def finish(self) -> None:
@@ -83,9 +83,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if isinstance(values.get(name), dict):
             values = values[name]
             break
-    tensors = {
-        re.sub(WRAPPED, "", name): x for name, x in values.items() if isinstance(x, Tensor)
-    }
+    tensors = {re.sub(WRAPPED, "", name): x for name, x in values.items() if isinstance(x, Tensor)}
     if not tensors:
         raise ValueError(f"{printable(path)}: holds no tensors by name")
     return Checkpoint(path, tensors, settings)

@@ -84,13 +84,13 @@ def read_folder(folder: Path) -> tuple[Checkpoint, Sizes, list[str]]:
         parse_whole(config.get(key, default), f"{name}: {key}") for key, default in SIZES.items()
     )
     width, _, _, kernel = source.dims("x_embedder.proj.weight", 4)
-    for what, told, got in (
+    for what, told, held in (
         ("num_attention_heads x attention_head_dim", heads * head_dim, width),
         ("num_layers", depth, source.depth()),
         ("patch_size", patch, kernel),
     ):
-        if told != got:
-            raise ValueError(f"{name}: config.json has {told} for {what}, the weights {got}")
+        if told != held:
+            raise ValueError(f"{name}: config.json has {told} for {what}, the weights {held}")
     eps = parse_number(config.get("norm_eps", 1e-5), f"{name}: norm_eps")
     notes = []
     if eps != EPS:
