@@ -81,6 +81,10 @@ BAD = {
         {"mu": np.zeros(2048), "sigma": np.tri(2048)},
         "sigma must be symmetric, as a covariance is",
     ),
+    "negative": (
+        {"mu": np.zeros(2048), "sigma": -np.eye(2048)},
+        "sigma must hold variances on its diagonal, got -1",
+    ),
     "code": (
         {"mu": np.array([None]), "sigma": np.eye(2)},
         "finite floats, got (1,) object; statis",

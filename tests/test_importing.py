@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from msf import MSF, MSFConfig, StageConfig, presets, sample
 from msf.cli import main
 from msf.embeddings import sincos_2d
+from msf.images import save_image
 from msf.importing import FORMATS, import_checkpoint
 from msf.importing.checkpoint import read_checkpoint
 from msf.importing.importer import HEADS as HEADS_OF
@@ -173,11 +174,18 @@ def test_blocks_that_embed_otherwise_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
+        (
+            "num_attention_heads",
+            1,
+            "16 for num_attention_heads x attention_head_dim, the weights 32",
+        ),
+        ("num_layers", 2, "has 2 for num_layers, the weights 3"),
+        ("patch_size", 4, "has 4 for patch_size, the weights 2"),
         ("norm_eps", None, "norm_eps must be a number, got None"),
         ("sample_size", [8, 8], "sample_size must be a whole number, got"),
     ],
 )
-def test_a_setting_of_diffusers_that_is_no_number_is_refused(key, value, message, tmp_path):
+def test_a_setting_of_diffusers_that_does_not_fit_is_refused(key, value, message, tmp_path):
     tiny_diffusers(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
@@ -341,6 +349,8 @@ def test_files_with_another_bit_are_read_or_refused(legacy, tmp_path):
         ({"final_layer.linear.weight": torch.ones(36, 32)}, "must have 12 rows, or twice as many"),
         ({"x_embedder.proj.bias": torch.full((32,), torch.nan)}, "must be finite"),
         ({"x_embedder.proj.bias": torch.ones(32, dtype=torch.int64)}, "must be of floats"),
+        ({"pos_embed": torch.full((1, 16, 32), torch.nan)}, "pos_embed is not DiT's table"),
+        ({"y_embedder.embedding_table.weight": torch.ones(1, 32)}, "of a class and of none"),
         ({"blocks.0.norm1.weight": torch.ones(32)}, r"blocks.0.norm2.weight is missing"),
         ({"blocks.0.norm1.bias": torch.ones(32)}, "cannot be imported: a norm with weight and bi"),
         ({"blocks.0.mlp.w12.weight": torch.ones(32)}, r"blocks.0.mlp.w3.weight is missing"),
@@ -355,9 +365,59 @@ def test_other_tensors_are_refused_in_one_line(change, message, tmp_path):
     assert "\n" not in str(told.value)
 
 
-def test_other_paths_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.ones(32).to_sparse(), "must be a dense tensor, got one torch.sparse_coo"),
+        (torch.ones(32, device="meta"), "must be a dense tensor, got one without values"),
+    ],
+)
+def test_tensors_without_a_value_in_each_place_are_refused(x, message, tmp_path):
+    torch.save({**Published().state_dict(), "x_embedder.proj.bias": x}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=f"x_embedder.proj.bias {message}"):
+        import_checkpoint(tmp_path / "x.pt", "sit", heads=HEADS)
+
+
+def test_a_flipped_bit_of_a_weight_is_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save(Published().state_dict(), path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"the checksum of x/data/\d+ does not agree"):
+        import_checkpoint(path, "sit", heads=HEADS)
+
+
+def test_names_that_wrappers_gave_are_known(tmp_path):
+    source = Published()
+    expected = import_state(tmp_path / "x.safetensors", source, "sit").model.state_dict()
+    wrapped = {f"module._orig_mod.{name}": x for name, x in source.state_dict().items()}
+    torch.save(wrapped, tmp_path / "x.pt")
+    made = import_checkpoint(tmp_path / "x.pt", "sit", heads=HEADS).model.state_dict()
+    assert all(torch.equal(made[name], x) for name, x in expected.items())
+
+
+def test_heads_that_the_file_contradicts_are_refused(tmp_path):
+    tiny_diffusers(tmp_path)
+    with pytest.raises(ValueError, match=f"has {HEADS} heads, which --heads {2 * HEADS} contrad"):
+        import_checkpoint(tmp_path, heads=2 * HEADS)
+    source = Published(**MODELS["lightningdit"])
+    with pytest.raises(ValueError, match=f"has {HEADS} heads, which --heads {2 * HEADS} contrad"):
+        import_state(tmp_path / "x.safetensors", source, heads=2 * HEADS)
+
+
+def test_missing_tables_of_rope_are_told(tmp_path):
+    state = Published(**MODELS["lightningdit"]).state_dict()
+    state = {name: x for name, x in state.items() if "feat_rope" not in name}
+    save_file(state, tmp_path / "x.safetensors")
+    notes = import_checkpoint(tmp_path / "x.safetensors", heads=HEADS).notes
+    assert notes == ["without RoPE, because the file has no tables of it (feat_rope)"]
+
+
+@pytest.mark.parametrize("kind", [argparse.Namespace, dict])
+def test_other_paths_are_refused(kind, tmp_path):
     for key, value in (("path_type", "GVP"), ("prediction", "score")):
-        args = argparse.Namespace(model="SiT-S/2", **{key: value})
+        args = kind(model="SiT-S/2", **{key: value})
         torch.save({"ema": Published().state_dict(), "args": args}, tmp_path / "x.pt")
         with pytest.raises(ValueError, match=f"was trained with {key} {value}; only"):
             import_checkpoint(tmp_path / "x.pt", heads=HEADS)
@@ -414,8 +474,21 @@ def test_an_imported_model_begins_the_base_of_one_with_residuals(tmp_path):
 def test_the_page_shows_how_the_base_begins(tmp_path):
     save_file(Published().state_dict(), tmp_path / "x.safetensors")
     page = (Path(__file__).parents[1] / "docs" / "import.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    _, code = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
     made = {"checkpoint": tmp_path / "x.safetensors", "folder": tmp_path / "sit"}
     exec(code, made)
     model = started_from(tmp_path / "sit", MSFConfig.from_json(made["config"].to_json()), ())
     assert model.untrained_stages == ("residual",)
+
+
+def test_the_page_shows_how_an_import_is_trained_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    import_state(Path("x.safetensors"), Published(), "sit").model.save_pretrained("sit-xl")
+    page = (Path(__file__).parents[1] / "docs" / "import.md").read_text()
+    exec(re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)[0], {})
+    save_image("photos/a.png", torch.zeros(3, SIDE, SIDE))
+    command = re.findall(r"^msf (train --from sit-xl .*)$", page, re.M)[0]
+    small = ["--steps", "1", "--batch-size", "2", "--device", "cpu", "--holdout", "0"]
+    arguments = command.replace("flowers-256", "photos").replace("102", "0").split()
+    assert main([*arguments, *small]) == 0, capsys.readouterr().err
+    assert MSF.from_pretrained("runs/flowers").config.time_range == (0.0, 1.0)

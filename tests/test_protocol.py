@@ -91,6 +91,7 @@ def test_what_was_compared_and_how_is_said(compared, folder, inception_weights):
     assert compared.notes == (
         f"the sha256 of the weights begins with {digest}, not with the 6726825d in the published "
         "file's name: FID only if they are the same",
+        "images of 8x12 are compared with such of 10x10, all resized to 299x299",
         "6 images are compared, and FID is larger of fewer: published figures are mostly of 50,000",
     )
 
@@ -138,7 +139,9 @@ def test_statistics_of_the_reference_come_first(folder, tmp_path, no_network, in
     expected = (mean - 5).square().sum() + variance.sum() - 7 * 2023
     assert both["sfid"] == pytest.approx(float(expected), rel=1e-9)
     everything, notes = figures(**held, **statistics, **spatial)
-    assert notes == () and everything["fid"] == alone["fid"] and everything["sfid"] == both["sfid"]
+    (sizes,) = notes
+    assert "images of 8x12 are compared with such of 10x10" in sizes
+    assert everything["fid"] == alone["fid"] and everything["sfid"] == both["sfid"]
     assert set(everything) > {"precision", "recall", "kid", "kid_of_subsets"}
     images_alone, _ = figures(**held)
     assert images_alone["fid"] != alone["fid"]

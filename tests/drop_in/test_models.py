@@ -163,6 +163,42 @@ def test_a_layer_that_became_more_than_its_weights_is_refused(name, path):
     msf.restore(model)(x, c)
 
 
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("DiT and SiT", "blocks.1.attn"),
+        ("DiT and SiT", "blocks.1.norm2"),
+        ("DiT and SiT", "final_layer.norm_final"),
+        ("diffusers", "dit.transformer_blocks.1.attn1"),
+    ],
+)
+def test_what_is_not_called_has_no_hooks(name, path):
+    model, (x, c) = msf.accelerate(make(name)), inputs()
+    model.get_submodule(path).register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"one is now a \w+ with hooks; call msf"):
+        model(x, c)
+    msf.restore(model)(x, c)
+
+
+def test_a_norm_that_became_another_is_refused():
+    model, (x, c) = msf.accelerate(make("DiT and SiT")), inputs()
+    model.blocks[1].norm1 = nn.Identity()
+    with pytest.raises(ValueError, match="one is now a Identity; call msf"):
+        model(x, c)
+
+
+@pytest.mark.parametrize("path", ["mlp", "mlp.act", "attn.q_norm"])
+def test_hooks_of_what_is_called_run(path):
+    model, plain = make("DiT and SiT", torch.float64), make("DiT and SiT", torch.float64)
+    msf.accelerate(model)
+    x, c = inputs(torch.float64)
+    before = model(x, c)
+    for hooked in (model, plain):
+        hooked.blocks[1].get_submodule(path).register_forward_hook(lambda *args: 2 * args[-1])
+    assert relative_error(model(x, c), plain(x, c)) < 1e-12
+    assert relative_error(model(x, c), before) > 1e-3
+
+
 def test_an_mlp_that_became_another_is_called():
     model, plain = make("DiT and SiT", torch.float64), make("DiT and SiT", torch.float64)
     msf.accelerate(model)

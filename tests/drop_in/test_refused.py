@@ -223,6 +223,34 @@ class SometimesCausal(Attention):
         return super().forward(x, is_causal=self.causal)
 
 
+class Dropping(Attention):
+    """Drops in training what no Dropout module says."""
+
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.1, self.training)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_forward_that_differs_in_training_alone(training):
+    assert_refused(model(attn=Dropping).train(training), "blocks.0 draws random numbers, as drop")
+
+
+class Settings:
+    def __init__(self, causal):
+        self.causal = causal
+
+
+class WithSettings(Attention):
+    """Has the mask where a list or an object of its own says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts, self.settings = [False], Settings(False)
+
+    def forward(self, x):
+        return super().forward(x, is_causal=self.parts[0] or self.settings.causal)
+
+
 class Scaled(Attention):
     def __init__(self):
         super().__init__()
@@ -235,6 +263,8 @@ class Scaled(Attention):
 SECOND_DIFFERS = {
     "a mask": (SometimesCausal, lambda attn: setattr(attn, "causal", True)),
     "a forward": (Attention, lambda attn: setattr(attn, "forward", lambda x: 2 * x)),
+    "a list": (WithSettings, lambda attn: setattr(attn, "parts", [True])),
+    "an object": (WithSettings, lambda attn: setattr(attn, "settings", Settings(True))),
     "a buffer": (Scaled, lambda attn: attn.factor.fill_(2)),
 }
 

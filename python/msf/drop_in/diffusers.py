@@ -16,6 +16,7 @@ from .structure import (
     check_no_hooks,
     check_norm,
     does_nothing,
+    has_hooks,
     kind,
     refuse,
 )
@@ -53,6 +54,7 @@ def diffusers_block(
 def _attention(attn: Any, h: Tensor, rounding: str) -> ops.Branch:
     if rounding == "eager":
         return attn(h), None
+    ops.check_not_called(attn)
     parts, biases = zip(*map(ops.weights, (attn.to_q, attn.to_k, attn.to_v)), strict=True)
     weight = torch.cat(parts)
     bias = None if attn.to_q.bias is None else torch.cat(biases)
@@ -68,6 +70,8 @@ def _mlp(ff: Any, h: Tensor, rounding: str) -> ops.Branch:
 
 def _has_gelu(ff: Any) -> bool:
     """Tell whether an MLP is a layer that applies a GELU, and another one."""
+    if any(map(has_hooks, ff.modules())):
+        return False
     if len(ff.net) != 3 or not does_nothing(ff.net[1]) or type(ff.net[2]) is not nn.Linear:
         return False
     gelu = ff.net[0]

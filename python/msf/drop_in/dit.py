@@ -21,6 +21,7 @@ from .structure import (
     check_no_hooks,
     check_norm,
     does_nothing,
+    has_hooks,
     kind,
     norm_width,
     refuse,
@@ -76,6 +77,7 @@ def _block(
 def _attention(attn: Any, h: Tensor, rope: Any, rounding: str) -> ops.Branch:
     if rounding == "eager":
         return (attn(h) if rope is None else attn(h, rope=rope)), None
+    ops.check_not_called(attn)
     norms = getattr(attn, "q_norm", None), getattr(attn, "k_norm", None)
     out = ops.self_attention(h, *ops.weights(attn.qkv), attn.num_heads, *norms, rope)
     return ops.last_product(attn.proj, out)
@@ -89,6 +91,8 @@ def _mlp(mlp: Any, h: Tensor, rounding: str) -> ops.Branch:
 
 def _has_gelu(mlp: Any) -> bool:
     """Tell whether an MLP is two Linear layers with a GELU in between, and nothing else."""
+    if any(map(has_hooks, mlp.modules())):
+        return False
     layers = dict(mlp.named_children())
     ends = [layers.pop(name, None) for name in ("fc1", "fc2")]
     return (

@@ -22,7 +22,7 @@ from msf_kernels import (
 )
 
 from ..transformer import handed_on
-from .structure import does_nothing, has_hooks, is_rms, kind
+from .structure import does_nothing, has_hooks, is_norm, is_rms, kind
 
 Branch = tuple[Tensor, Tensor | None]
 
@@ -74,13 +74,19 @@ def gate_adaln(
 def weights(layer: Any) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of a layer that is not called. Raise ValueError where it has come to
     be more than these: another in its place, as LoRA puts, or hooks."""
-    if not isinstance(layer, nn.Linear) or has_hooks(layer):
+    check_not_called(layer, isinstance(layer, nn.Linear))
+    return layer.weight, None if layer.bias is None else handed_on(layer.bias)
+
+
+def check_not_called(layer: Any, is_known: bool = True) -> None:
+    """Raise ValueError where a layer that is not called has come to be one of another kind, or to
+    have hooks."""
+    if not is_known or has_hooks(layer):
         now = f"{kind(layer)} with hooks" if has_hooks(layer) else kind(layer)
         raise ValueError(
             f"an accelerated block reads the weights of its layers, and one is now a {now}; call "
             "msf.restore before layers are replaced, wrapped or hooked"
         )
-    return layer.weight, None if layer.bias is None else handed_on(layer.bias)
 
 
 def last_product(layer: Any, x: Tensor) -> Branch:
@@ -137,7 +143,7 @@ def self_attention(
 def is_fused_qk_norm(q_norm: Any, k_norm: Any) -> bool:
     """Tell whether the operator has this QK-norm: none, or RMSNorm with one eps."""
     if is_rms(q_norm) and is_rms(k_norm):
-        return q_norm.eps == k_norm.eps
+        return q_norm.eps == k_norm.eps and not (has_hooks(q_norm) or has_hooks(k_norm))
     return all(norm is None or does_nothing(norm) for norm in (q_norm, k_norm))
 
 
@@ -167,7 +173,10 @@ def _in_halves(x: Tensor, head_dim: int) -> Tensor:
 
 def _is_fused(norm: Any, rounding: str) -> bool:
     """Tell whether the operators have this norm; weights are folded, which rounds otherwise."""
-    return norm.weight is None or rounding == "fp32"
+    if rounding == "eager" and getattr(norm, "weight", None) is not None:
+        return False
+    check_not_called(norm, is_norm(norm))
+    return True
 
 
 def _norm_options(norm: Any) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
-from types import FunctionType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,8 +17,7 @@ from .structure import Family, refuse
 
 # What rounds to float32 in between, as angles and some norms do, is off by some 1e-7 of the output.
 TOLERANCE = 1e-5
-TOKENS = 16
-SETTINGS = (int, float, str, tuple, FunctionType)
+TOKENS = 17  # a prime, which windows of attention do not divide
 
 
 class Probe:
@@ -42,16 +40,16 @@ class Probe:
             return
         self.seen.add(kind)
         try:
-            error = self._error(module, family)
-        except Exception as problem:
-            line = str(problem).partition("\n")[0]
-            refuse(where, f"does not run beside what would replace it: {line}")
-        else:
-            if not error < TOLERANCE:
-                refuse(where, f"computes something else than its kind: {error:.1g} of its output")
+            problem = self._difference(module, family)
+        except Exception as error:
+            line = str(error).partition("\n")[0]
+            problem = f"does not run beside what would replace it: {line}"
+        if problem is not None:
+            refuse(where, problem)
 
     @torch.no_grad()
-    def _error(self, module: nn.Module, family: Family) -> float:
+    def _difference(self, module: nn.Module, family: Family) -> str | None:
+        """Say what the module does otherwise in evaluation or in training; None for nothing."""
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
@@ -60,18 +58,37 @@ class Probe:
         tensors = _tensors(module, self.rope, normal)
         inputs = family.inputs(module, normal, TOKENS, self.rope)
 
-        def run(forward: Callable[..., Tensor], **options: str) -> Tensor:
+        def run(forward: Callable[..., Tensor], **options: str) -> tuple[Tensor, Tensor]:
             torch.random.default_generator.manual_seed(0)  # blocks may drop labels
-            return functional_call(_Beside(module, self.rope, forward), tensors, inputs, options)
+            beside = _Beside(module, self.rope, forward)
+            return functional_call(beside, tensors, inputs, options), torch.get_rng_state()
 
         # A forward may have been compiled by its author, which would take long here.
         dynamo = "torch._dynamo" in sys.modules
         eager = torch.compiler.set_stance("force_eager") if dynamo else nullcontext()
         with eager, torch.random.fork_rng([]), torch.autocast("cpu", enabled=False):
-            with backend("reference"):
-                got = run(family.forward, rounding=self.rounding)
-            expected = run(type(module).forward)
-        return float((got - expected).norm() / expected.norm())
+            for training in False, True:
+                with _mode(module, training):
+                    with backend("reference"):
+                        got, drawn = run(family.forward, rounding=self.rounding)
+                    expected, expected_drawn = run(type(module).forward)
+                if not torch.equal(drawn, expected_drawn):
+                    return "draws random numbers, as dropout does, and what replaces it does not"
+                error = float((got - expected).norm() / expected.norm())
+                if not error < TOLERANCE:
+                    return f"computes something else than its kind: {error:.1g} of its output"
+        return None
+
+
+@contextmanager
+def _mode(module: nn.Module, training: bool) -> Iterator[None]:
+    modes = {m: m.training for m in module.modules()}
+    module.train(training)
+    try:
+        yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
 
 
 def _kind(module: nn.Module) -> Any:
@@ -83,10 +100,20 @@ def _kind(module: nn.Module) -> Any:
 
 
 def _settings(module: nn.Module) -> str:
-    """Return a module's own attributes: numbers, texts and functions, of others the class."""
+    """Return a module's own attributes. What cannot be told by its text has its address there, so
+    that a module with such a one is of a kind of its own."""
     own = sorted(vars(module).keys() - vars(nn.Module()).keys())
-    values = {name: vars(module)[name] for name in own}
-    return repr({k: v if isinstance(v, SETTINGS) else type(v) for k, v in values.items()})
+    return repr([(name, _value(vars(module)[name])) for name in own])
+
+
+def _value(x: Any) -> Any:
+    """Return tensors by identity, and objects whose text may be their address by class and
+    attributes."""
+    if isinstance(x, Tensor):
+        return id(x)
+    return (
+        (type(x), vars(x)) if type(x).__repr__ is object.__repr__ and hasattr(x, "__dict__") else x
+    )
 
 
 class _Beside(nn.Module):

@@ -79,7 +79,7 @@ def check_dropout(where: str, layer: Any) -> None:
 
 def check_norm(where: str, norm: Any, width: int) -> None:
     """Check that a norm is LayerNorm, or RMSNorm by whatever class, of the last dimension."""
-    if not (type(norm) is nn.LayerNorm or is_rms(norm)):
+    if not is_norm(norm):
         refuse(where, f"is a {kind(norm)}, neither LayerNorm nor RMSNorm")
     if norm_width(norm) != width:
         refuse(where, f"is of {norm_width(norm)} channels, not of {width}")
@@ -91,6 +91,10 @@ def norm_width(norm: Any) -> int | None:
         return norm.normalized_shape[0] if len(norm.normalized_shape) == 1 else None
     weight = getattr(norm, "weight", None)
     return weight.shape[0] if weight is not None and weight.dim() == 1 else None
+
+
+def is_norm(norm: Any) -> bool:
+    return type(norm) is nn.LayerNorm or is_rms(norm)
 
 
 def is_rms(norm: Any) -> bool:
@@ -106,7 +110,8 @@ def is_rms(norm: Any) -> bool:
 
 
 def does_nothing(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Identity) or (isinstance(layer, nn.Dropout) and layer.p == 0)
+    is_empty = isinstance(layer, nn.Identity) or (isinstance(layer, nn.Dropout) and layer.p == 0)
+    return is_empty and not has_hooks(layer)
 
 
 def kind(layer: Any) -> str:

@@ -94,6 +94,10 @@ class Archive:
         matrix = found.covariance
         if (matrix - matrix.T).abs().max() > ASYMMETRY * matrix.abs().max():
             raise ValueError(f"{self.path}: {covariance} must be symmetric, as a covariance is")
+        if (variance := matrix.diagonal().min()) < 0:
+            raise ValueError(
+                f"{self.path}: {covariance} must hold variances on its diagonal, got {variance:g}"
+            )
         return found
 
     def _statistics(self, name: str, right: tuple[int, ...]) -> Tensor:

@@ -152,6 +152,10 @@ def _notes(images: Archive, reference: Archive, digest: str) -> list[str]:
         notes.append(f"{reference.path} has no images: no precision, recall and KID")
     if reference.pool is not None and reference.spatial is None:
         notes.append(f"{reference.path} has statistics, but no mu_s and sigma_s: no sFID")
+    sizes = [archive.shape[1:3] for archive in (images, reference) if archive.shape is not None]
+    if len(set(sizes)) > 1:
+        ours, theirs = (f"{height}x{width}" for height, width in sizes)
+        notes.append(f"images of {ours} are compared with such of {theirs}, all resized to 299x299")
     if len(images) != USUAL_IMAGES:
         notes.append(
             f"{len(images):,} images are compared, and FID is larger of fewer: published figures "

@@ -20,6 +20,7 @@ from ..files import check_is_file, printable
 
 AVERAGED = ("ema", "model")  # where a file holds several, what their own samplers take comes first
 ZIP = b"PK\x03\x04"
+WRAPPED = r"^((module|_orig_mod)\.)+"  # by DistributedDataParallel, torch.compile
 
 
 @dataclass
@@ -46,6 +47,9 @@ class Checkpoint:
             raise self.error(f"{name} must have {count} dimensions, none empty, got {shape}")
         return shape
 
+    def depth(self) -> int:
+        return len({m[1] for name in self.tensors if (m := re.match(r"blocks\.(\d+)\.", name))})
+
     def take(self, name: str, *shape: int) -> Tensor:
         """Return the tensor of this name, and forget it: float32, or float64 where it is that."""
         if self.dims(name, len(shape)) != shape:
@@ -54,6 +58,9 @@ class Checkpoint:
         x = self.tensors.pop(name)
         if not x.is_floating_point():
             raise self.error(f"{name} must be of floats, got {x.dtype}")
+        if x.is_meta or x.layout != torch.strided:
+            kind = "without values" if x.is_meta else str(x.layout)
+            raise self.error(f"{name} must be a dense tensor, got one {kind}")
         return x if x.dtype == torch.float64 else x.float()
 
     def finish(self) -> None:
@@ -76,9 +83,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if isinstance(values.get(name), dict):
             values = values[name]
             break
-    tensors = {
-        name.removeprefix("module."): x for name, x in values.items() if isinstance(x, Tensor)
-    }
+    tensors = {re.sub(WRAPPED, "", name): x for name, x in values.items() if isinstance(x, Tensor)}
     if not tensors:
         raise ValueError(f"{printable(path)}: holds no tensors by name")
     return Checkpoint(path, tensors, settings)
@@ -94,8 +99,8 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
     """Return the options of the training: "args" of DiT and its like, "config" of LightningDiT."""
     args, config = values.get("args"), values.get("config")
-    if isinstance(args, argparse.Namespace):
-        return dict(vars(args))
+    if isinstance(args, (argparse.Namespace, dict)):
+        return dict(args if isinstance(args, dict) else vars(args))
     if not isinstance(config, dict):
         return {}
     parts = (config.get(name) for name in ("model", "transport"))
@@ -108,6 +113,10 @@ def _load_pickle(path: Path, is_zip: bool) -> dict[str, Any]:
     try:
         if is_zip and not zipfile.is_zipfile(path):
             raise ValueError("it is cut off")
+        if is_zip:  # torch does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"the checksum of {printable(damaged)} does not agree")
         # DiT's trainings keep their options beside the weights.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # of the protocol of a pickle that it then refuses

@@ -21,6 +21,13 @@ NEEDED = {
     "norm_elementwise_affine": False,
     "attention_bias": True,
 }
+SIZES = {  # and their defaults
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "num_layers": 28,
+    "patch_size": 2,
+    "sample_size": 32,
+}
 # exp(-log(10000) i / 127), the frequencies here, is exp(-log(PERIOD) i / 128).
 PERIOD = 10_000.0 ** (128 / 127)
 EPS = 1e-6
@@ -73,10 +80,17 @@ def read_folder(folder: Path) -> tuple[Checkpoint, Sizes, list[str]]:
         raise ValueError(f"{name}: {FILES[0]} is missing")
     source = read_checkpoint(file)
     source.tensors = _renamed(source)
-    heads, side = (
-        parse_whole(config.get(key, default), f"{name}: {key}")
-        for key, default in (("num_attention_heads", 16), ("sample_size", 32))
+    heads, head_dim, depth, patch, side = (
+        parse_whole(config.get(key, default), f"{name}: {key}") for key, default in SIZES.items()
     )
+    width, _, _, kernel = source.dims("x_embedder.proj.weight", 4)
+    for what, told, held in (
+        ("num_attention_heads x attention_head_dim", heads * head_dim, width),
+        ("num_layers", depth, source.depth()),
+        ("patch_size", patch, kernel),
+    ):
+        if told != held:
+            raise ValueError(f"{name}: config.json has {told} for {what}, the weights {held}")
     eps = parse_number(config.get("norm_eps", 1e-5), f"{name}: norm_eps")
     notes = []
     if eps != EPS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,9 +84,11 @@ def import_checkpoint(path: Path, format: str = "auto", *, heads: int | None = N
     _check_expressible(source)
     _check_training(source, FORMATS[format])
     notes += _dropped(source)
-    config, outputs = _config(source, FORMATS[format], heads or sizes.heads, sizes.side)
+    config, outputs = _config(source, FORMATS[format], heads, sizes)
     if outputs.out_channels > outputs.channels:
         notes.append("the learned variance is dropped")
+    if format == "lightningdit" and config.positions == "sincos":
+        notes.append("without RoPE, because the file has no tables of it (feat_rope)")
     state = stage_state(source, config, outputs)
     source.finish()
     state = {f"stages.0.{name}": x.contiguous() for name, x in state.items()}
@@ -167,7 +168,7 @@ def _dropped(source: Checkpoint) -> list[str]:
 
 
 def _config(
-    source: Checkpoint, format: Format, heads: int | None, side: int | None
+    source: Checkpoint, format: Format, heads: int | None, sizes: Sizes
 ) -> tuple[MSFConfig, Outputs]:
     """Return the sizes that the tensors have. Raise ValueError where these cannot be."""
     width, channels, patch, _ = source.dims("x_embedder.proj.weight", 4)
@@ -175,17 +176,20 @@ def _config(
     has_rms, is_swiglu, has_qk_norm = (f"blocks.0.{name}" in source.tensors for name in OPTIONS)
     _, hidden = source.dims(f"blocks.0.mlp.{'w3' if is_swiglu else 'fc2'}.weight", 2)
     outs, _ = source.dims("final_layer.linear.weight", 2)
-    depth = len({m[1] for name in source.tensors if (m := re.match(r"blocks\.(\d+)\.", name))})
+    depth = source.depth()
     if outs not in (patch**2 * channels, 2 * patch**2 * channels):
         raise source.error(
             f"final_layer.linear.weight must have {patch**2 * channels} rows, or twice as many, "
             f"got {outs}"
         )
-    side = side or _side(source, patch)
+    side = sizes.side or _side(source, patch)
+    if rows < 2:
+        raise source.error("y_embedder.embedding_table.weight must be of a class and of none")
     rotated = "feat_rope.freqs_cos" in source.tensors
-    if rotated:
-        heads = width // source.dims("feat_rope.freqs_cos", 2)[1]
-    heads = heads or HEADS.get((width, depth))
+    known = width // source.dims("feat_rope.freqs_cos", 2)[1] if rotated else sizes.heads
+    if None not in (heads, known) and heads != known:
+        raise source.error(f"has {known} heads, which --heads {heads} contradicts")
+    heads = heads or known or HEADS.get((width, depth))
     if heads is None:
         raise source.error(
             f"no published model has width {width} and depth {depth}; give its --heads"
@@ -232,5 +236,5 @@ def _check_rope(source: Checkpoint, config: MSFConfig) -> None:
     table = rope_2d(*grid, stage.head_dim, theta=ROPE_THETA).repeat_interleave(2, dim=2)
     for name, expected in zip(("freqs_cos", "freqs_sin"), table):
         got = source.take(f"feat_rope.{name}", *expected.shape)
-        if float((got - expected).abs().max()) > 0.01:
+        if not float((got - expected).abs().max()) <= 0.01:
             raise source.error(f"feat_rope.{name} is not RoPE with theta {ROPE_THETA:g}")
