@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from drop_in.transformers import (
@@ -20,6 +21,7 @@ from drop_in.transformers import (
     Rotation,
     SwiGLU,
 )
+from msf.importing import import_checkpoint
 
 DEPTH, PATCH, CHANNELS, SIDE, CLASSES = 3, 2, 3, 8, 4
 GRID = SIDE // PATCH
@@ -95,3 +97,27 @@ class Published(nn.Module):
         x = self.final_layer(x, c)
         x = x.reshape(len(x), GRID, GRID, PATCH, PATCH, self.outs).permute(0, 5, 1, 3, 2, 4)
         return x.reshape(len(x), self.outs, SIDE, SIDE)[:, :CHANNELS]
+
+
+MODELS = {
+    "dit": {},
+    "sit": {},
+    "lightningdit": {"learn_sigma": False, "rope": True, "rms": True, "swiglu": True},
+    "repa": {"learn_sigma": False, "projectors": True},
+}
+
+
+def inputs(dtype=torch.float32):
+    draws = torch.Generator().manual_seed(3)
+    x = torch.randn(4, CHANNELS, SIDE, SIDE, generator=draws, dtype=torch.float64).to(dtype)
+    return x, torch.tensor([0.0, 0.07, 0.5, 0.998]), torch.tensor([0, 2, 3, CLASSES])
+
+
+def import_state(path, model, format="auto", heads=HEADS):
+    save_file({name: x.contiguous() for name, x in model.state_dict().items()}, path)
+    return import_checkpoint(path, format, heads=heads)
+
+
+def error(got, expected):
+    assert got.dtype == expected.dtype
+    return float((got - expected).abs().max() / expected.abs().max())
