@@ -1,7 +1,5 @@
 """A model under what PyTorch does to modules: compilation, torch.func, parametrizations, FSDP."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -216,16 +214,10 @@ def test_blocks_sharded_in_bfloat16_train_and_are_saved(wrapper, tmp_path):
     assert trained == pytest.approx(loaded["total"].item(), rel=0.02)
 
 
-@pytest.mark.parametrize(
-    "hook", [torch.nn.utils.weight_norm, partial(prune.l1_unstructured, amount=1)]
-)
-@pytest.mark.filterwarnings("ignore:.*weight_norm")
-def test_a_weight_that_a_hook_makes_is_not_saved(hook, tmp_path):
+def test_a_weight_that_a_hook_makes_is_not_saved(tmp_path):
     model = tiny_model()
-    hook(model.stages[0].output, "weight")
-    with pytest.raises(
-        ValueError, match=r"^save_pretrained: a hook makes stages.0.output.weight; "
-    ):
+    prune.l1_unstructured(model.stages[0].output, "weight", amount=1)
+    with pytest.raises(ValueError, match=r"^save_pretrained: a hook makes stages.0.output.weight"):
         model.save_pretrained(tmp_path)
 
 
