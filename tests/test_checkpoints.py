@@ -88,6 +88,16 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path, what, message):
     assert "\n" not in str(error.value)
 
 
+def test_weights_that_cannot_be_loaded_are_not_saved(tmp_path):
+    model, file = tiny_model(), tmp_path / "model.safetensors"
+    model.save_pretrained(tmp_path)
+    before = file.read_bytes()
+    torch.nn.init.constant_(model.stages[0].output.bias, float("nan"))
+    with pytest.raises(ValueError, match=r"safetensors: stages.0.output.bias must be finite, but"):
+        model.save_pretrained(tmp_path)
+    assert file.read_bytes() == before
+
+
 def test_a_configuration_beyond_its_weights_takes_no_memory(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)

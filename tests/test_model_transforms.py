@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils import prune
 
 from models import generator, images, tiny_config, tiny_model
-from msf import MSF
+from msf import MSF, sample
 from msf.weights import plain_state
 from processes import needs_fsdp2, program
 
@@ -207,3 +207,20 @@ def test_blocks_sharded_in_bfloat16_train_and_are_saved(wrapper, tmp_path):
     assert len(set(losses)) == 3
     loaded = MSF.from_pretrained(tmp_path)(images(8), torch.arange(8) % 3, generator=generator())
     assert trained == pytest.approx(loaded["total"].item(), rel=0.02)
+
+
+def test_a_weight_that_a_hook_makes_is_not_saved(tmp_path):
+    model = tiny_model()
+    prune.l1_unstructured(model.stages[0].output, "weight", amount=1)
+    with pytest.raises(ValueError, match=r"^save_pretrained: a hook makes stages.0.output.weight"):
+        model.save_pretrained(tmp_path)
+
+
+def test_sampling_runs_inside_torch_compile():
+    torch.compiler.reset()
+    model, labels = tiny_model(), torch.tensor([0, 2])
+
+    def sampled():
+        return sample(model, labels, seeds=[3, 4], guidance_scale=2.0)
+
+    torch.testing.assert_close(torch.compile(sampled, backend="eager")(), sampled())

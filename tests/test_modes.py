@@ -93,6 +93,21 @@ def test_images_of_a_seed(caller: str) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=0.3 if caller == "autocast" else 0)
 
 
+def test_images_after_a_step_inside_one_autocast() -> None:
+    """Autocast keeps the casts of weights, which a step changes."""
+
+    def sampled() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return msf.sample(model, labels, seeds=[3, 4])
+
+    model, labels = tiny_model(), torch.tensor([0, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images(2), labels)["total"].backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        got = sampled()
+    assert torch.equal(got, sampled())
+
+
 @callers
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_weights_of_a_file(caller: str, dtype: torch.dtype, tmp_path: Path) -> None:

@@ -233,11 +233,12 @@ class MSF(nn.Module):
         """Write ``config.json`` and ``model.safetensors``, each whole or not at all.
 
         Of a model that FSDP2 has sharded all processes call it. Raise ValueError where the weights
-        are not whole, as inside FSDP1.
+        are not whole, as inside FSDP1, or hold NaN or infinity, which could not be read again.
         """
         directory, state = Path(directory), plain_state(self)
         with torch.device("meta"):
             check_shapes(state, MSF(self.config).state_dict())
+        check_tensors(state, directory / WEIGHTS_FILE)
         directory.mkdir(parents=True, exist_ok=True)
         with atomic_write(directory / WEIGHTS_FILE) as path:
             save_file(state, path)

@@ -42,6 +42,17 @@ def own_modes() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def own_casts() -> Iterator[None]:
+    """Run without the casts of weights that an autocast around us keeps, as weights may have
+    changed since, and leave it none."""
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
+
+
 def has_values(x: Tensor) -> bool:
     """Return whether numbers of x can be looked at: not in a graph, nor without memory, nor where
     vmap runs one call for many."""

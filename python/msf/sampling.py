@@ -14,7 +14,7 @@ from torch import Tensor
 from .config import MSFConfig
 from .diffusion import denoise
 from .model import MSF
-from .modes import default_device, has_values
+from .modes import default_device, has_values, own_casts
 from .parsing import parse
 from .sampling_config import SamplingConfig, SamplingFields, StageSampling
 from .seeds import generator
@@ -70,6 +70,7 @@ def sample(
 
 
 @default_device()
+@own_casts()
 @torch.no_grad()
 def sample_components(
     model: MSF,
@@ -121,6 +122,7 @@ def sample_components(
     return Sample(x, components)
 
 
+@torch.compiler.disable  # a graph cannot hold the generators
 def image_noise(seeds: Sequence[int], shape: tuple[int, ...], *purpose: int) -> Tensor:
     """Draw normals (B, *shape) on the CPU; a row depends on its seed and ``purpose`` alone."""
     noise = torch.empty(len(seeds), *shape, dtype=torch.float32)

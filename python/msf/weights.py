@@ -74,6 +74,8 @@ def whole(x: Tensor) -> Tensor:
 def check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise ValueError unless both have the same names with the same shapes."""
     for name in {**expected, **state}:
+        if name not in state and any(other.startswith(f"{name}_") for other in state):
+            raise ValueError(f"save_pretrained: a hook makes {name}; remove it first")
         right, got = (
             list(tensors[name].shape) if name in tensors else "none"
             for tensors in (expected, state)

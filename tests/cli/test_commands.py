@@ -117,8 +117,10 @@ def test_a_missing_model_beside_states_is_told_how_to_mend(
     run = tmp_path / "run"
     shutil.copytree(workspace / "run", run)
     (run / "model.safetensors").unlink()
-    assert main(["sample", str(run), "--out", str(tmp_path / "x.png")]) == 2
-    assert "model.safetensors is missing; msf train --resume rebuilds it" in capsys.readouterr().err
+    for command in (["sample", str(run), "--out", str(tmp_path / "x.png")], ["inspect", str(run)]):
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert "model.safetensors is missing; msf train --resume rebuilds it" in told
 
 
 def test_sample_writes_a_grid(

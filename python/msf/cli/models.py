@@ -57,8 +57,8 @@ def unsupported_reason(device: str) -> str | None:
     return None if torch.cuda.is_available() else "torch finds no usable NVIDIA GPU or driver"
 
 
-def load(directory: Path, device: torch.device) -> MSF:
-    """Load the model in a directory. Raise ValueError if it is missing, corrupt or half trained."""
+def read(directory: Path) -> MSF:
+    """Return the model in a directory. Raise ValueError if it is missing or corrupt."""
     from ..model import MSF
     from ..pretrained import WEIGHTS_FILE
 
@@ -67,7 +67,13 @@ def load(directory: Path, device: torch.device) -> MSF:
             f"{directory}: {WEIGHTS_FILE} is missing; msf train --resume rebuilds it from the "
             "states of all stages"
         )
-    model = MSF.from_pretrained(directory)
+    return MSF.from_pretrained(directory)
+
+
+def load(directory: Path, device: torch.device) -> MSF:
+    """Return the model in a directory, on ``device``. Raise ValueError if it is missing, corrupt or
+    half trained."""
+    model = read(directory)
     if untrained := model.untrained_stages:
         raise ValueError(
             f"{directory}: not trained yet: {', '.join(untrained)}; "

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...files import printable, quoted
 from ...training.config import class_names_of, read_run
-from .. import latents, tables
+from .. import latents, models, tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,11 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from ...data import is_latents
     from ...flops import stage_costs
-    from ...model import MSF
 
     if is_latents(args.model):
         return latents.document(args.model)
-    model, training = MSF.from_pretrained(args.model), read_run(args.model)
+    model, training = models.read(args.model), read_run(args.model)
     class_names_of(args.model, training, model.config.num_classes)
     stages = [
         {
