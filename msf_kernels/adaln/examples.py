@@ -15,7 +15,7 @@ from .op import adaln_modulate, gate_residual, gate_residual_adaln
 
 # The widths of DiT-S, B, L and XL, and 1536, at the 256 tokens of 256 pixels.
 AUDITED = tuple((64, 256, width) for width in (384, 768, 1024, 1152, 1536))
-VARIANTS_AUDITED = ((64, 256, 1152),)  # they need less than those with a bias
+VARIANTS_AUDITED = ((64, 256, 384), (64, 256, 1152))  # they need less than those with a bias
 
 # Tokens, modulations, and which of these a variant broadcasts.
 OPERATORS: tuple[tuple[Callable[..., Any], str, str, str], ...] = (
