@@ -21,6 +21,7 @@ from msf_kernels import (
     gate_residual_adaln,
 )
 
+from ..rotary import in_halves, qk_in_halves
 from ..transformer import handed_on
 from .structure import does_nothing, has_hooks, is_norm, is_rms, kind
 
@@ -129,11 +130,9 @@ def self_attention(
     if is_rms(q_norm):
         options = {"q_weight": q_norm.weight, "k_weight": k_norm.weight}
     if rope is not None:
-        # The operator rotates the pairs (i, i + d / 2). The product of q and k does not depend on
-        # the order of a head's channels, if it is the same in both, norms and angles included.
-        options = {name: _in_halves(w, head_dim) for name, w in options.items()}
-        weight = _qk_in_halves(weight, head_dim)
-        bias = None if bias is None else _qk_in_halves(bias, head_dim)
+        options = {name: in_halves(w, head_dim) for name, w in options.items()}
+        weight = qk_in_halves(weight, head_dim)
+        bias = None if bias is None else qk_in_halves(bias, head_dim)
     if options:
         options["eps"] = q_norm.eps
     product = F.linear(x, weight)
@@ -156,19 +155,6 @@ def _normed(qkv: Tensor, num_heads: int, q_norm: Any, k_norm: Any, in_halves: bo
         q, k = (x.unflatten(-1, pairs).transpose(-1, -2) for x in (q, k))
         v = v.unflatten(-1, halves)
     return torch.stack((q, k, v), 2).flatten(2)
-
-
-def _qk_in_halves(x: Tensor, head_dim: int) -> Tensor:
-    """Put rows of a weight or bias [q | k | v] in the order of `_in_halves` where they make q or
-    k."""
-    width = x.shape[0] // 3
-    qk, v = x.split((2 * width, width))
-    return torch.cat((_in_halves(qk, head_dim), v))
-
-
-def _in_halves(x: Tensor, head_dim: int) -> Tensor:
-    """Put rows 0, 2, 4... of each head before its rows 1, 3, 5..."""
-    return x.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def _is_fused(norm: Any, rounding: str) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..config import MSFConfig
 from ..embeddings import FREQUENCIES, sincos_2d
+from ..rotary import in_halves, qk_in_halves
 from .checkpoint import Checkpoint
 
 
@@ -121,23 +122,24 @@ def _attention(
     source: Checkpoint, block: str, config: MSFConfig, order: Tensor
 ) -> dict[str, Tensor]:
     (stage,), there, here = config.stages, f"{block}.attn", f"{block}.attention"
-    width = stage.width
-    head = torch.arange(stage.head_dim)  # the channels of a head of q or k
+    width, head_dim = stage.width, stage.head_dim
+    qkv = {
+        f"{here}.qkv.weight": source.take(f"{there}.qkv.weight", 3 * width, width)[:, order],
+        f"{here}.qkv.bias": source.take(f"{there}.qkv.bias", 3 * width),
+    }
+    norms = {
+        f"{here}.{name}_weight": source.take(f"{there}.{name}_norm.weight", head_dim)
+        for name in ("qk" if config.qk_norm else "")
+    }
     if config.positions != "sincos":
-        # RoPE there turns neighbouring channels, here channel i with i + d / 2.
-        head = head.unflatten(0, (-1, 2)).T.flatten()
-    rows = torch.arange(3 * width)
-    rows[: 2 * width] = rows[: 2 * width].unflatten(0, (-1, stage.head_dim))[:, head].flatten()
-    state = {
-        f"{here}.qkv.weight": source.take(f"{there}.qkv.weight", 3 * width, width)[rows][:, order],
-        f"{here}.qkv.bias": source.take(f"{there}.qkv.bias", 3 * width)[rows],
+        qkv = {name: qk_in_halves(x, head_dim) for name, x in qkv.items()}
+        norms = {name: in_halves(x, head_dim) for name, x in norms.items()}
+    return {
+        **qkv,
+        **norms,
         f"{here}.proj.weight": source.take(f"{there}.proj.weight", width, width)[order],
         f"{here}.proj.bias": source.take(f"{there}.proj.bias", width)[order],
     }
-    for name in "qk" if config.qk_norm else "":
-        weight = source.take(f"{there}.{name}_norm.weight", stage.head_dim)
-        state[f"{here}.{name}_weight"] = weight[head]
-    return state
 
 
 def _mlp(source: Checkpoint, block: str, config: MSFConfig, order: Tensor) -> dict[str, Tensor]:
