@@ -22,27 +22,6 @@ def default_device(device: torch.device | str = "cpu") -> Iterator[None]:
 
 
 @contextmanager
-def own_modes() -> Iterator[None]:
-    """Run with gradients, no autocast, and float32 on the CPU as the default, whatever the caller
-    has.
-
-    Also forget the weights that an autocast around us has cast already, as they may have changed.
-    """
-    dtype = torch.get_default_dtype()
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    torch.clear_autocast_cache()
-    with ExitStack() as stack:
-        stack.enter_context(default_device())
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for device in devices:
-            stack.enter_context(torch.autocast(device, enabled=False))
-        stack.callback(torch.set_default_dtype, dtype)
-        torch.set_default_dtype(torch.float32)
-        yield
-
-
-@contextmanager
 def own_casts() -> Iterator[None]:
     """Run without the casts of weights that an autocast around us keeps, as weights may have
     changed since, and leave it none."""
@@ -51,6 +30,24 @@ def own_casts() -> Iterator[None]:
         yield
     finally:
         torch.clear_autocast_cache()
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """Run with gradients, no autocast nor what one has cast, and float32 on the CPU as the default,
+    whatever the caller has."""
+    dtype = torch.get_default_dtype()
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    with ExitStack() as stack:
+        stack.enter_context(own_casts())
+        stack.enter_context(default_device())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in devices:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield
 
 
 def has_values(x: Tensor) -> bool:
