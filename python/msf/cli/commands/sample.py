@@ -88,12 +88,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise _interrupted(job.parts, ranks.is_first) from None
 
 
-def _interrupted(parts: Parts, is_first: bool) -> Exception:
+def _interrupted(parts: Parts, is_first: bool) -> BaseException:
     """Return what the command ends with, of which the first process alone tells."""
     if not is_first:
         return Failure("", 130)
     if not (there := parts.there()):
-        return Failure("interrupted", 130)
+        return KeyboardInterrupt()
     return Failure(
         f"interrupted; {there:,} of {parts.count:,} batches are kept in {parts.folder}, the same "
         "command continues",
