@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import pytest
@@ -106,6 +105,11 @@ def test_a_tangent_can_be_trained_beside_its_value(case: Case) -> None:
     assert grad.any()
 
 
+def squares(case: Case, fixed: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """The sum of all outputs' squares, of the inputs before those that are fixed."""
+    return lambda *moving: sum(out.square().sum() for out in case.outputs([*moving, *fixed]))
+
+
 @REFERENCE
 @GRADIENT
 def test_transforms_of_torch_func(case: Case) -> None:
@@ -113,9 +117,7 @@ def test_transforms_of_torch_func(case: Case) -> None:
     inputs = case.inputs()
     moving, fixed = leaves(inputs), inputs[len(leaves(inputs)) :]
 
-    def loss(*moving: Tensor) -> Tensor:
-        return sum(out.square().sum() for out in case.outputs([*moving, *fixed]))
-
+    loss = squares(case, fixed)
     expected = torch.autograd.grad(loss(*moving), moving)
     plain = [tensor.detach() for tensor in moving]
     got = torch.func.grad(loss, argnums=tuple(range(len(plain))))(*plain)
@@ -123,7 +125,7 @@ def test_transforms_of_torch_func(case: Case) -> None:
     value, pull = torch.func.vjp(loss, *plain)
     torch.testing.assert_close(pull(torch.ones_like(value)), expected)
     first, *others = plain
-    of_first = partial(in_first, loss, others)
+    of_first = squares(case, [*others, *fixed])
     hessian = torch.func.hessian(of_first)(first)
     flat = hessian.reshape(first.numel(), -1)
     torch.testing.assert_close(flat, flat.T)
@@ -138,19 +140,13 @@ def test_transforms_of_torch_func(case: Case) -> None:
     torch.testing.assert_close(vectorised, torch.stack([loss(x, *others) for x in pair]))
 
 
-def in_first(loss: Callable[..., Tensor], others: list[Tensor], x: Tensor) -> Tensor:
-    return loss(x, *others)
-
-
 @REFERENCE
 @GRADIENT
 @FIRST_EXAMPLE
 @pytest.mark.parametrize("transform", ["grad", "vmap"])
 def test_transforms_in_a_compiled_graph(case: Case, transform: str) -> None:
     first, *others = (tensor.detach() for tensor in case.inputs())
-
-    def loss(x: Tensor) -> Tensor:
-        return sum(out.square().sum() for out in case.outputs([x, *others]))
+    loss = squares(case, others)
 
     def derive(x: Tensor) -> Any:
         if transform == "vmap":
@@ -169,8 +165,7 @@ def test_backward_twice_is_right_or_refused(case: Case) -> None:
     inputs = case.inputs()
     moving, fixed = leaves(inputs), inputs[len(leaves(inputs)) :]
 
-    def loss(*moving: Tensor) -> Tensor:
-        return sum(out.square().sum() for out in case.outputs([*moving, *fixed]))
+    loss = squares(case, fixed)
 
     def size(grads: Sequence[Tensor]) -> Tensor:
         return sum(grad.square().sum() for grad in grads)
