@@ -120,6 +120,8 @@ struct type_caster<msf::ImageView>
 template <>
 struct type_caster<msf::Extent> : AggregateCaster<msf::Extent, int, int, int, int> {};
 template <>
+struct type_caster<msf::TokensView> : AggregateCaster<msf::TokensView, Address, int64_t> {};
+template <>
 struct type_caster<msf::TokenGrid> : AggregateCaster<msf::TokenGrid, int, int, int, int> {};
 template <>
 struct type_caster<msf::Statistics> : AggregateCaster<msf::Statistics, Address, Address> {};

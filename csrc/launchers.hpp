@@ -57,15 +57,24 @@ void pyramid_merge_backward(DType dtype, Extent extent, ImageView grad, ImageVie
                             ImageView grad_residual, Statistics statistics, bool bilinear,
                             Address stream);
 
-// The sizes of merge_tokens: base is (B, h * w, 4 * D), position (4 * h * w, D), all other tensors
-// are (B, 4 * h * w, D), and all are contiguous. position has the dtype of the others or float32.
+// Tokens (B, N, D) whose samples are contiguous, `batch` elements from one to the next. Absent ones
+// have no data.
+struct TokensView {
+  Address data;
+  int64_t batch = 0;
+};
+
+// The sizes of merge_tokens: base is (B, h * w, 4 * D), position (4 * h * w, D), condition (B, C,
+// D), x (B, C + 4 * h * w, D), all other tensors are (B, 4 * h * w, D), and what is given by its
+// address is contiguous. position has the dtype of the others or float32.
 struct TokenGrid {
   int batch, height, width, channels;  // B, h, w and D
 };
 
-void merge_tokens(DType dtype, DType position_dtype, TokenGrid grid, Address base, Address skip,
-                  Address position, Address x, Address stream);
-void merge_tokens_backward(DType dtype, DType position_dtype, TokenGrid grid, Address grad,
+void merge_tokens(DType dtype, DType position_dtype, TokenGrid grid, TokensView base,
+                  TokensView skip, Address position, TokensView condition, int condition_tokens,
+                  Address x, Address stream);
+void merge_tokens_backward(DType dtype, DType position_dtype, TokenGrid grid, TokensView grad,
                            Address grad_base, Address grad_position, Address stream);
 
 // All tensors are (batch, size) and contiguous, but t is (batch,) in the compute dtype.

@@ -32,6 +32,16 @@ def contiguous(x: MaybeTensor, alignment: int = 1) -> MaybeTensor:
     return x.clone() if alignment > 1 and x.data_ptr() % alignment else x
 
 
+def contiguous_samples(x: MaybeTensor) -> MaybeTensor:
+    """Return x, or a copy, whose samples are contiguous, however far apart; None stays None.
+
+    Halves of a guided batch are such, and the first or last tokens of a sequence.
+    """
+    if x is None or x.is_contiguous() or x[:1].is_contiguous():
+        return x
+    return x.contiguous()
+
+
 def aligned(x: Tensor) -> Tensor:
     """Return x (B, N, channels) with contiguous channels, each token at a multiple of 16 bytes.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from msf_kernels.examples import Shape
@@ -27,6 +28,12 @@ def merge(base: Tensor, skip: Tensor, position: Tensor, grid: tuple[int, int]) -
     return (x.reshape(batch, tokens, channels).float() + skip + position).to(skip.dtype)
 
 
+def merge_behind(
+    base: Tensor, skip: Tensor, position: Tensor, condition: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    return torch.cat((condition, merge(base, skip, position, grid)), 1)
+
+
 FORWARD = Benchmark(
     example=EXAMPLES[0],
     eager=merge,
@@ -38,4 +45,12 @@ FORWARD = Benchmark(
 BACKWARD = replace(
     FORWARD, gradients=2, bytes=lambda base, skip, position, grid: skip.nbytes + base.nbytes
 )
-BENCHMARKS = [FORWARD, BACKWARD]
+BEHIND = replace(
+    FORWARD,
+    example=EXAMPLES[2],
+    eager=merge_behind,
+    bytes=lambda base, skip, position, condition, grid: (
+        base.nbytes + 2 * skip.nbytes + position.nbytes + 2 * condition.nbytes
+    ),
+)
+BENCHMARKS = [FORWARD, BACKWARD, BEHIND]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..cuda_support.launch import address, dtype, image, launch, wide
-from ..layout import empty, in_layout_of
+from ..layout import contiguous_samples, empty, in_layout_of
 
 
 def guided_euler_step(
@@ -23,7 +23,7 @@ def guided_euler_step(
     x_next = empty(x)
     scale, dt = _on_device(guidance_scale, x), _on_device(dt, x)
     if patch:
-        v_cond, v_uncond = _tokens(v_cond), _tokens(v_uncond)
+        v_cond, v_uncond = contiguous_samples(v_cond), contiguous_samples(v_uncond)
         euler_step = _euler_step(v_cond, v_uncond, scale, dt, step, patch)
         launch(
             "guided_euler_step_of_tokens",
@@ -70,7 +70,7 @@ def guided_euler_merge(
     scale, dt = _on_device(guidance_scale, x), _on_device(dt, x)
     mean, std = wide(mean, x), wide(std, x)
     if patch:
-        v_cond, v_uncond = _tokens(v_cond), _tokens(v_uncond)
+        v_cond, v_uncond = contiguous_samples(v_cond), contiguous_samples(v_uncond)
     elif v_uncond is not None and v_uncond.stride() != v_cond.stride():
         v_cond, v_uncond = v_cond.contiguous(), v_uncond.contiguous()
     launch(
@@ -87,13 +87,6 @@ def guided_euler_merge(
         (low, high),
     )
     return merged
-
-
-def _tokens(velocity: Any) -> Any:
-    """Return tokens contiguous but for the batch stride, which halves of a guided batch have."""
-    if velocity is None or velocity[:1].is_contiguous():
-        return velocity
-    return velocity.contiguous()
 
 
 def _on_device(scalar: Tensor, x: Tensor) -> Tensor:

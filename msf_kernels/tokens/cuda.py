@@ -5,25 +5,33 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..cuda_support.launch import address, dtype, launch
-from ..layout import empty_like
+from ..layout import contiguous, contiguous_samples, empty_like
 
 
 def merge_tokens(
-    base: Tensor, skip: Tensor, position: Tensor | None, height: int, width: int
+    base: Tensor,
+    skip: Tensor,
+    position: Tensor | None,
+    condition: Tensor | None,
+    height: int,
+    width: int,
 ) -> Tensor:
-    batch, _, channels = skip.shape
-    base, skip = base.contiguous(), skip.contiguous()
-    position = None if position is None else position.contiguous()
-    x = empty_like(skip)
+    batch, tokens, channels = skip.shape
+    base, skip = contiguous_samples(base), contiguous_samples(skip)
+    position, condition = contiguous(position), contiguous_samples(condition)
+    count = 0 if condition is None else condition.shape[1]
+    x = skip.new_empty((batch, count + tokens, channels))
     launch(
         "merge_tokens",
         x,
         dtype(x),
         dtype(x if position is None else position),
         (batch, height, width, channels),
-        address(base),
-        address(skip),
+        _view(base),
+        _view(skip),
         address(position),
+        _view(condition),
+        count,
         address(x),
     )
     return x
@@ -33,7 +41,7 @@ def merge_tokens_backward(
     grad: Tensor, position: Tensor | None, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
     batch, tokens, channels = grad.shape
-    grad = grad.contiguous()
+    grad = contiguous_samples(grad)
     grad_base = grad.new_empty((batch, tokens // 4, 4 * channels))
     grad_position = None if position is None else empty_like(position)
     launch(
@@ -42,8 +50,13 @@ def merge_tokens_backward(
         dtype(grad),
         dtype(grad if position is None else position),
         (batch, height, width, channels),
-        address(grad),
+        _view(grad),
         address(grad_base),
         address(grad_position),
     )
     return grad_base, grad.new_empty(0) if grad_position is None else grad_position
+
+
+def _view(tokens: Tensor | None) -> tuple[int, int] | None:
+    """Return tokens (B, N, D) as an msf::TokensView."""
+    return None if tokens is None else (address(tokens), tokens.stride(0))

@@ -1,4 +1,4 @@
-"""Example calls of merge_tokens, with and without positions."""
+"""Example calls of merge_tokens, with and without positions and condition tokens."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from ..dtypes import compute_dtype
 from ..examples import Example, New, Shape
 from .op import merge_tokens
 
+CONDITION = 16  # as many tokens of the class MPDiT has
 
-def inputs(new: New, shape: Shape, position: bool) -> dict[str, Tensor]:
-    """Make base and skip for a fine grid of tokens (B, H, W, D), and their positions (H * W, D)."""
+
+def inputs(new: New, shape: Shape, position: bool, condition: bool) -> dict[str, Tensor]:
+    """Make base and skip for a fine grid of tokens (B, H, W, D), their positions (H * W, D), and
+    the condition (B, CONDITION, D)."""
     batch, height, width, channels = shape
     tokens = height * width
     made = {
@@ -22,6 +25,8 @@ def inputs(new: New, shape: Shape, position: bool) -> dict[str, Tensor]:
     }
     if position:  # float32 beside 16 bits, as parameters are under autocast
         made["position"] = new(tokens, channels, dtype=compute_dtype(new(1)))
+    if condition:
+        made["condition"] = new(batch, CONDITION, channels)
     return made
 
 
@@ -33,12 +38,16 @@ EXAMPLES = tuple(
     Example(
         op="merge_tokens",
         function=merge_tokens,
-        inputs=partial(inputs, position=position),
+        inputs=partial(inputs, position=position, condition=condition),
         shape=(2, 4, 6, 5),
         options=options,
-        gradients=2 + position,
-        variant="" if position else "without positions",
+        gradients=2 + position + condition,
+        variant=variant,
         audited=((64, 16, 16, 768),) if position else (),
     )
-    for position in (True, False)
+    for variant, position, condition in (
+        ("", True, False),
+        ("without positions", False, False),
+        ("with a condition", True, True),
+    )
 )

@@ -12,9 +12,14 @@ from ..dtypes import widen
 
 
 def merge_tokens(
-    base: Tensor, skip: Tensor, position: Tensor | None, height: int, width: int
+    base: Tensor,
+    skip: Tensor,
+    position: Tensor | None,
+    condition: Tensor | None,
+    height: int,
+    width: int,
 ) -> Tensor:
-    """Return x = shuffle(base) + skip + position (B, 4hw, D) in skip's dtype.
+    """Return x = shuffle(base) + skip + position (B, 4hw, D), behind the condition (B, C, D).
 
     base (B, hw, 4D) lies on a grid of ``height`` by ``width``, row by row; `shuffle` makes of each
     token the 2x2 tokens (row, column, D) that its channels hold.
@@ -23,13 +28,14 @@ def merge_tokens(
     x = x.transpose(2, 3).flatten(1, 4) + widen(skip)
     if position is not None:
         x = x + widen(position)
-    return x.to(skip.dtype)
+    x = x.to(skip.dtype)
+    return x if condition is None else torch.cat((condition, x), 1)
 
 
 def merge_tokens_backward(
     grad: Tensor, position: Tensor | None, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of base and position, empty without one; that of skip is `grad`."""
+    """Return the gradients of base and position, empty without one, from that of skip."""
     grid = grad.unflatten(1, (height, 2, width, 2)).transpose(2, 3)
     grad_base = grid.clone(memory_format=torch.contiguous_format).flatten(3).flatten(1, 2)
     if position is None:

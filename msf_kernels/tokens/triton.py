@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import contiguous, empty_like
+from ..layout import contiguous, contiguous_samples, empty_like
 from ..triton_support.arithmetic import narrow, widen
 from ..triton_support.launch import launch, power_of_2, tiles
 
 # A thread reads the gradients of so many samples at once, to have as many loads in flight.
 SAMPLES = 4
+
+
+class Tokens(NamedTuple):
+    """Tokens (B, N, D) are their memory and the stride of the batch; samples are contiguous."""
+
+    ptr: Any
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -52,36 +60,49 @@ def offsets(token, channel, width, channels):
 
 
 @triton.jit
+def start(tokens, sample):
+    """Return the first element of a sample."""
+    return tokens.ptr + sample.to(tl.int64) * tokens.batch
+
+
+@triton.jit
 def merge_kernel(
-    base_ptr,  # (B, h * w, 4 * D)
-    skip_ptr,  # (B, 4 * h * w, D)
+    base,  # Tokens (B, h * w, 4 * D)
+    skip,  # Tokens (B, 4 * h * w, D)
     position_ptr,  # (4 * h * w, D) or absent
-    x_ptr,  # (B, 4 * h * w, D)
+    condition,  # Tokens (B, C, D) or absent
+    x,  # Tokens (B, C + 4 * h * w, D)
     batch,
     height,
     width,
     channels,
+    CONDITION: tl.constexpr,  # C
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Merge ROWS fine tokens by COLUMNS channels, counted over all samples."""
+    """Write ROWS tokens of x by COLUMNS channels, counted over all samples."""
     index, channel = own_channels(channels, COLUMNS)
     row = index * ROWS + tl.arange(0, ROWS)[:, None]
-    tokens = 4 * height * width
-    sample, token = row // tokens, row % tokens
+    tokens = CONDITION + 4 * height * width
+    sample, place = row // tokens, row % tokens
+    token = place - CONDITION
     exists = (sample < batch) & (channel < channels)
+    merged = exists & (token >= 0)
     fine, coarse = offsets(token, channel, width, channels)
-    start = sample.to(tl.int64) * tokens * channels
-    value = widen(tl.load(base_ptr + start + coarse, mask=exists))
-    value = value + widen(tl.load(skip_ptr + start + fine, mask=exists))
+    value = widen(tl.load(start(base, sample) + coarse, mask=merged))
+    value = value + widen(tl.load(start(skip, sample) + fine, mask=merged))
     if position_ptr is not None:
-        value = value + widen(tl.load(position_ptr + fine, mask=exists))
-    tl.store(x_ptr + start + fine, narrow(value, x_ptr.dtype.element_ty), mask=exists)
+        value = value + widen(tl.load(position_ptr + fine, mask=merged))
+    own = place.to(tl.int64) * channels + channel
+    if CONDITION:
+        kept = tl.load(start(condition, sample) + own, mask=exists & (token < 0))
+        value = tl.where(token < 0, widen(kept), value)
+    tl.store(start(x, sample) + own, narrow(value, x.ptr.dtype.element_ty), mask=exists)
 
 
 @triton.jit
 def merge_backward_kernel(
-    grad_ptr,  # (B, 4 * h * w, D)
+    grad,  # Tokens (B, 4 * h * w, D)
     grad_base_ptr,  # (B, h * w, 4 * D)
     grad_position_ptr,  # (4 * h * w, D) or absent
     batch,
@@ -97,15 +118,15 @@ def merge_backward_kernel(
     first = index // tokens * SAMPLES
     end = first + SAMPLES if grad_position_ptr is None else batch
     fine, coarse = offsets(index % tokens, channel, width, channels)
-    dtype = grad_ptr.dtype.element_ty
+    dtype = grad.ptr.dtype.element_ty
     total = tl.zeros((1, COLUMNS), tl.float64 if dtype == tl.float64 else tl.float32)
     # Not a range, because the interpreter of Triton 3.6 cannot count one with NumPy 2.4.
     while first < end:
         sample = first + tl.arange(0, SAMPLES)[:, None]
-        start = sample.to(tl.int64) * tokens * channels
         exists = (sample < batch) & (channel < channels)
-        value = tl.load(grad_ptr + start + fine, mask=exists, other=0)
-        tl.store(grad_base_ptr + start + coarse, value, mask=exists)
+        value = tl.load(start(grad, sample) + fine, mask=exists, other=0)
+        own = grad_base_ptr + sample.to(tl.int64) * tokens * channels
+        tl.store(own + coarse, value, mask=exists)
         total += tl.sum(widen(value), 0)[None, :]
         first += SAMPLES
     if grad_position_ptr is not None:
@@ -114,23 +135,31 @@ def merge_backward_kernel(
 
 
 def merge_tokens(
-    base: Tensor, skip: Tensor, position: Tensor | None, height: int, width: int
+    base: Tensor,
+    skip: Tensor,
+    position: Tensor | None,
+    condition: Tensor | None,
+    height: int,
+    width: int,
 ) -> Tensor:
-    x = empty_like(skip)
-    batch, tokens, channels = x.shape
-    tile = TokenTile.of(batch * tokens, channels, x.element_size(), 4)
+    batch, tokens, channels = skip.shape
+    count = 0 if condition is None else condition.shape[1]
+    x = skip.new_empty((batch, count + tokens, channels))
+    tile = TokenTile.of(batch * (count + tokens), channels, x.element_size(), 4)
     launch(
         merge_kernel,
         x.device,
         tile.count,
-        base_ptr=base.contiguous(),
-        skip_ptr=skip.contiguous(),
+        base=_tokens(base),
+        skip=_tokens(skip),
         position_ptr=contiguous(position),
-        x_ptr=x,
+        condition=_tokens(condition) if count else None,
+        x=_tokens(x),
         batch=batch,
         height=height,
         width=width,
         channels=channels,
+        CONDITION=count,
         ROWS=tile.rows,
         COLUMNS=tile.columns,
         warps=tile.warps,
@@ -150,7 +179,7 @@ def merge_tokens_backward(
         merge_backward_kernel,
         grad.device,
         tile.count,
-        grad_ptr=grad.contiguous(),
+        grad=_tokens(grad),
         grad_base_ptr=grad_base,
         grad_position_ptr=grad_position,
         batch=batch,
@@ -162,3 +191,8 @@ def merge_tokens_backward(
         warps=tile.warps,
     )
     return grad_base, grad.new_empty(0) if grad_position is None else grad_position
+
+
+def _tokens(x: Tensor | None) -> Tokens | None:
+    x = contiguous_samples(x)
+    return None if x is None else Tokens(x, x.stride(0))

@@ -36,28 +36,82 @@ def pixel_shuffle(base: Tensor, height: int, width: int) -> Tensor:
 @shapes
 @dtypes
 @pytest.mark.parametrize("positioned", [True, False], ids=["position", ""])
+@pytest.mark.parametrize("condition_tokens", [0, 1, 3])
 def test_merge(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, other: torch.dtype, positioned: bool
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    other: torch.dtype,
+    positioned: bool,
+    condition_tokens: int,
 ) -> None:
     batch, height, width, channels = shape
     tokens = height * width
-    inputs = [
-        normal(batch, tokens, 4 * channels, dtype=dtype).requires_grad_(),
-        normal(batch, 4 * tokens, channels, dtype=dtype).requires_grad_(),
-    ]
+    sizes = {"base": (batch, tokens, 4 * channels), "skip": (batch, 4 * tokens, channels)}
+    if condition_tokens:
+        sizes["condition"] = (batch, condition_tokens, channels)
+    inputs = {name: normal(*size, dtype=dtype) for name, size in sizes.items()}
     if positioned:
-        inputs.append(normal(4 * tokens, channels, dtype=other).requires_grad_())
-    x = merge_tokens(*inputs, grid=(height, width))
+        inputs["position"] = normal(4 * tokens, channels, dtype=other)
+    for tensor in inputs.values():
+        tensor.requires_grad_()
+    x = merge_tokens(**inputs, grid=(height, width))
 
-    exact_inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    base, *added = exact_inputs
-    exact = pixel_shuffle(base, height, width) + sum(added)
+    exact_inputs = {
+        name: tensor.detach().double().requires_grad_() for name, tensor in inputs.items()
+    }
+    added = (exact_inputs[name] for name in ("skip", "position") if name in inputs)
+    exact = pixel_shuffle(exact_inputs["base"], height, width) + sum(added)
+    if condition_tokens:
+        exact = torch.cat((exact_inputs["condition"], exact), 1)
     assert_rounded_once(x, exact, terms=3)
     grad = normal(*x.shape, dtype=dtype)
-    got = torch.autograd.grad(x, inputs, grad)
-    expected = torch.autograd.grad(exact, exact_inputs, grad.double())
+    got = torch.autograd.grad(x, list(inputs.values()), grad)
+    expected = torch.autograd.grad(exact, list(exact_inputs.values()), grad.double())
     for one, right in zip(got, expected, strict=True):
         assert_rounded_once(one, right, terms=batch)
+
+
+@pytest.mark.parametrize("channels", [5, 8])
+def test_a_condition_changes_no_bit_of_what_is_merged(channels: int) -> None:
+    base, skip = normal(2, 6, 4 * channels, dtype=BF16), normal(2, 24, channels, dtype=BF16)
+    position = normal(24, channels, dtype=FP32)
+    alone = merge_tokens(base, skip, position, grid=(2, 3))
+    none = base.new_empty(2, 0, channels)
+    assert torch.equal(merge_tokens(base, skip, position, none, grid=(2, 3)), alone)
+    condition = normal(2, 3, channels, dtype=BF16)
+    x = merge_tokens(base, skip, position, condition, grid=(2, 3))
+    assert torch.equal(x, torch.cat((condition, alone), 1))
+
+
+@pytest.mark.parametrize("channels", [5, 8])
+@pytest.mark.parametrize("condition_tokens", [1, 3])
+def test_parts_of_one_sequence_are_read_where_they_lie(
+    channels: int, condition_tokens: int, backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As MPDiT has them after a layer that takes condition and base together."""
+    refined = normal(2, condition_tokens + 24, channels, dtype=BF16)
+    skip = normal(2, 24, channels, dtype=BF16)
+    condition, base = refined[:, :condition_tokens], refined[:, condition_tokens:]
+    base = base.view(2, 6, 4 * channels)
+    expected = merge_tokens(base.clone(), skip, None, condition.clone(), grid=(2, 3))
+    # Their copies would come from here, and the reference makes others.
+    if backend_name != "reference":
+        monkeypatch.setattr(Tensor, "contiguous", lambda x: pytest.fail("a copy"))
+    with torch.no_grad():
+        got = merge_tokens(base, skip, None, condition, grid=(2, 3))
+    monkeypatch.undo()
+    assert torch.equal(got, expected)
+
+
+def test_gradients_of_parts_of_a_sequence() -> None:
+    """Condition and base that lie in one tensor, and a gradient that is a part of another."""
+    refined, skip = normal(2, 3 + 24, 8).requires_grad_(), normal(2, 24, 8).requires_grad_()
+    x = merge_tokens(refined[:, 3:].view(2, 6, 32), skip, None, refined[:, :3], grid=(2, 3))
+    grad = normal(2, 40, 8)[:, 5:32]
+    got = torch.autograd.grad(x, (refined, skip), grad)
+    exact = pixel_shuffle(refined[:, 3:].view(2, 6, 32), 2, 3) + skip
+    exact = torch.cat((refined[:, :3], exact), 1)
+    assert all(map(torch.equal, got, torch.autograd.grad(exact, (refined, skip), grad)))
 
 
 def test_unaligned_tokens() -> None:
@@ -68,7 +122,16 @@ def test_unaligned_tokens() -> None:
     assert torch.equal(merge_tokens(base, skip, grid=(2, 2)), expected)
 
 
+def test_unaligned_samples() -> None:
+    """Aligned at the first sample, but not at the second."""
+    storage = normal(2 * (4 * 32 + 1), dtype=BF16)
+    base, skip = storage.view(2, -1)[:, :-1].view(2, 4, 32), normal(2, 16, 8, dtype=BF16)
+    expected = merge_tokens(base.clone(), skip, grid=(2, 2))
+    assert torch.equal(merge_tokens(base, skip, grid=(2, 2)), expected)
+
+
 base, skip, position = normal(2, 6, 20), normal(2, 24, 5), normal(24, 5)
+condition = normal(2, 3, 5)
 BAD = {
     "grid of another size": (
         lambda: merge_tokens(base, skip, grid=(2, 2)),
@@ -104,6 +167,31 @@ BAD = {
         lambda: merge_tokens(base, skip.float(), grid=(2, 3)),
         TypeError,
         "merge_tokens: skip must be float64, got float32",
+    ),
+    "condition of another width": (
+        lambda: merge_tokens(base, skip, None, condition[..., :4], grid=(2, 3)),
+        ValueError,
+        "merge_tokens: condition must be (B, C, D) = (2, 3, 5), got (2, 3, 4)",
+    ),
+    "condition of another batch": (
+        lambda: merge_tokens(base, skip, None, condition[:1], grid=(2, 3)),
+        ValueError,
+        "merge_tokens: condition must be (B, C, D) = (2, 3, 5), got (1, 3, 5)",
+    ),
+    "condition that is one token": (
+        lambda: merge_tokens(base, skip, None, condition[:, 0], grid=(2, 3)),
+        ValueError,
+        "merge_tokens: condition must be (B, C, D), got (2, 5)",
+    ),
+    "condition of another dtype": (
+        lambda: merge_tokens(base, skip, None, condition.float(), grid=(2, 3)),
+        TypeError,
+        "merge_tokens: condition must be float64, got float32",
+    ),
+    "condition of another kind": (
+        lambda: merge_tokens(base, skip, None, 3, grid=(2, 3)),
+        TypeError,
+        "merge_tokens: condition must be a tensor, got int",
     ),
     "position of the other 16-bit dtype": (
         lambda: merge_tokens(base.half(), skip.half(), position.bfloat16(), grid=(2, 3)),
