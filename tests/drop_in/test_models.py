@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import msf
 from numerics import relative_error
 from processes import needs_fsdp2, program
 
-from .transformers import MODELS, Transformer, inputs, make
+from .transformers import GELUMLP, MODELS, WIDTH, Attention, Transformer, inputs, make
 
 models = pytest.mark.parametrize("name", MODELS)
 
@@ -180,11 +181,75 @@ def test_what_is_not_called_has_no_hooks(name, path):
     msf.restore(model)(x, c)
 
 
-def test_a_norm_that_became_another_is_refused():
-    model, (x, c) = msf.accelerate(make("DiT and SiT")), inputs()
-    model.blocks[1].norm1 = nn.Identity()
-    with pytest.raises(ValueError, match="one is now a Identity; call msf"):
+class Causal(Attention):
+    def forward(self, x):
+        return super().forward(x, is_causal=True)
+
+
+class TwiceTheMLP(GELUMLP):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class OtherLinear(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Processor:
+    """What diffusers' set_processor puts in."""
+
+
+dropping = partial(nn.Dropout, 0.1)
+layer = partial(OtherLinear, WIDTH, WIDTH)
+CHANGED = [
+    ("DiT and SiT", "norm1", nn.Identity),
+    ("DiT and SiT", "attn", Causal),
+    ("DiT and SiT", "attn", Attention),
+    ("DiT and SiT", "attn.qkv", partial(OtherLinear, WIDTH, 3 * WIDTH)),
+    ("DiT and SiT", "attn.proj_drop", dropping),
+    ("DiT and SiT", "mlp", TwiceTheMLP),
+    ("LightningDiT", "attn.q_norm", partial(nn.RMSNorm, WIDTH // 2)),
+    ("MPDiT", "attn", Causal),
+    ("diffusers", "norm1.norm", nn.Identity),
+    ("diffusers", "attn1.processor", Processor),
+    ("diffusers", "attn1.to_out.0", layer),
+    ("diffusers", "attn1.to_out.1", dropping),
+    ("diffusers", "ff", nn.Identity),
+]
+OF_EAGER = [case for case in CHANGED if "norm1" in case[1]]
+
+
+def change_last_block(model, path, made):
+    blocks = [m for m in model.modules() if hasattr(m, "norm1")]
+    owner, _, name = path.rpartition(".")
+    setattr(blocks[-1].get_submodule(owner), name, made())
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "made", "rounding"),
+    [*((*case, "fp32") for case in CHANGED), *((*case, "eager") for case in OF_EAGER)],
+)
+@pytest.mark.parametrize("copied", [lambda m: m, copy.deepcopy], ids=["", "copy"])
+def test_a_part_that_became_another_is_refused(name, path, made, rounding, copied):
+    model, (x, c) = copied(msf.accelerate(make(name), rounding)), inputs()
+    model(x, c)
+    change_last_block(model, path, made)
+    kind = type(made()).__name__
+    with pytest.raises(ValueError, match=f"one is now (a|another) {kind}; call msf"):
         model(x, c)
+
+
+@pytest.mark.parametrize(("path", "made"), [("attn", Causal), ("mlp", TwiceTheMLP)])
+def test_with_eager_another_attention_or_mlp_is_called(path, made):
+    model, plain = make("DiT and SiT", torch.float64), make("DiT and SiT", torch.float64)
+    msf.accelerate(model, "eager")
+    x, c = inputs(torch.float64)
+    before, other = model(x, c), made().double()
+    for changed in (model, plain):
+        change_last_block(changed, path, lambda: other)
+    assert relative_error(model(x, c), plain(x, c)) < 1e-12
+    assert relative_error(model(x, c), before) > 1e-3
 
 
 @pytest.mark.parametrize("path", ["mlp", "mlp.act", "attn.q_norm"])

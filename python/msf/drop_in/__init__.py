@@ -8,7 +8,7 @@ from torch import nn
 
 from . import diffusers, dit
 from .probe import Probe
-from .structure import Family
+from .structure import Family, run
 
 FAMILIES: tuple[Family, ...] = (*dit.FAMILIES, *diffusers.FAMILIES)
 ROUNDINGS = ("fp32", "eager")
@@ -66,7 +66,7 @@ def accelerate(model: nn.Module, rounding: str = "fp32") -> nn.Module:
     for name, module, family in found:
         probe(name, module, family)
     for _, module, family in found:
-        module.__dict__["forward"] = partial(family.forward, module, rounding=rounding)
+        module.__dict__["forward"] = family.replacement(module, rounding)
     return model
 
 
@@ -80,4 +80,4 @@ def restore(model: nn.Module) -> nn.Module:
 
 def _is_ours(module: nn.Module) -> bool:
     forward = module.__dict__.get("forward")
-    return isinstance(forward, partial) and any(f.forward is forward.func for f in FAMILIES)
+    return isinstance(forward, partial) and forward.func is run

@@ -21,6 +21,8 @@ from .structure import (
     refuse,
 )
 
+ATTENTION = ("processor", "to_q", "to_k", "to_v", "to_out", "to_out.0", "to_out.1")
+
 
 def diffusers_block(
     block: Any,
@@ -116,4 +118,14 @@ def _inputs(block: Any, normal: Any, tokens: int, _: Any) -> tuple[Any, ...]:
     return x, None, None, None, timestep, None, labels
 
 
-FAMILIES = (Family(("norm1", "attn1", "norm3", "ff"), (), diffusers_block, check_block, _inputs),)
+FAMILIES = (
+    Family(
+        ("norm1", "attn1", "norm3", "ff"),
+        (),
+        diffusers_block,
+        check_block,
+        _inputs,
+        norms=("norm1", "norm1.norm", "norm3"),
+        read=("ff", "attn1", *(f"attn1.{name}" for name in ATTENTION)),
+    ),
+)

@@ -27,6 +27,8 @@ from .structure import (
     refuse,
 )
 
+ATTENTION = ("qkv", "q_norm", "k_norm", "attn_drop", "proj", "proj_drop")
+
 
 def dit_block(block: Any, x: Tensor, c: Tensor, feat_rope: Any = None, *, rounding: str) -> Tensor:
     """Run a block on x (B, N, D) with the condition c (B, C)."""
@@ -133,8 +135,7 @@ def check_final_layer(where: str, layer: Any) -> None:
 
 
 def _check_attention(where: str, attn: Any, width: int) -> None:
-    names = ("qkv", "q_norm", "k_norm", "attn_drop", "proj", "proj_drop")
-    check_children(where, attn, names)
+    check_children(where, attn, ATTENTION)
     heads = getattr(attn, "num_heads", None)
     if not isinstance(heads, int) or heads < 1:
         refuse(where, f"has num_heads {heads!r}, not a whole number")
@@ -185,10 +186,12 @@ BLOCK, LAST, OWN = (
     ("norm_final", "linear"),
     ("adaLN_modulation",),
 )
+NORMS, LAST_NORM = ("norm1", "norm2"), ("norm_final",)
+READ = ("mlp", "attn", *(f"attn.{name}" for name in ATTENTION))
 
 FAMILIES = (
-    Family((*BLOCK, *OWN), (), dit_block, check_block, _block_inputs),
-    Family(BLOCK, OWN, mpdit_block, check_block, _mpdit_inputs),
-    Family((*LAST, *OWN), (), final_layer, check_final_layer, _final_inputs, is_block=False),
-    Family(LAST, OWN, mpdit_final_layer, check_final_layer, _mpdit_inputs, is_block=False),
+    Family((*BLOCK, *OWN), (), dit_block, check_block, _block_inputs, NORMS, READ),
+    Family(BLOCK, OWN, mpdit_block, check_block, _mpdit_inputs, NORMS, READ),
+    Family((*LAST, *OWN), (), final_layer, check_final_layer, _final_inputs, LAST_NORM),
+    Family(LAST, OWN, mpdit_final_layer, check_final_layer, _mpdit_inputs, LAST_NORM),
 )

@@ -23,7 +23,7 @@ from msf_kernels import (
 
 from ..rotary import in_halves, qk_in_halves
 from ..transformer import handed_on
-from .structure import does_nothing, has_hooks, is_norm, is_rms, kind
+from .structure import does_nothing, has_hooks, is_norm, is_rms, kind, refuse_change
 
 Branch = tuple[Tensor, Tensor | None]
 
@@ -83,11 +83,7 @@ def check_not_called(layer: Any, is_known: bool = True) -> None:
     """Raise ValueError where a layer that is not called has come to be one of another kind, or to
     have hooks."""
     if not is_known or has_hooks(layer):
-        now = f"{kind(layer)} with hooks" if has_hooks(layer) else kind(layer)
-        raise ValueError(
-            f"an accelerated block reads the weights of its layers, and one is now a {now}; call "
-            "msf.restore before layers are replaced, wrapped or hooked"
-        )
+        refuse_change(f"a {kind(layer)} with hooks" if has_hooks(layer) else f"a {kind(layer)}")
 
 
 def last_product(layer: Any, x: Tensor) -> Branch:

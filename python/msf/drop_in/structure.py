@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from torch import nn
@@ -22,7 +23,8 @@ class Family:
         check: takes the module's name and the module; raises ValueError where it does not match.
         inputs: makes what the module's forward takes, from the module, normal(*shape), the number
             of tokens, and the model's module of rotary positions, or None where it has none.
-        is_block: False for a model's last layer.
+        norms: paths of what ``forward`` reads but does not call, whatever the rounding.
+        read: paths of what a block does not call either with rounding "fp32".
     """
 
     children: tuple[str, ...]
@@ -30,12 +32,57 @@ class Family:
     forward: Callable[..., Any]
     check: Callable[[str, nn.Module], None]
     inputs: Callable[..., tuple[Any, ...]]
-    is_block: bool = True
+    norms: tuple[str, ...]
+    read: tuple[str, ...] = ()
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it is a block, not a model's last layer."""
+        return bool(self.read)
 
     def has(self, module: nn.Module) -> bool:
         """Tell by the names of its modules whether a module is to be one of this family."""
         names = {name for name, _ in module.named_children()}
         return names.issuperset(self.children) and names.isdisjoint(self.absent)
+
+    def replacement(self, module: nn.Module, rounding: str) -> partial[Any]:
+        """Return what runs in place of the module's forward, as long as its parts stay."""
+        paths = self.norms + (self.read if rounding == "fp32" else ())
+        parts = [_part(module, path) for path in paths]
+        return partial(run, self.forward, module, parts, rounding)
+
+
+Part = tuple[Any, str, Any]  # a module, the name of an attribute, and what that is
+
+
+def _part(module: Any, path: str) -> Part:
+    *parents, name = path.split(".")
+    for parent in parents:
+        module = getattr(module, parent)
+    return module, name, getattr(module, name, None)
+
+
+def run(
+    forward: Callable[..., Any],
+    module: nn.Module,
+    parts: Iterable[Part],
+    rounding: str,
+    *args: Any,
+    **options: Any,
+) -> Any:
+    """Run a family's forward for a module. Raise ValueError where one of its parts, which are not
+    called, is another than at the time of `accelerate`."""
+    for parent, name, part in parts:
+        if (now := getattr(parent, name, None)) is not part:
+            refuse_change(f"another {kind(now)}" if type(now) is type(part) else f"a {kind(now)}")
+    return forward(module, *args, **options, rounding=rounding)
+
+
+def refuse_change(now: str) -> NoReturn:
+    raise ValueError(
+        f"an accelerated block reads the weights of its layers, and one is now {now}; call "
+        "msf.restore before layers are replaced, wrapped or hooked"
+    )
 
 
 def refuse(where: str, what: str) -> NoReturn:
