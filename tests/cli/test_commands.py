@@ -116,8 +116,17 @@ def test_a_missing_model_beside_states_is_told_how_to_mend(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(workspace / "run", run)
-    (run / "model.safetensors").unlink()
-    for command in (["sample", str(run), "--out", str(tmp_path / "x.png")], ["inspect", str(run)]):
+    weights = run / "model.safetensors"
+    commands = (["sample", str(run), "--out", str(tmp_path / "x.png")], ["inspect", str(run)])
+    for command in commands:
+        weights.write_bytes(b"damaged")
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert f"{weights}: not a readable" in told
+        assert told.endswith(
+            "; remove it, and msf train --resume rebuilds it from the states of all stages\n"
+        )
+        weights.unlink()
         assert main(command) == 2
         told = capsys.readouterr().err
         assert "model.safetensors is missing; msf train --resume rebuilds it" in told

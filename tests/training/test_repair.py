@@ -1,15 +1,18 @@
 """Damaged runs that --resume mends."""
 
 import os
+import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from msf.training.stage import StageTrainer
-from training_runs import digest, interrupt_at, run, steps
+from msf.training.train import train
+from training_runs import MODEL, STAGE, TRAINING, digest, interrupt_at, run, steps
 
 
 @pytest.fixture
@@ -56,6 +59,85 @@ def test_a_missing_model_is_rebuilt_from_the_states(whole, damaged, names, capsy
     assert capsys.readouterr().err == (
         f"{damaged}: rebuilt {' and '.join(names)} from the states of all stages\n"
     )
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("model.safetensors", "rebuilds it from the states of all stages"),
+        ("config.json", "rebuilds it from the states of all stages"),
+        ("training.json", "goes on with --config or --preset"),
+    ],
+)
+def test_a_damaged_file_beside_states_is_refused_with_what_mends_it(whole, damaged, name, remedy):
+    truncate(damaged / name)
+    before = digest(whole)
+    with pytest.raises(ValueError) as error:
+        run(damaged, resume=True)
+    line = str(error.value)
+    assert line.startswith(f"{damaged / name}: ") and "\n" not in line
+    assert line.endswith(f"; remove it, and msf train --resume {remedy}")
+    (damaged / name).unlink()
+    run(damaged, resume=True)
+    assert digest(damaged) == before
+
+
+def test_a_damaged_model_that_states_cannot_rebuild_has_no_such_hint(damaged):
+    (damaged / "state-base.safetensors").unlink()
+    truncate(damaged / "model.safetensors")
+    with pytest.raises(ValueError, match=r"not a readable safetensors file \([^;]*\)$"):
+        run(damaged, resume=True)
+
+
+@pytest.mark.parametrize("stages", [["base"], ["base", "residual"]])
+def test_a_lost_run_goes_on_with_settings_given_anew(stages, whole, tmp_path, capsys):
+    run(tmp_path / "run", stages=stages)
+    file = tmp_path / "run" / "training.json"
+    before = file.read_bytes()
+    file.unlink()
+    run(tmp_path / "run", resume=True, stages=stages)
+    assert file.read_bytes() == before
+    assert capsys.readouterr().err.endswith(
+        f"{file.parent}: resuming with settings given anew, seed and holdout too (training.json is "
+        "lost)\n"
+    )
+    run(tmp_path / "run", resume=True)
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+def test_a_lost_run_is_not_continued_with_another_model(damaged):
+    (damaged / "training.json").unlink()
+    before = digest(damaged)
+    other = replace(MODEL, label_dropout=0.5)
+    with pytest.raises(ValueError, match=r"differs in model.label_dropout; resume with"):
+        train(other, TRAINING, "digits", damaged, resume=True, progress=False)
+    (damaged / "config.json").unlink()  # then weights tell
+    other = replace(MODEL, stages=(STAGE, replace(STAGE, width=32)))
+    with pytest.raises(ValueError, match=r"state-residual.safetensors: made by another config"):
+        train(other, TRAINING, "digits", damaged, resume=True, progress=False)
+    assert digest(damaged) == before
+
+
+@pytest.mark.parametrize(
+    ("gone", "line"),
+    [("0/3.png", "1 of 250 images are gone (0/3.png first)"), ("", "other files, 251 images (")],
+)
+def test_a_lost_run_knows_its_images(photos, tmp_path, capsys, gone, line):
+    arguments = (MODEL, TRAINING, str(photos), tmp_path / "run")
+    train(*arguments, stages=["base"], progress=False)
+    (tmp_path / "run" / "training.json").unlink()
+    if gone:
+        (photos / gone).unlink()
+        with pytest.raises(ValueError, match=re.escape(line)):
+            train(*arguments, resume=True, progress=False)
+    else:
+        shutil.copy(photos / "0" / "3.png", photos / "0" / "another.png")
+        train(*arguments, resume=True, progress=False, stages=["base"])
+        assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", ["base", "residual"])

@@ -189,7 +189,7 @@ def test_what_is_no_file_is_one_clear_line(whole, tmp_path, name, make):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     (tmp_path / name).unlink()
     make(tmp_path / name)
-    with pytest.raises(ValueError, match=f"{name}: is no file$"):
+    with pytest.raises(ValueError, match=f"{name}: is no file(;|$)"):
         run(tmp_path, resume=True)
 
 

@@ -61,13 +61,13 @@ def read(directory: Path) -> MSF:
     """Return the model in a directory. Raise ValueError if it is missing or corrupt."""
     from ..model import MSF
     from ..pretrained import WEIGHTS_FILE
+    from ..training.checkpoints import REBUILDS, hinted
 
-    if any(directory.glob("state-*.safetensors")) and not (directory / WEIGHTS_FILE).exists():
-        raise ValueError(
-            f"{directory}: {WEIGHTS_FILE} is missing; msf train --resume rebuilds it from the "
-            "states of all stages"
-        )
-    return MSF.from_pretrained(directory)
+    has_states = any(directory.glob("state-*.safetensors"))
+    if has_states and not (directory / WEIGHTS_FILE).exists():
+        raise ValueError(f"{directory}: {WEIGHTS_FILE} is missing; {REBUILDS}")
+    with hinted(has_states):
+        return MSF.from_pretrained(directory)
 
 
 def load(directory: Path, device: torch.device) -> MSF:

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..progress import say
 from .state import read_state, step_of
 
 FOLDER = "checkpoints"
+REBUILDS = "msf train --resume rebuilds it from the states of all stages"
+
+
+@contextmanager
+def hinted(possible: bool, remedy: str = REBUILDS) -> Iterator[None]:
+    """Say of a damaged file that a run does without it, where that is ``possible``."""
+    try:
+        yield
+    except ValueError as error:
+        if not possible:
+            raise
+        raise ValueError(f"{error}; remove it, and {remedy}") from None
 
 
 class Checkpoints:

@@ -34,11 +34,13 @@ from ..pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
 from ..progress import say
 from . import metrics
 from .card import model_card
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, hinted
 from .config import RUN_FILE, RunConfig, read_run
 from .identity import (
     compare_data,
     compare_settings,
+    fingerprint,
+    read_files,
     sample_contents,
     settings_of,
     write_contents,
@@ -116,8 +118,8 @@ class RunFolder:
             self._remove_abandoned()
             write_files(self.path, self.files)
             write_contents(self.path, self._contents)
-            before = read_run(self.path)
-            if before and self._has_states():
+            before = self._saved_run() or replace(self.run, trained=tuple(self._stages_saved()))
+            if self._has_states():
                 self.run = replace(self.run, start=before.start, trained=before.trained)
             self._write_run(self.run)
 
@@ -141,7 +143,7 @@ class RunFolder:
 
     def _is_abandoned(self) -> bool:
         """Return whether the run here has saved nothing, and no process is about to."""
-        if read_run(self.path) is None or self._has_states():
+        if self._saved_run() is None or self._has_states():
             return False
         return not self._is_busy()
 
@@ -152,19 +154,24 @@ class RunFolder:
             return not all([claims.enter_context(claim(folder)) for folder in logs])
 
     def _check_same(self) -> None:
-        run = read_run(self.path)
-        if run is None:
+        found = self._saved_run()
+        if found is None and not self._stages_saved():
             raise ValueError(
                 f"{self.path}: holds files but no run ({RUN_FILE}); choose another --out"
             )
+        run = found or self._run_of_files()
         if self.run.start not in ("", run.start):
             raise ValueError(
                 f"{self.path}: the run in this folder began with {run.start or 'new weights'}, not "
                 f"with {self.run.start}; leave out --from, or choose another --out"
             )
         saved = (self.path / CONFIG_FILE).exists()
-        theirs = settings_of(read_config(self.path) if saved else self.config, run)
+        with hinted(self._has_all_states()):
+            config = read_config(self.path) if saved else self.config
+        theirs = settings_of(config, run)
         self.changes = compare_settings(self.path, theirs, settings_of(self.config, self.run))
+        if found is None:
+            self.changes.append(f"settings given anew, seed and holdout too ({RUN_FILE} is lost)")
         change = compare_data(
             self.path,
             run,
@@ -182,6 +189,23 @@ class RunFolder:
         if change:
             self.changes.append(change)
 
+    def _run_of_files(self) -> RunConfig:
+        """Return this run with the data that the folder's other files tell, for want of its own. As
+        many classes as the model has, with all files that there were, are the classes."""
+        before = fingerprint(read_files(self.path))
+        return replace(self.run, fingerprint=before or self.run.fingerprint)
+
+    def _saved_run(self) -> RunConfig | None:
+        remedy = "msf train --resume goes on with --config or --preset"
+        with hinted(bool(self._stages_saved()), remedy):
+            return read_run(self.path)
+
+    def _stages_saved(self) -> list[str]:
+        return [name for name in self.config.stage_names if self.checkpoints(name).files()]
+
+    def _has_all_states(self) -> bool:
+        return len(self._stages_saved()) == len(self.config.stage_names)
+
     def checkpoints(self, stage: str) -> Checkpoints:
         return Checkpoints(self.path, stage)
 
@@ -190,9 +214,10 @@ class RunFolder:
         beside states, it is rebuilt from them."""
         if not (lost := self._lost()):
             has_config = (self.path / CONFIG_FILE).exists()
-            return MSF.from_pretrained(self.path) if has_config else None
-        missing = [name for name in self.config.stage_names if not self.checkpoints(name).files()]
-        if missing:
+            with hinted(self._has_all_states()):
+                return MSF.from_pretrained(self.path) if has_config else None
+        saved = self._stages_saved()
+        if missing := [name for name in self.config.stage_names if name not in saved]:
             states = ", ".join(self.checkpoints(name).newest.name for name in missing)
             raise ValueError(
                 f"{self.path}: {lost} is missing, and {states}, without which it cannot be "
@@ -205,7 +230,7 @@ class RunFolder:
 
     def _lost(self) -> str:
         """Return what is missing of the model beside states, which are saved after it."""
-        if not any(self.checkpoints(name).files() for name in self.config.stage_names):
+        if not self._stages_saved():
             return ""
         files = (CONFIG_FILE, WEIGHTS_FILE)
         return " and ".join(name for name in files if not (self.path / name).exists())
@@ -218,7 +243,7 @@ class RunFolder:
     def _check_states(self, stages: Sequence[str]) -> None:
         """Raise ValueError where the state of a trained stage is missing: its training would begin
         anew, and replace what is there."""
-        model, run = self.saved_model(), read_run(self.path)
+        model, run = self.saved_model(), self._saved_run()
         for stage in stages:
             states = self.checkpoints(stage)
             file = states.newest
@@ -263,7 +288,7 @@ class RunFolder:
                     load_part(model.stages[trainer.index], f"ema-{decay}.", state, temporary)
                     model.save_pretrained(folder)
             states.prune(trainer.config.keep_last, trainer.config.keep_every)
-            run = read_run(self.path) or self.run  # another process may have saved another stage
+            run = self._saved_run() or self.run  # another process may have saved another stage
             if trainer.name not in run.trained:
                 self._write_run(replace(run, trained=(*run.trained, trainer.name)))
 
