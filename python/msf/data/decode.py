@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..files import printable
 from .dataset import from_uint8, missing
+from .metadata import without_metadata
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,9 +55,7 @@ def pixels(path: Path, mode: str, crop: Callable[[Image], Image]) -> Tensor:
     does."""
     import numpy as np
 
-    with opened(path) as file:
-        image = opaque(upright(file)).convert(mode)
-    values = np.array(crop(image))
+    values = np.array(crop(opaque(loaded(path)).convert(mode)))
     return torch.from_numpy(values).reshape(*values.shape[:2], -1).movedim(-1, 0)
 
 
@@ -77,15 +77,27 @@ def centre_crop(image: Image, size: int) -> Image:
     return image.crop((left, top, left + size, top + size))
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[Image]:
-    """Open an image, whatever its suffix says. Raises ValueError where it has more than 8 bits."""
+def loaded(path: Path) -> Image:
+    """Return the image in ``path``, whatever its suffix says, as its orientation tag says. Damaged
+    metadata of PNG and JPEG is left out. Raises ValueError where it has more than 8 bits."""
+    try:
+        return _loaded(path)
+    except Exception:  # Pillow's decoders raise whatever the broken file leads them to
+        content = path.read_bytes()
+        pixels = without_metadata(content)
+        if pixels != content:
+            with suppress(Exception):
+                return _loaded(BytesIO(pixels))
+        raise
+
+
+def _loaded(source: Path | BytesIO) -> Image:
     from PIL import Image
 
-    with Image.open(path, formats=FORMATS) as file:
+    with Image.open(source, formats=FORMATS) as file:
         if file.mode.startswith(("I", "F")):
             raise ValueError(f"only 8-bit images are, not mode {file.mode}")
-        yield file
+        return upright(file)
 
 
 def upright(image: Image) -> Image:

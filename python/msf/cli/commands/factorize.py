@@ -88,12 +88,12 @@ def _read(path: Path) -> Tensor:
     import numpy as np
     import torch
 
-    from ...data.decode import opaque, opened, upright
+    from ...data.decode import loaded, opaque
 
     try:
-        with opened(path) as file:
-            grey = file.mode in ("1", "L", "LA")
-            pixels = np.array(opaque(upright(file)).convert("L" if grey else "RGB"))
+        image = loaded(path)
+        grey = image.mode in ("1", "L", "LA")
+        pixels = np.array(opaque(image).convert("L" if grey else "RGB"))
     except Exception as error:  # Pillow's decoders raise whatever the broken file leads them to
         reason = str(error).replace(f" {str(path)!r}", "")
         raise ValueError(
