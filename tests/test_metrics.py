@@ -236,7 +236,13 @@ def test_a_distance_is_never_negative():
     assert frechet_distance(torch.ones(4, 3), torch.ones(4, 3)) == 0
 
 
-@pytest.mark.parametrize("metric", [frechet_distance, kid, in_manifold, precision])
+METRICS = [
+    *(frechet_distance, kid, in_manifold, precision),
+    *(metrics.pairwise, metrics.kid_of_subsets, metrics.inception_score),
+]
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_nan_is_an_error_in_every_metric(metric):
     features = torch.randn(8, 3)
     broken = features.clone()
@@ -244,3 +250,22 @@ def test_nan_is_an_error_in_every_metric(metric):
     for pair in ((features, broken), (broken, features)):
         with pytest.raises(ValueError, match=r"features must be finite, but hold NaN or infinity$"):
             metric(*pair)
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_nan_is_an_error_in_gaussians(broken):
+    features = torch.randn(8, 3)
+    good = metrics.fit_gaussian(features)
+    features[2, 1] = broken
+    with pytest.raises(ValueError, match=r"^fit_gaussian: features must be finite, but hold NaN"):
+        metrics.fit_gaussian(features)
+    for name in ("mean", "covariance"):
+        bad = good._replace(**{name: torch.full_like(getattr(good, name), broken)})
+        for pair in ((good, bad), (bad, good)):
+            with pytest.raises(ValueError, match="means and covariances must be finite, but hold"):
+                metrics.gaussian_distance(*pair)
+
+
+def test_inception_score_of_nothing():
+    with pytest.raises(ValueError, match="needs 1 images in each set, got 0 and 4"):
+        metrics.inception_score(torch.zeros(0, 4), torch.eye(4))

@@ -30,7 +30,8 @@ class Gaussian(NamedTuple):
 
 
 def fit_gaussian(features: Tensor) -> Gaussian:
-    """Return mean and covariance, divided by n - 1, of features (n, D), n > 1.
+    """Return mean and covariance, divided by n - 1, of features (n, D), n > 1. Raise ValueError
+    where they are not finite, as all metrics here do.
 
     One pass over blocks, whose means and scatter matrices are merged (Chan, Golub and LeVeque
     1983); nothing but a block of them is converted to float64.
@@ -50,6 +51,7 @@ def fit_gaussian(features: Tensor) -> Gaussian:
         scatter += torch.outer(shift, shift) * (count * len(block) / total)
         mean += shift * (len(block) / total)
         count = total
+    _check_finite("fit_gaussian", "features", mean)
     return Gaussian(mean, scatter / (count - 1))
 
 
@@ -60,6 +62,7 @@ def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
     The root's trace is the sum of the roots of the eigenvalues of S_a^1/2 S_b S_a^1/2, which is
     symmetric.
     """
+    _check_finite("gaussian_distance", "means and covariances", *a, *b)
     values, vectors = torch.linalg.eigh(a.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     # Rounding leaves eigenvalues of about -1e-16 where a set has fewer than D + 1 images.
@@ -116,6 +119,7 @@ def inception_score(features: Tensor, weight: Tensor) -> float:
     p(y|x) is the softmax of features times weight (K, D); ADM leaves out the bias, as the authors'
     code did. Images sorted by class have few classes a split, which lowers the score.
     """
+    _check("inception_score", features, weight, minimum=1)
     scores = []
     for split in features.split(INCEPTION_SCORE_SPLIT):
         log_p = (split.double() @ weight.double().T).log_softmax(1)
@@ -268,6 +272,9 @@ def _check(name: str, a: Tensor, b: Tensor, minimum: int) -> None:
         )
     if min(len(a), len(b)) < minimum:
         raise ValueError(f"{name}: needs {minimum} images in each set, got {len(a)} and {len(b)}")
-    for features in (a, b):
-        if not features.isfinite().all():
-            raise ValueError(f"{name}: features must be finite, but hold NaN or infinity")
+    _check_finite(name, "features", a, b)
+
+
+def _check_finite(name: str, what: str, *tensors: Tensor) -> None:
+    if not all(x.isfinite().all() for x in tensors):
+        raise ValueError(f"{name}: {what} must be finite, but hold NaN or infinity")
