@@ -57,6 +57,7 @@ def test_evaluate_knows_the_data_of_the_run(
     photos.rename(tmp_path / "moved")
     moved = [*evaluate, "--data", str(tmp_path / "moved")]
     assert main(moved) == 0
+    _check_empty_files(tmp_path / "moved" / "b", [*moved, "--data-changed"], capsys)
     (tmp_path / "moved" / "a").rename(tmp_path / "moved" / "z")
     capsys.readouterr()
     assert main(moved) == 2
@@ -71,3 +72,27 @@ def test_evaluate_knows_the_data_of_the_run(
     shutil.copytree(tmp_path / "moved" / "b", tmp_path / "moved" / "a")
     assert main(moved) == 2  # the same classes with other images
     assert "100 of 300 images are gone (a/0.png first)" in capsys.readouterr().err
+
+
+def _check_empty_files(
+    folder: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As copies that broke off leave them."""
+    empty = [folder / f"new{index}.png" for index in range(4)]
+    empty[0].touch()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert (
+        f"data: skipped 1 of 301 images, as they cannot be read: {empty[0]}: an empty file; "
+        "replace or remove them\n"
+    ) in capsys.readouterr().err
+    for file in empty:
+        file.touch()
+    assert main(command) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(
+        "msf evaluate: data: cannot read 4 of 304 images, more than one in a hun"
+    )
+    assert f"{empty[0]}: an empty file" in told
+    for file in empty:
+        file.unlink()

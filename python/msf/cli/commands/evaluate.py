@@ -28,7 +28,7 @@ from .. import models, outputs, protocol, sampling, settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...config import MSFConfig
+    from ...data import ImageData
     from ...evaluation import Generate
     from ...flops import StageCost
     from ...model import MSF
@@ -77,9 +77,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    from ...data import HOLDOUT, is_latents
+    from ...data import HOLDOUT, is_latents, load_data
     from ...evaluation import Evaluator
     from ...flops import stage_costs
+    from ...training.ranks import Ranks
+    from ...training.skipped import Skipped
 
     device = models.device(args)
     if args.out:
@@ -102,8 +104,17 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             f"{args.model}: nothing was held out of its training (holdout 0), so there are no new "
             f"images to compare with; train with --holdout {HOLDOUT}, say"
         )
+    data = load_data(
+        source,
+        split="test",
+        image_size=config.image_size,
+        channels=config.channels,
+        num_classes=config.num_classes,
+        holdout=holdout,
+    )
     if run:
-        _check_data(args, config, run, source)
+        _check_data(args, run, source, data)
+    Skipped(data.total, data.empty_files).report(Ranks())
     evaluator = Evaluator(
         source,
         image_size=config.image_size,
@@ -156,19 +167,9 @@ def _source(args: argparse.Namespace, run: RunConfig | None) -> str:
     raise ValueError(f"{args.model}: has no training.json to know its data by; give --data")
 
 
-def _check_data(args: argparse.Namespace, config: MSFConfig, run: RunConfig, source: str) -> None:
+def _check_data(args: argparse.Namespace, run: RunConfig, source: str, data: ImageData) -> None:
     """Say what has changed in the data since the ``run``. Raise ValueError where it is not the data
     that the model was trained on."""
-    from ...data import load_data
-
-    data = load_data(
-        source,
-        split="test",
-        image_size=config.image_size,
-        channels=config.channels,
-        num_classes=config.num_classes,
-        holdout=run.training.holdout,
-    )
     now = replace(
         run, data=source, class_names=data.class_names, fingerprint=fingerprint(data.files)
     )
