@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+import torch.distributed.fsdp.wrap
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils import prune
 
 from models import generator, images, tiny_config, tiny_model
 from msf import MSF, sample
+from msf.transformer import Block
 from msf.weights import plain_state
-from processes import needs_fsdp2, program
+from processes import in_two_processes, needs_fsdp2, program
 
 
 @pytest.mark.parametrize("positions", ["rope", "sincos"])
@@ -207,6 +209,41 @@ def test_blocks_sharded_in_bfloat16_train_and_are_saved(wrapper, tmp_path):
     assert len(set(losses)) == 3
     loaded = MSF.from_pretrained(tmp_path)(images(8), torch.arange(8) % 3, generator=generator())
     assert trained == pytest.approx(loaded["total"].item(), rel=0.02)
+
+
+def sharded(model, wrapper):
+    fsdp = torch.distributed.fsdp
+    if wrapper == "fsdp1":
+        policy = fsdp.wrap.ModuleWrapPolicy({Block})
+        device = torch.device("cpu")
+        return fsdp.FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=device)
+    for block in (block for stage in model.stages for block in stage.blocks):
+        fsdp.fully_shard(block)
+    return fsdp.fully_shard(model)
+
+
+def sampled(model):
+    return sample(model, torch.arange(2), seeds=[3, 4], guidance_scale=2.0)
+
+
+def trained(model):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(images(4), torch.arange(4) % 3, generator=generator())["total"].backward()
+    optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("wrapper", ["fsdp1", pytest.param("fsdp2", marks=needs_fsdp2)])
+def test_a_model_sharded_as_a_whole_samples_before_and_after_training(wrapper):
+    def in_one_of_two(_):
+        torch.distributed.init_process_group("gloo")
+        model = sharded(tiny_model(), wrapper)
+        alike = torch.equal(sampled(model), sampled(tiny_model()))
+        torch.testing.assert_close(sampled(trained(model)), sampled(trained(tiny_model())))
+        torch.distributed.destroy_process_group()
+        return int(not alike)
+
+    assert in_two_processes(in_one_of_two) == [0, 0]
 
 
 def test_a_weight_that_a_hook_makes_is_not_saved(tmp_path):

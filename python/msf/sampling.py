@@ -20,6 +20,7 @@ from .sampling_config import SamplingConfig, SamplingFields, StageSampling
 from .seeds import generator
 from .solver import Velocity, integrate
 from .transformer import unpatchify
+from .weights import plain_state
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,6 +49,7 @@ def sample(
     """Generate images (B, C, H, W), float32, in the units of the training data.
 
     Args:
+        model: one that FSDP2 has sharded is whole in each process meanwhile, and all call this.
         labels: (B,) int64 in [0, num_classes]; ``num_classes`` means no class; None for a model
             without.
         seeds: one non-negative int an image, in a sequence or a tensor (B,). An image depends on
@@ -86,6 +88,7 @@ def sample_components(
     # A model is known by its config, because a compiled one is of another class.
     if not isinstance(getattr(model, "config", None), MSFConfig):
         raise TypeError(f"sample: model must be an MSF, got a {type(model).__name__}")
+    model = _gathered(model)
     device, pyramid = model.pyramid.mean.device, model.pyramid
     seeds = _whole_numbers(seeds)
     size = model.config.image_size if size is None else parse(size, tuple[int, int], "sample: size")
@@ -120,6 +123,17 @@ def sample_components(
             "sample: the model makes NaN or infinity; try it in float32 (--precision fp32)"
         )
     return Sample(x, components)
+
+
+def _gathered(model: MSF) -> MSF:
+    """Return a copy with whole weights of a model that FSDP2 or FSDP1 has sharded as a whole: its
+    own call, which is the loss, would gather them for that alone. Return any other as it is."""
+    if not any(hasattr(model, name) for name in ("unshard", "_fsdp_wrapped_module")):
+        return model
+    with torch.device("meta"):
+        copy = MSF(model.config)
+    copy.load_state_dict(plain_state(model), assign=True)
+    return copy
 
 
 @torch.compiler.disable  # a graph cannot hold the generators
