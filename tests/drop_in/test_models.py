@@ -171,6 +171,7 @@ def test_a_layer_that_became_more_than_its_weights_is_refused(name, path):
         ("DiT and SiT", "blocks.1.norm2"),
         ("DiT and SiT", "final_layer.norm_final"),
         ("diffusers", "dit.transformer_blocks.1.attn1"),
+        ("LightningDiT", "feat_rope"),
     ],
 )
 def test_what_is_not_called_has_no_hooks(name, path):

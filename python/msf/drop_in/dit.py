@@ -79,7 +79,8 @@ def _block(
 def _attention(attn: Any, h: Tensor, rope: Any, rounding: str) -> ops.Branch:
     if rounding == "eager":
         return (attn(h) if rope is None else attn(h, rope=rope)), None
-    ops.check_not_called(attn)
+    for module in (attn, rope) if rope is not None else (attn,):
+        ops.check_not_called(module)
     norms = getattr(attn, "q_norm", None), getattr(attn, "k_norm", None)
     out = ops.self_attention(h, *ops.weights(attn.qkv), attn.num_heads, *norms, rope)
     return ops.last_product(attn.proj, out)
