@@ -114,6 +114,23 @@ def test_gradients_of_parts_of_a_sequence() -> None:
     assert all(map(torch.equal, got, torch.autograd.grad(exact, (refined, skip), grad)))
 
 
+def test_layers_between_shuffle_and_skip_can_come_before_the_shuffle() -> None:
+    """MPDiT's: what it does to each token alone, it does to those of the class too."""
+    base, skip, position = normal(2, 6, 32), normal(2, 24, 8), normal(24, 8)
+    condition, weight = normal(2, 3, 8), normal(8, 8)
+
+    def refined(x: Tensor) -> Tensor:
+        return F.layer_norm(x, (8,), eps=1e-6) @ weight
+
+    fine = F.gelu(pixel_shuffle(base, 2, 3), approximate="tanh")
+    x = refined(torch.cat((condition, fine), 1))
+    exact = torch.cat((x[:, :3], x[:, 3:] + skip + position), 1)
+    coarse = F.gelu(base.view(2, 24, 8), approximate="tanh")
+    x = refined(torch.cat((condition, coarse), 1))
+    got = merge_tokens(x[:, 3:].view(2, 6, 32), skip, position, x[:, :3], grid=(2, 3))
+    torch.testing.assert_close(got, exact)
+
+
 def test_unaligned_tokens() -> None:
     """Contiguous, but not at an address that 16-byte accesses can have."""
     storage = normal(1 + 2 * 4 * 32, dtype=BF16)
