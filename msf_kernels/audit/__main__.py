@@ -1,7 +1,8 @@
 """List what every kernel takes of every GPU, and how much it loads ahead. No GPU is needed.
 
 Of a thread it lists registers and spills, of a block shared memory, of a multiprocessor how many
-blocks fit and how many bytes of global loads they have in flight, where a launch is known.
+blocks fit, where a launch is known, and on an H200 how many bytes of global loads these have in
+flight.
 
 The exit status is 1 if a kernel spills, exceeds its budget of registers, has faulty instructions or
 too few bytes in flight for the memory of an H200, or if a backend cannot be audited.

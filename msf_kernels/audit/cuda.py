@@ -8,10 +8,8 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 
 from ..cuda_support import build_config
@@ -41,12 +39,9 @@ def rows(architecture: int | None = None) -> Iterator[Row]:
     assert _C.__file__
     listing = _run(_cuobjdump(), "--dump-resource-usage", _C.__file__)
     found = [*parse(_run("c++filt", stdin=listing))]
-    built = dict.fromkeys(row.architecture for row in found)
-    names = [name for name in built if not architecture or name == f"sm_{architecture}"]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # cuobjdump takes longer than we do
-        listings = pool.map(partial(_sass, _C.__file__), names)
-        for name, sass in zip(names, listings):
-            yield from _launched([row for row in found if row.architecture == name], sass)
+    for name in dict.fromkeys(row.architecture for row in found):
+        if not architecture or name == f"sm_{architecture}":
+            yield from _launched([row for row in found if row.architecture == name], _C.__file__)
 
 
 def parse(listing: str) -> Iterator[Row]:
@@ -67,17 +62,20 @@ def parse(listing: str) -> Iterator[Row]:
             )
 
 
-def _launched(rows: list[Row], sass: dict[Instance, str]) -> Iterator[Row]:
+def _launched(rows: list[Row], extension: str) -> Iterator[Row]:
     """Yield the rows, all of one architecture, with what their launches tell."""
-    if not (gpu := gpu_of(rows[0].architecture)):
+    architecture = rows[0].architecture
+    if not (gpu := gpu_of(architecture)):
         yield from rows
         return
+    # cuobjdump takes 25 s for the machine code of an architecture.
+    sass = _sass(extension, architecture) if gpu.in_flight else {}
     launched = launches(gpu)
     for row in rows:
         key = row.kernel, row.configuration
         own = launched.get(key, ())
         whole = [replace(launch, shared=launch.shared + row.shared) for launch in own]
-        yield row.launched(whole, sass[key])
+        yield row.launched(whole, sass.get(key, ""))
 
 
 def _sass(extension: str, architecture: str) -> dict[Instance, str]:

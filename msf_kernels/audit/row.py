@@ -28,10 +28,13 @@ class Row:
     # Of the launch among those known that has the fewest threads on a multiprocessor.
     blocks: int | None = None  # that fit a multiprocessor
     threads: int | None = None  # on a multiprocessor, with the blocks that fit and are in the grid
-    in_flight: int | None = None  # bytes of global loads of these threads, see in_flight.py
+    in_flight: int | None = None  # bytes of their global loads, where the GPU is known to need some
 
     def launched(self, launches: Collection[Launch], sass: str) -> Row:
-        """Return the row of a kernel of this SASS, with what is known from its launches."""
+        """Return the row of a kernel of this SASS, with what is known from its launches.
+
+        The SASS is read only where the GPU has a limit on bytes in flight (latency_bound.py).
+        """
         gpu = gpu_of(self.architecture)
         if not gpu or not launches:
             return self
@@ -42,7 +45,7 @@ class Row:
             shared=launch.shared,
             blocks=gpu.blocks_that_fit(launch, self.registers),
             threads=round(threads[launch]),
-            in_flight=round(threads[launch] * bytes_in_flight(sass)),
+            in_flight=round(threads[launch] * bytes_in_flight(sass)) if gpu.in_flight else None,
         )
 
     def problem(self) -> str | None:

@@ -31,8 +31,8 @@ from triton.runtime.jit import JITFunction, KernelInterface
 from .. import triton_support
 from ..examples import families
 from .calls import calls
-from .instructions import fault
-from .occupancy import WARP, Launch
+from .instructions import fault, has_kept
+from .occupancy import WARP, Launch, gpu_of
 from .row import ARCHITECTURES, Row
 
 # Registers of a thread. Five blocks of 128 threads, of two dozen loads each, fit an SM of 65,536.
@@ -102,14 +102,15 @@ def rows_of(family: str, architecture: int) -> list[Row]:
     found: dict[str, tuple[Row, str]] = {}
     launches: dict[str, set[Launch]] = defaultdict(set)
     launched: set[Any] = set()
+    gpu = gpu_of(f"sm_{architecture}")
     for configuration, call in calls(family, "triton"):
-        for kernel, compiled, log, launch in _compile(call, architecture):
+        for kernel, compiled, log, launch in _compile(call, architecture, family):
             launched.add(kernel)
-            if kernel.__module__.split(".")[1] not in (family, "triton_support"):
-                continue  # another family audits it
             if compiled.hash not in found:  # a known one has its row, and no log now
                 name = f"{family}.{kernel.__name__}"
-                sass = disassemble(compiled.asm["cubin"])
+                # nvdisasm takes as long as the compiler does for a kernel without products.
+                wanted = has_kept(compiled.asm["ptx"]) or (gpu and gpu.in_flight)
+                sass = disassemble(compiled.asm["cubin"]) if wanted else ""
                 row = _row(name, configuration, architecture, compiled, log, budget, sass)
                 found[compiled.hash] = row, sass
             launches[compiled.hash].add(launch)
@@ -136,14 +137,21 @@ def kernels_of(family: str) -> set[str]:
     }
 
 
-def _compile(call: Callable[[], Any], architecture: int) -> list[tuple[Any, Any, str, Launch]]:
-    """Return (kernel, compiled kernel, log of ptxas, launch) of every launch in the call."""
+def _compile(
+    call: Callable[[], Any], architecture: int, family: str | None = None
+) -> list[tuple[Any, Any, str, Launch]]:
+    """Return (kernel, compiled kernel, log of ptxas, launch) of every launch in the call.
+
+    Kernels of another family than this are left out, and not compiled.
+    """
     compiled = []
     run = JITFunction.run
 
     def compile_only(
         function: Any, /, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any
     ) -> Any:
+        if family and function.__module__.split(".")[1] not in (family, "triton_support"):
+            return None
         log = io.StringIO()
         with contextlib.redirect_stdout(log):
             result = run(function, *args, grid=grid, warmup=True, **options)
