@@ -51,8 +51,8 @@ def preparation(
     num_heads: int, eps: float = 1e-6, norm: str = "rms", **tensors: Tensor | None
 ) -> Preparation:
     """Return a Preparation with these tensors and no others."""
-    absent = dict.fromkeys(Preparation._fields)
-    return Preparation(**absent | tensors | {"num_heads": num_heads, "eps": eps, "norm": norm})
+    given: dict[str, Any] = dict.fromkeys(Preparation._fields) | tensors
+    return Preparation(**given)._replace(num_heads=num_heads, eps=eps, norm=norm)
 
 
 def options(shape: Shape) -> dict[str, Any]:
@@ -71,10 +71,8 @@ PREPARATIONS = {
     "k_norm": ("k_weight", False),
     "bias-norm-rope": (f"qkv_bias {BOTH}", True),
     "bias": ("qkv_bias", False),
-    "layer_norm-rope": (f"{BOTH} q_norm_bias k_norm_bias", True),
-    "layer_norm": (BOTH, False),
+    "layer_norm-rope": (BOTH, True),
     "bias-layer_norm-rope": (f"qkv_bias {BOTH} q_norm_bias k_norm_bias", True),
-    "bias-k_layer_norm": ("qkv_bias k_weight k_norm_bias", False),
 }
 
 

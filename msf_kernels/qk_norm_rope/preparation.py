@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -30,11 +30,12 @@ class Preparation(NamedTuple):
     @property
     def parameters(self) -> tuple[Tensor | None, ...]:
         """Return the tensors that get a gradient, in the order of their names in PARAMETERS."""
-        return self[: len(PARAMETERS)]
+        return tuple(getattr(self, name) for name in PARAMETERS)
 
     def map(self, function: Callable[[Tensor | None], Tensor | None]) -> Preparation:
         """Return a Preparation with the function's results in place of the tensors."""
-        return Preparation(*map(function, self[:6]), self.num_heads, self.eps, self.norm)
+        named: dict[str, Any] = {x: function(getattr(self, x)) for x in (*PARAMETERS, "rope")}
+        return self._replace(**named)
 
     @property
     def is_empty(self) -> bool:

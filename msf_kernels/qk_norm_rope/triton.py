@@ -16,17 +16,9 @@ from ..layout import contiguous, empty_like
 from ..triton_support.launch import launch, power_of_2, tiles
 from ..triton_support.rows import sum_partials
 from .op import Gradients, new_gradients
-from .preparation import Preparation
+from .preparation import PARAMETERS, Preparation
 from .triton_kernels import backward_kernel, forward_kernel
 from .triton_tiles import Heads
-
-# Of norm weights and biases, in the order of their gradients.
-PARTIALS = (
-    "q_weight_partials_ptr",
-    "k_weight_partials_ptr",
-    "q_norm_bias_partials_ptr",
-    "k_norm_bias_partials_ptr",
-)
 
 
 @dataclass(frozen=True)
@@ -95,9 +87,10 @@ def qk_norm_rope_backward(
     token = given.num_heads // math.gcd(given.num_heads, tile.rows)
     programs = triton.cdiv(min(TARGET_BLOCKS, tile.count), token) * token
     partials = partial(q.new_empty, dtype=compute_dtype(q))
-    of_norms = [
-        None if x is None else partials((programs, q.shape[3])) for x in given.parameters[1:]
-    ]
+    of_norms: dict[str, Any] = {
+        f"{name}_partials_ptr": None if x is None else partials((programs, q.shape[3]))
+        for name, x in zip(PARAMETERS[1:], given.parameters[1:])
+    }
     biases = given.qkv_bias, given.q_norm_bias, given.k_norm_bias
     has_biases = any(x is not None for x in biases)
     rows = 3, programs * tile.rows, q.shape[3]
@@ -119,7 +112,7 @@ def qk_norm_rope_backward(
         ),
         **pointers(given),
         bias_partials_ptrs=parts(bias_partials),
-        **dict(zip(PARTIALS, of_norms, strict=True)),
+        **of_norms,
         programs=programs,
         **tile.arguments(q),
         eps=given.eps,
@@ -129,7 +122,7 @@ def qk_norm_rope_backward(
         # 13.4 spills to fit a seventh.
         maxnreg=96 if has_biases else 80,
     )
-    pairs = zip(of_norms, grads_of_norms, strict=True)
+    pairs = zip(of_norms.values(), grads_of_norms, strict=True)
     sum_partials([(sums, grad[None]) for sums, grad in pairs if sums is not None])
     if bias_partials is not None:
         width = given.num_heads * q.shape[3]

@@ -80,11 +80,10 @@ class Attention(nn.Module):
         is_layer = config.qk_norm == "layer"
         # LayerNorm has PyTorch's eps, with which other people train it here.
         self.norm, self.eps = ("layer", 1e-5) if is_layer else ("rms", 1e-6)
-        for x in "qk":
-            weight = nn.Parameter(torch.ones(stage.head_dim)) if config.qk_norm else None
-            bias = nn.Parameter(torch.zeros(stage.head_dim)) if is_layer else None
-            self.register_parameter(f"{x}_weight", weight)
-            self.register_parameter(f"{x}_norm_bias", bias)
+        self.q_weight = nn.Parameter(torch.ones(stage.head_dim)) if config.qk_norm else None
+        self.k_weight = nn.Parameter(torch.ones(stage.head_dim)) if config.qk_norm else None
+        self.q_norm_bias = nn.Parameter(torch.zeros(stage.head_dim)) if is_layer else None
+        self.k_norm_bias = nn.Parameter(torch.zeros(stage.head_dim)) if is_layer else None
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """Return the output of ``proj``, whose bias the block hands on."""
