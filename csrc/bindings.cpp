@@ -152,11 +152,12 @@ template <>
 struct type_caster<msf::Parameter> : AggregateCaster<msf::Parameter, Address, msf::DType> {};
 template <>
 struct type_caster<msf::Preparation>
-    : AggregateCaster<msf::Preparation, msf::Parameter, msf::Parameter, msf::Parameter, Address,
-                      double> {};
+    : AggregateCaster<msf::Preparation, msf::Parameter, msf::Parameter, msf::Parameter,
+                      msf::Parameter, msf::Parameter, Address, double, bool> {};
 template <>
 struct type_caster<msf::PreparationGradient>
-    : AggregateCaster<msf::PreparationGradient, msf::Parameter, msf::Parameter, msf::Parameter> {};
+    : AggregateCaster<msf::PreparationGradient, msf::Parameter, msf::Parameter, msf::Parameter,
+                      msf::Parameter, msf::Parameter> {};
 
 }  // namespace pybind11::detail
 #endif

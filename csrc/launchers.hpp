@@ -172,24 +172,28 @@ struct HeadGrid {
   int batch, tokens, heads, head_dim;
 };
 
-// What heads pass on their way into attention: a bias, then for q and k a norm and a rotation.
+// What heads pass on their way into attention: a bias, then for q and k a norm and a rotation. The
+// norm is RMS norm or, with `layer`, LayerNorm, which alone has biases.
 struct Preparation {
-  Parameter bias;                // (3, H, d), of q, k and v
-  Parameter q_weight, k_weight;  // (d,)
-  Address rope;                  // (2, N, d / 2) in float32
+  Parameter bias;                      // (3, H, d), of q, k and v
+  Parameter q_weight, k_weight;        // (d,)
+  Parameter q_norm_bias, k_norm_bias;  // (d,)
+  Address rope;                        // (2, N, d / 2) in float32
   double eps = 0;
+  bool layer = false;
   MSF_HOST_DEVICE explicit operator bool() const {
     return bias.data || q_weight.data || k_weight.data || rope;
   }
 };
 
 struct PreparationGradient {
-  Parameter bias, q_weight, k_weight;
+  Parameter bias, q_weight, k_weight, q_norm_bias, k_norm_bias;
 };
 
 // Softmax attention of prepared 16-bit heads; all that is read lies at multiples of 16 bytes. out
 // is (B, N, H, d) and contiguous, logsumexp (B, H, N) in float32. A block may take `shared_limit`
-// bytes of shared memory. Where a head does not fit into that, there must be nothing to prepare.
+// bytes of shared memory. Where a head does not fit into that, there must be nothing to prepare,
+// and nowhere a LayerNorm.
 bool attention_fits(HeadGrid grid, int shared_limit);
 void attention(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, HeadsView v,
                Preparation preparation, Address out, Address logsumexp, int shared_limit,
@@ -204,13 +208,13 @@ void attention_backward(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, He
                         Address stream);
 
 // q_out and k_out (B, N, H, d) and grad_qkv (B, N, 3, H, d) are contiguous. Partial sums are in the
-// compute dtype and absent for absent parameters: with n = max_partials + H, (2, n, d) of the
-// weights and (3, n min(H, 256), d) of the biases.
+// compute dtype and absent for absent parameters: with n = max_partials + H, (4, n, d) of the
+// norms' weights and biases, and (3, n min(H, 256), d) of qkv's bias.
 void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, Preparation preparation,
                   Address q_out, Address k_out, Address stream);
 void qk_norm_rope_backward(DType dtype, HeadGrid grid, HeadsView grad_q, HeadsView grad_k,
                            HeadsView grad_v, HeadsView q, HeadsView k, Preparation preparation,
-                           Address grad_qkv, Address weight_partials, Address bias_partials,
+                           Address grad_qkv, Address norm_partials, Address bias_partials,
                            int max_partials, PreparationGradient sums, Address stream);
 
 // x, out and their gradients are (rows, channels) and contiguous; the bias (channels,) may be

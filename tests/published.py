@@ -73,7 +73,8 @@ class Published(nn.Module):
         self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(CLASSES + 1, WIDTH)})
         self.pos_embed = nn.Parameter(position_table(), requires_grad=False)
         norm, mlp = RMSNorm if rms else PlainNorm, SwiGLU if swiglu else GELUMLP
-        attn = partial(Attention, qk_norm=RMSNorm if qk_norm else None)
+        qk_norm = (RMSNorm if rms else nn.LayerNorm) if qk_norm else None
+        attn = partial(Attention, qk_norm=qk_norm)
         parts = 4 if without_shift else 6
         self.blocks = nn.ModuleList(Block(norm, attn, mlp, parts) for _ in range(DEPTH))
         self.outs = CHANNELS * (2 if learn_sigma else 1)

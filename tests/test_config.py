@@ -148,7 +148,7 @@ def test_what_is_no_json_is_one_clear_line(text):
         ({"channels": 1.0}, "channels must be a whole number, got 1.0"),
         ({"image_size": [8.9, 8]}, r"image_size\[0\] must be a whole number, got 8.9"),
         ({"image_size": [8]}, r"image_size must be a list or tuple of 2, got \[8\]"),
-        ({"qk_norm": "no"}, "qk_norm must be true or false, got 'no'"),
+        ({"qk_norm": "no"}, "qk_norm must be true, false or 'layer', got 'no'"),
         ({"upsample": 1}, "upsample must be a string, got 1"),
         ({"label_dropout": "0.1"}, "label_dropout must be a number, got '0.1'"),
         ({"steps": "24"}, "steps must be a list or tuple, got '24'"),

@@ -16,7 +16,7 @@ STAGES = (
 )
 
 
-def config(levels: int, num_classes: int, qk_norm: bool, mlp: str = "gelu") -> MSFConfig:
+def config(levels: int, num_classes: int, qk_norm: bool | str, mlp: str = "gelu") -> MSFConfig:
     return MSFConfig(
         image_size=(16, 32),
         channels=3,
@@ -36,10 +36,11 @@ def attention_flops(qkv: torch.Size, *_: object, out_shape: object = None, **__:
 
 @pytest.mark.parametrize("levels", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("num_classes", "qk_norm", "mlp"), [(0, True, "gelu"), (10, False, "swiglu")]
+    ("num_classes", "qk_norm", "mlp"),
+    [(0, True, "gelu"), (10, False, "swiglu"), (0, "layer", "gelu")],
 )
 def test_counts_are_those_of_the_modules(
-    levels: int, num_classes: int, qk_norm: bool, mlp: str
+    levels: int, num_classes: int, qk_norm: bool | str, mlp: str
 ) -> None:
     model = MSF(config(levels, num_classes, qk_norm, mlp))
     costs = stage_costs(model.config)

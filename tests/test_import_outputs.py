@@ -67,6 +67,8 @@ def test_outputs_are_those_of_the_source_in_float64(format, tmp_path):
         {"swiglu": True},
         {"qk_norm": True},
         {"qk_norm": True, "rope": True},
+        {"qk_norm": True, "rms": True},
+        {"qk_norm": True, "rms": True, "rope": True},
     ],
     ids=",".join,
 )
@@ -74,6 +76,15 @@ def test_each_option_of_lightningdit(options, tmp_path):
     source = Published(learn_sigma=False, **options)
     model = import_state(tmp_path / "x.safetensors", source, "lightningdit").model
     assert error(model.stages[0](*inputs()), source(*inputs())) < 1e-6
+
+
+@torch.no_grad()
+def test_qk_norm_of_repa(tmp_path):
+    source = Published(**MODELS["repa"], qk_norm=True)
+    model = import_state(tmp_path / "x.safetensors", source, "repa").model
+    assert model.config.qk_norm == "layer"
+    x, t, y = inputs()
+    assert error(model.stages[0](x, t, y), expected_output(source, "repa", x, t, y)) < 1e-6
 
 
 def test_the_configuration_says_what_was_inferred(tmp_path):

@@ -82,12 +82,17 @@ def plain_forward(stage, x, t, y, prior, prior_noise):
 def plain_attention(attention, x, side):
     b, n, d = x.shape
     q, k, v = linear(attention.qkv, x).view(b, n, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
-    q, k = (
-        rotate(F.rms_norm(z, z.shape[-1:], w, 1e-6), side)
-        for z, w in ((q, attention.q_weight), (k, attention.k_weight))
-    )
+    q = plain_norm(q, attention.q_weight, attention.q_norm_bias)
+    k = plain_norm(k, attention.k_weight, attention.k_norm_bias)
+    q, k = rotate(q, side), rotate(k, side)
     out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
     return linear(attention.proj, out)
+
+
+def plain_norm(x, weight, bias):
+    if bias is None:
+        return F.rms_norm(x, x.shape[-1:], weight, 1e-6)
+    return F.layer_norm(x, x.shape[-1:], weight, bias)
 
 
 def linear(layer, x):
@@ -105,7 +110,11 @@ def rotate(z, side):
     return torch.cat([turned.real, turned.imag], -1)
 
 
-@pytest.mark.parametrize("kinds", [{}, {"norm": "rms", "mlp": "swiglu"}], ids=["", "rms,swiglu"])
+@pytest.mark.parametrize(
+    "kinds",
+    [{}, {"norm": "rms", "mlp": "swiglu"}, {"qk_norm": "layer"}],
+    ids=["", "rms,swiglu", "layer"],
+)
 @pytest.mark.parametrize("index", [0, 1])
 def test_forward_and_gradients_equal_the_plain_network(index, kinds):
     stage = tiny_model(image_size=(16, 16) if index == 0 else (8, 8), **kinds).stages[index]

@@ -87,6 +87,17 @@ struct Fragment {
     });
   }
 
+  // Subtracts a number from the elements that exist.
+  __device__ void subtract(C value, const Lanes& lanes) {
+    for_each_vector(lanes, [&](int at, int, bool paired) {
+#pragma unroll
+      for (int k = at; k < at + kVector; ++k) {
+        first[k] -= value;
+        if (paired) second[k] -= value;
+      }
+    });
+  }
+
   __device__ void load_angles(const float* cos, const float* sin, const Lanes& lanes) {
     for_each_vector(lanes, [&](int at, int i, bool) {
       load_vector(first + at, cos + i);

@@ -49,13 +49,59 @@ __device__ void load_raw(Share& x, const HeadsView& view, const Parameter& bias,
   add(x, other);
 }
 
-// The norm weight of q, k or v, which has none. A choice of whole structs goes through local
-// memory.
-__device__ inline Parameter norm_weight(const Preparation& x, int part) {
+// Of q, k or v, which has none. A choice of whole structs goes through local memory.
+__device__ inline Parameter choose(const Parameter& q, const Parameter& k, int part) {
   if (part == 2) return {};
-  return {part == 0 ? x.q_weight.data : x.k_weight.data,
-          part == 0 ? x.q_weight.dtype : x.k_weight.dtype};
+  return {part == 0 ? q.data : k.data, part == 0 ? q.dtype : k.dtype};
 }
+
+__device__ inline Parameter norm_weight(const Preparation& x, int part) {
+  return choose(x.q_weight, x.k_weight, part);
+}
+
+__device__ inline Parameter norm_bias(const Preparation& x, int part) {
+  return choose(x.q_norm_bias, x.k_norm_bias, part);
+}
+
+// Subtracts a head's mean, as LayerNorm does before RMS norm and in the gradient after it. The
+// whole warp must call it together.
+template <class Share>
+__device__ void centre(Share& x, int dim, const typename Share::Lanes& lanes) {
+  decltype(x.first[0] + x.first[0]) sum = 0;
+#pragma unroll
+  for (int i = 0; i < Share::kSize; ++i) sum += x.first[i] + x.second[i];
+  x.subtract(lanes.sum(sum) / dim, lanes);
+}
+
+// A share of sums that a thread keeps in shared memory (2 * kSize, kThreads), where registers are
+// short.
+template <class Share, class C>
+struct KeptShare {
+  C* shared;
+
+  __device__ C& at(int i) const { return shared[i * kThreads + threadIdx.x]; }
+
+  __device__ void clear() const {
+#pragma unroll
+    for (int i = 0; i < 2 * Share::kSize; ++i) at(i) = 0;
+  }
+  __device__ void add(const Share& x) const {
+#pragma unroll
+    for (int i = 0; i < Share::kSize; ++i) {
+      at(2 * i) += x.first[i];
+      at(2 * i + 1) += x.second[i];
+    }
+  }
+  __device__ Share read() const {
+    Share x;
+#pragma unroll
+    for (int i = 0; i < Share::kSize; ++i) {
+      x.first[i] = at(2 * i);
+      x.second[i] = at(2 * i + 1);
+    }
+    return x;
+  }
+};
 
 // Blocks are (heads, q or k).
 // registers: 96
@@ -79,10 +125,15 @@ __global__ void qk_norm_rope_kernel(HeadGrid grid, typename Share::Lanes spread,
     load_raw<T>(x, x_view, preparation.bias, grid, part, token, head, lanes);
   }
   if (norm.data) {
+    if (preparation.layer) centre(x, grid.head_dim, lanes);
     if (exists) load_parameter<T>(weight, norm, 0, lanes);
     normalise(x, weight, reciprocal_rms(x, grid.head_dim, C(preparation.eps), lanes));
   }
   if (!exists) return;
+  if (const Parameter bias = norm_bias(preparation, part); bias.data) {
+    load_parameter<T>(weight, bias, 0, lanes);
+    add(x, weight);
+  }
   if (preparation.rope) rotate_head(x, preparation.rope, grid, token, lanes, 1);
   x.store((part == 0 ? q_out : k_out) + int64_t(index) * grid.head_dim, lanes);
 }
@@ -107,8 +158,8 @@ __device__ void sum_heads(Share& own, C* shared, int period, int dim, C* partial
 
 // Blocks are (any number, over which the heads are dealt; q, k or v). They step by whole tokens if
 // there is a bias, so that a thread always has the same head. Each leaves its sums of the gradients
-// of the parameters in `weight_partials` (2, blocks, d) and `bias_partials` (3, blocks, rows, d),
-// in the order of its heads.
+// of the parameters in `norm_partials` (4, blocks, d), of weights and then biases of q and k, and
+// `bias_partials` (3, blocks, rows, d), in the order of its heads.
 //
 // At 128 registers an SM has 512 threads, which read heads and gradients of 32 KB at once: more
 // than the 20 KB that arrive in the 600 ns of a memory access. With 255 it has half as many, of
@@ -125,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 && sizeof(Share) <= 72
                                  HeadsView k,       // (B, N, H, d)
                                  Preparation preparation,
                                  T* grad_qkv,  // (B, N, 3, H, d)
-                                 Compute<T>* weight_partials, Compute<T>* bias_partials) {
+                                 Compute<T>* norm_partials, Compute<T>* bias_partials) {
   using C = Compute<T>;
   const auto lanes = spread.mine();
   const int part = blockIdx.y;
@@ -133,6 +184,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 && sizeof(Share) <= 72
   const HeadsView grad_view = part == 0 ? grad_q : part == 1 ? grad_k : grad_v;
   const Parameter norm = norm_weight(preparation, part);
   const unsigned heads = unsigned(grid.batch) * grid.tokens * grid.heads;
+  MSF_DYNAMIC_SHARED(C, shared);  // (heads of the block, d), and what is kept
+  const bool has_norm_bias{norm_bias(preparation, part).data};
+  const KeptShare<Share, C> grad_norm_bias{shared};
+  if (has_norm_bias) grad_norm_bias.clear();
   Share weight, grad_weight, grad_bias;
   if (norm.data && !lanes.idle()) load_parameter<T>(weight, norm, 0, lanes);
   // All lanes of a warp go on until its last head, because they sum together.
@@ -145,20 +200,28 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 && sizeof(Share) <= 72
     if (exists && part < 2 && preparation.rope) {
       rotate_head(grad, preparation.rope, grid, token, lanes, -1);
     }
+    if (has_norm_bias) grad_norm_bias.add(grad);
     if (norm.data) {
       if (exists) load_raw<T>(x, x_view, preparation.bias, grid, part, token, head, lanes);
+      if (preparation.layer) centre(x, grid.head_dim, lanes);
       // A head that does not exist adds nothing, also where eps is 0.
       const C rrms = reciprocal_rms(x, grid.head_dim, C(preparation.eps), lanes);
       norm_backward(grad, x, weight, exists ? rrms : C(0), grid.head_dim, lanes);
       add(grad_weight, x);
+      if (preparation.layer) centre(grad, grid.head_dim, lanes);
     }
     if (bias_partials) add(grad_bias, grad);
     const int64_t row = (int64_t(token) * 3 + part) * grid.heads + head;
     if (exists) grad.store(grad_qkv + row * grid.head_dim, lanes);
   }
-  MSF_DYNAMIC_SHARED(C, shared);  // (heads of the block, d)
+  const int64_t sums_of_part = int64_t(gridDim.x) * grid.head_dim;
+  if (has_norm_bias) {
+    Share sum = grad_norm_bias.read();
+    C* const sums = norm_partials + (2 + part) * sums_of_part;
+    sum_heads(sum, shared, 1, grid.head_dim, sums, lanes);
+  }
   if (norm.data) {
-    C* const sums = weight_partials + int64_t(part) * gridDim.x * grid.head_dim;
+    C* const sums = norm_partials + part * sums_of_part;
     sum_heads(grad_weight, shared, 1, grid.head_dim, sums, lanes);
   }
   if (bias_partials) {
@@ -217,8 +280,9 @@ void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, Preparat
                   Address q_out, Address k_out, Address stream) {
   const int64_t heads = count_heads(grid);
   if (heads == 0) return;
-  const auto& [bias, q_weight, k_weight, rope, eps] = preparation;
-  const auto addresses = {bias.data, q_weight.data, k_weight.data, rope, q_out, k_out};
+  const auto& [bias, q_weight, k_weight, q_norm_bias, k_norm_bias, rope, eps, layer] = preparation;
+  const auto addresses = {bias.data,        q_weight.data, k_weight.data, q_norm_bias.data,
+                          k_norm_bias.data, rope,          q_out,         k_out};
   with_heads(dtype, grid, {q, k}, addresses, [&](auto type, auto share) {
     using T = typename decltype(type)::type;
     using Share = typename decltype(share)::type;
@@ -232,12 +296,13 @@ void qk_norm_rope(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, Preparat
 
 void qk_norm_rope_backward(DType dtype, HeadGrid grid, HeadsView grad_q, HeadsView grad_k,
                            HeadsView grad_v, HeadsView q, HeadsView k, Preparation preparation,
-                           Address grad_qkv, Address weight_partials, Address bias_partials,
+                           Address grad_qkv, Address norm_partials, Address bias_partials,
                            int max_partials, PreparationGradient sums, Address stream) {
   const int64_t heads = count_heads(grid);
   const auto views = {grad_q, grad_k, grad_v, q, k};
-  const auto& [bias, q_weight, k_weight, rope, eps] = preparation;
-  const auto addresses = {bias.data, q_weight.data, k_weight.data, rope, grad_qkv};
+  const auto& [bias, q_weight, k_weight, q_norm_bias, k_norm_bias, rope, eps, layer] = preparation;
+  const auto addresses = {bias.data,        q_weight.data, k_weight.data, q_norm_bias.data,
+                          k_norm_bias.data, rope,          grad_qkv};
   with_heads(dtype, grid, views, addresses, [&](auto type, auto share) {
     using T = typename decltype(type)::type;
     using C = Compute<T>;
@@ -246,20 +311,25 @@ void qk_norm_rope_backward(DType dtype, HeadGrid grid, HeadsView grad_q, HeadsVi
     const int64_t own = lanes.heads(), dim = grid.head_dim, all = (heads + own - 1) / own;
     const int64_t whole = bias_partials ? grid.heads / std::gcd(grid.heads, own) : 1;
     const int64_t count = (std::min<int64_t>(all, max_partials) + whole - 1) / whole * whole;
-    const size_t shared = weight_partials || bias_partials ? own * dim * sizeof(C) : 0;
+    const bool kept = preparation.q_norm_bias.data || preparation.k_norm_bias.data;
+    const int64_t summed = norm_partials || bias_partials ? own * dim : 0;
+    const size_t shared = (kept ? 2 * Share::kSize * kThreads : summed) * sizeof(C);
     if (heads > 0) {
       launch<qk_norm_rope_backward_kernel<T, Share>>(
           dim3(count, 3), dim3(kThreads), shared, cuda_stream(stream), grid, lanes, grad_q, grad_k,
-          grad_v, q, k, preparation, grad_qkv.as<T>(), weight_partials.as<C>(),
+          grad_v, q, k, preparation, grad_qkv.as<T>(), norm_partials.as<C>(),
           bias_partials.as<C>());
     }
-    if (weight_partials) {
+    if (norm_partials) {
       auto total = [&](int part, const Parameter& sum) -> PartialSums<C> {
         if (!sum.data) return {};
-        const C* first = weight_partials.as<const C>() + part * count * dim;
+        const C* first = norm_partials.as<const C>() + part * count * dim;
         return {first, sum.data, sum.dtype, 1, count};
       };
-      sum_partials<C>(dim, {total(0, sums.q_weight), total(1, sums.k_weight), {}, {}}, stream);
+      sum_partials<C>(dim,
+                      {total(0, sums.q_weight), total(1, sums.k_weight), total(2, sums.q_norm_bias),
+                       total(3, sums.k_norm_bias)},
+                      stream);
     }
     if (bias_partials) {
       const int64_t rows = count * std::min<int64_t>(grid.heads, own);  // of each part

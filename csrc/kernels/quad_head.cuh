@@ -82,6 +82,14 @@ struct QuadHead {
     }
   }
 
+  __device__ void subtract(float value, const Lanes&) {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      first[i] -= value;
+      second[i] -= value;
+    }
+  }
+
   __device__ void load_angles(const float* cos, const float* sin, const Lanes& lanes) {
     load_half(first, cos, lanes.lane);
     load_half(second, sin, lanes.lane);

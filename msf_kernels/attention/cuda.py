@@ -27,6 +27,9 @@ gradient of q summed over warps.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,7 +38,8 @@ from ..cuda_support.launch import address, dtype, launch, parameter
 from ..layout import aligned, contiguous, empty_like
 from ..qk_norm_rope import cuda as qk_norm_rope
 from ..qk_norm_rope.cuda import preparation, view
-from ..qk_norm_rope.op import Gradients, is_prepared, new_gradients
+from ..qk_norm_rope.op import Gradients, new_gradients
+from ..qk_norm_rope.preparation import Preparation
 from .prepared import heads, prepared
 
 HEAD_DIMS = (32, 64, 72, 80, 96, 128)  # those that the kernels are built for
@@ -57,25 +61,13 @@ def unsupported_reason(qkv: Tensor, num_heads: int, grad: Tensor | None = None) 
     return None
 
 
-def attention(
-    qkv: Tensor,
-    qkv_bias: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    num_heads: int,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+def attention(qkv: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    given = Preparation(*options)
     shared = extension.shared_memory(qkv.device)
-    options = qkv_bias, q_weight, k_weight, rope
-    whole = extension.kernels().attention_fits(_grid(qkv, num_heads), shared)
-    if whole:
-        q, k, v = heads(qkv, num_heads)
-    else:
-        q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, *options, num_heads, eps)
+    fits = extension.kernels().attention_fits(_grid(qkv, given.num_heads), shared)
+    (q, k, v), inside = _heads(qkv, given, fits)
     out = empty_like(q)
-    logsumexp = q.new_empty((q.shape[0], num_heads, q.shape[1]), dtype=torch.float32)
-    inside = [contiguous(option, 16) if whole else None for option in options]
+    logsumexp = q.new_empty((q.shape[0], given.num_heads, q.shape[1]), dtype=torch.float32)
     launch(
         "attention",
         q,
@@ -84,7 +76,7 @@ def attention(
         view(q),
         view(k),
         view(v),
-        preparation(*inside, eps),
+        preparation(inside),
         address(out),
         address(logsumexp),
         shared,
@@ -93,25 +85,16 @@ def attention(
 
 
 def attention_backward(
-    grad: Tensor,
-    qkv: Tensor,
-    qkv_bias: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    out: Tensor,
-    logsumexp: Tensor,
-    num_heads: int,
-    eps: float,
+    grad: Tensor, out: Tensor, logsumexp: Tensor, qkv: Tensor, *options: Any
 ) -> Gradients:
-    q, k, v = heads(qkv, num_heads)
-    out, grad = (aligned(x).unflatten(-1, (num_heads, -1)) for x in (out, grad))
-    options = [contiguous(option, 16) for option in (qkv_bias, q_weight, k_weight, rope)]
+    given = Preparation(*options)
+    (q, k, v), inside = _heads(qkv, given, fits=True)
+    out, grad = (aligned(x).unflatten(-1, (given.num_heads, -1)) for x in (out, grad))
     logsumexp = logsumexp.contiguous()
-    gradients = new_gradients(qkv, qkv_bias, q_weight, k_weight)
+    gradients = new_gradients(qkv, *inside.parameters)
     partials = None
-    if is_prepared(qkv_bias, q_weight, k_weight):
-        partials = logsumexp.new_empty((5, num_heads, len(q), q.shape[3]))
+    if any(x is not None for x in inside.parameters):
+        partials = logsumexp.new_empty((5, given.num_heads, len(q), q.shape[3]))
     launch(
         "attention_backward",
         q,
@@ -122,13 +105,24 @@ def attention_backward(
         view(v),
         view(out),
         view(grad),
-        preparation(*options, eps),
+        preparation(inside),
         address(logsumexp),
         address(gradients[0]),
         address(partials),
         tuple(map(parameter, gradients[1:])),
     )
+    if inside.is_empty and not given.is_empty:
+        grads = heads(gradients[0], given.num_heads)
+        return qk_norm_rope.qk_norm_rope_backward(*grads, qkv, *given)
     return gradients
+
+
+def _heads(qkv: Tensor, given: Preparation, fits: bool) -> tuple[tuple[Tensor, ...], Preparation]:
+    """Return q, k and v (B, N, H, d), and what the kernels prepare of them: all where a head `fits`
+    a block, but LayerNorm, which they do not have."""
+    if fits and given.norm == "rms":
+        return heads(qkv, given.num_heads), given.map(partial(contiguous, alignment=16))
+    return prepared(qk_norm_rope.qk_norm_rope, qkv, given), given.map(lambda _: None)
 
 
 def _grid(qkv: Tensor, num_heads: int) -> tuple[int, int, int, int]:

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import product
 
 from ..examples import Example, Shape
-from ..qk_norm_rope.examples import PREPARATIONS, inputs, options
+from ..qk_norm_rope.examples import PREPARATIONS, inputs, options, with_norm
 from .op import attention
 
 
@@ -34,7 +34,7 @@ def examples() -> Iterator[Example]:
     for variant, (parameters, rope) in {"": ("", False), **PREPARATIONS}.items():
         yield Example(
             op="attention",
-            function=attention,
+            function=with_norm(attention, variant),
             inputs=partial(inputs, parameters=parameters, rope=rope),
             shape=(2, 6, 2, 32),  # the least that CUDA takes
             options=options,

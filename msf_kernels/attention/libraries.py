@@ -18,13 +18,8 @@ from torch import Tensor
 from .. import dispatch
 from ..layout import aligned
 from ..library import by_name
-from ..qk_norm_rope.op import (
-    Gradients,
-    is_prepared,
-    new_gradients,
-    prepare_qk,
-    qk_norm_rope_backward,
-)
+from ..qk_norm_rope.op import Gradients, new_gradients, prepare_qk, qk_norm_rope_backward
+from ..qk_norm_rope.preparation import Preparation
 from . import flash_attn, reference, sdpa
 from .prepared import heads, prepared
 
@@ -50,51 +45,29 @@ class Library:
     writes_into: bool = False
 
 
-def attention(
-    library: Library,
-    qkv: Tensor,
-    qkv_bias: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    num_heads: int,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    options = qkv_bias, q_weight, k_weight, rope, num_heads, eps
+def attention(library: Library, qkv: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     if not len(qkv):  # no library takes an empty batch
         with torch.autocast(qkv.device.type, enabled=False):
             return reference.attention(qkv, *options)
-    out, logsumexp = library.forward(*prepared(prepare_qk, qkv, *options))
+    out, logsumexp = library.forward(*prepared(prepare_qk, qkv, Preparation(*options)))
     return out.flatten(2).contiguous(), logsumexp.contiguous()
 
 
 def attention_backward(
-    library: Library,
-    grad: Tensor,
-    qkv: Tensor,
-    qkv_bias: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    out: Tensor,
-    logsumexp: Tensor,
-    num_heads: int,
-    eps: float,
+    library: Library, grad: Tensor, out: Tensor, logsumexp: Tensor, qkv: Tensor, *options: Any
 ) -> Gradients:
-    options = qkv_bias, q_weight, k_weight, rope, num_heads, eps
     if not len(qkv):
         with torch.autocast(qkv.device.type, enabled=False):
-            return reference.attention_backward(
-                grad, qkv, *options[:4], out, logsumexp, num_heads, eps
-            )
-    q_k_v = prepared(prepare_qk, qkv, *options)
-    grad, out = (aligned(x).unflatten(-1, (num_heads, -1)) for x in (grad, out))
-    if library.writes_into and not is_prepared(*options[:4]):
-        packed = new_gradients(qkv, *options[:3])
-        library.backward(grad, *q_k_v, out, logsumexp, into=heads(packed[0], num_heads))
+            return reference.attention_backward(grad, out, logsumexp, qkv, *options)
+    given = Preparation(*options)
+    q_k_v = prepared(prepare_qk, qkv, given)
+    grad, out = (aligned(x).unflatten(-1, (given.num_heads, -1)) for x in (grad, out))
+    if library.writes_into and given.is_empty:
+        packed = new_gradients(qkv, *given.parameters)
+        library.backward(grad, *q_k_v, out, logsumexp, into=heads(packed[0], given.num_heads))
         return packed
     gradients = library.backward(grad, *q_k_v, out, logsumexp)
-    return qk_norm_rope_backward(*gradients, qkv, *options)
+    return qk_norm_rope_backward(*gradients, qkv, *given)
 
 
 def register() -> None:
@@ -121,11 +94,13 @@ def forward_reason(
     qkv_bias: Tensor | None,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
+    q_norm_bias: Tensor | None,
+    k_norm_bias: Tensor | None,
     num_heads: int,
 ) -> str | None:
     """Return why the library cannot take the arguments of attention, None where it can."""
     # Views require no gradient below autograd, so the arguments are asked.
-    inputs = qkv, qkv_bias, q_weight, k_weight
+    inputs = qkv, qkv_bias, q_weight, k_weight, q_norm_bias, k_norm_bias
     trained = any(x is not None and x.requires_grad for x in inputs)
     return unsupported_reason(library, qkv, num_heads, trained)
 

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from ..dtypes import compute_dtype
 from ..library import define
-from ..qk_norm_rope.op import check_qkv, gradients_by_name, is_prepared, new_gradients
+from ..qk_norm_rope.op import (
+    GRADIENTS_SCHEMA,
+    PREPARATION_SCHEMA,
+    check_qkv,
+    gradients_by_name,
+    new_gradients,
+)
 from . import libraries, reference
 
 
@@ -19,14 +25,17 @@ def attention(
     qkv_bias: Tensor | None = None,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
+    q_norm_bias: Tensor | None = None,
+    k_norm_bias: Tensor | None = None,
     rope: Tensor | None = None,
     eps: float = 1e-6,
+    norm: str = "rms",
 ) -> Tensor:
     """Compute self-attention from what the qkv matmul gives to what the output projection takes.
 
     It is softmax(q k^T / sqrt(d)) v a head, without mask. q, k and v optionally get a bias; q and k
-    then optionally pass a per-head RMS norm (QK-norm: Henry et al., 2020; Dehghani et al., 2023)
-    and a rotation by `rope`. As in FlashAttention (Dao et al., 2022) the gradient's probabilities
+    then optionally pass a per-head norm (QK-norm: Henry et al., 2020; Dehghani et al., 2023) and a
+    rotation by `rope`. As in FlashAttention (Dao et al., 2022) the gradient's probabilities
     come from a float32 logsumexp, so that logits of 1e4 cost it three digits.
 
     Args:
@@ -34,10 +43,14 @@ def attention(
         num_heads: H.
         qkv_bias: (3 * H * d,) of the qkv matmul, in qkv's dtype or float32; None for no bias. With
             its gradient summed here, it costs no pass over qkv of its own.
-        q_weight, k_weight: (d,) RMS-norm weights in qkv's dtype or float32; None for no norm.
+        q_weight, k_weight: (d,) norm weights in qkv's dtype or float32; None for no norm.
+        q_norm_bias, k_norm_bias: (d,) of LayerNorm, beside its weight and in such a dtype; None for
+            no bias.
         rope: (2, N, d / 2) float32 cosines and sines, as made by `rope_2d`, that rotate the pairs
             (i, i + d / 2); gets no gradient.
-        eps: added to the mean square of q and k.
+        eps: added to the mean square of q and k, or their variance.
+        norm: "rms" for RMS norm (Zhang & Sennrich, 2019), or "layer" for LayerNorm, which subtracts
+            a head's mean first.
 
     Returns:
         (B, N, H * d) in qkv's dtype.
@@ -45,7 +58,9 @@ def attention(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    return _attention(qkv, qkv_bias, q_weight, k_weight, rope, num_heads, eps)[0]
+    return _attention(
+        qkv, qkv_bias, q_weight, k_weight, q_norm_bias, k_norm_bias, rope, num_heads, eps, norm
+    )[0]
 
 
 def _attention_fake(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
@@ -63,28 +78,26 @@ def _sizes(
     num_heads: int,
 ) -> tuple[int, int, int]:
     """Return tokens, head dim, and whether bias, norm or rotation come before the attention."""
-    prepared = is_prepared(qkv_bias, q_weight, k_weight, rope)
+    prepared = any(x is not None for x in (qkv_bias, q_weight, k_weight, rope))
     return qkv.shape[1], qkv.shape[2] // (3 * num_heads), int(prepared)
 
 
 def _attention_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    *tensors, ctx.num_heads, ctx.eps = inputs
+    *tensors, ctx.num_heads, ctx.eps, ctx.norm = inputs
     out, logsumexp = output
-    ctx.save_for_backward(*tensors, out, logsumexp)
+    ctx.save_for_backward(out, logsumexp, *tensors)
     ctx.mark_non_differentiable(logsumexp)
 
 
 def _attention_gradient(ctx: Any, grad: Tensor, _: None) -> dict[str, Tensor]:
     saved = ctx.saved_tensors  # once: under checkpointing it would compute them twice
-    _, qkv_bias, q_weight, k_weight, *_ = saved
-    grads = _attention_backward(grad, *saved, ctx.num_heads, ctx.eps)
-    return gradients_by_name(grads, qkv_bias=qkv_bias, q_weight=q_weight, k_weight=k_weight)
+    grads = _attention_backward(grad, *saved, ctx.num_heads, ctx.eps, ctx.norm)
+    return gradients_by_name(grads, saved[2:])
 
 
 _attention_backward = define(
-    "attention_backward(Tensor grad, Tensor qkv, Tensor? qkv_bias, Tensor? q_weight, "
-    "Tensor? k_weight, Tensor? rope, Tensor out, Tensor logsumexp, int num_heads, float eps) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "attention_backward(Tensor grad, Tensor out, Tensor logsumexp, Tensor qkv, "
+    f"{PREPARATION_SCHEMA}) -> {GRADIENTS_SCHEMA}",
     reference=reference.attention_backward,
     kernels=("cuda", "triton"),
     fake=new_gradients,
@@ -92,8 +105,7 @@ _attention_backward = define(
 )
 
 _attention = define(
-    "attention(Tensor qkv, Tensor? qkv_bias, Tensor? q_weight, Tensor? k_weight, Tensor? rope, "
-    "int num_heads, float eps) -> (Tensor, Tensor)",
+    f"attention(Tensor qkv, {PREPARATION_SCHEMA}) -> (Tensor, Tensor)",
     reference=reference.attention,
     kernels=("cuda", "triton"),
     fake=_attention_fake,

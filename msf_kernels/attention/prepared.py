@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..dtypes import widen
 from ..layout import aligned
-from ..qk_norm_rope.op import is_prepared
+from ..qk_norm_rope.preparation import Preparation
 
 
 def heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
@@ -17,19 +17,13 @@ def heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
 
 
 def prepared(
-    qk_norm_rope: Callable[..., tuple[Tensor, Tensor]],
-    qkv: Tensor,
-    qkv_bias: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    num_heads: int,
-    eps: float,
+    qk_norm_rope: Callable[..., tuple[Tensor, Tensor]], qkv: Tensor, given: Preparation
 ) -> tuple[Tensor, ...]:
     """Return q, k and v (B, N, H, d); `qk_norm_rope` is the operator, or a backend of it."""
-    q, k, v = heads(qkv, num_heads)
-    if is_prepared(qkv_bias, q_weight, k_weight, rope):
-        q, k = qk_norm_rope(qkv, qkv_bias, q_weight, k_weight, rope, num_heads, eps)
-    if qkv_bias is not None:
-        v = (widen(v) + qkv_bias.unflatten(-1, (3, num_heads, -1))[2]).to(qkv.dtype)
+    q, k, v = heads(qkv, given.num_heads)
+    if not given.is_empty:
+        q, k = qk_norm_rope(qkv, *given)
+    if given.qkv_bias is not None:
+        bias = given.qkv_bias.unflatten(-1, (3, given.num_heads, -1))[2]
+        v = (widen(v) + bias).to(qkv.dtype)
     return q, k, v

@@ -10,10 +10,11 @@ from torch import Tensor
 from triton.runtime import driver
 
 from ..dtypes import compute_dtype
-from ..layout import aligned, contiguous, empty_like
+from ..layout import aligned, empty_like
 from ..qk_norm_rope import triton as qk_norm_rope
-from ..qk_norm_rope.op import Gradients, is_prepared, new_gradients
-from ..qk_norm_rope.triton import parts, views
+from ..qk_norm_rope.op import Gradients, new_gradients
+from ..qk_norm_rope.preparation import Preparation
+from ..qk_norm_rope.triton import pointers, views
 from ..triton_support import interpreted
 from ..triton_support.launch import WGMMA_UNSUPPORTED_REASON, launch
 from .prepared import heads, prepared
@@ -36,91 +37,80 @@ def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
     return None
 
 
-def attention(
-    qkv: Tensor,
-    qkv_bias: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    num_heads: int,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    options = qkv_bias, q_weight, k_weight, rope
+def attention(qkv: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    given = Preparation(*options)
     batch, tokens, width = qkv.shape
-    out = qkv.new_empty((batch, tokens, num_heads, width // (3 * num_heads)))
-    lse = qkv.new_empty((batch, num_heads, tokens), dtype=compute_dtype(qkv))
-    if fits_whole(out, backward=False):
-        q, k, v = heads(qkv, num_heads)
+    out = qkv.new_empty((batch, tokens, given.num_heads, width // (3 * given.num_heads)))
+    lse = qkv.new_empty((batch, given.num_heads, tokens), dtype=compute_dtype(qkv))
+    if fits_whole(out, given, backward=False):
+        q, k, v = heads(qkv, given.num_heads)
         tensors = {"q": q, "k": k, "v": v, "out": out}
-        _launch_whole(head_forward_kernel, tensors, options, eps, lse_ptr=lse)
+        _launch_whole(head_forward_kernel, tensors, given, lse_ptr=lse)
     else:
-        q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, *options, num_heads, eps)
+        q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, given)
         tensors = {"q": q, "k": k, "v": v, "out": out}
         _launch_tiles(forward_kernel, tensors, lse_ptr=lse)
     return out.flatten(2), lse
 
 
 def attention_backward(
-    grad: Tensor,
-    qkv: Tensor,
-    qkv_bias: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    out: Tensor,
-    logsumexp: Tensor,
-    num_heads: int,
-    eps: float,
+    grad: Tensor, out: Tensor, logsumexp: Tensor, qkv: Tensor, *options: Any
 ) -> Gradients:
-    options = qkv_bias, q_weight, k_weight, rope
-    grad, out = (aligned(x).unflatten(-1, (num_heads, -1)) for x in (grad, out))
+    given = Preparation(*options)
+    grad, out = (aligned(x).unflatten(-1, (given.num_heads, -1)) for x in (grad, out))
     logsumexp = logsumexp.contiguous()
-    if fits_whole(out, backward=True):
-        q, k, v = heads(qkv, num_heads)
-        gradients = new_gradients(qkv, *options[:3])
-        grad_q, grad_k, grad_v = heads(gradients[0], num_heads)
-        tensors = {"grad": grad, "q": q, "k": k, "v": v, "out": out}
-        tensors |= {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
-        sums = logsumexp.new_empty((len(q), num_heads, 5, q.shape[3]))
-        arrays = {"lse_ptr": logsumexp, "sums_ptr": sums}
-        _launch_whole(head_backward_kernel, tensors, options, eps, **arrays)
-        for gradient, total in zip(gradients[2:], sums[:, :, :2].sum((0, 1)), strict=True):
-            gradient.copy_(total) if gradient.numel() else None
-        if qkv_bias is not None:
-            gradients[1].copy_(sums[:, :, 2:].sum(0).transpose(0, 1).flatten())
-        return gradients
-    q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, *options, num_heads, eps)
-    if is_prepared(*options):
-        grad_q, grad_k, grad_v = (empty_like(x) for x in (q, k, v))
+    if fits_whole(out, given, backward=True):
+        return _whole_backward(grad, out, logsumexp, qkv, given)
+    q, k, v = prepared(qk_norm_rope.qk_norm_rope, qkv, given)
+    if given.is_empty:
+        gradients = new_gradients(qkv, *given.parameters)
+        grad_q, grad_k, grad_v = heads(gradients[0], given.num_heads)
     else:
-        gradients = new_gradients(qkv, *options[:3])
-        grad_q, grad_k, grad_v = heads(gradients[0], num_heads)
+        grad_q, grad_k, grad_v = (empty_like(x) for x in (q, k, v))
     delta = torch.empty_like(logsumexp)
     _launch_tiles(delta_kernel, {"grad": grad, "out": out}, backward=True, delta_ptr=delta)
     tensors = {"grad": grad, "q": q, "k": k, "v": v}
     tensors |= {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
     arrays = {"lse_ptr": logsumexp, "delta_ptr": delta}
     _launch_tiles(backward_kernel, tensors, backward=True, kinds=2, **arrays)
-    if is_prepared(*options):
-        backward = qk_norm_rope.qk_norm_rope_backward
-        return backward(grad_q, grad_k, grad_v, qkv, *options, num_heads, eps)
+    if given.is_empty:
+        return gradients
+    return qk_norm_rope.qk_norm_rope_backward(grad_q, grad_k, grad_v, qkv, *given)
+
+
+def _whole_backward(
+    grad: Tensor, out: Tensor, logsumexp: Tensor, qkv: Tensor, given: Preparation
+) -> Gradients:
+    q, k, v = heads(qkv, given.num_heads)
+    gradients = new_gradients(qkv, *given.parameters)
+    _, grad_bias, grad_q_weight, grad_k_weight, *_ = gradients
+    grad_q, grad_k, grad_v = heads(gradients[0], given.num_heads)
+    tensors = {"grad": grad, "q": q, "k": k, "v": v, "out": out}
+    tensors |= {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
+    sums = logsumexp.new_empty((len(q), given.num_heads, 5, q.shape[3]))
+    arrays = {"lse_ptr": logsumexp, "sums_ptr": sums}
+    _launch_whole(head_backward_kernel, tensors, given, **arrays)
+    for gradient, total in zip((grad_q_weight, grad_k_weight), sums[:, :, :2].sum((0, 1))):
+        gradient.copy_(total) if gradient.numel() else None
+    if given.qkv_bias is not None:
+        grad_bias.copy_(sums[:, :, 2:].sum(0).transpose(0, 1).flatten())
     return gradients
 
 
-def fits_whole(x: Tensor, backward: bool) -> bool:
+def fits_whole(x: Tensor, given: Preparation, backward: bool) -> bool:
     """Tell whether a program has all tokens of a head of x (B, N, H, d), in 16 bits.
 
-    In the backward without wgmma the operands would lie in registers too, and spill 200 bytes.
+    It does not have LayerNorm. In the backward without wgmma the operands would lie in registers
+    too, and spill 200 bytes.
     """
-    short = x.shape[1] <= 64 and x.element_size() == 2
+    short = x.shape[1] <= 64 and x.element_size() == 2 and given.norm == "rms"
     return short and (has_wgmma(x.device) or not backward)
 
 
 def _launch_whole(
     kernel: Any,
     tensors: dict[str, Tensor],
-    options: tuple[Tensor | None, ...],
-    eps: float,
+    given: Preparation,
     **arrays: Tensor,
 ) -> None:
     """Start a program for each head of the tensors (B, N, H, d)."""
@@ -131,11 +121,10 @@ def _launch_whole(
         batch * num_heads,
         Tile.of_head(tokens, dim, arguments.pop("UNIT")),
         **arguments,
-        bias_ptrs=parts(options[0]),
-        **dict(zip(("q_weight_ptr", "k_weight_ptr", "rope_ptr"), map(contiguous, options[1:]))),
+        **pointers(given),
         **arrays,
         extent=(tokens, num_heads),
-        eps=eps,
+        eps=given.eps,
     )
 
 

@@ -11,7 +11,8 @@ from ..cuda_support.launch import address, dtype, launch, parameter
 from ..dtypes import compute_dtype
 from ..grid import TARGET_BLOCKS
 from ..layout import contiguous, empty_like
-from .op import Gradients, is_prepared, new_gradients
+from .op import Gradients, new_gradients
+from .preparation import Preparation
 
 
 def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
@@ -19,18 +20,10 @@ def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
     return None if head_dim <= 256 else f"head_dim is {head_dim}, at most 256 fits its warps"
 
 
-def qk_norm_rope(
-    qkv: Tensor,
-    qkv_bias: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    num_heads: int,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    q, k, _ = heads(qkv, num_heads)
+def qk_norm_rope(qkv: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    given = Preparation(*options).map(contiguous)
+    q, k, _ = heads(qkv, given.num_heads)
     q_out, k_out = empty_like(q), empty_like(k)
-    options = [contiguous(option) for option in (qkv_bias, q_weight, k_weight, rope)]
     launch(
         "qk_norm_rope",
         q,
@@ -38,7 +31,7 @@ def qk_norm_rope(
         tuple(q.shape),
         view(q),
         view(k),
-        preparation(*options, eps),
+        preparation(given),
         address(q_out),
         address(k_out),
     )
@@ -46,29 +39,20 @@ def qk_norm_rope(
 
 
 def qk_norm_rope_backward(
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor | None,
-    qkv: Tensor,
-    qkv_bias: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    num_heads: int,
-    eps: float,
+    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor | None, qkv: Tensor, *options: Any
 ) -> Gradients:
-    q, k, _ = heads(qkv, num_heads)
+    given = Preparation(*options).map(contiguous)
+    q, k, _ = heads(qkv, given.num_heads)
     grad_q, grad_k = rows(grad_q), rows(grad_k)
     grad_v = None if grad_v is None else rows(grad_v)
-    gradients = new_gradients(qkv, qkv_bias, q_weight, k_weight)
-    options = [contiguous(option) for option in (qkv_bias, q_weight, k_weight, rope)]
+    gradients = new_gradients(qkv, *given.parameters)
     partials = partial(q.new_empty, dtype=compute_dtype(q))
-    weight_partials = bias_partials = None
-    blocks = TARGET_BLOCKS + num_heads  # and a block for each head, to step by whole tokens
-    if is_prepared(q_weight, k_weight):
-        weight_partials = partials((2, blocks, q.shape[-1]))
-    if qkv_bias is not None:
-        bias_partials = partials((3, blocks * min(num_heads, 256), q.shape[-1]))
+    bias_partials = norm_partials = None
+    blocks = TARGET_BLOCKS + given.num_heads  # and a block a head, to step by whole tokens
+    if given.qkv_bias is not None:
+        bias_partials = partials((3, blocks * min(given.num_heads, 256), q.shape[-1]))
+    if any(x is not None for x in given.parameters[1:]):
+        norm_partials = partials((4, blocks, q.shape[-1]))
     launch(
         "qk_norm_rope_backward",
         q,
@@ -79,9 +63,9 @@ def qk_norm_rope_backward(
         view(grad_v),
         view(q),
         view(k),
-        preparation(*options, eps),
+        preparation(given),
         address(gradients[0]),
-        address(weight_partials),
+        address(norm_partials),
         address(bias_partials),
         TARGET_BLOCKS,
         tuple(map(parameter, gradients[1:])),
@@ -104,7 +88,6 @@ def view(x: Tensor | None) -> tuple[int, ...] | None:
     return None if x is None else (address(x), *x.stride()[:3])
 
 
-def preparation(*options: Any) -> tuple[Any, ...]:
-    """Return (qkv_bias, q_weight, k_weight, rope, eps) as an msf::Preparation."""
-    *parameters, rope, eps = options
-    return *map(parameter, parameters), address(rope), eps
+def preparation(given: Preparation) -> tuple[Any, ...]:
+    """Return it, whose tensors are contiguous, as an msf::Preparation."""
+    return *map(parameter, given.parameters), address(given.rope), given.eps, given.norm == "layer"

@@ -16,7 +16,9 @@ from ..layout import contiguous, empty_like
 from ..triton_support.launch import launch, power_of_2, tiles
 from ..triton_support.rows import sum_partials
 from .op import Gradients, new_gradients
-from .triton_kernels import Heads, backward_kernel, forward_kernel
+from .preparation import PARAMETERS, Preparation
+from .triton_kernels import backward_kernel, forward_kernel
+from .triton_tiles import Heads
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,9 @@ class Tile:
         }
 
 
-def qk_norm_rope(
-    qkv: Tensor,
-    qkv_bias: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    num_heads: int,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    q, k, _ = unpack(qkv, num_heads)
+def qk_norm_rope(qkv: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    given = Preparation(*options)
+    q, k, _ = unpack(qkv, given.num_heads)
     q_out, k_out = empty_like(q), empty_like(k)
     tile = Tile.of(q)
     launch(
@@ -71,44 +66,36 @@ def qk_norm_rope(
         q.device,
         2 * tile.count,
         **views(q=q, k=k, q_out=q_out, k_out=k_out),
-        bias_ptrs=parts(qkv_bias),
-        q_weight_ptr=contiguous(q_weight),
-        k_weight_ptr=contiguous(k_weight),
-        rope_ptr=contiguous(rope),
+        **pointers(given, "q_norm_bias", "k_norm_bias"),
         **tile.arguments(q),
-        eps=eps,
+        eps=given.eps,
+        LAYER=given.norm == "layer",
         warps=tile.warps,
     )
     return q_out, k_out
 
 
 def qk_norm_rope_backward(
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor | None,
-    qkv: Tensor,
-    qkv_bias: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    num_heads: int,
-    eps: float,
+    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor | None, qkv: Tensor, *options: Any
 ) -> Gradients:
-    q, k, _ = unpack(qkv, num_heads)
-    gradients = new_gradients(qkv, qkv_bias, q_weight, k_weight)
-    grad_qkv, grad_bias, *grad_weights = gradients
+    given = Preparation(*options)
+    q, k, _ = unpack(qkv, given.num_heads)
+    gradients = new_gradients(qkv, *given.parameters)
+    grad_qkv, grad_bias, *grads_of_norms = gradients
     tile = Tile.of(q, 4)  # with 8 in 16 bits, Triton 3.6 took 124 registers a thread
     # Programs step by whole tokens, so that a row of their tiles has one head.
-    token = num_heads // math.gcd(num_heads, tile.rows)
+    token = given.num_heads // math.gcd(given.num_heads, tile.rows)
     programs = triton.cdiv(min(TARGET_BLOCKS, tile.count), token) * token
     partials = partial(q.new_empty, dtype=compute_dtype(q))
-    weight_partials = [
-        None if weight is None else partials((programs, q.shape[3]))
-        for weight in (q_weight, k_weight)
-    ]
+    of_norms: dict[str, Any] = {
+        f"{name}_partials_ptr": None if x is None else partials((programs, q.shape[3]))
+        for name, x in zip(PARAMETERS[1:], given.parameters[1:])
+    }
+    biases = given.qkv_bias, given.q_norm_bias, given.k_norm_bias
+    has_biases = any(x is not None for x in biases)
     rows = 3, programs * tile.rows, q.shape[3]
-    bias_partials = None if qkv_bias is None else partials(rows)
-    q_out, k_out, v_out = unpack(grad_qkv, num_heads)
+    bias_partials = None if given.qkv_bias is None else partials(rows)
+    q_out, k_out, v_out = unpack(grad_qkv, given.num_heads)
     launch(
         backward_kernel,
         q.device,
@@ -123,27 +110,31 @@ def qk_norm_rope_backward(
             k_out=k_out,
             v_out=v_out,
         ),
-        bias_ptrs=parts(qkv_bias),
-        q_weight_ptr=contiguous(q_weight),
-        k_weight_ptr=contiguous(k_weight),
+        **pointers(given),
         bias_partials_ptrs=parts(bias_partials),
-        q_partials_ptr=weight_partials[0],
-        k_partials_ptr=weight_partials[1],
-        rope_ptr=contiguous(rope),
+        **of_norms,
         programs=programs,
         **tile.arguments(q),
-        eps=eps,
+        eps=given.eps,
+        LAYER=given.norm == "layer",
         warps=tile.warps,
-        # Six blocks of 128 threads fit an SM, with the sums of a bias five. Left to itself, ptxas
+        # Six blocks of 128 threads fit an SM, with the sums of biases five. Left to itself, ptxas
         # 13.4 spills to fit a seventh.
-        maxnreg=80 if qkv_bias is None else 96,
+        maxnreg=96 if has_biases else 80,
     )
-    pairs = zip(weight_partials, grad_weights, strict=True)
+    pairs = zip(of_norms.values(), grads_of_norms, strict=True)
     sum_partials([(sums, grad[None]) for sums, grad in pairs if sums is not None])
     if bias_partials is not None:
-        width = num_heads * q.shape[3]
+        width = given.num_heads * q.shape[3]
         sum_partials([(bias_partials.view(-1, width), grad_bias.view(3, width))])
     return gradients
+
+
+def pointers(given: Preparation, *others: str) -> dict[str, Any]:
+    """Return biases, norm weights, rope and the others of a Preparation as arguments of kernels."""
+    names = "q_weight", "k_weight", "rope", *others
+    named = {f"{name}_ptr": contiguous(getattr(given, name)) for name in names}
+    return {"bias_ptrs": parts(given.qkv_bias), **named}
 
 
 def parts(x: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -14,6 +14,7 @@ from .parsing import check_fields, parse_dataclass, parse_object
 UPSAMPLE_MODES = ("nearest", "bilinear")
 POSITIONS = ("rope", "sincos", "both")
 NORMS = ("layer", "rms")
+QK_NORMS = (True, False, "layer")
 MLPS = ("gelu", "swiglu")
 PREDICTIONS = ("velocity", "noise")
 DIFFUSION_STEPS = 1000  # of a model that predicts noise
@@ -73,6 +74,7 @@ class MSFConfig:
     to the second of ``time_range``, by sinusoids of wavelengths up to 2 pi ``time_period``.
     ``rope_theta`` is the base of RoPE's frequencies. ``norm`` is LayerNorm or "rms" (arXiv
     1910.07467), ``mlp`` has a GELU or is "swiglu" (arXiv 2002.05202), three products a token.
+    ``qk_norm`` is RMS norm of q and k, or LayerNorm with "layer".
     """
 
     image_size: tuple[int, int]
@@ -82,7 +84,7 @@ class MSFConfig:
     steps: tuple[int, ...]
     upsample: str = "nearest"
     positions: str = "rope"
-    qk_norm: bool = True
+    qk_norm: bool | str = True
     norm: str = "layer"
     mlp: str = "gelu"
     label_dropout: float = 0.1
@@ -130,6 +132,8 @@ class MSFConfig:
             yield f"upsample must be one of {UPSAMPLE_MODES}, got {self.upsample!r}"
         if self.positions not in POSITIONS:
             yield f"positions must be one of {POSITIONS}, got {self.positions!r}"
+        if self.qk_norm not in QK_NORMS:
+            yield f"qk_norm must be true, false or 'layer', got {self.qk_norm!r}"
         if self.norm not in NORMS:
             yield f"norm must be one of {NORMS}, got {self.norm!r}"
         if self.mlp not in MLPS:

@@ -87,7 +87,7 @@ def _stage_cost(config: MSFConfig, index: int, steps: int) -> StageCost:
     if config.num_classes:
         parameters += (config.num_classes + 1) * stage.width
     if config.qk_norm:
-        parameters += stage.depth * 2 * stage.head_dim
+        parameters += stage.depth * (4 if config.qk_norm == "layer" else 2) * stage.head_dim
     return StageCost(config.stage_names[index], size, tokens, parameters, macs, steps)
 
 

@@ -66,8 +66,9 @@ def parse(value: Any, hint: Any, where: str) -> Any:
     ``where``."""
     if is_dataclass(hint):
         return value if isinstance(value, hint) else parse_dataclass(hint, value, where)  # type: ignore[arg-type]
-    if isinstance(hint, UnionType):  # of one kind and None
-        return None if value is None else parse(value, get_args(hint)[0], where)
+    if isinstance(hint, UnionType):  # of one kind, and None or a string
+        kind, other = get_args(hint)
+        return value if isinstance(value, other) else parse(value, kind, where)
     if get_origin(hint) is tuple:
         return _parse_tuple(value, get_args(hint), where)
     if hint is int:

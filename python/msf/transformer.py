@@ -77,8 +77,13 @@ class Attention(nn.Module):
         self.heads, self.head_dim, self.rope_theta = stage.heads, stage.head_dim, config.rope_theta
         self.qkv = SkipBiasLinear(stage.width, 3 * stage.width)
         self.proj = SkipBiasLinear(stage.width, stage.width)
+        is_layer = config.qk_norm == "layer"
+        # LayerNorm has PyTorch's eps, with which other people train it here.
+        self.norm, self.eps = ("layer", 1e-5) if is_layer else ("rms", 1e-6)
         self.q_weight = nn.Parameter(torch.ones(stage.head_dim)) if config.qk_norm else None
         self.k_weight = nn.Parameter(torch.ones(stage.head_dim)) if config.qk_norm else None
+        self.q_norm_bias = nn.Parameter(torch.zeros(stage.head_dim)) if is_layer else None
+        self.k_norm_bias = nn.Parameter(torch.zeros(stage.head_dim)) if is_layer else None
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """Return the output of ``proj``, whose bias the block hands on."""
@@ -91,7 +96,11 @@ class Attention(nn.Module):
             qkv_bias=handed_on(self.qkv.bias),
             q_weight=self.q_weight,
             k_weight=self.k_weight,
+            q_norm_bias=self.q_norm_bias,
+            k_norm_bias=self.k_norm_bias,
             rope=rope,
+            eps=self.eps,
+            norm=self.norm,
         )
         return self.proj(out)
 
@@ -211,9 +220,11 @@ class StageTransformer(nn.Module):
                     initialize(module, "weight", nn.init.zeros_)
             elif isinstance(module, nn.Embedding):
                 initialize(module, "weight", NORMAL)
-            elif isinstance(module, Attention) and module.q_weight is not None:
-                initialize(module, "q_weight", nn.init.ones_)
-                initialize(module, "k_weight", nn.init.ones_)
+            elif isinstance(module, Attention):
+                for name, fill in (("weight", nn.init.ones_), ("norm_bias", nn.init.zeros_)):
+                    for x in "qk":
+                        if getattr(module, f"{x}_{name}") is not None:
+                            initialize(module, f"{x}_{name}", fill)
 
     @property
     def is_trained(self) -> bool:

@@ -8,6 +8,7 @@ from numerics import WALK, assert_as_good_as, relative_error
 
 from .transformers import (
     CONDITION,
+    HEAD_DIM,
     MODELS,
     TOKENS,
     WIDTH,
@@ -63,6 +64,25 @@ def test_errors_are_those_of_pytorch(name, rounding, dtype):
             errors.append([relative_error(x[key], exact[key]) for x in (got, native)])
     ours, theirs = torch.tensor(errors).norm(dim=0)
     assert ours <= 1.25 * theirs
+
+
+@pytest.mark.parametrize("name", ["REPA", "LightningDiT with LayerNorm"])
+def test_layer_norm_of_q_and_k_is_in_the_operator(name, monkeypatch):
+    model, (x, c) = make(name, torch.float64), inputs(torch.float64)
+    expected = model(x, c)
+    msf.accelerate(model)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.LayerNorm, "forward", None)  # cannot be called
+        assert relative_error(model(x, c), expected) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["REPA", "LightningDiT with LayerNorm", "LightningDiT"])
+def test_norms_of_q_and_k_that_differ_are_those_of_the_model(name):
+    model, (x, c) = make(name, torch.float64), inputs(torch.float64)
+    model.blocks[0].attn.k_norm.eps = 0.1
+    model.blocks[1].attn.q_norm = PlainNorm(HEAD_DIM)
+    expected = model(x, c)
+    assert relative_error(msf.accelerate(model)(x, c), expected) < 1e-12
 
 
 def same_bits(model, x, c):

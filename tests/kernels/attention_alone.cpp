@@ -24,7 +24,8 @@ extern "C" __attribute__((visibility("default"))) bool forward(const int* sizes,
                                                                int shared) try {
   const HeadGrid grid{sizes[0], sizes[1], sizes[2], sizes[3]};
   attention(DType::bfloat16, grid, part(qkv, grid, 0), part(qkv, grid, 1), part(qkv, grid, 2),
-            {{{bias}}, {{q_weight}}, {{k_weight}}, {rope}, 1e-6}, {out}, {logsumexp}, shared, {});
+            {{{bias}}, {{q_weight}}, {{k_weight}}, {}, {}, {rope}, 1e-6}, {out}, {logsumexp},
+            shared, {});
   return true;
 } catch (const std::exception&) {
   return false;
@@ -37,8 +38,9 @@ extern "C" __attribute__((visibility("default"))) bool backward(
   const HeadGrid grid{sizes[0], sizes[1], sizes[2], sizes[3]};
   attention_backward(DType::bfloat16, grid, part(qkv, grid, 0), part(qkv, grid, 1),
                      part(qkv, grid, 2), whole(out, grid), whole(grad, grid),
-                     {{{bias}}, {{q_weight}}, {{k_weight}}, {rope}, 1e-6}, {logsumexp}, {grad_qkv},
-                     {partials}, {{{grad_bias}}, {{grad_q_weight}}, {{grad_k_weight}}}, {});
+                     {{{bias}}, {{q_weight}}, {{k_weight}}, {}, {}, {rope}, 1e-6}, {logsumexp},
+                     {grad_qkv}, {partials}, {{{grad_bias}}, {{grad_q_weight}}, {{grad_k_weight}}},
+                     {});
   return true;
 } catch (const std::exception&) {
   return false;

@@ -20,14 +20,28 @@ def eager_rotate(x: Tensor, rope: Tensor) -> Tensor:
     return torch.cat((turned.real, turned.imag), -1).to(x.dtype)
 
 
+def eager_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, norm: str
+) -> Tensor:
+    if weight is None:
+        return x
+    if norm == "rms":
+        return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias, eps)
+
+
 def eager_attention(
     qkv: Tensor,
     num_heads: int,
     qkv_bias: Tensor | None = None,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
+    q_norm_bias: Tensor | None = None,
+    k_norm_bias: Tensor | None = None,
     rope: Tensor | None = None,
     eps: float = 1e-6,
+    norm: str = "rms",
 ) -> Tensor:
     if qkv_bias is not None:
         qkv = qkv + qkv_bias.to(qkv.dtype)
@@ -37,10 +51,8 @@ def eager_attention(
         part.reshape(batch, tokens, num_heads, head_dim).transpose(1, 2)
         for part in qkv.chunk(3, -1)
     )
-    if q_weight is not None:
-        q = F.rms_norm(q, (head_dim,), q_weight.to(q.dtype), eps)
-    if k_weight is not None:
-        k = F.rms_norm(k, (head_dim,), k_weight.to(k.dtype), eps)
+    q = eager_norm(q, q_weight, q_norm_bias, eps, norm)
+    k = eager_norm(k, k_weight, k_norm_bias, eps, norm)
     if rope is not None:
         q, k = eager_rotate(q, rope), eager_rotate(k, rope)
     out = F.scaled_dot_product_attention(q, k, v)
@@ -93,24 +105,28 @@ def test_options(norm, rotary, dtype) -> None:
 
 
 # N of one tile of every kernel, of more, and of some left over; heads in one piece or two. In 16
-# bits the kernels of 25 tokens prepare q and k themselves, and those of 80 read them prepared.
+# bits the kernels of 25 tokens prepare q and k themselves but for LayerNorm, and those of 80 read
+# them prepared.
 @pairwise(
     grid_and_dtype=[
         (grid, dtype) for grid in ((5, 5), (8, 10)) for dtype in (torch.bfloat16, torch.float16)
     ]
     + [((8, 10), torch.float32)],
     head_dim=(32, 36, 72),
-    norm_and_rotary=[(norm, rotary) for norm in (False, True) for rotary in (False, True)],
+    norm_and_rotary=[(norm, rotary) for norm in ("", "rms", "layer") for rotary in (False, True)],
 )
 def test_bias(grid_and_dtype, head_dim, norm_and_rotary) -> None:
     (grid, dtype), (norm, rotary) = grid_and_dtype, norm_and_rotary
-    heads, names = 2, ("qkv_bias", *(("q_weight", "k_weight") if norm else ()))
+    weights = ("q_weight", "k_weight") if norm else ()
+    biases = ("q_norm_bias", "k_norm_bias") if norm == "layer" else ()
+    heads, names = 2, ("qkv_bias", *weights, *biases)
     batch = 2 if grid == (5, 5) else 1  # interpreted, 80 tokens take long
     qkv = normal(batch, grid[0] * grid[1], 3 * heads * head_dim, dtype=dtype)
     inputs = [qkv, normal(3 * heads * head_dim, dtype=torch.float32)]
-    inputs += [(1 + 0.3 * normal(head_dim)).float() for _ in names[1:]]
+    inputs += [(1 + 0.3 * normal(head_dim)).float() for _ in weights]
+    inputs += [normal(head_dim).float() for _ in biases]
     rope = rope_2d(*grid, head_dim, device=DEVICE) if rotary else None
-    check(inputs, names=names, num_heads=heads, rope=rope)
+    check(inputs, names=names, num_heads=heads, rope=rope, norm=norm or "rms")
 
 
 # What kernels go through in tiles of 16 to 128 tokens: full tiles only, some left over, both; and
@@ -278,6 +294,11 @@ BAD = {
         lambda: attention(qkv, num_heads=2, q_weight=weight.half()),
         TypeError,
         "attention: q_weight must be float64 or float32, got float16",
+    ),
+    "norm bias without LayerNorm": (
+        lambda: attention(qkv, num_heads=2, k_weight=weight, k_norm_bias=weight),
+        ValueError,
+        'attention: k_norm_bias goes with k_weight and norm="layer"',
     ),
     "rope of another grid": (
         lambda: attention(qkv, num_heads=2, rope=rope_2d(2, 2, 4, device=DEVICE)),

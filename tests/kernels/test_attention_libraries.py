@@ -20,6 +20,8 @@ from torch import Tensor
 import msf_kernels
 from msf_kernels import attention, dispatch, rope_2d
 from msf_kernels.attention import flash_attn, libraries, reference, sdpa
+from msf_kernels.qk_norm_rope.examples import preparation
+from msf_kernels.qk_norm_rope.preparation import PARAMETERS
 from numerics import normal
 
 from .stand_ins import STAND_INS, FlashAttn2, FlashAttn3
@@ -36,7 +38,9 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="calls them with t
     [(2, (4, 4), 2, 32), (3, (1, 2), 2, 8), (1, (3, 7), 4, 36)],
     ids=lambda value: str(value).replace(" ", ""),
 )
-@pytest.mark.parametrize("prepared", ["", "norm-rope", "bias", "bias-norm-rope"])
+@pytest.mark.parametrize(
+    "prepared", ["", "norm-rope", "bias", "bias-norm-rope", "bias-layer_norm-rope"]
+)
 @pytest.mark.parametrize("dtype", [FP32, BF16, torch.float16], ids=["fp32", "bf16", "fp16"])
 def test_flash_on_a_cpu(batch, grid, heads, head_dim, prepared, dtype) -> None:
     inputs = {"qkv": normal(batch, grid[0] * grid[1], 3 * heads * head_dim, dtype=dtype)}
@@ -44,10 +48,13 @@ def test_flash_on_a_cpu(batch, grid, heads, head_dim, prepared, dtype) -> None:
         inputs["qkv_bias"] = normal(3 * heads * head_dim, dtype=FP32)
     if "norm" in prepared:
         inputs |= {f"{x}_weight": (1 + 0.3 * normal(head_dim)).float() for x in "qk"}
+    if "layer" in prepared:
+        inputs |= {f"{x}_norm_bias": normal(head_dim, dtype=FP32) for x in "qk"}
     rope = rope_2d(*grid, head_dim) if "rope" in prepared else None
+    norm = "layer" if "layer" in prepared else "rms"
     _, *names = inputs
     with msf_kernels.backend(attention="flash"):
-        check([*inputs.values()], names=names, num_heads=heads, rope=rope)
+        check([*inputs.values()], names=names, num_heads=heads, rope=rope, norm=norm)
 
 
 @no_gpu
@@ -70,16 +77,18 @@ def test_calls_fit_the_operators_of_pytorch(name: str, prepared: bool) -> None:
     weight = torch.empty(8, device="meta") if prepared else None
     rope = torch.empty(2, 6, 4, device="meta") if prepared else None
     bias = torch.empty(48, device="meta") if prepared else None
-    options = bias, weight, weight, rope
-    out, logsumexp = libraries.attention(library, qkv, *options, 2, 1e-6)
+    tensors = {"qkv_bias": bias, "q_weight": weight, "k_weight": weight, "rope": rope}
+    given = preparation(2, norm="layer", q_norm_bias=weight, **tensors)
+    out, logsumexp = libraries.attention(library, qkv, *given)
     assert out.shape == (2, 6, 16) and out.dtype == BF16 and out.is_contiguous()
     assert logsumexp.shape == (2, 2, 6) and logsumexp.dtype == FP32
-    grad_qkv, grad_bias, *grad_weights = libraries.attention_backward(
-        library, out, qkv, *options, out, logsumexp, 2, 1e-6
+    grad_qkv, grad_bias, *of_norms = libraries.attention_backward(
+        library, out, out, logsumexp, qkv, *given
     )
     assert grad_qkv.shape == qkv.shape and grad_qkv.dtype == BF16
     assert grad_bias.numel() == (48 if prepared else 0)
-    assert [grad.numel() for grad in grad_weights] == [8 if prepared else 0] * 2
+    sizes = [8, 8, 8, 0] if prepared else [0] * 4
+    assert [grad.numel() for grad in of_norms] == sizes
 
 
 def check_stand_in(name: str, norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +101,7 @@ def check_stand_in(name: str, norm: bool, monkeypatch: pytest.MonkeyPatch) -> No
     inputs = [normal(2, 37, 48, dtype=FP32), *(normal(8, dtype=FP32) for _ in "qk" if norm)]
     with msf_kernels.backend(attention=name):
         check(inputs, num_heads=2)
-    arguments = inputs[0], None, None, None, None, 2, 1e-6
+    arguments = inputs[0], *preparation(2)
     _, logsumexp = libraries.attention(library, *arguments)
     torch.testing.assert_close(logsumexp, reference.attention(*arguments)[1])
 
@@ -205,15 +214,15 @@ def test_limits_of_the_gradient_count_where_there_is_one(monkeypatch: pytest.Mon
         dispatch._registry[op]["cudnn"].unsupported_args_reason
         for op in ("attention", "attention_backward")
     )
-    qkv, options = torch.empty(1, 2, 48, device="meta"), (None,) * 4
+    qkv = torch.empty(1, 2, 48, device="meta")
     trained = qkv.clone().requires_grad_()
     with torch.no_grad():  # as where the operators run
-        assert forward(qkv, *options, 2, 1e-6) is None
-        assert forward(trained, *options, 2, 1e-6) == "no gradient"
-        for i, parameter in enumerate((trained[0, 0], trained[0, 0, :8], trained[0, 0, :8])):
-            given = [parameter if i == j else None for j in range(4)]
-            assert forward(qkv, *given, 2, 1e-6) == "no gradient"
-        assert backward(qkv, qkv, *options, qkv, qkv, 2, 1e-6) == "no gradient"
+        assert forward(qkv, *preparation(2)) is None
+        assert forward(trained, *preparation(2)) == "no gradient"
+        for name in PARAMETERS:
+            parameter = trained[0, 0] if name == "qkv_bias" else trained[0, 0, :8]
+            assert forward(qkv, *preparation(2, **{name: parameter})) == "no gradient"
+        assert backward(qkv, qkv, qkv, qkv, *preparation(2)) == "no gradient"
 
 
 @no_gpu

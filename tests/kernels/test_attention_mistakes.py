@@ -19,6 +19,7 @@ from torch import Tensor
 from emulation.build import CSRC, build
 from msf_kernels import rope_2d
 from msf_kernels.attention import reference
+from msf_kernels.qk_norm_rope.examples import preparation
 from numerics import assert_as_good_as, assert_sum_as_good_as, normal
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compiles kernels for the host")
@@ -134,29 +135,32 @@ def check(library: ctypes.CDLL) -> None:
     ):
         size = 0.1 if mean is low else 1 if prepared else 3
         qkv = (normal(1, tokens, 3 * HEADS * DIM) * size + mean).to(torch.bfloat16)
-        options: list[Any] = [None] * 4
+        options: dict[str, Tensor] = {}
         if prepared:
-            weights = (1 + 0.3 * normal(2, DIM)).float()
-            options = [normal(3 * HEADS * DIM).float(), *weights, rope_2d(1, tokens, DIM)]
+            q_weight, k_weight = (1 + 0.3 * normal(2, DIM)).float()
+            options = {"qkv_bias": normal(3 * HEADS * DIM).float(), "q_weight": q_weight}
+            options |= {"k_weight": k_weight, "rope": rope_2d(1, tokens, DIM)}
+        given = preparation(HEADS, **options)
+        passed = given.qkv_bias, given.q_weight, given.k_weight, given.rope
         out = torch.full((1, tokens, HEADS * DIM), torch.nan, dtype=torch.bfloat16)
         logsumexp = torch.full((1, HEADS, tokens), torch.nan)
-        call(library.forward, qkv, *options, out, logsumexp, shared)
-        native, exact = (reference.attention(x, *options, HEADS, 1e-6) for x in (qkv, qkv.double()))
+        call(library.forward, qkv, *passed, out, logsumexp, shared)
+        native, exact = (reference.attention(x, *given) for x in (qkv, qkv.double()))
         for results in zip((out, logsumexp), native, exact, strict=True):
             assert_as_good_as(*results)
         if shared == STREAMED:
             continue
         grad = normal(*out.shape, dtype=torch.bfloat16)
         grad_qkv, partials = torch.full_like(qkv, torch.nan), torch.zeros(5 * HEADS * DIM)
-        sums = [torch.full_like(x, torch.nan) if prepared else None for x in options[:3]]
+        sums = [torch.full_like(x, torch.nan) if prepared else None for x in passed[:3]]
         made = grad_qkv, partials if prepared else None, *sums
-        call(library.backward, qkv, *options, out, grad, logsumexp, *made)
+        call(library.backward, qkv, *passed, out, grad, logsumexp, *made)
         native, exact = (
-            reference.attention_backward(g, x, *options, *outputs, HEADS, 1e-6)
+            reference.attention_backward(g, *outputs, x, *given)
             for g, x, outputs in ((grad, qkv, native), (grad.double(), qkv.double(), exact))
         )
         assert_as_good_as(grad_qkv, native[0], exact[0])
-        for got, right in zip(sums, exact[1:], strict=True):
+        for got, right in zip(sums, exact[1:]):
             if got is not None:
                 assert_sum_as_good_as(got, right, native[0], exact[0])
 

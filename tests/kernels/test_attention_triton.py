@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msf_kernels import rope_2d
 from msf_kernels.attention import reference
+from msf_kernels.qk_norm_rope.examples import preparation
 from numerics import DEVICE, assert_as_good_as, normal
 
 pytest.importorskip("triton", minversion="3.5")
@@ -30,19 +31,19 @@ def test_attention_of_gpus_without_wgmma(
     grid: tuple[int, int], head_dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention_triton, "has_wgmma", lambda device: False)
-    weights = [(1 + 0.3 * normal(head_dim)).float() for _ in range(2)]
+    weights = {f"{x}_weight": (1 + 0.3 * normal(head_dim)).float() for x in "qk"}
     qkv, grad = (normal(1, grid[0] * grid[1], n * head_dim, dtype=torch.bfloat16) for n in (3, 1))
-    options = None, *weights, rope_2d(*grid, head_dim, device=DEVICE), 1, 1e-6
+    given = preparation(1, **weights, rope=rope_2d(*grid, head_dim, device=DEVICE))
 
     def results(module: Any, qkv: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        outputs = module.attention(qkv, *options)
-        return *outputs, *module.attention_backward(grad, qkv, *options[:4], *outputs, *options[4:])
+        outputs = module.attention(qkv, *given)
+        return *outputs, *module.attention_backward(grad, *outputs, qkv, *given)
 
     native = results(reference, qkv, grad)
     exact = results(reference, qkv.double(), grad.double())
     got = results(attention_triton, qkv, grad)
     for tensors in zip(got, native, exact, strict=True):
-        if tensors[0].numel():  # there is no bias
+        if tensors[0].numel():  # there are no biases
             assert_as_good_as(*tensors)
 
 
@@ -74,9 +75,13 @@ def test_which_heads_are_whole_in_a_program(
 ) -> None:
     for wgmma in (False, True):
         monkeypatch.setattr(attention_triton, "has_wgmma", lambda device, wgmma=wgmma: wgmma)
-        for tokens, dtype in ((64, BF16), (65, BF16), (64, torch.float32)):
-            whole = attention_triton.fits_whole(torch.empty(1, tokens, 2, 8, dtype=dtype), backward)
-            assert whole == ((tokens, dtype) == (64, BF16) and (wgmma or not backward))
+        for tokens, dtype, norm in (
+            *((64, BF16, "rms"), (65, BF16, "rms"), (64, torch.float32, "rms")),
+            (64, BF16, "layer"),
+        ):
+            x, given = torch.empty(1, tokens, 2, 8, dtype=dtype), preparation(2, norm=norm)
+            whole = (tokens, dtype, norm) == (64, BF16, "rms") and (wgmma or not backward)
+            assert attention_triton.fits_whole(x, given, backward) == whole
 
 
 def test_attention_of_a_gpu_has_a_largest_head_dim(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import torch
 
 import msf_kernels as msf
 from msf_kernels import dispatch, measurements
+from msf_kernels.qk_norm_rope.examples import preparation
 
 GATE = "gate_residual"
 
@@ -114,12 +115,12 @@ def test_the_measured_sizes_nearest_to_a_call_decide(
         monkeypatch.setitem(entry, name, dispatch.Implementation(lambda *_, name=name: name))
     weight = torch.ones(72)
     for tokens, options, name in (
-        *((1, (None,) * 4, "triton"), (272, (None,) * 4, "cudnn"), (4096, (None,) * 4, "cudnn")),
-        (1000, (None, weight, None, None), "flash"),
-        (1000, (torch.ones(3 * 2 * 72), None, None, None), "flash"),
+        *((1, {}, "triton"), (272, {}, "cudnn"), (4096, {}, "cudnn")),
+        (1000, {"q_weight": weight}, "flash"),
+        (1000, {"qkv_bias": torch.ones(3 * 2 * 72)}, "flash"),
     ):
-        args = torch.empty(1, tokens, 3 * 2 * 72), *options, 2, 1e-6
+        args = torch.empty(1, tokens, 3 * 2 * 72), *preparation(2, **options)
         with msf.backend("auto"):
             assert dispatch.run(op, gpu, *args) == name
-        saved = args[0], *args[:5], args[0], args[0], *args[5:]
+        saved = args[0], args[0], args[0], *args
         assert dispatch._sizes[f"{op}_backward"](*saved) == dispatch._sizes[op](*args)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from msf_kernels import BackendUnavailable, qk_norm_rope, rope_2d
 from numerics import DEVICE, assert_rounded_once, normal
@@ -14,6 +14,7 @@ from pairwise import pairwise
 
 pytestmark = pytest.mark.operator("qk_norm_rope")
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+NORMS = pytest.mark.parametrize("norm", ["rms", "layer"])
 
 # Of qkv, and of the weights.
 DTYPES = (torch.float64, FP32), (FP32, FP32), (BF16, BF16), (BF16, FP32), (FP16, FP32)
@@ -26,12 +27,41 @@ SHAPES = (
     (2, (2, 2), 1, 36),
     (1, (1, 2), 2, 204),
 )
-OPTIONS = ("", True), ("q", False), ("qk", False), ("qk", True), ("b", False), ("bqk", True)
+# Parameters, whether there is RoPE, and the norm.
+BOTH, BIASES = "q_weight k_weight", "q_norm_bias k_norm_bias"
+OPTIONS = (
+    ("", True, "rms"),
+    ("q_weight", False, "rms"),
+    (BOTH, False, "rms"),
+    (BOTH, True, "rms"),
+    ("qkv_bias", False, "layer"),
+    (f"{BOTH} qkv_bias", True, "rms"),
+    (BOTH, True, "layer"),
+    (f"{BOTH} {BIASES}", False, "layer"),
+    (f"{BOTH} {BIASES} qkv_bias", True, "layer"),
+    ("k_weight k_norm_bias", True, "layer"),
+)
 
 
-def prepared(x: Tensor, weight: Tensor | None, rope: Tensor | None, eps: float) -> Tensor:
-    """q or k (B, N, H, d) by way of PyTorch's RMS norm and complex numbers."""
-    if weight is not None:
+def parameters_of(names: str, heads: int, head_dim: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Norms' weights are around 1."""
+    lengths = {"qkv_bias": 3 * heads * head_dim}
+    drawn = {name: normal(lengths.get(name, head_dim)) for name in names.split()}
+    return {name: (1 + 0.3 * x if "weight" in name else x).to(dtype) for name, x in drawn.items()}
+
+
+def prepared(
+    x: Tensor,
+    weight: Tensor | None,
+    norm_bias: Tensor | None,
+    rope: Tensor | None,
+    eps: float,
+    norm: str,
+) -> Tensor:
+    """q or k (B, N, H, d) by way of PyTorch's norms and complex numbers."""
+    if weight is not None and norm == "layer":
+        x = F.layer_norm(x, x.shape[-1:], weight, norm_bias, eps)
+    elif weight is not None:
         x = F.rms_norm(x, x.shape[-1:], weight, eps)
     if rope is not None:
         turned = torch.complex(*x.chunk(2, -1)) * torch.complex(*rope.double()[:, :, None])
@@ -39,17 +69,26 @@ def prepared(x: Tensor, weight: Tensor | None, rope: Tensor | None, eps: float) 
     return x
 
 
-def exact_qk(qkv: Tensor, num_heads: int, eps: float = 1e-6, **options: Any) -> list[Tensor]:
+def exact_qk(
+    qkv: Tensor, num_heads: int, eps: float = 1e-6, norm: str = "rms", **options: Any
+) -> list[Tensor]:
     if (bias := options.get("qkv_bias")) is not None:
         qkv = qkv + bias
     parts = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
-    rope = options.get("rope")
-    weights = options.get("q_weight"), options.get("k_weight")
-    return [prepared(part, weight, rope, eps) for part, weight in zip(parts, weights, strict=False)]
+    get = options.get
+    return [
+        prepared(part, get(f"{x}_weight"), get(f"{x}_norm_bias"), get("rope"), eps, norm)
+        for x, part in zip("qk", parts)
+    ]
 
 
-def check(qkv: Tensor, parameters: dict[str, Tensor], **options: Any) -> None:
-    """Values, and gradients of qkv and the parameters, against float64."""
+def check(
+    qkv: Tensor, parameters: dict[str, Tensor], *, condition: float = 1.0, **options: Any
+) -> None:
+    """Values, and gradients of qkv and the parameters, against float64.
+
+    The subtraction of a mean amplifies errors by ``condition``.
+    """
     inputs = [tensor.detach().requires_grad_() for tensor in (qkv, *parameters.values())]
     named = dict(zip(parameters, inputs[1:], strict=True))
     outputs = qk_norm_rope(inputs[0], **named, **options)
@@ -59,13 +98,14 @@ def check(qkv: Tensor, parameters: dict[str, Tensor], **options: Any) -> None:
     batch, tokens, heads, head_dim = outputs[0].shape
     for one, right in zip(outputs, exact, strict=True):
         assert one.is_contiguous()
-        assert_rounded_once(one, right, terms=head_dim)
+        assert_rounded_once(one, right, terms=head_dim, condition=condition)
 
     grads = [normal(*output.shape, dtype=output.dtype) for output in outputs]
     got = torch.autograd.grad(outputs, inputs, grads)
     expected = torch.autograd.grad(exact, exact_inputs, [grad.double() for grad in grads])
     for one, right in zip(got, expected, strict=True):
-        assert_rounded_once(one, right, terms=max(head_dim, batch * tokens * heads))
+        terms = max(head_dim, batch * tokens * heads)
+        assert_rounded_once(one, right, terms=terms, condition=condition)
     assert not got[0].chunk(3, -1)[2].any()
 
 
@@ -73,36 +113,70 @@ def check(qkv: Tensor, parameters: dict[str, Tensor], **options: Any) -> None:
 def test_values_and_gradients(
     shape: tuple[int, tuple[int, int], int, int],
     dtypes: tuple[torch.dtype, torch.dtype],
-    options: tuple[str, bool],
+    options: tuple[str, bool, str],
 ) -> None:
-    (batch, grid, heads, head_dim), (dtype, other), (norm, rotary) = shape, dtypes, options
+    (batch, grid, heads, head_dim), (dtype, other), (names, rotary, norm) = shape, dtypes, options
     qkv = normal(batch, grid[0] * grid[1], 3 * heads * head_dim, dtype=dtype)
-    parameters = {
-        f"{name}_weight": (1 + 0.3 * normal(head_dim)).to(other) for name in "qk" if name in norm
-    }
-    if "b" in norm:
-        parameters["qkv_bias"] = normal(3 * heads * head_dim, dtype=other)
     rope = rope_2d(*grid, head_dim, device=DEVICE) if rotary else None
-    check(qkv, parameters, num_heads=heads, rope=rope)
+    parameters = parameters_of(names, heads, head_dim, other)
+    check(qkv, parameters, num_heads=heads, rope=rope, norm=norm)
 
 
-def test_odd_head_dim() -> None:
+@NORMS
+def test_odd_head_dim(norm: str) -> None:
     weights = {"q_weight": normal(5, dtype=FP32), "k_weight": normal(5, dtype=BF16)}
-    check(normal(2, 3, 30, dtype=BF16), weights, num_heads=2)
+    if norm == "layer":
+        weights["k_norm_bias"] = normal(5, dtype=BF16)
+    check(normal(2, 3, 30, dtype=BF16), weights, num_heads=2, norm=norm)
 
 
-def test_epsilon() -> None:
+@NORMS
+def test_epsilon(norm: str) -> None:
     weights = {"q_weight": torch.ones(8, device=DEVICE), "k_weight": normal(8, dtype=FP32)}
-    check(normal(2, 5, 48, dtype=FP32) * 0.01, weights, num_heads=2, eps=1e-3)
+    check(normal(2, 5, 48, dtype=FP32) * 0.01, weights, num_heads=2, eps=1e-3, norm=norm)
+
+
+def test_layer_norm_of_a_large_mean() -> None:
+    """The squares are those around the mean; the mean of squares less the square of the mean would
+    amplify errors by 1e6."""
+    qkv = normal(2, 6, 3 * 2 * 64, dtype=FP32) + 1000
+    parameters = parameters_of(f"{BOTH} {BIASES}", 2, 64, FP32)
+    check(qkv, parameters, condition=1000, num_heads=2, norm="layer")
+
+
+def test_layer_norm_is_that_of_modules() -> None:
+    torch.manual_seed(0)
+    qkv, norms = normal(2, 6, 3 * 2 * 8), [nn.LayerNorm(8).double().to(DEVICE) for _ in "qk"]
+    for norm in norms:
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    named = {"q_weight": norms[0].weight, "q_norm_bias": norms[0].bias}
+    named |= {"k_weight": norms[1].weight, "k_norm_bias": norms[1].bias}
+    got = qk_norm_rope(qkv, num_heads=2, **named, eps=norms[0].eps, norm="layer")
+    for norm, part, one in zip(norms, qkv.unflatten(-1, (3, 2, 8)).unbind(2), got):
+        torch.testing.assert_close(one, norm(part), rtol=1e-12, atol=1e-12)
+
+
+# The names of what there is of parameters besides.
+@pytest.mark.parametrize("names", ["", "qkv_bias"])
+def test_norm_biases_of_q_and_k_alone(names: str) -> None:
+    for x in "qk":
+        parameters = parameters_of(f"{BOTH} {x}_norm_bias {names}", 2, 72, FP32)
+        check(normal(2, 7, 3 * 2 * 72, dtype=BF16), parameters, num_heads=2, norm="layer")
 
 
 # Heads that a block or a program has a whole number of, or that have a number of those or neither;
 # the second pass takes 32 partials at once.
-@pairwise(heads=(1, 12, 16, 100), partials=(3, 34), dtype=(torch.float64, BF16))
+@pairwise(
+    heads=(1, 12, 16, 100),
+    partials=(3, 34),
+    dtype=(torch.float64, BF16),
+    norm=("rms", "layer"),
+)
 def test_more_heads_than_programs(
     heads: int,
     partials: int,
     dtype: torch.dtype,
+    norm: str,
     backend_name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -112,9 +186,8 @@ def test_more_heads_than_programs(
     # In Triton 100 heads take 25 or 50 programs, with more tiles than that.
     dim, tokens = {1: (72, 140), 100: (32, 9)}.get(heads, (32, 23))
     qkv = normal(2, tokens, 3 * heads * dim, dtype=dtype)
-    parameters = {name: normal(dim, dtype=dtype) for name in ("q_weight", "k_weight")}
-    parameters["qkv_bias"] = normal(3 * heads * dim, dtype=dtype)
-    check(qkv, parameters, num_heads=heads)
+    names = f"{BOTH} qkv_bias {BIASES if norm == 'layer' else ''}"
+    check(qkv, parameters_of(names, heads, dim, dtype), num_heads=heads, norm=norm)
 
 
 @pytest.mark.parametrize("first", [0, 1, 4])
@@ -141,7 +214,8 @@ def test_gradients_of_another_layout_and_of_v() -> None:
     qkv, weight = normal(2, 6, 3 * 2 * 8, dtype=BF16), normal(8, dtype=FP32)
     grads = normal(3, 2, 2, 6, 8, dtype=BF16).transpose(2, 3).unbind()
     bias = normal(3 * 2 * 8, dtype=FP32)
-    arguments = (qkv, bias, weight, None, rope_2d(2, 3, 8, device=DEVICE), 2, 1e-6)
+    rope = rope_2d(2, 3, 8, device=DEVICE)
+    arguments = (qkv, bias, weight, None, None, None, rope, 2, 1e-6, "rms")
     got, grad_bias, *weights = backward(*grads, *arguments)
     expected, other_bias, *same = backward(
         *(grad.contiguous() for grad in grads[:2]), None, *arguments
@@ -165,9 +239,10 @@ def test_large_head_dim(backend_name: str) -> None:
         check(qkv, {"q_weight": weight}, num_heads=1)
 
 
-def test_without_epsilon() -> None:
+@NORMS
+def test_without_epsilon(norm: str) -> None:
     weights = {name: normal(8, dtype=FP32) for name in ("q_weight", "k_weight")}
-    check(normal(1, 3, 3 * 2 * 8, dtype=FP32), weights, num_heads=2, eps=0.0)
+    check(normal(1, 3, 3 * 2 * 8, dtype=FP32), weights, num_heads=2, eps=0.0, norm=norm)
 
 
 def test_nothing_to_do_is_still_a_copy() -> None:
@@ -193,6 +268,28 @@ BAD = {
         lambda: qk_norm_rope(qkv, num_heads=2, q_weight=normal(4).half()),
         TypeError,
         "qk_norm_rope: q_weight must be float64 or float32, got float16",
+    ),
+    "norm that is none": (
+        lambda: qk_norm_rope(qkv, num_heads=2, norm="batch"),
+        ValueError,
+        "qk_norm_rope: norm must be one of rms, layer, got 'batch'",
+    ),
+    "norm bias of another length": (
+        lambda: qk_norm_rope(qkv, num_heads=2, q_norm_bias=normal(8), norm="layer"),
+        ValueError,
+        "qk_norm_rope: q_norm_bias must be (d,) = (4,), got (8,)",
+    ),
+    "norm bias of RMS norm": (
+        lambda: qk_norm_rope(qkv, num_heads=2, q_weight=normal(4), q_norm_bias=normal(4)),
+        ValueError,
+        'qk_norm_rope: q_norm_bias goes with q_weight and norm="layer"',
+    ),
+    "norm bias without a norm": (
+        lambda: qk_norm_rope(
+            qkv, num_heads=2, q_weight=normal(4), k_norm_bias=normal(4), norm="layer"
+        ),
+        ValueError,
+        'qk_norm_rope: k_norm_bias goes with k_weight and norm="layer"',
     ),
     "rope of another grid": (
         lambda: qk_norm_rope(qkv, num_heads=2, rope=rope_2d(2, 2, 4, device=DEVICE)),

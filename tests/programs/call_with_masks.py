@@ -16,8 +16,10 @@ msf.flow_interpolate(x, x, torch.rand(2))
 msf.merge_tokens(torch.randn(2, 6, 20), torch.randn(2, 24, 5), grid=(2, 3))
 qkv, weight = torch.randn(2, 6, 72, requires_grad=True), torch.randn(12, requires_grad=True)
 rope = msf.rope_2d(2, 3, 12)
-q, k = msf.qk_norm_rope(qkv, num_heads=2, q_weight=weight, k_weight=weight, rope=rope)
-(q + k).sum().backward()
+norms = {"q_weight": weight, "k_weight": weight}
+for options in ({}, {"norm": "layer", "q_norm_bias": weight, "k_norm_bias": weight}):
+    q, k = msf.qk_norm_rope(qkv, num_heads=2, **norms, **options, rope=rope)
+    (q + k).sum().backward()
 x, y = torch.randn(2, 2, 37, 161, requires_grad=True).unbind()
 gate, shift, scale = torch.randn(2, 6 * 161).chunk(6, 1)[3:]
 x_out, h = msf.gate_residual_adaln(x, y, gate, shift[:1], scale)

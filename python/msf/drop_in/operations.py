@@ -117,29 +117,32 @@ def self_attention(
     """
     width = weight.shape[0] // 3
     head_dim = width // num_heads
-    table, options = None, {}
+    table, given, options = None, {}, {}
     if rope is not None:
         table = torch.stack((rope.freqs_cos[:, ::2], rope.freqs_sin[:, ::2])).float()
     if not is_fused_qk_norm(q_norm, k_norm):
         qkv = _normed(F.linear(x, weight, bias), num_heads, q_norm, k_norm, rope is not None)
         return attention(qkv, num_heads=num_heads, rope=table)
-    if is_rms(q_norm):
-        options = {"q_weight": q_norm.weight, "k_weight": k_norm.weight}
+    if is_norm(q_norm):
+        options = _norm_options(q_norm)
+        given = {"q_weight": q_norm.weight, "k_weight": k_norm.weight}
+        given |= {"q_norm_bias": _bias(q_norm), "k_norm_bias": _bias(k_norm)}
     if rope is not None:
-        options = {name: in_halves(w, head_dim) for name, w in options.items()}
+        given = {name: in_halves(x, head_dim) for name, x in given.items() if x is not None}
         weight = qk_in_halves(weight, head_dim)
         bias = None if bias is None else qk_in_halves(bias, head_dim)
-    if options:
-        options["eps"] = q_norm.eps
     product = F.linear(x, weight)
-    return attention(product, num_heads=num_heads, qkv_bias=bias, rope=table, **options)
+    return attention(product, num_heads=num_heads, qkv_bias=bias, rope=table, **given, **options)
 
 
 def is_fused_qk_norm(q_norm: Any, k_norm: Any) -> bool:
-    """Tell whether the operator has this QK-norm: none, or RMSNorm with one eps."""
-    if is_rms(q_norm) and is_rms(k_norm):
-        return q_norm.eps == k_norm.eps and not (has_hooks(q_norm) or has_hooks(k_norm))
-    return all(norm is None or does_nothing(norm) for norm in (q_norm, k_norm))
+    """Tell whether the operator has this QK-norm: none, or LayerNorm or RMSNorm with weights and
+    the same eps."""
+    norms = q_norm, k_norm
+    if all(is_norm(norm) and norm.weight is not None for norm in norms):
+        alike = _norm_options(q_norm) == _norm_options(k_norm)
+        return alike and not any(map(has_hooks, norms))
+    return all(norm is None or does_nothing(norm) for norm in norms)
 
 
 def _normed(qkv: Tensor, num_heads: int, q_norm: Any, k_norm: Any, in_halves: bool) -> Tensor:
@@ -165,6 +168,11 @@ def _norm_options(norm: Any) -> dict[str, Any]:
     return {"eps": norm.eps, "norm": "rms" if is_rms(norm) else "layer"}
 
 
+def _bias(norm: Any) -> Tensor | None:
+    """Return the bias of a norm, which RMSNorm does not have."""
+    return getattr(norm, "bias", None)
+
+
 def _with_weights(norm: Any, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Return the modulation that does what the norm's weight and bias and this one do.
 
@@ -175,8 +183,8 @@ def _with_weights(norm: Any, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tens
         return shift, scale
     wide = torch.promote_types(scale.dtype, torch.float32)
     factor = 1 + scale.to(wide)
-    if getattr(norm, "bias", None) is not None:
-        shift = shift + norm.bias.to(wide) * factor
+    if (bias := _bias(norm)) is not None:
+        shift = shift + bias.to(wide) * factor
     return shift, norm.weight.to(wide) * factor - 1
 
 

@@ -127,9 +127,13 @@ def _attention(
         f"{here}.qkv.weight": source.take(f"{there}.qkv.weight", 3 * width, width)[:, order],
         f"{here}.qkv.bias": source.take(f"{there}.qkv.bias", 3 * width),
     }
+    names = {"weight": "weight"} if config.qk_norm else {}  # there and here
+    if config.qk_norm == "layer":
+        names["bias"] = "norm_bias"
     norms = {
-        f"{here}.{name}_weight": source.take(f"{there}.{name}_norm.weight", head_dim)
-        for name in ("qk" if config.qk_norm else "")
+        f"{here}.{x}_{ours}": source.take(f"{there}.{x}_norm.{name}", head_dim)
+        for name, ours in names.items()
+        for x in "qk"
     }
     if config.positions != "sincos":
         qkv = {name: qk_in_halves(x, head_dim) for name, x in qkv.items()}

@@ -32,10 +32,6 @@ HEADS = {
 }
 ROPE_THETA = 10_000.0
 OPTIONS = ("norm1.weight", "mlp.w12.weight", "attn.q_norm.weight")  # of LightningDiT's blocks
-REFUSED = {
-    "norm1.bias": "a norm with weight and bias, a block here has none, or RMS norm",
-    "attn.q_norm.bias": "QK-norm by LayerNorm (qk_norm), attention here has RMS norm",
-}
 
 
 @dataclass(frozen=True)
@@ -146,9 +142,9 @@ def _recognised(source: Checkpoint) -> str:
 
 
 def _check_expressible(source: Checkpoint) -> None:
-    for name, what in REFUSED.items():
-        if f"blocks.0.{name}" in source.tensors:
-            raise source.error(f"cannot be imported: {what}")
+    if "blocks.0.norm1.bias" in source.tensors:
+        what = "a norm with weight and bias, a block here has none, or RMS norm"
+        raise source.error(f"cannot be imported: {what}")
 
 
 def _check_training(source: Checkpoint, format: Format) -> None:
@@ -202,7 +198,7 @@ def _config(
             stages=(StageConfig(width, depth, heads, patch, hidden / width),),
             steps=(STEPS,),
             positions="both" if rotated else "sincos",
-            qk_norm=has_qk_norm,
+            qk_norm="layer" if "blocks.0.attn.q_norm.bias" in source.tensors else has_qk_norm,
             norm="rms" if has_rms else "layer",
             mlp="swiglu" if is_swiglu else "gelu",
             standardize=False,

@@ -9,10 +9,8 @@ The model has one stage (N = 0) and computes what the checkpoint's does; latents
                 dropped, so ddpm has the posterior's; it cannot be trained on
   sit           a velocity; the tensors are those of dit, so --format tells them apart, unless the
                 file has the options of its training
-  lightningdit  a velocity; RoPE and models without shifts are taken, RMS norm, SwiGLU and QK-norm
-                (the published XL has the first two) are not
-  repa          a velocity; its time runs from data to noise, and is turned; projectors are dropped;
-                QK-norm is not taken
+  lightningdit  a velocity; with any of its options (RoPE, RMS norm, SwiGLU, QK-norm, no shifts)
+  repa          a velocity; its time runs from data to noise, and is turned; projectors are dropped
   diffusers     the folder of a DiTTransformer2DModel, of a pipeline its subfolder transformer;
                 predicts noise as dit; sinusoids of time as diffusers computes them, which are not
                 quite DiT's

@@ -15,6 +15,8 @@ from ...files import printable, quoted
 from ...training.config import class_names_of, read_run
 from .. import latents, models, tables
 
+QK_NORMS = {False: "", True: ", QK-norm", "layer": ", QK-norm by LayerNorm"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -67,7 +69,7 @@ def text(document: dict[str, Any]) -> str:
         ("channels", config["channels"]),
         ("classes", config["num_classes"] or "none"),
         ("upsampling", config["upsample"]),
-        ("positions", config["positions"] + (", QK-norm" if config["qk_norm"] else "")),
+        ("positions", config["positions"] + QK_NORMS[config["qk_norm"]]),
         ("norm, MLP", f"{config['norm']}, {config['mlp']}"),
     ]
     if training:
