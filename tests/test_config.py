@@ -27,6 +27,12 @@ def test_json_round_trip(name):
     assert MSFConfig.from_json(model.to_json()) == model
 
 
+@pytest.mark.parametrize("qk_norm", [True, False, "layer"])
+def test_json_says_which_qk_norm(qk_norm):
+    built = config(qk_norm=qk_norm)
+    assert MSFConfig.from_json(built.to_json()).qk_norm == built.qk_norm == qk_norm
+
+
 def test_a_key_without_a_name_is_unknown():
     with pytest.raises(ValueError, match="MSFConfig: unknown keys ; known are image_size"):
         MSFConfig.from_dict({**config().to_dict(), "": 1})

@@ -107,8 +107,9 @@ def test_inspect_a_model(workspace: Path, capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert "residual  8x8" in out
     assert re.search(r"^class names +0 0, 1 1, .*, 9 9$", out, re.MULTILINE)
-    found["config"]["num_classes"] = 0
-    assert "class names" not in inspect.text(found)
+    found["config"] |= {"num_classes": 0, "qk_norm": "layer"}
+    text = inspect.text(found)
+    assert "class names" not in text and "QK-norm by LayerNorm" in text
 
 
 def test_a_missing_model_beside_states_is_told_how_to_mend(
