@@ -42,17 +42,30 @@ def attend(
     *,
     num_heads: int,
     qkv_bias: Tensor,
-    q_weight: Tensor | None = None,
-    k_weight: Tensor | None = None,
-    rope: Tensor | None = None,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    q_norm_bias: Tensor | None,
+    k_norm_bias: Tensor | None,
+    rope: Tensor | None,
+    eps: float,
+    norm: str,
 ) -> Tensor:
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-    if q_weight is not None and k_weight is not None:
-        q = F.rms_norm(q, q.shape[-1:], q_weight, 1e-6)
-        k = F.rms_norm(k, k.shape[-1:], k_weight, 1e-6)
+    q = norm_of_head(q, q_weight, q_norm_bias, eps, norm)
+    k = norm_of_head(k, k_weight, k_norm_bias, eps, norm)
     if rope is not None:
         q, k = rotate(q, rope), rotate(k, rope)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def norm_of_head(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, norm: str
+) -> Tensor:
+    if weight is None:
+        return x
+    if norm == "layer":
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
