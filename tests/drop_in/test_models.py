@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import msf
+from msf.drop_in.probe import Probe
 from numerics import relative_error
 from processes import needs_fsdp2, program
 
@@ -47,6 +48,22 @@ def test_weights_and_names_stay_and_restore_gives_the_model_back(name):
     assert msf.restore(model) is model
     assert not any("forward" in module.__dict__ for module in model.modules())
     assert torch.equal(model(x, c), before)
+
+
+@pytest.mark.parametrize("name", ["LightningDiT", "diffusers"])
+def test_blocks_that_are_alike_run_beside_their_replacement_once(name, monkeypatch):
+    ran, difference = [], Probe._difference
+
+    def counted(probe, module, family):
+        ran.append(module)
+        return difference(probe, module, family)
+
+    monkeypatch.setattr(Probe, "_difference", counted)
+    model = msf.accelerate(make(name))
+    first, kinds = len(ran), {type(module) for module in ran}
+    assert first == len(kinds)
+    msf.accelerate(model)
+    assert len(ran) == 2 * first
 
 
 def test_twice_is_once_with_the_last_rounding():
@@ -129,6 +146,17 @@ def test_compiled():
         assert relative_error(got, value.double()) < 1e-5
 
 
+def hook(module, changed):
+    """Let a function of a module's output give another, by a hook."""
+    module.register_forward_hook(lambda *args: changed(args[-1]))
+
+
+def wrap(module, changed):
+    """The same by a forward in the place of its class's."""
+    forward = module.forward
+    module.forward = lambda *args, **options: changed(forward(*args, **options))
+
+
 class LowRank(nn.Module):
     """What LoRA puts in the place of a layer."""
 
@@ -169,17 +197,36 @@ def test_a_layer_that_became_more_than_its_weights_is_refused(name, path):
     [
         ("DiT and SiT", "blocks.1.attn"),
         ("DiT and SiT", "blocks.1.norm2"),
+        ("DiT and SiT", "blocks.1.attn.attn_drop"),
+        ("DiT and SiT", "blocks.1.attn.proj_drop"),
         ("DiT and SiT", "final_layer.norm_final"),
         ("diffusers", "dit.transformer_blocks.1.attn1"),
+        ("diffusers", "dit.transformer_blocks.1.attn1.to_out.1"),
         ("LightningDiT", "feat_rope"),
     ],
 )
-def test_what_is_not_called_has_no_hooks(name, path):
+@pytest.mark.parametrize("hooked", [hook, wrap])
+def test_what_is_not_called_has_no_hooks(name, path, hooked):
     model, (x, c) = msf.accelerate(make(name)), inputs()
-    model.get_submodule(path).register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r"one is now a \w+ with hooks; call msf"):
+    hooked(model.get_submodule(path), lambda out: out)
+    with pytest.raises(ValueError, match=r"one is now a \w+ with (hooks|a forward of its own); call"):
         model(x, c)
     msf.restore(model)(x, c)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("DiT and SiT", "blocks.1.attn.attn_drop"),
+        ("DiT and SiT", "blocks.1.attn.proj_drop"),
+        ("diffusers", "dit.transformer_blocks.1.attn1.to_out.1"),
+    ],
+)
+def test_a_dropout_that_came_to_drop_is_refused(name, path):
+    model, (x, c) = msf.accelerate(make(name)), inputs()
+    model.get_submodule(path).p = 0.5
+    with pytest.raises(ValueError, match=r"one is now a Dropout\(p=0.5, inplace=False\); call msf"):
+        model(x, c)
 
 
 class Causal(Attention):
@@ -254,13 +301,14 @@ def test_with_eager_another_attention_or_mlp_is_called(path, made):
 
 
 @pytest.mark.parametrize("path", ["mlp", "mlp.act", "attn.q_norm"])
-def test_hooks_of_what_is_called_run(path):
+@pytest.mark.parametrize("hooked", [hook, wrap])
+def test_hooks_of_what_is_called_run(path, hooked):
     model, plain = make("DiT and SiT", torch.float64), make("DiT and SiT", torch.float64)
     msf.accelerate(model)
     x, c = inputs(torch.float64)
     before = model(x, c)
-    for hooked in (model, plain):
-        hooked.blocks[1].get_submodule(path).register_forward_hook(lambda *args: 2 * args[-1])
+    for changed in (model, plain):
+        hooked(changed.blocks[1].get_submodule(path), lambda out: 2 * out)
     assert relative_error(model(x, c), plain(x, c)) < 1e-12
     assert relative_error(model(x, c), before) > 1e-3
 
@@ -274,6 +322,46 @@ def test_an_mlp_that_became_another_is_called():
     assert relative_error(model(x, c), plain(x, c)) < 1e-12
     plain.blocks[1].mlp.fc1 = plain.blocks[1].mlp.fc1.base
     assert relative_error(model(x, c), plain(x, c)) > 1e-3
+
+
+class TwiceTheGELU(nn.GELU):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class TwiceTheGELUOfDiffusers(nn.Module):
+    approximate = "tanh"
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(WIDTH, 4 * WIDTH)
+
+    def forward(self, x):
+        return 2 * nn.functional.gelu(self.proj(x), approximate="tanh")
+
+
+class Twice(nn.Identity):
+    def forward(self, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "made"),
+    [
+        ("DiT and SiT", "mlp.norm", Twice),
+        ("DiT and SiT", "mlp.act", partial(TwiceTheGELU, "tanh")),
+        ("diffusers", "ff.net.0", TwiceTheGELUOfDiffusers),
+        ("diffusers", "ff.net.1", Twice),
+    ],
+)
+def test_a_layer_of_an_mlp_that_is_derived_from_a_known_one_is_called(name, path, made):
+    model, plain = msf.accelerate(make(name, torch.float64)), make(name, torch.float64)
+    x, c = inputs(torch.float64)
+    before, other = model(x, c), made().double()
+    for changed in (model, plain):
+        change_last_block(changed, path, lambda: other)
+    assert relative_error(model(x, c), plain(x, c)) < 1e-12
+    assert relative_error(model(x, c), before) > 1e-3
 
 
 def test_meta():

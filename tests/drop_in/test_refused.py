@@ -68,7 +68,7 @@ STRUCTURES = {
     "blocks.1.norm2 is a BatchNorm1d, neither LayerNorm nor RMSNorm": lambda: set_second(
         "norm2", nn.BatchNorm1d(WIDTH)
     ),
-    "blocks.1.norm2 is a RMSNorm, neither LayerNorm": lambda: set_second(
+    "blocks.1.norm2 is a RMSNorm, neither LayerNorm nor RMSNorm with weight and eps": lambda: set_second(
         "norm2", nn.RMSNorm(WIDTH, elementwise_affine=False, eps=1e-6)
     ),
     "blocks.1.norm2 is of 8 channels, not of 32": lambda: set_second("norm2", PlainNorm(8)),
@@ -262,7 +262,6 @@ class Scaled(Attention):
 
 SECOND_DIFFERS = {
     "a mask": (SometimesCausal, lambda attn: setattr(attn, "causal", True)),
-    "a forward": (Attention, lambda attn: setattr(attn, "forward", lambda x: 2 * x)),
     "a list": (WithSettings, lambda attn: setattr(attn, "parts", [True])),
     "an object": (WithSettings, lambda attn: setattr(attn, "settings", Settings(True))),
     "a buffer": (Scaled, lambda attn: attn.factor.fill_(2)),
@@ -288,6 +287,17 @@ def test_a_second_block_that_differs_by_what_is_no_weight(what):
 def test_hooks_that_would_not_run(register):
     result = changed(lambda m: getattr(m.blocks[1].mlp.fc1, register)(lambda *_: None))
     assert_refused(result, r"blocks\.1\.mlp\.fc1 has hooks, which would not run")
+
+
+@pytest.mark.parametrize("path", ["attn", "attn.qkv", "norm2", "mlp.act"])
+def test_a_forward_in_the_place_of_its_class_s_that_would_not_run(path):
+    def record(m):
+        module = m.blocks[1].get_submodule(path)
+        forward = module.forward
+        module.forward = lambda *args: forward(*args)  # gives the same
+
+    message = rf"^msf.accelerate: blocks\.1\.{path} has a forward of its own, which would not run$"
+    assert_refused(changed(record), message)
 
 
 def test_a_forward_that_takes_something_else():

@@ -16,7 +16,7 @@ from .structure import (
     check_no_hooks,
     check_norm,
     does_nothing,
-    has_hooks,
+    hooks_of,
     kind,
     refuse,
 )
@@ -57,6 +57,7 @@ def _attention(attn: Any, h: Tensor, rounding: str) -> ops.Branch:
     if rounding == "eager":
         return attn(h), None
     ops.check_not_called(attn)
+    ops.check_drops_nothing(attn.to_out[1])
     parts, biases = zip(*map(ops.weights, (attn.to_q, attn.to_k, attn.to_v)), strict=True)
     weight = torch.cat(parts)
     bias = None if attn.to_q.bias is None else torch.cat(biases)
@@ -72,13 +73,13 @@ def _mlp(ff: Any, h: Tensor, rounding: str) -> ops.Branch:
 
 def _has_gelu(ff: Any) -> bool:
     """Tell whether an MLP is a layer that applies a GELU, and another one."""
-    if any(map(has_hooks, ff.modules())):
+    if any(map(hooks_of, ff.modules())):
         return False
     if len(ff.net) != 3 or not does_nothing(ff.net[1]) or type(ff.net[2]) is not nn.Linear:
         return False
     gelu = ff.net[0]
     has_proj = type(getattr(gelu, "proj", None)) is nn.Linear
-    return has_proj and getattr(gelu, "approximate", None) in ("tanh", "none")
+    return kind(gelu) == "GELU" and has_proj and gelu.approximate in ("tanh", "none")
 
 
 def check_block(where: str, block: Any) -> None:

@@ -23,7 +23,7 @@ from msf_kernels import (
 
 from ..rotary import in_halves, qk_in_halves
 from ..transformer import handed_on
-from .structure import does_nothing, has_hooks, is_norm, is_rms, kind, refuse_change
+from .structure import does_nothing, hooks_of, is_norm, is_rms, kind, refuse_change
 
 Branch = tuple[Tensor, Tensor | None]
 
@@ -82,8 +82,18 @@ def weights(layer: Any) -> tuple[Tensor, Tensor | None]:
 def check_not_called(layer: Any, is_known: bool = True) -> None:
     """Raise ValueError where a layer that is not called has come to be one of another kind, or to
     have hooks."""
-    if not is_known or has_hooks(layer):
-        refuse_change(f"a {kind(layer)} with hooks" if has_hooks(layer) else f"a {kind(layer)}")
+    if what := hooks_of(layer):
+        refuse_change(f"a {kind(layer)} with {what}")
+    if not is_known:
+        refuse_change(f"a {kind(layer)}")
+
+
+def check_drops_nothing(layer: Any) -> None:
+    """Raise ValueError where a dropout that is not called has come to drop, or to have hooks."""
+    if layer is not None:
+        check_not_called(layer)
+        if not does_nothing(layer):
+            refuse_change(f"a {layer}")
 
 
 def last_product(layer: Any, x: Tensor) -> Branch:
@@ -141,7 +151,7 @@ def is_fused_qk_norm(q_norm: Any, k_norm: Any) -> bool:
     norms = q_norm, k_norm
     if all(is_norm(norm) and norm.weight is not None for norm in norms):
         alike = _norm_options(q_norm) == _norm_options(k_norm)
-        return alike and not any(map(has_hooks, norms))
+        return alike and not any(map(hooks_of, norms))
     return all(norm is None or does_nothing(norm) for norm in norms)
 
 

@@ -102,7 +102,7 @@ def _kind(module: nn.Module) -> Any:
 def _settings(module: nn.Module) -> str:
     """Return a module's own attributes. What cannot be told by its text has its address there, so
     that a module with such a one is of a kind of its own."""
-    own = sorted(vars(module).keys() - vars(nn.Module()).keys())
+    own = sorted(vars(module).keys() - vars(nn.Module()).keys() - {"forward"})  # which is ours
     return repr([(name, _value(vars(module)[name])) for name in own])
 
 

@@ -97,14 +97,20 @@ def check_children(where: str, module: nn.Module, known: Iterable[str]) -> None:
 
 
 def check_no_hooks(where: str, block: nn.Module) -> None:
-    """Check that no module inside of the block has hooks, because it may not be called any more."""
+    """Check that no module inside of the block has hooks or a forward of its own, because it may
+    not be called any more."""
     for name, module in block.named_modules():
-        if module is not block and has_hooks(module):
-            refuse(f"{where}.{name}", "has hooks, which would not run; FSDP wraps whole blocks")
+        if module is not block and (what := hooks_of(module)):
+            hint = "; FSDP wraps whole blocks" if what == "hooks" else ""
+            refuse(f"{where}.{name}", f"has {what}, which would not run{hint}")
 
 
-def has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, f"_{kind}_hooks") for kind in HOOKS)
+def hooks_of(module: nn.Module) -> str:
+    """Return what a call of a module runs besides its class's forward, or in its place, as who
+    records activations or offloads weights sets it; "" for nothing."""
+    if any(getattr(module, f"_{kind}_hooks") for kind in HOOKS):
+        return "hooks"
+    return "a forward of its own" if "forward" in module.__dict__ else ""
 
 
 def check_linear(where: str, layer: Any, inputs: int, outputs: int) -> None:
@@ -127,7 +133,7 @@ def check_dropout(where: str, layer: Any) -> None:
 def check_norm(where: str, norm: Any, width: int) -> None:
     """Check that a norm is LayerNorm, or RMSNorm by whatever class, of the last dimension."""
     if not is_norm(norm):
-        refuse(where, f"is a {kind(norm)}, neither LayerNorm nor RMSNorm")
+        refuse(where, f"is a {kind(norm)}, neither LayerNorm nor RMSNorm with weight and eps")
     if norm_width(norm) != width:
         refuse(where, f"is of {norm_width(norm)} channels, not of {width}")
 
@@ -157,8 +163,9 @@ def is_rms(norm: Any) -> bool:
 
 
 def does_nothing(layer: nn.Module) -> bool:
-    is_empty = isinstance(layer, nn.Identity) or (isinstance(layer, nn.Dropout) and layer.p == 0)
-    return is_empty and not has_hooks(layer)
+    """Tell whether a layer leaves everything as it is; a class derived from these may not."""
+    is_empty = type(layer) is nn.Identity or (type(layer) is nn.Dropout and layer.p == 0)
+    return is_empty and not hooks_of(layer)
 
 
 def kind(layer: Any) -> str:
