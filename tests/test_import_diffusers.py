@@ -104,6 +104,7 @@ def test_blocks_that_embed_otherwise_are_refused(tmp_path):
         ("patch_size", 4, "has 4 for patch_size, the weights 2"),
         ("norm_eps", None, "norm_eps must be a number, got None"),
         ("sample_size", [8, 8], "sample_size must be a whole number, got"),
+        ("sample_size", 0, r"image_size must be \(height, width\), both positive .* got \(0, 0\)"),
     ],
 )
 def test_a_setting_of_diffusers_that_does_not_fit_is_refused(key, value, message, tmp_path):

@@ -17,6 +17,7 @@ from published import (
     MODELS,
     Published,
     import_state,
+    inputs,
 )
 
 
@@ -205,6 +206,41 @@ def test_missing_tables_of_rope_are_told(tmp_path):
     save_file(state, tmp_path / "x.safetensors")
     notes = import_checkpoint(tmp_path / "x.safetensors", heads=HEADS).notes
     assert notes == ["without RoPE, because the file has no tables of it (feat_rope)"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["x_embedder.proj.bias", "blocks.0.attn.qkv.weight"])
+def test_a_tensor_in_float64_makes_no_model_of_two_dtypes(name, tmp_path):
+    source = Published(**MODELS["sit"])
+    expected = import_state(tmp_path / "x.safetensors", source, "sit").model
+    state = source.state_dict()
+    torch.save({**state, name: state[name].double()}, tmp_path / "x.pt")
+    made = import_checkpoint(tmp_path / "x.pt", "sit", heads=HEADS).model
+    assert torch.equal(made.stages[0](*inputs()), expected.stages[0](*inputs()))
+
+
+def test_tensors_that_required_gradients_are_read_in_silence(tmp_path, recwarn, request):
+    torch.save(dict(Published().requires_grad_().named_parameters()), tmp_path / "x.pt")
+    torch.set_warn_always(True)  # PyTorch says it once a process
+    request.addfinalizer(lambda: torch.set_warn_always(False))
+    model = import_checkpoint(tmp_path / "x.pt", "sit", heads=HEADS).model
+    assert all(x.is_leaf and x.requires_grad for x in model.parameters())
+    assert not recwarn.list
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    state, name = Published().state_dict(), "x_embedder.proj.bias"
+    torch.save({**state, f"module.{name}": state[name]}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=rf"x\.pt: holds {name} twice, as module\.{name} too$"):
+        import_checkpoint(tmp_path / "x.pt", "sit", heads=HEADS)
+
+
+def test_settings_of_several_lines_are_told_in_one(tmp_path):
+    args = argparse.Namespace(path_type=torch.ones(2, 2))
+    torch.save({"ema": Published().state_dict(), "args": args}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="was trained with path_type tensor.*; only") as told:
+        import_checkpoint(tmp_path / "x.pt", "sit", heads=HEADS)
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("kind", [argparse.Namespace, dict])

@@ -83,10 +83,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if isinstance(values.get(name), dict):
             values = values[name]
             break
-    tensors = {re.sub(WRAPPED, "", name): x for name, x in values.items() if isinstance(x, Tensor)}
-    if not tensors:
-        raise ValueError(f"{printable(path)}: holds no tensors by name")
-    return Checkpoint(path, tensors, settings)
+    source = Checkpoint(path, {}, settings)
+    for name, x in values.items():
+        if isinstance(x, Tensor):
+            own = re.sub(WRAPPED, "", name)
+            if own in source.tensors:
+                raise source.error(f"holds {printable(own)} twice, as {printable(name)} too")
+            source.tensors[own] = x.detach()
+    if not source.tensors:
+        raise source.error("holds no tensors by name")
+    return source
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:

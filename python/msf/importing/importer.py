@@ -87,7 +87,9 @@ def import_checkpoint(path: Path, format: str = "auto", *, heads: int | None = N
         notes.append("without RoPE, because the file has no tables of it (feat_rope)")
     state = stage_state(source, config, outputs)
     source.finish()
-    state = {f"stages.0.{name}": x.contiguous() for name, x in state.items()}
+    is_double = all(x.dtype == torch.float64 for x in state.values())
+    dtype = torch.float64 if is_double else torch.float32
+    state = {f"stages.0.{name}": x.to(dtype).contiguous() for name, x in state.items()}
     check_tensors(state, source.path)
     state["pyramid.mean"] = torch.zeros(1, config.channels, dtype=torch.float32)
     state["pyramid.std"] = torch.ones(1, config.channels, dtype=torch.float32)
@@ -152,7 +154,9 @@ def _check_training(source: Checkpoint, format: Format) -> None:
     for key, known in LINEAR.items():
         value = str(source.settings.get(key, known[0]))
         if format.prediction == "velocity" and value.lower() not in known:
-            raise source.error(f"was trained with {key} {value}; only {known[0]} can be imported")
+            raise source.error(
+                f"was trained with {key} {printable(value)}; only {known[0]} can be imported"
+            )
 
 
 def _dropped(source: Checkpoint) -> list[str]:
@@ -178,7 +182,7 @@ def _config(
             f"final_layer.linear.weight must have {patch**2 * channels} rows, or twice as many, "
             f"got {outs}"
         )
-    side = sizes.side or _side(source, patch)
+    side = _side(source, patch) if sizes.side is None else sizes.side
     if rows < 2:
         raise source.error("y_embedder.embedding_table.weight must be of a class and of none")
     rotated = "feat_rope.freqs_cos" in source.tensors
