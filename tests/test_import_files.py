@@ -238,7 +238,7 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
 def test_settings_of_several_lines_are_told_in_one(tmp_path):
     args = argparse.Namespace(path_type=torch.ones(2, 2))
     torch.save({"ema": Published().state_dict(), "args": args}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="was trained with path_type tensor.*; only") as told:
+    with pytest.raises(ValueError, match=r"was trained with path_type tensor.*; only") as told:
         import_checkpoint(tmp_path / "x.pt", "sit", heads=HEADS)
     assert "\n" not in str(told.value)
 

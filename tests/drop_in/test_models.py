@@ -15,7 +15,18 @@ from msf.drop_in.probe import Probe
 from numerics import relative_error
 from processes import needs_fsdp2, program
 
-from .transformers import GELUMLP, MODELS, WIDTH, Attention, Transformer, inputs, make
+from .transformers import (
+    GELUMLP,
+    MODELS,
+    WIDTH,
+    Attention,
+    Block,
+    RMSNorm,
+    Transformer,
+    inputs,
+    lightning,
+    make,
+)
 
 models = pytest.mark.parametrize("name", MODELS)
 
@@ -209,7 +220,8 @@ def test_a_layer_that_became_more_than_its_weights_is_refused(name, path):
 def test_what_is_not_called_has_no_hooks(name, path, hooked):
     model, (x, c) = msf.accelerate(make(name)), inputs()
     hooked(model.get_submodule(path), lambda out: out)
-    with pytest.raises(ValueError, match=r"one is now a \w+ with (hooks|a forward of its own); call"):
+    what = {hook: "hooks", wrap: "a forward of its own"}[hooked]
+    with pytest.raises(ValueError, match=rf"one is now a \w+ with {what}; call msf"):
         model(x, c)
     msf.restore(model)(x, c)
 
@@ -362,6 +374,24 @@ def test_a_layer_of_an_mlp_that_is_derived_from_a_known_one_is_called(name, path
         change_last_block(changed, path, lambda: other)
     assert relative_error(model(x, c), plain(x, c)) < 1e-12
     assert relative_error(model(x, c), before) > 1e-3
+
+
+class OtherNames(Block):
+    def forward(self, x, cond, positions=None):
+        return super().forward(x, cond, positions)
+
+
+@pytest.mark.parametrize("rounding", ["fp32", "eager"])
+def test_parameters_may_have_other_names(rounding):
+    model, (x, c) = lightning(RMSNorm, RMSNorm).double(), inputs(torch.float64)
+    model.blocks[1].__class__ = OtherNames
+    block, rope = model.blocks[1], model.feat_rope
+    expected = block(cond=c, x=x, positions=rope)
+    msf.accelerate(model, rounding)
+    assert relative_error(block(cond=c, x=x, positions=rope), expected) < 1e-12
+    assert relative_error(block(x, c, rope), expected) < 1e-12
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mask'"):
+        block(x, c, mask=None)
 
 
 def test_meta():

@@ -22,6 +22,7 @@ from .transformers import (
     Rotation,
     Transformer,
     angles,
+    inputs,
     lightning,
     make,
     modulation,
@@ -68,7 +69,7 @@ STRUCTURES = {
     "blocks.1.norm2 is a BatchNorm1d, neither LayerNorm nor RMSNorm": lambda: set_second(
         "norm2", nn.BatchNorm1d(WIDTH)
     ),
-    "blocks.1.norm2 is a RMSNorm, neither LayerNorm nor RMSNorm with weight and eps": lambda: set_second(
+    "is a RMSNorm, neither LayerNorm nor RMSNorm with weight and eps": lambda: set_second(
         "norm2", nn.RMSNorm(WIDTH, elementwise_affine=False, eps=1e-6)
     ),
     "blocks.1.norm2 is of 8 channels, not of 32": lambda: set_second("norm2", PlainNorm(8)),
@@ -307,6 +308,30 @@ def test_a_forward_that_takes_something_else():
 
     message = r"blocks.0 does not run beside what would replace it: .*'mask'"
     assert_refused(Transformer(Masked), message)
+
+
+class TakesMask(Block):
+    def forward(self, x, c, mask=None):
+        return super().forward(x, c) if mask is None else mask * super().forward(x, c)
+
+
+def test_what_a_block_takes_besides_is_refused_at_its_call():
+    model, (x, c) = msf.accelerate(Transformer(TakesMask)), inputs()
+    model(x, c)
+    mask, block = torch.ones(()), model.blocks[0]
+    for call in (lambda: block(x, c, mask), lambda: block(x, c, mask=mask)):
+        line = (
+            "^an accelerated block takes, .* a module with freqs_cos and freqs_sin, got a Tensor$"
+        )
+        with pytest.raises(ValueError, match=line):
+            call()
+
+
+@pytest.mark.parametrize("call", [msf.accelerate, msf.restore])
+def test_what_is_no_module(call):
+    line = rf"^msf.{call.__name__}: model must be an nn.Module, got a list$"
+    with pytest.raises(TypeError, match=line):
+        call([make("DiT and SiT")])
 
 
 def test_no_such_rounding():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -40,11 +41,13 @@ def accelerate(model: nn.Module, rounding: str = "fp32") -> nn.Module:
             as under autocast, "eager" rounds as "fp32" does. The gradients are the same in both.
 
     Raises:
+        TypeError: the model is no module.
         ValueError: there is no such block, or one differs in what the message says; the model is
             then as it was.
     """
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    _check_module("accelerate", model)
     found = [
         (name or type(module).__name__, module, family)
         for name, module in model.named_modules()
@@ -72,10 +75,16 @@ def accelerate(model: nn.Module, rounding: str = "fp32") -> nn.Module:
 
 def restore(model: nn.Module) -> nn.Module:
     """Undo `accelerate`, exactly; return the model. One that is not accelerated stays as it is."""
+    _check_module("restore", model)
     for module in model.modules():
         if _is_ours(module):
             del module.__dict__["forward"]
     return model
+
+
+def _check_module(name: str, model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"msf.{name}: model must be an nn.Module, got a {type(model).__name__}")
 
 
 def _is_ours(module: nn.Module) -> bool:

@@ -80,6 +80,11 @@ def _block(
 def _attention(attn: Any, h: Tensor, rope: Any, rounding: str) -> ops.Branch:
     if rounding == "eager":
         return (attn(h) if rope is None else attn(h, rope=rope)), None
+    if rope is not None and not hasattr(rope, "freqs_cos"):
+        raise ValueError(
+            "an accelerated block takes, after x and the condition, a module with freqs_cos and "
+            f"freqs_sin, got a {kind(rope)}"
+        )
     for module in (attn, rope) if rope is not None else (attn,):
         ops.check_not_called(module)
     for name in DROPOUTS:

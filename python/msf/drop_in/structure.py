@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -49,7 +50,12 @@ class Family:
         """Return what runs in place of the module's forward, as long as its parts stay."""
         paths = self.norms + (self.read if rounding == "fp32" else ())
         parts = [_part(module, path) for path in paths]
-        return partial(run, self.forward, module, parts, rounding)
+        own, ours = (
+            list(inspect.signature(function).parameters)[1:]
+            for function in (type(module).forward, self.forward)
+        )
+        names = dict(zip(own, ours[:-1]))  # the last is the rounding
+        return partial(run, self.forward, module, parts, names, rounding)
 
 
 Part = tuple[Any, str, Any]  # a module, the name of an attribute, and what that is
@@ -66,16 +72,19 @@ def run(
     forward: Callable[..., Any],
     module: nn.Module,
     parts: Iterable[Part],
+    names: Mapping[str, str],
     rounding: str,
     *args: Any,
     **options: Any,
 ) -> Any:
-    """Run a family's forward for a module. Raise ValueError where one of its parts, which are not
-    called, is another than at the time of `accelerate`."""
+    """Run a family's forward, whose parameters are called as ``names`` says of the module's own.
+    Raise ValueError where one of the module's parts, which are not called, is another than at the
+    time of `accelerate`."""
     for parent, name, part in parts:
         if (now := getattr(parent, name, None)) is not part:
             refuse_change(f"another {kind(now)}" if type(now) is type(part) else f"a {kind(now)}")
-    return forward(module, *args, **options, rounding=rounding)
+    renamed = {names.get(name, name): value for name, value in options.items()}
+    return forward(module, *args, **renamed, rounding=rounding)
 
 
 def refuse_change(now: str) -> NoReturn:
