@@ -59,8 +59,18 @@ def test_formats_are_known_by_their_tensors(tmp_path):
     path = tmp_path / "x.safetensors"
     for format in ("lightningdit", "repa"):
         assert import_state(path, Published(**MODELS[format])).format == format
-    with pytest.raises(ValueError, match="say which it is with --format dit, sit,"):
-        import_state(path, Published())
+    for qk_norm in (False, True):  # which SiT and REPA may have too
+        with pytest.raises(ValueError, match="say which it is with --format dit, sit,"):
+            import_state(path, Published(qk_norm=qk_norm))
+
+
+@pytest.mark.parametrize("option", ["rope", "rms", "swiglu"])
+def test_a_format_that_is_not_that_of_the_tensors_is_noted(option, tmp_path):
+    source = Published(learn_sigma=False, **{option: True})
+    note = "the file says that it is of format lightningdit"
+    for format in ("dit", "sit", "repa", "lightningdit"):
+        made = import_state(tmp_path / "x.safetensors", source, format)
+        assert made.format == format and (note in made.notes) == (format != "lightningdit")
 
 
 def test_a_format_that_is_not_the_one_a_file_tells_is_noted(tmp_path):

@@ -31,7 +31,8 @@ HEADS = {
     (1792, 28): 28,
 }
 ROPE_THETA = 10_000.0
-OPTIONS = ("norm1.weight", "mlp.w12.weight", "attn.q_norm.weight")  # of LightningDiT's blocks
+OPTIONS = ("blocks.0.norm1.weight", "blocks.0.mlp.w12.weight", "blocks.0.attn.q_norm.weight")
+LIGHTNING = {"feat_rope.freqs_cos", *OPTIONS[:2]}  # LightningDiT's alone, as QK-norm is not
 
 
 @dataclass(frozen=True)
@@ -127,16 +128,15 @@ def _told(source: Checkpoint) -> str | None:
     if has_projectors or "encoder_depth" in source.settings:
         return "repa"  # whose options call the model a SiT
     trained = str(source.settings.get("model", "")).partition("-")[0].lower()
-    return trained if trained in FORMATS else None
+    if trained in FORMATS:
+        return trained
+    return "lightningdit" if source.tensors.keys() & LIGHTNING else None
 
 
 def _recognised(source: Checkpoint) -> str:
     """Return the name of a file's format. Raise ValueError where several have such tensors."""
     if told := _told(source):
         return told
-    names = source.tensors.keys()
-    if "feat_rope.freqs_cos" in names or {f"blocks.0.{name}" for name in OPTIONS} & names:
-        return "lightningdit"
     raise source.error(
         "DiT, SiT and others have tensors of the same names and shapes; say which it is with "
         "--format dit, sit, lightningdit or repa"
@@ -173,7 +173,7 @@ def _config(
     """Return the sizes that the tensors have. Raise ValueError where these cannot be."""
     width, channels, patch, _ = source.dims("x_embedder.proj.weight", 4)
     rows, _ = source.dims("y_embedder.embedding_table.weight", 2)
-    has_rms, is_swiglu, has_qk_norm = (f"blocks.0.{name}" in source.tensors for name in OPTIONS)
+    has_rms, is_swiglu, has_qk_norm = (name in source.tensors for name in OPTIONS)
     _, hidden = source.dims(f"blocks.0.mlp.{'w3' if is_swiglu else 'fc2'}.weight", 2)
     outs, _ = source.dims("final_layer.linear.weight", 2)
     depth = source.depth()
