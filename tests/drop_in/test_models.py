@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,7 +155,7 @@ def test_a_layer_that_became_more_than_its_weights_is_refused(name, path):
     model, (x, c) = msf.accelerate(make(name)), inputs()
     layer = model.get_submodule(path)
     hook = layer.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match="one is now a Linear with hooks; call msf"):
+    with pytest.raises(ValueError, match="one is now a Linear with hooks or another forward; call"):
         model(x, c)
     hook.remove()
     model(x, c)
@@ -177,7 +178,7 @@ def test_a_layer_that_became_more_than_its_weights_is_refused(name, path):
 def test_what_is_not_called_has_no_hooks(name, path):
     model, (x, c) = msf.accelerate(make(name)), inputs()
     model.get_submodule(path).register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r"one is now a \w+ with hooks; call msf"):
+    with pytest.raises(ValueError, match=r"one is now a \w+ with hooks or another forward; call"):
         model(x, c)
     msf.restore(model)(x, c)
 
@@ -239,6 +240,60 @@ def test_a_part_that_became_another_is_refused(name, path, made, rounding, copie
     kind = type(made()).__name__
     with pytest.raises(ValueError, match=f"one is now (a|another) {kind}; call msf"):
         model(x, c)
+
+
+def patch(layer):
+    """Put a forward over a layer's, as some implementations of LoRA do."""
+    layer.forward = partial(LowRank.forward, SimpleNamespace(base=layer.forward))
+
+
+@pytest.mark.parametrize("path", ["attn", "attn.qkv", "attn.proj", "norm2"])
+def test_a_forward_put_over_what_is_not_called_is_refused(path):
+    model, (x, c) = msf.accelerate(make("DiT and SiT")), inputs()
+    patch(model.blocks[1].get_submodule(path))
+    with pytest.raises(ValueError, match=r"one is now a \w+ with hooks or another forward; call"):
+        model(x, c)
+    msf.restore(model)(x, c)
+    with pytest.raises(ValueError, match=f"blocks.1.{path} has a forward of its own, which would"):
+        msf.accelerate(model)
+
+
+@pytest.mark.parametrize("path", ["mlp", "mlp.fc1", "mlp.fc2", "mlp.act", "attn.q_norm"])
+def test_a_forward_put_over_what_can_be_called_runs(path):
+    model, plain = make("DiT and SiT", torch.float64), make("DiT and SiT", torch.float64)
+    msf.accelerate(model)
+    x, c = inputs(torch.float64)
+    before = model(x, c)
+    for patched in (model, plain):
+        patch(patched.blocks[1].get_submodule(path))
+    assert relative_error(model(x, c), plain(x, c)) < 1e-12
+    assert relative_error(model(x, c), before) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["DiT and SiT", "MPDiT"])
+def test_a_part_that_became_one_of_another_class_is_refused(name):
+    model, (x, c) = msf.accelerate(make(name)), inputs()
+    [m for m in model.modules() if isinstance(m, Attention)][-1].__class__ = Causal
+    with pytest.raises(ValueError, match=r"one is now a Causal; call msf"):
+        model(x, c)
+    msf.restore(model)(x, c)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("DiT and SiT", "blocks.1.attn.attn_drop"),
+        ("DiT and SiT", "blocks.1.attn.proj_drop"),
+        ("diffusers", "dit.transformer_blocks.1.attn1.to_out.1"),
+    ],
+)
+def test_a_part_that_came_to_drop_is_refused(name, path):
+    model, (x, c) = msf.accelerate(make(name)), inputs()
+    model.get_submodule(path).p = 0.1
+    with pytest.raises(ValueError, match="one is now a Dropout; call msf"):
+        model(x, c)
+    model.get_submodule(path).p = 0.0
+    model(x, c)
 
 
 @pytest.mark.parametrize(("path", "made"), [("attn", Causal), ("mlp", TwiceTheMLP)])

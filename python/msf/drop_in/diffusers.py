@@ -57,6 +57,7 @@ def _attention(attn: Any, h: Tensor, rounding: str) -> ops.Branch:
     if rounding == "eager":
         return attn(h), None
     ops.check_not_called(attn)
+    ops.check_drops_nothing(attn.to_out[1])
     parts, biases = zip(*map(ops.weights, (attn.to_q, attn.to_k, attn.to_v)), strict=True)
     weight = torch.cat(parts)
     bias = None if attn.to_q.bias is None else torch.cat(biases)

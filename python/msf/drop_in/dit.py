@@ -27,7 +27,8 @@ from .structure import (
     refuse,
 )
 
-ATTENTION = ("qkv", "q_norm", "k_norm", "attn_drop", "proj", "proj_drop")
+DROPOUTS = ("attn_drop", "proj_drop")
+ATTENTION = ("qkv", "q_norm", "k_norm", "proj", *DROPOUTS)
 
 
 def dit_block(block: Any, x: Tensor, c: Tensor, feat_rope: Any = None, *, rounding: str) -> Tensor:
@@ -81,6 +82,8 @@ def _attention(attn: Any, h: Tensor, rope: Any, rounding: str) -> ops.Branch:
         return (attn(h) if rope is None else attn(h, rope=rope)), None
     for module in (attn, rope) if rope is not None else (attn,):
         ops.check_not_called(module)
+    for name in DROPOUTS:
+        ops.check_drops_nothing(getattr(attn, name, None))
     norms = getattr(attn, "q_norm", None), getattr(attn, "k_norm", None)
     out = ops.self_attention(h, *ops.weights(attn.qkv), attn.num_heads, *norms, rope)
     return ops.last_product(attn.proj, out)
@@ -148,7 +151,7 @@ def _check_attention(where: str, attn: Any, width: int) -> None:
     check_linear(f"{where}.proj", attn.proj, inner, width)
     if inner % heads:
         refuse(where, f"has {inner} channels, which {heads} heads do not divide")
-    for name in "attn_drop", "proj_drop":
+    for name in DROPOUTS:
         check_dropout(f"{where}.{name}", getattr(attn, name, None))
 
 

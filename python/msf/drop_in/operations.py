@@ -83,7 +83,14 @@ def check_not_called(layer: Any, is_known: bool = True) -> None:
     """Raise ValueError where a layer that is not called has come to be one of another kind, or to
     have hooks."""
     if not is_known or has_hooks(layer):
-        refuse_change(f"a {kind(layer)} with hooks" if has_hooks(layer) else f"a {kind(layer)}")
+        more = " with hooks or another forward" if has_hooks(layer) else ""
+        refuse_change(f"a {kind(layer)}{more}")
+
+
+def check_drops_nothing(layer: Any) -> None:
+    """Raise ValueError where a layer, if it is there, has come to drop something."""
+    if layer is not None:
+        check_not_called(layer, does_nothing(layer))
 
 
 def last_product(layer: Any, x: Tensor) -> Branch:

@@ -52,14 +52,19 @@ class Family:
         return partial(run, self.forward, module, parts, rounding)
 
 
-Part = tuple[Any, str, Any]  # a module, the name of an attribute, and what that is
+Part = tuple[Any, str, Any, Any]  # a module, the name of an attribute, what that is, and runs
 
 
 def _part(module: Any, path: str) -> Part:
     *parents, name = path.split(".")
     for parent in parents:
         module = getattr(module, parent)
-    return module, name, getattr(module, name, None)
+    part = getattr(module, name, None)
+    return module, name, part, _forward(part)
+
+
+def _forward(part: Any) -> Any:
+    return getattr(type(part), "forward", None)
 
 
 def run(
@@ -71,10 +76,14 @@ def run(
     **options: Any,
 ) -> Any:
     """Run a family's forward for a module. Raise ValueError where one of its parts, which are not
-    called, is another than at the time of `accelerate`."""
-    for parent, name, part in parts:
-        if (now := getattr(parent, name, None)) is not part:
+    called, is another than at the time of `accelerate`, or of another class. That is told by
+    the forward, as a parametrization changes the class too."""
+    for parent, name, part, its_forward in parts:
+        now = getattr(parent, name, None)
+        if now is not part:
             refuse_change(f"another {kind(now)}" if type(now) is type(part) else f"a {kind(now)}")
+        if _forward(now) is not its_forward:
+            refuse_change(f"a {kind(now)}")
     return forward(module, *args, **options, rounding=rounding)
 
 
@@ -100,11 +109,13 @@ def check_no_hooks(where: str, block: nn.Module) -> None:
     """Check that no module inside of the block has hooks, because it may not be called any more."""
     for name, module in block.named_modules():
         if module is not block and has_hooks(module):
-            refuse(f"{where}.{name}", "has hooks, which would not run; FSDP wraps whole blocks")
+            what = "hooks" if "forward" not in vars(module) else "a forward of its own"
+            refuse(f"{where}.{name}", f"has {what}, which would not run; FSDP wraps whole blocks")
 
 
 def has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, f"_{kind}_hooks") for kind in HOOKS)
+    """Tell whether a call does more than its class: by hooks, or a forward that was put over it."""
+    return "forward" in vars(module) or any(getattr(module, f"_{kind}_hooks") for kind in HOOKS)
 
 
 def check_linear(where: str, layer: Any, inputs: int, outputs: int) -> None:
