@@ -124,9 +124,7 @@ def test_a_missing_model_beside_states_is_told_how_to_mend(
         assert main(command) == 2
         told = capsys.readouterr().err
         assert f"{weights}: not a readable" in told
-        assert told.endswith(
-            "; remove it, and msf train --resume rebuilds it from the states of all stages\n"
-        )
+        assert told.endswith("; remove it, and msf train --resume rebuilds it from the states\n")
         weights.unlink()
         assert main(command) == 2
         told = capsys.readouterr().err

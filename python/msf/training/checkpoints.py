@@ -12,7 +12,7 @@ from ..progress import say
 from .state import read_state, step_of
 
 FOLDER = "checkpoints"
-REBUILDS = "msf train --resume rebuilds it from the states of all stages"
+REBUILDS = "msf train --resume rebuilds it from the states"
 
 
 @contextmanager
@@ -35,7 +35,9 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """Return those that are there, the newest first."""
-        earlier = sorted(self._earlier.glob(f"{self._stage}-*.safetensors"), reverse=True)
+        # By their nine digits, as a user may keep copies beside them.
+        names = f"{self._stage}-{'[0-9]' * 9}.safetensors"
+        earlier = sorted(self._earlier.glob(names), reverse=True)
         return [self.newest, *earlier] if self.newest.exists() else earlier
 
     def newest_whole(self) -> Path | None:
