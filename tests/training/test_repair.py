@@ -69,7 +69,7 @@ def truncate(file):
     ("name", "remedy"),
     [
         ("model.safetensors", "rebuilds it from the states"),
-        ("config.json", "rebuilds it from the states"),
+        ("config.json", "rebuilds it with --config or --preset"),
         ("training.json", "goes on with --config or --preset"),
     ],
 )

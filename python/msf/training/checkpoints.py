@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..progress import say
+from .config import CHECKPOINTS
 from .state import read_state, step_of
-
-FOLDER = "checkpoints"
-REBUILDS = "msf train --resume rebuilds it from the states"
-
-
-@contextmanager
-def hinted(possible: bool, remedy: str = REBUILDS) -> Iterator[None]:
-    """Say of a damaged file that a run does without it, where that is ``possible``."""
-    try:
-        yield
-    except ValueError as error:
-        if not possible:
-            raise
-        raise ValueError(f"{error}; remove it, and {remedy}") from None
 
 
 class Checkpoints:
@@ -31,7 +16,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, stage: str) -> None:
         self.newest = folder / f"state-{stage}.safetensors"
-        self._earlier, self._stage = folder / FOLDER, stage
+        self._earlier, self._stage = folder / CHECKPOINTS, stage
 
     def files(self) -> list[Path]:
         """Return those that are there, the newest first."""

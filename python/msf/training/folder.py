@@ -28,13 +28,12 @@ from typing import Any
 from torch import Tensor
 
 from ..config import MSFConfig
-from ..files import abandoned, atomic_write, check_folder, remove
+from ..files import abandoned, atomic_write, check_folder, hinted, remove
 from ..model import MSF
 from ..pretrained import CONFIG_FILE, read_config
 from . import metrics
 from .card import model_card
-from .checkpoints import hinted
-from .config import RUN_FILE, RunConfig, read_run
+from .config import REBUILDS_CONFIG, RUN_FILE, RunConfig, read_run
 from .identity import (
     compare_data,
     compare_settings,
@@ -119,7 +118,7 @@ class RunFolder:
             write_files(self.path, self.files)
             write_contents(self.path, self._contents)
             saved = tuple(self.models.stages_saved())
-            before = self._saved_run() or replace(self.run, trained=saved)
+            before = read_run(self.path) or replace(self.run, trained=saved)
             if self._has_states():
                 self.run = replace(self.run, start=before.start, trained=before.trained)
             self._write_run(self.run)
@@ -144,7 +143,7 @@ class RunFolder:
 
     def _is_abandoned(self) -> bool:
         """Return whether the run here has saved nothing, and no process is about to."""
-        if self._saved_run() is None or self._has_states():
+        if read_run(self.path) is None or self._has_states():
             return False
         return not self._is_busy()
 
@@ -155,7 +154,7 @@ class RunFolder:
             return not all([claims.enter_context(claim(folder)) for folder in logs])
 
     def _check_same(self) -> None:
-        found = self._saved_run()
+        found = read_run(self.path)
         if found is None and not self.models.stages_saved():
             raise ValueError(
                 f"{self.path}: holds files but no run ({RUN_FILE}); choose another --out"
@@ -167,7 +166,7 @@ class RunFolder:
                 f"with {self.run.start}; leave out --from, or choose another --out"
             )
         saved = (self.path / CONFIG_FILE).exists()
-        with hinted(self.models.can_be_rebuilt()):
+        with hinted(self.models.can_be_rebuilt(), REBUILDS_CONFIG):
             config = read_config(self.path) if saved else self.config
         theirs = settings_of(config, run)
         self.changes = compare_settings(self.path, theirs, settings_of(self.config, self.run))
@@ -196,15 +195,10 @@ class RunFolder:
         before = fingerprint(read_files(self.path))
         return replace(self.run, fingerprint=before or self.run.fingerprint)
 
-    def _saved_run(self) -> RunConfig | None:
-        remedy = "msf train --resume goes on with --config or --preset"
-        with hinted(bool(self.models.stages_saved()), remedy):
-            return read_run(self.path)
-
     def _check_states(self, stages: Sequence[str]) -> None:
         """Raise ValueError where the state of a trained stage is missing: its training would begin
         anew, and replace what is there."""
-        model, run = self.models.read(), self._saved_run()
+        model, run = self.models.read(), read_run(self.path)
         for stage in stages:
             states = self.models.states[stage]
             file = states.newest
@@ -241,7 +235,7 @@ class RunFolder:
                 trainer.save(temporary, state)
                 self.models.save(model, trainer.index, state, temporary)
             states.prune(trainer.config.keep_last, trainer.config.keep_every)
-            run = self._saved_run() or self.run  # another process may have saved another stage
+            run = read_run(self.path) or self.run  # another process may have saved another stage
             if trainer.name not in run.trained:
                 self._write_run(replace(run, trained=(*run.trained, trainer.name)))
 

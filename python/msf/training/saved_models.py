@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..config import MSFConfig
+from ..files import hinted
 from ..model import MSF
 from ..pretrained import CONFIG_FILE, WEIGHTS_FILE
 from ..progress import say
-from .checkpoints import Checkpoints, hinted
-from .config import TrainingConfig, read_run
+from .checkpoints import Checkpoints
+from .config import REBUILDS, TrainingConfig, read_run
 from .state import load_average, load_part
 
 
@@ -42,7 +43,7 @@ class SavedModels:
                     "cannot be rebuilt; restore one of them or choose another --out"
                 )
             return self._of_states(self._initial(), "ema").eval()
-        with hinted(self.can_be_rebuilt()):
+        with hinted(self.can_be_rebuilt(), REBUILDS):
             has_config = (self.path / CONFIG_FILE).exists()
             return MSF.from_pretrained(self.path) if has_config else None
 
@@ -72,7 +73,7 @@ class SavedModels:
         """Return the model with the average ``part``. What has no state yet began, as in
         ``StageTrainer``, with the average that is kept."""
         if not _lost(self._others[part]):
-            with hinted(bool(self.stages_saved())):
+            with hinted(bool(self.stages_saved()), REBUILDS):
                 return MSF.from_pretrained(self._others[part])
         return self._of_states(MSF.from_pretrained(self.path), part)
 
