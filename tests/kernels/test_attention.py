@@ -109,9 +109,10 @@ def test_options(norm, rotary, dtype) -> None:
 # them prepared.
 @pairwise(
     grid_and_dtype=[
-        (grid, dtype) for grid in ((5, 5), (8, 10)) for dtype in (torch.bfloat16, torch.float16)
-    ]
-    + [((8, 10), torch.float32)],
+        ((5, 5), torch.bfloat16),
+        ((8, 10), torch.float16),
+        ((8, 10), torch.float32),
+    ],
     head_dim=(32, 36, 72),
     norm_and_rotary=[(norm, rotary) for norm in ("", "rms", "layer") for rotary in (False, True)],
 )
