@@ -64,9 +64,15 @@ DAMAGED = {
     "cHRM": with_chunk(chunk(b"cHRM", b"a")),
     "sRGB": with_chunk(chunk(b"sRGB", b"")),
     "eXIf with a wrong checksum": with_chunk(chunk(b"eXIf", EXIF.tobytes(), 5)),
+    "caBX with a wrong checksum": with_chunk(chunk(b"caBX", b"abc", 5)),
+    "iDOT with a wrong checksum": with_chunk(chunk(b"iDOT", b"abc", 5)),
+    "sCAL with a wrong checksum": with_chunk(chunk(b"sCAL", b"abc", 5), after=-12),
     "acTL": with_chunk(chunk(b"acTL", b"a")),
     "APP0": with_segment(segment(0xE0, b"JFIF")),
     "APP2 of ICC": with_segment(segment(0xE2, b"ICC_PROFILE\0")),
+    "APP2 of ICC behind bytes that fill": with_segment(
+        b"\xff\xff" + segment(0xE2, b"ICC_PROFILE\0")
+    ),
     "APP14": with_segment(segment(0xEE, b"Adobe")),
     "APP13 and a comment": with_segment(
         segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x03")

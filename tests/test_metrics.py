@@ -244,12 +244,19 @@ METRICS = [
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_nan_is_an_error_in_every_metric(metric):
-    features = torch.randn(8, 3)
-    broken = features.clone()
-    broken[2, 1] = torch.nan
-    for pair in ((features, broken), (broken, features)):
-        with pytest.raises(ValueError, match=r"features must be finite, but hold NaN or infinity$"):
-            metric(*pair)
+    features = torch.randn(8, 3, dtype=torch.float64)
+    for value in (torch.nan, 1e160):  # whose square is infinite
+        broken = features.clone()
+        broken[2, 1] = value
+        for pair in ((features, broken), (broken, features)):
+            with pytest.raises(ValueError, match=r"must be finite in float32, but hold NaN or inf"):
+                metric(*pair)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_gaussian_is_of_two_images(count):
+    with pytest.raises(ValueError, match=f"^fit_gaussian: needs 2 images, got {count}$"):
+        metrics.fit_gaussian(torch.zeros(count, 3))
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])

@@ -55,6 +55,17 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
+@contextmanager
+def hinted(possible: bool, remedy: str) -> Iterator[None]:
+    """Say of a damaged file that a run does without it, where that is ``possible``."""
+    try:
+        yield
+    except ValueError as error:
+        if not possible:
+            raise
+        raise ValueError(f"{error}; remove it, and {remedy}") from None
+
+
 def checksum(path: Path) -> str:
     """Return the sha256 of a file."""
     digest = hashlib.sha256()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,27 +109,6 @@ def test_inspect_a_model(workspace: Path, capsys: pytest.CaptureFixture[str]) ->
     found["config"] |= {"num_classes": 0, "qk_norm": "layer"}
     text = inspect.text(found)
     assert "class names" not in text and "QK-norm by LayerNorm" in text
-
-
-def test_a_missing_model_beside_states_is_told_how_to_mend(
-    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(workspace / "run", run)
-    weights = run / "model.safetensors"
-    commands = (["sample", str(run), "--out", str(tmp_path / "x.png")], ["inspect", str(run)])
-    for command in commands:
-        weights.write_bytes(b"damaged")
-        assert main(command) == 2
-        told = capsys.readouterr().err
-        assert f"{weights}: not a readable" in told
-        assert told.endswith(
-            "; remove it, and msf train --resume rebuilds it from the states of all stages\n"
-        )
-        weights.unlink()
-        assert main(command) == 2
-        told = capsys.readouterr().err
-        assert "model.safetensors is missing; msf train --resume rebuilds it" in told
 
 
 def test_sample_writes_a_grid(

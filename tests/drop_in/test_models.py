@@ -300,6 +300,15 @@ def test_a_part_that_became_another_is_refused(name, path, made, rounding, copie
         model(x, c)
 
 
+@pytest.mark.parametrize("name", ["DiT and SiT", "MPDiT"])
+def test_a_part_that_became_one_of_another_class_is_refused(name):
+    model, (x, c) = msf.accelerate(make(name)), inputs()
+    [m for m in model.modules() if isinstance(m, Attention)][-1].__class__ = Causal
+    with pytest.raises(ValueError, match=r"one is now a Causal; call msf"):
+        model(x, c)
+    msf.restore(model)(x, c)
+
+
 @pytest.mark.parametrize(("path", "made"), [("attn", Causal), ("mlp", TwiceTheMLP)])
 def test_with_eager_another_attention_or_mlp_is_called(path, made):
     model, plain = make("DiT and SiT", torch.float64), make("DiT and SiT", torch.float64)

@@ -261,8 +261,14 @@ class Scaled(Attention):
         return self.factor * super().forward(x)
 
 
+class Twice(Attention):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 SECOND_DIFFERS = {
     "a mask": (SometimesCausal, lambda attn: setattr(attn, "causal", True)),
+    "a class": (Attention, lambda attn: setattr(attn, "__class__", Twice)),
     "a list": (WithSettings, lambda attn: setattr(attn, "parts", [True])),
     "an object": (WithSettings, lambda attn: setattr(attn, "settings", Settings(True))),
     "a buffer": (Scaled, lambda attn: attn.factor.fill_(2)),

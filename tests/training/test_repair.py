@@ -57,7 +57,7 @@ def test_a_missing_model_is_rebuilt_from_the_states(whole, damaged, names, capsy
     assert digest(damaged) == digest(whole)
     assert (damaged / "config.json").read_bytes() == (whole / "config.json").read_bytes()
     assert capsys.readouterr().err == (
-        f"{damaged}: rebuilt {' and '.join(names)} from the states of all stages\n"
+        f"{damaged}: rebuilt {' and '.join(names)} from the states\n"
     )
 
 
@@ -68,8 +68,8 @@ def truncate(file):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("model.safetensors", "rebuilds it from the states of all stages"),
-        ("config.json", "rebuilds it from the states of all stages"),
+        ("model.safetensors", "rebuilds it from the states"),
+        ("config.json", "rebuilds it with --config or --preset"),
         ("training.json", "goes on with --config or --preset"),
     ],
 )
@@ -84,6 +84,77 @@ def test_a_damaged_file_beside_states_is_refused_with_what_mends_it(whole, damag
     (damaged / name).unlink()
     run(damaged, resume=True)
     assert digest(damaged) == before
+
+
+def test_a_model_of_one_trained_stage_is_rebuilt_from_its_state(whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    run(out, stages=["base"])
+    before = digest(out)
+    truncate(out / "model.safetensors")
+    with pytest.raises(ValueError, match=r"; remove it, and msf train --resume rebuilds it"):
+        run(out, resume=True, stages=["base"])
+    (out / "model.safetensors").unlink()
+    run(out, resume=True, stages=["base"])
+    assert digest(out) == before
+    (out / "model.safetensors").unlink()
+    run(out, resume=True)
+    assert digest(out) == digest(whole)
+    assert "rebuilt model.safetensors from the states" in capsys.readouterr().err
+
+
+def test_a_model_is_rebuilt_from_the_newest_states_that_are_whole(tmp_path, capsys):
+    training, out = replace(TRAINING, keep_last=2), tmp_path / "run"
+    train(MODEL, training, "digits", out, progress=False)
+    before = digest(out)
+    truncate(out / "state-base.safetensors")
+    (out / "model.safetensors").unlink()
+    train(MODEL, training, "digits", out, resume=True, progress=False)
+    assert digest(out) == before
+    assert "put aside as state-base.safetensors.damaged" in capsys.readouterr().err
+
+
+@pytest.fixture
+def averaged(tmp_path):
+    """A function that trains with another average, which it returns from the folder given, and
+    that folder with its base trained."""
+    training = replace(TRAINING, extra_ema_decays=(0.5,))
+
+    def trained(name, **options):
+        train(MODEL, training, "digits", tmp_path / name, progress=False, **options)
+        return digest(tmp_path / name / "ema-0.5")
+
+    trained("run", stages=["base"])
+    return trained, tmp_path / "run" / "ema-0.5"
+
+
+@pytest.mark.parametrize("gone", ["model.safetensors", "config.json", ""])
+def test_a_lost_average_is_rebuilt_from_the_states(averaged, gone, capsys):
+    trained, folder = averaged
+    (folder / gone).unlink() if gone else shutil.rmtree(folder)
+    assert trained("run", resume=True) == trained("whole")
+    line = f"{folder}: rebuilt {gone} from the states\n" if gone else ""
+    assert line in capsys.readouterr().err
+
+
+def test_a_damaged_average_is_refused_before_training(averaged):
+    trained, folder = averaged
+    truncate(folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"; remove it, and msf train --resume rebuilds it") as e:
+        trained("run", resume=True)
+    assert str(e.value).startswith(f"{folder}/model.safetensors: ")
+    assert not (folder.parent / "state-residual.safetensors").exists()
+
+
+def test_copies_beside_checkpoints_are_left_alone(tmp_path):
+    out = tmp_path / "run"
+    run(out, stages=["base"])
+    copies = [out / "checkpoints" / f"base-{name}.safetensors" for name in ("best", "000000003-1")]
+    for copy in copies:
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(out / "state-base.safetensors", copy)
+    longer = replace(TRAINING, steps=(12, 6))
+    train(MODEL, longer, "digits", out, stages=["base"], resume=True, progress=False)
+    assert all(copy.exists() for copy in copies)
 
 
 def test_a_damaged_model_that_states_cannot_rebuild_has_no_such_hint(damaged):

@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import hinted
+from ..training.config import REBUILDS, REBUILDS_CONFIG, has_states
+
 if TYPE_CHECKING:
     import torch
 
@@ -60,13 +63,16 @@ def unsupported_reason(device: str) -> str | None:
 def read(directory: Path) -> MSF:
     """Return the model in a directory. Raise ValueError if it is missing or corrupt."""
     from ..model import MSF
-    from ..pretrained import WEIGHTS_FILE
-    from ..training.checkpoints import REBUILDS, hinted
+    from ..pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
 
-    has_states = any(directory.glob("state-*.safetensors"))
-    if has_states and not (directory / WEIGHTS_FILE).exists():
-        raise ValueError(f"{directory}: {WEIGHTS_FILE} is missing; {REBUILDS}")
-    with hinted(has_states):
+    can_be_rebuilt = has_states(directory)
+    if can_be_rebuilt:
+        for name, remedy in ((CONFIG_FILE, REBUILDS_CONFIG), (WEIGHTS_FILE, REBUILDS)):
+            if not (directory / name).exists():
+                raise ValueError(f"{directory}: {name} is missing; {remedy}")
+        with hinted(True, REBUILDS_CONFIG):
+            read_config(directory)
+    with hinted(can_be_rebuilt, REBUILDS):
         return MSF.from_pretrained(directory)
 
 

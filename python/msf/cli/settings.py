@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import MSFConfig
+from ..files import hinted
 from ..parsing import parse_dataclass, parse_object
 from ..presets import PRESETS, preset
 from ..pretrained import CONFIG_FILE, read_config
-from ..training.config import RUN_FILE, TrainingConfig, read_run
+from ..training.config import REBUILDS_CONFIG, RUN_FILE, TrainingConfig, has_states, read_run
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -58,7 +59,8 @@ def of_model(directory: Path) -> MSFConfig:
             f"; a preset is named by --preset {directory}" if str(directory) in PRESETS else ""
         )
         raise ValueError(f"{directory}: holds no model ({CONFIG_FILE} is missing){instead}")
-    return read_config(directory)
+    with hinted(has_states(directory), REBUILDS_CONFIG):
+        return read_config(directory)
 
 
 def data_source(data: str) -> str:

@@ -9,7 +9,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Align columns two spaces apart; those that hold only numbers are flush right."""
     cells = [list(headers), *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    flush = [all(map(_is_number, column)) for column in zip(*rows, strict=True)]
+    flush = [all(_is_number(row[i]) for row in rows) for i in range(len(headers))]
     lines = []
     for row in cells:
         padded = (

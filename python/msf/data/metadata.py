@@ -10,13 +10,14 @@ PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 CHUNKS = {
     *(b"iCCP", b"cICP", b"sRGB", b"gAMA", b"cHRM", b"sBIT", b"mDCV", b"cLLI"),
     *(b"zTXt", b"iTXt", b"tEXt", b"tIME", b"pHYs", b"bKGD", b"hIST", b"sPLT"),
-    *(b"eXIf", b"acTL", b"fcTL", b"fdAT"),
+    *(b"eXIf", b"acTL", b"fcTL", b"fdAT", b"caBX", b"iDOT", b"caNv", b"orNT", b"vpAg"),
+    *(b"oFFs", b"pCAL", b"sCAL", b"sTER", b"dSIG", b"fRAc", b"gIFg", b"gIFt", b"gIFx"),
 }
 # Segments APP0 to APP15 and comments. APP0 and APP14 say what the colours are; where they are
 # shorter than this, decoders pay no attention to them.
 SEGMENTS, COMMENT = range(0xE0, 0xF0), 0xFE
 COLOURS = {0xE0: 14, 0xEE: 12}
-START_OF_PIXELS = 0xDA
+START_OF_PIXELS, FILL = 0xDA, 0xFF
 
 
 def without_metadata(content: bytes) -> bytes:
@@ -42,8 +43,11 @@ def _chunks(content: bytes) -> Iterator[bytes]:
 
 def _segments(content: bytes) -> Iterator[bytes]:
     at = len(JPEG)
-    while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] != b"\xff":
+    while content[at : at + 1] == b"\xff":
         marker = int.from_bytes(content[at + 1 : at + 2], "big")
+        if marker == FILL:
+            at += 1
+            continue
         if marker == START_OF_PIXELS:
             break
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")

@@ -58,14 +58,19 @@ class Family:
         return partial(run, self.forward, module, parts, names, rounding)
 
 
-Part = tuple[Any, str, Any]  # a module, the name of an attribute, and what that is
+Part = tuple[Any, str, Any, Any]  # a module, the name of an attribute, what that is, and runs
 
 
 def _part(module: Any, path: str) -> Part:
     *parents, name = path.split(".")
     for parent in parents:
         module = getattr(module, parent)
-    return module, name, getattr(module, name, None)
+    part = getattr(module, name, None)
+    return module, name, part, _forward(part)
+
+
+def _forward(part: Any) -> Any:
+    return getattr(type(part), "forward", None)
 
 
 def run(
@@ -79,10 +84,14 @@ def run(
 ) -> Any:
     """Run a family's forward, whose parameters are called as ``names`` says of the module's own.
     Raise ValueError where one of the module's parts, which are not called, is another than at the
-    time of `accelerate`."""
-    for parent, name, part in parts:
-        if (now := getattr(parent, name, None)) is not part:
+    time of `accelerate`, or of another class, which its forward tells: a parametrization changes
+    the class too."""
+    for parent, name, part, its_forward in parts:
+        now = getattr(parent, name, None)
+        if now is not part:
             refuse_change(f"another {kind(now)}" if type(now) is type(part) else f"a {kind(now)}")
+        if _forward(now) is not its_forward:
+            refuse_change(f"a {kind(now)}")
     renamed = {names.get(name, name): value for name, value in options.items()}
     return forward(module, *args, **renamed, rounding=rounding)
 

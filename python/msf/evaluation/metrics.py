@@ -36,6 +36,8 @@ def fit_gaussian(features: Tensor) -> Gaussian:
     One pass over blocks, whose means and scatter matrices are merged (Chan, Golub and LeVeque
     1983); nothing but a block of them is converted to float64.
     """
+    if len(features) < 2:
+        raise ValueError(f"fit_gaussian: needs 2 images, got {len(features)}")
     dim = features.shape[1]
     mean, scatter = (
         torch.zeros(shape, dtype=torch.float64, device=features.device)
@@ -51,7 +53,7 @@ def fit_gaussian(features: Tensor) -> Gaussian:
         scatter += torch.outer(shift, shift) * (count * len(block) / total)
         mean += shift * (len(block) / total)
         count = total
-    _check_finite("fit_gaussian", "features", mean)
+    _check_finite("fit_gaussian", "features must be finite", mean)
     return Gaussian(mean, scatter / (count - 1))
 
 
@@ -62,7 +64,7 @@ def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
     The root's trace is the sum of the roots of the eigenvalues of S_a^1/2 S_b S_a^1/2, which is
     symmetric.
     """
-    _check_finite("gaussian_distance", "means and covariances", *a, *b)
+    _check_finite("gaussian_distance", "means and covariances must be finite", *a, *b)
     values, vectors = torch.linalg.eigh(a.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     # Rounding leaves eigenvalues of about -1e-16 where a set has fewer than D + 1 images.
@@ -272,9 +274,10 @@ def _check(name: str, a: Tensor, b: Tensor, minimum: int) -> None:
         )
     if min(len(a), len(b)) < minimum:
         raise ValueError(f"{name}: needs {minimum} images in each set, got {len(a)} and {len(b)}")
-    _check_finite(name, "features", a, b)
+    # In float64, what no float32 holds overflows too when it is multiplied as in KID.
+    _check_finite(name, "features must be finite in float32", a.float(), b.float())
 
 
-def _check_finite(name: str, what: str, *tensors: Tensor) -> None:
+def _check_finite(name: str, right: str, *tensors: Tensor) -> None:
     if not all(x.isfinite().all() for x in tensors):
-        raise ValueError(f"{name}: {what} must be finite, but hold NaN or infinity")
+        raise ValueError(f"{name}: {right}, but hold NaN or infinity")

@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..progress import say
+from .config import CHECKPOINTS
 from .state import read_state, step_of
-
-FOLDER = "checkpoints"
-REBUILDS = "msf train --resume rebuilds it from the states of all stages"
-
-
-@contextmanager
-def hinted(possible: bool, remedy: str = REBUILDS) -> Iterator[None]:
-    """Say of a damaged file that a run does without it, where that is ``possible``."""
-    try:
-        yield
-    except ValueError as error:
-        if not possible:
-            raise
-        raise ValueError(f"{error}; remove it, and {remedy}") from None
 
 
 class Checkpoints:
@@ -31,11 +16,13 @@ class Checkpoints:
 
     def __init__(self, folder: Path, stage: str) -> None:
         self.newest = folder / f"state-{stage}.safetensors"
-        self._earlier, self._stage = folder / FOLDER, stage
+        self._earlier, self._stage = folder / CHECKPOINTS, stage
 
     def files(self) -> list[Path]:
         """Return those that are there, the newest first."""
-        earlier = sorted(self._earlier.glob(f"{self._stage}-*.safetensors"), reverse=True)
+        # By their nine digits, as a user may keep copies beside them.
+        names = f"{self._stage}-{'[0-9]' * 9}.safetensors"
+        earlier = sorted(self._earlier.glob(names), reverse=True)
         return [self.newest, *earlier] if self.newest.exists() else earlier
 
     def newest_whole(self) -> Path | None:

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import read_file
+from ..files import hinted, read_file
 from ..parsing import check_fields, parse_dataclass, parse_object
 
-RUN_FILE = "training.json"
+RUN_FILE, CHECKPOINTS = "training.json", "checkpoints"
+# What mends damaged files beside the states of stages.
+REBUILDS = "msf train --resume rebuilds it from the states"
+REBUILDS_CONFIG = "msf train --resume rebuilds it with --config or --preset"
+GOES_ON = "msf train --resume goes on with --config or --preset"
 WARMUP = 100
 MAX_STEPS = 10**9  # years of training, as in ``MSFConfig`` a slip
 SCHEDULES = ("constant", "cosine")
@@ -153,6 +157,17 @@ def read_run(directory: Path) -> RunConfig | None:
     file = directory / RUN_FILE
     if not file.exists():
         return None
+    with hinted(has_states(directory), GOES_ON):
+        return _run_of(file)
+
+
+def has_states(directory: Path) -> bool:
+    """Return whether a run in ``directory`` has saved a stage."""
+    earlier = (directory / CHECKPOINTS).glob("*.safetensors")
+    return any(directory.glob("state-*.safetensors")) or any(earlier)
+
+
+def _run_of(file: Path) -> RunConfig:
     values = parse_object(read_file(file), file)
     try:
         run = parse_dataclass(RunConfig, values, "run")

@@ -28,14 +28,12 @@ from typing import Any
 from torch import Tensor
 
 from ..config import MSFConfig
-from ..files import abandoned, atomic_write, check_folder, remove
+from ..files import abandoned, atomic_write, check_folder, hinted, remove
 from ..model import MSF
-from ..pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
-from ..progress import say
+from ..pretrained import CONFIG_FILE, read_config
 from . import metrics
 from .card import model_card
-from .checkpoints import Checkpoints, hinted
-from .config import RUN_FILE, RunConfig, read_run
+from .config import REBUILDS_CONFIG, RUN_FILE, RunConfig, read_run
 from .identity import (
     compare_data,
     compare_settings,
@@ -47,8 +45,8 @@ from .identity import (
     write_files,
 )
 from .locks import claim, locked
+from .saved_models import SavedModels
 from .stage import StageTrainer
-from .state import load_average, load_part
 
 
 class RunFolder:
@@ -73,6 +71,7 @@ class RunFolder:
         data_changed: bool = False,
     ) -> None:
         self.path, self.config, self.run, self.resume = path, config, run, resume
+        self.models = SavedModels(path, config, run.training)
         self.files, self.data_changed = files or {}, data_changed
         self._digest = cache(digest)
         self._contents = sample_contents(self.files, self._digest)
@@ -101,7 +100,7 @@ class RunFolder:
                             f"{self.path}: another process is training {stage} here; "
                             "wait for its end or choose another --out"
                         )
-                self._repair()
+                self.models.repair()
                 self._check_states(stages)
             yield
 
@@ -118,7 +117,8 @@ class RunFolder:
             self._remove_abandoned()
             write_files(self.path, self.files)
             write_contents(self.path, self._contents)
-            before = self._saved_run() or replace(self.run, trained=tuple(self._stages_saved()))
+            saved = tuple(self.models.stages_saved())
+            before = read_run(self.path) or replace(self.run, trained=saved)
             if self._has_states():
                 self.run = replace(self.run, start=before.start, trained=before.trained)
             self._write_run(self.run)
@@ -143,7 +143,7 @@ class RunFolder:
 
     def _is_abandoned(self) -> bool:
         """Return whether the run here has saved nothing, and no process is about to."""
-        if self._saved_run() is None or self._has_states():
+        if read_run(self.path) is None or self._has_states():
             return False
         return not self._is_busy()
 
@@ -154,8 +154,8 @@ class RunFolder:
             return not all([claims.enter_context(claim(folder)) for folder in logs])
 
     def _check_same(self) -> None:
-        found = self._saved_run()
-        if found is None and not self._stages_saved():
+        found = read_run(self.path)
+        if found is None and not self.models.stages_saved():
             raise ValueError(
                 f"{self.path}: holds files but no run ({RUN_FILE}); choose another --out"
             )
@@ -166,7 +166,7 @@ class RunFolder:
                 f"with {self.run.start}; leave out --from, or choose another --out"
             )
         saved = (self.path / CONFIG_FILE).exists()
-        with hinted(self._has_all_states()):
+        with hinted(self.models.can_be_rebuilt(), REBUILDS_CONFIG):
             config = read_config(self.path) if saved else self.config
         theirs = settings_of(config, run)
         self.changes = compare_settings(self.path, theirs, settings_of(self.config, self.run))
@@ -195,57 +195,12 @@ class RunFolder:
         before = fingerprint(read_files(self.path))
         return replace(self.run, fingerprint=before or self.run.fingerprint)
 
-    def _saved_run(self) -> RunConfig | None:
-        remedy = "msf train --resume goes on with --config or --preset"
-        with hinted(bool(self._stages_saved()), remedy):
-            return read_run(self.path)
-
-    def _stages_saved(self) -> list[str]:
-        return [name for name in self.config.stage_names if self.checkpoints(name).files()]
-
-    def _has_all_states(self) -> bool:
-        return len(self._stages_saved()) == len(self.config.stage_names)
-
-    def checkpoints(self, stage: str) -> Checkpoints:
-        return Checkpoints(self.path, stage)
-
-    def saved_model(self) -> MSF | None:
-        """Return the model as last saved, None where nothing is yet. Where the model is missing
-        beside states, it is rebuilt from them."""
-        if not (lost := self._lost()):
-            has_config = (self.path / CONFIG_FILE).exists()
-            with hinted(self._has_all_states()):
-                return MSF.from_pretrained(self.path) if has_config else None
-        saved = self._stages_saved()
-        if missing := [name for name in self.config.stage_names if name not in saved]:
-            states = ", ".join(self.checkpoints(name).newest.name for name in missing)
-            raise ValueError(
-                f"{self.path}: {lost} is missing, and {states}, without which it cannot be "
-                "rebuilt; restore one of them or choose another --out"
-            )
-        model = MSF(self.config)
-        for index, name in enumerate(self.config.stage_names):
-            load_average(self.checkpoints(name).files()[0], model, index)
-        return model.eval()
-
-    def _lost(self) -> str:
-        """Return what is missing of the model beside states, which are saved after it."""
-        if not self._stages_saved():
-            return ""
-        files = (CONFIG_FILE, WEIGHTS_FILE)
-        return " and ".join(name for name in files if not (self.path / name).exists())
-
-    def _repair(self) -> None:
-        if (lost := self._lost()) and (model := self.saved_model()):
-            model.save_pretrained(self.path)
-            say(f"{self.path}: rebuilt {lost} from the states of all stages")
-
     def _check_states(self, stages: Sequence[str]) -> None:
         """Raise ValueError where the state of a trained stage is missing: its training would begin
         anew, and replace what is there."""
-        model, run = self.saved_model(), self._saved_run()
+        model, run = self.models.read(), read_run(self.path)
         for stage in stages:
-            states = self.checkpoints(stage)
+            states = self.models.states[stage]
             file = states.newest
             # A process that was killed after it renamed the model and before the first state, see
             # ``save``, left that under its hidden name: then this training is a repeat.
@@ -272,23 +227,15 @@ class RunFolder:
         """Keep ``trainer``'s ``state``, and its averages in the models, whose other stages stay as
         they were last saved, perhaps by another process; they are ``initial``'s the first time."""
         with locked(self.path):
-            model, states = self.saved_model() or initial, self.checkpoints(trainer.name)
+            model, states = self.models.read() or initial, self.models.states[trainer.name]
             states.retire()
             # The state gets its name last: where writing either fails, a resumed run repeats these
             # steps and with them the model.
             with atomic_write(states.newest) as temporary:
                 trainer.save(temporary, state)
-                load_part(model.stages[trainer.index], "ema.", state, temporary)
-                model.save_pretrained(self.path)
-                for decay in trainer.config.extra_ema_decays:
-                    folder = self.path / f"ema-{decay}"
-                    # Its other stages began, as in ``StageTrainer``, with the average that is kept.
-                    known = (folder / CONFIG_FILE).exists()
-                    model = MSF.from_pretrained(folder if known else self.path)
-                    load_part(model.stages[trainer.index], f"ema-{decay}.", state, temporary)
-                    model.save_pretrained(folder)
+                self.models.save(model, trainer.index, state, temporary)
             states.prune(trainer.config.keep_last, trainer.config.keep_every)
-            run = self._saved_run() or self.run  # another process may have saved another stage
+            run = read_run(self.path) or self.run  # another process may have saved another stage
             if trainer.name not in run.trained:
                 self._write_run(replace(run, trained=(*run.trained, trainer.name)))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import MSFConfig
-from ..files import atomic_write, printable, quoted, read_file
+from ..files import atomic_write, hinted, printable, quoted, read_file
 from ..parsing import parse_object
 from .config import RunConfig
 
@@ -49,10 +49,13 @@ def read_files(directory: Path) -> dict[str, int]:
     file = directory / FILES_FILE
     if not file.exists():
         return {}
-    files = parse_object(read_file(file), file)
-    for name, size in files.items():
-        if type(size) is not int:
-            raise ValueError(f"{file}: the size of {name!r} must be a whole number, got {size!r}")
+    with hinted(True, "take the data as it is with --data-changed"):
+        files = parse_object(read_file(file), file)
+        for name, size in files.items():
+            if type(size) is not int:
+                raise ValueError(
+                    f"{file}: the size of {name!r} must be a whole number, got {size!r}"
+                )
     return files
 
 
@@ -71,10 +74,13 @@ def read_contents(directory: Path) -> dict[str, str]:
     """Return the digests that ``write_contents`` kept, none where it did not. Raise ValueError (one
     line) when they are corrupt."""
     file = directory / CONTENTS_FILE
-    contents = parse_object(read_file(file), file) if file.exists() else {}
-    for name, digest in contents.items():
-        if not isinstance(digest, str):
-            raise ValueError(f"{file}: the digest of {name!r} must be a string, got {digest!r}")
+    if not file.exists():
+        return {}
+    with hinted(True, "images are compared by their names and sizes"):
+        contents = parse_object(read_file(file), file)
+        for name, digest in contents.items():
+            if not isinstance(digest, str):
+                raise ValueError(f"{file}: the digest of {name!r} must be a string, got {digest!r}")
     return contents
 
 

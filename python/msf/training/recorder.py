@@ -175,6 +175,7 @@ def plot_losses(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     for name, points in lines.items():
         axes.plot(*zip(*points), marker=".", label=name)  # one point has no line
     axes.set(xlabel="step", ylabel="velocity loss (mean squared error)")
-    axes.legend()
+    if lines:  # else all of metrics.jsonl was lost
+        axes.legend()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -42,12 +42,12 @@ class SharedFolder:
             yield self.ranks.first(lambda: self._folder.changes)
 
     def _newest_state(self, stage: str) -> Path | None:
-        return self.ranks.first(lambda: self._folder.checkpoints(stage).newest_whole())
+        return self.ranks.first(lambda: self._folder.models.states[stage].newest_whole())
 
     def saved_model(self) -> MSF | None:
         """Return the model as last saved, None where nothing is yet, and in all processes but the
         first."""
-        return self.ranks.first(lambda: self._folder.saved_model(), shared=False)
+        return self.ranks.first(lambda: self._folder.models.read(), shared=False)
 
     def save(self, trainer: StageTrainer, initial: MSF) -> None:
         """Keep what ``trainer``'s steps have changed; see ``RunFolder.save``."""

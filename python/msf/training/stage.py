@@ -23,7 +23,7 @@ from .guard import Guard
 from .interrupts import uncut
 from .parallel import checkpointed, distribute, like, parted, synchronised
 from .ranks import ONE_PROCESS, Ranks
-from .state import load_part, read_state, write_state
+from .state import known_average, load_part, read_state, write_state
 
 TIMES = 10  # parts of equal length that losses are told for
 
@@ -221,10 +221,8 @@ class StageTrainer:
     def _restore(self, tensors: dict[str, Tensor], path: Path) -> None:
         load_part(self.stage, "weights.", tensors, path)
         for decay, average in self.averages.items():
-            prefix = "ema." if average is self.ema else f"ema-{decay}."
-            # An average that was not asked for before begins as the first does.
-            known = any(key.startswith(prefix) for key in tensors)
-            load_part(average, prefix if known else "ema.", tensors, path)
+            part = "ema" if average is self.ema else f"ema-{decay}"
+            load_part(average, known_average(part, tensors), tensors, path)
         for name, parameter in self.stage.named_parameters():
             shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             for key, shape in shapes.items():

@@ -52,12 +52,18 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path}: not a readable training state ({error})") from None
 
 
-def load_average(path: Path, model: MSF, index: int) -> None:
-    """Load averaged weights and statistics of the state at ``path`` into ``model`` and its stage
-    ``index``. Raise ValueError when it is corrupt or does not fit."""
+def load_average(path: Path, model: MSF, index: int, part: str) -> None:
+    """Load the averaged weights ``part`` and the statistics of the state at ``path`` into ``model``
+    and its stage ``index``. Raise ValueError when it is corrupt or does not fit."""
     tensors, _ = read_state(path)
-    load_part(model.stages[index], "ema.", tensors, path)
+    load_part(model.stages[index], known_average(part, tensors), tensors, path)
     load_part(model.pyramid, "pyramid.", tensors, path)
+
+
+def known_average(part: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the prefix of the average ``part``. One that a state does not have, as it was not
+    asked for before, begins as the first does."""
+    return f"{part}." if any(key.startswith(f"{part}.") for key in tensors) else "ema."
 
 
 def load_part(module: nn.Module, prefix: str, tensors: Mapping[str, Tensor], path: Path) -> None:

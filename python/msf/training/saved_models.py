@@ -1,0 +1,103 @@
+"""The models in a run's folder, and their rebuilding from the states of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import MSFConfig
+from ..files import hinted
+from ..model import MSF
+from ..pretrained import CONFIG_FILE, WEIGHTS_FILE
+from ..progress import say
+from .checkpoints import Checkpoints
+from .config import REBUILDS, TrainingConfig, read_run
+from .state import load_average, load_part
+
+
+class SavedModels:
+    """A SavedModels reads and writes the models in the run's folder ``path``: the one with averaged
+    weights, and those with the averages that ``training`` has beside it. What is missing of one
+    beside ``states``, which are saved after it, is rebuilt from them."""
+
+    def __init__(self, path: Path, config: MSFConfig, training: TrainingConfig) -> None:
+        self.path, self.config, self.seed = path, config, training.seed
+        self.states = {name: Checkpoints(path, name) for name in config.stage_names}
+        self._others = {f"ema-{x}": path / f"ema-{x}" for x in training.extra_ema_decays}
+
+    def stages_saved(self) -> list[str]:
+        return [name for name, states in self.states.items() if states.files()]
+
+    def can_be_rebuilt(self) -> bool:
+        return bool(self.stages_saved()) and not self._needed()
+
+    def read(self) -> MSF | None:
+        """Return the model as last saved, None where nothing is yet."""
+        if self.stages_saved() and (lost := _lost(self.path)):
+            if needed := self._needed():
+                raise ValueError(
+                    f"{self.path}: {lost} is missing, and {', '.join(needed)}, without which it "
+                    "cannot be rebuilt; restore one of them or choose another --out"
+                )
+            return self._of_states(self._initial(), "ema").eval()
+        with hinted(self.can_be_rebuilt(), REBUILDS):
+            has_config = (self.path / CONFIG_FILE).exists()
+            return MSF.from_pretrained(self.path) if has_config else None
+
+    def repair(self) -> None:
+        """Write what is missing. Raise ValueError where a model is damaged."""
+        if not self.stages_saved():
+            return
+        for part, folder in {"ema": self.path, **self._others}.items():
+            lost, was_there = _lost(folder), folder.exists()
+            model = self._other(part) if part in self._others else self.read()
+            if lost and model:
+                model.save_pretrained(folder)
+            if lost and was_there:  # else it was not asked for before
+                say(f"{folder}: rebuilt {lost} from the states")
+
+    def save(self, model: MSF, index: int, state: Mapping[str, Tensor], file: Path) -> None:
+        """Write ``model`` with the averages of stage ``index`` in the ``state`` to be ``file``, and
+        the other models, whose other stages stay as they were last saved."""
+        load_part(model.stages[index], "ema.", state, file)
+        model.save_pretrained(self.path)
+        for part, folder in self._others.items():
+            model = self._other(part)
+            load_part(model.stages[index], f"{part}.", state, file)
+            model.save_pretrained(folder)
+
+    def _other(self, part: str) -> MSF:
+        """Return the model with the average ``part``. What has no state yet began, as in
+        ``StageTrainer``, with the average that is kept."""
+        if not _lost(self._others[part]):
+            with hinted(bool(self.stages_saved()), REBUILDS):
+                return MSF.from_pretrained(self._others[part])
+        return self._of_states(MSF.from_pretrained(self.path), part)
+
+    def _of_states(self, model: MSF, part: str) -> MSF:
+        for index, states in enumerate(self.states.values()):
+            if file := states.newest_whole():
+                load_average(file, model, index, part)
+        return model
+
+    def _initial(self) -> MSF:
+        """Return the model that training began with, whatever else is drawn."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            return MSF(self.config)
+
+    def _needed(self) -> list[str]:
+        """Return the states that are missing to rebuild the model: those of all stages, but for
+        what a run that began with new weights is known not to have trained."""
+        run, saved = read_run(self.path), self.stages_saved()
+        knows = run is not None and not run.start and set(saved) <= set(run.trained)
+        trained = run.trained if run and knows else self.config.stage_names
+        return [self.states[name].newest.name for name in trained if name not in saved]
+
+
+def _lost(folder: Path) -> str:
+    """Return what is missing of the model in ``folder``."""
+    return " and ".join(x for x in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / x).exists())
