@@ -10,13 +10,7 @@ from torch import nn
 import msf
 from numerics import relative_error
 
-from .transformers import (
-    GELUMLP,
-    WIDTH,
-    Attention,
-    inputs,
-    make,
-)
+from .transformers import GELUMLP, WIDTH, Attention, inputs, make
 
 
 def hook(module, changed):
@@ -65,17 +59,22 @@ def test_a_layer_that_became_more_than_its_weights_is_refused(name, path):
     msf.restore(model)(x, c)
 
 
+DROPOUTS = [
+    ("DiT and SiT", "blocks.1.attn.attn_drop"),
+    ("DiT and SiT", "blocks.1.attn.proj_drop"),
+    ("diffusers", "dit.transformer_blocks.1.attn1.to_out.1"),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "path"),
     [
         ("DiT and SiT", "blocks.1.attn"),
         ("DiT and SiT", "blocks.1.norm2"),
-        ("DiT and SiT", "blocks.1.attn.attn_drop"),
-        ("DiT and SiT", "blocks.1.attn.proj_drop"),
         ("DiT and SiT", "final_layer.norm_final"),
         ("diffusers", "dit.transformer_blocks.1.attn1"),
-        ("diffusers", "dit.transformer_blocks.1.attn1.to_out.1"),
         ("LightningDiT", "feat_rope"),
+        *DROPOUTS,
     ],
 )
 @pytest.mark.parametrize("hooked", [hook, wrap])
@@ -88,14 +87,7 @@ def test_what_is_not_called_has_no_hooks(name, path, hooked):
     msf.restore(model)(x, c)
 
 
-@pytest.mark.parametrize(
-    ("name", "path"),
-    [
-        ("DiT and SiT", "blocks.1.attn.attn_drop"),
-        ("DiT and SiT", "blocks.1.attn.proj_drop"),
-        ("diffusers", "dit.transformer_blocks.1.attn1.to_out.1"),
-    ],
-)
+@pytest.mark.parametrize(("name", "path"), DROPOUTS)
 def test_a_dropout_that_came_to_drop_is_refused(name, path):
     model, (x, c) = msf.accelerate(make(name)), inputs()
     model.get_submodule(path).p = 0.5

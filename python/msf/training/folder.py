@@ -100,8 +100,7 @@ class RunFolder:
                             f"{self.path}: another process is training {stage} here; "
                             "wait for its end or choose another --out"
                         )
-                self.models.repair()
-                self._check_states(stages)
+                self._check_states(stages, self.models.repair())
             yield
 
     def begin(self, trainers: Sequence[StageTrainer]) -> None:
@@ -195,10 +194,10 @@ class RunFolder:
         before = fingerprint(read_files(self.path))
         return replace(self.run, fingerprint=before or self.run.fingerprint)
 
-    def _check_states(self, stages: Sequence[str]) -> None:
-        """Raise ValueError where the state of a trained stage is missing: its training would begin
-        anew, and replace what is there."""
-        model, run = self.models.read(), read_run(self.path)
+    def _check_states(self, stages: Sequence[str], model: MSF | None) -> None:
+        """Raise ValueError where the state of a trained stage of the saved ``model`` is missing:
+        its training would begin anew, and replace what is there."""
+        run = read_run(self.path)
         for stage in stages:
             states = self.models.states[stage]
             file = states.newest

@@ -47,17 +47,22 @@ class SavedModels:
             has_config = (self.path / CONFIG_FILE).exists()
             return MSF.from_pretrained(self.path) if has_config else None
 
-    def repair(self) -> None:
-        """Write what is missing. Raise ValueError where a model is damaged."""
-        if not self.stages_saved():
-            return
-        for part, folder in {"ema": self.path, **self._others}.items():
-            lost, was_there = _lost(folder), folder.exists()
-            model = self._other(part) if part in self._others else self.read()
-            if lost and model:
-                model.save_pretrained(folder)
-            if lost and was_there:  # else it was not asked for before
-                say(f"{folder}: rebuilt {lost} from the states")
+    def repair(self) -> MSF | None:
+        """Write what is missing, and return the model as last saved, None where nothing is yet.
+        Raise ValueError where a model is damaged."""
+        model = self.read()
+        if model and self.stages_saved():
+            self._complete(self.path, model)
+            for part, folder in self._others.items():
+                self._complete(folder, self._other(part))
+        return model
+
+    def _complete(self, folder: Path, model: MSF) -> None:
+        lost, was_there = _lost(folder), folder.exists()
+        if lost:
+            model.save_pretrained(folder)
+        if lost and was_there:  # else it was not asked for before
+            say(f"{folder}: rebuilt {lost} from the states")
 
     def save(self, model: MSF, index: int, state: Mapping[str, Tensor], file: Path) -> None:
         """Write ``model`` with the averages of stage ``index`` in the ``state`` to be ``file``, and
