@@ -22,11 +22,6 @@ NAMES = re.compile(r"%\w+")
 ZEROS = {"0", "0f00000000"}
 
 
-def has_kept(ptx: str) -> bool:
-    """Tell whether there are products or exponentials; else `fault` needs no SASS."""
-    return any(asked in ptx for asked in KEPT)
-
-
 def fault(ptx: str, sass: str) -> str | None:
     """Return one line on what is wrong with products and exponentials; None if nothing is."""
     if count := selects_against_zero(ptx):

@@ -11,8 +11,6 @@ import importlib
 import io
 import pkgutil
 import re
-import subprocess
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,8 +29,9 @@ from triton.runtime.jit import JITFunction, KernelInterface
 from .. import triton_support
 from ..examples import families
 from .calls import calls
-from .instructions import fault, has_kept
-from .occupancy import WARP, Launch, gpu_of
+from .disassembly import disassemble
+from .instructions import fault
+from .occupancy import WARP, Launch
 from .row import ARCHITECTURES, Row
 
 # Registers of a thread. Five blocks of 128 threads, of two dozen loads each, fit an SM of 65,536.
@@ -99,24 +98,22 @@ def rows_of(family: str, architecture: int) -> list[Row]:
     # Before any scope of Triton's settings, because the import chooses the assembler for good.
     importlib.import_module(f"msf_kernels.{family}.triton")
     budget = BUDGETS.get(family, BUDGET)
-    found: dict[str, tuple[Row, str]] = {}
+    found: dict[str, tuple[Any, str, Any, str]] = {}
     launches: dict[str, set[Launch]] = defaultdict(set)
-    launched: set[Any] = set()
-    gpu = gpu_of(f"sm_{architecture}")
     for configuration, call in calls(family, "triton"):
         for kernel, compiled, log, launch in _compile(call, architecture, family):
-            launched.add(kernel)
-            if compiled.hash not in found:  # a known one has its row, and no log now
-                name = f"{family}.{kernel.__name__}"
-                # nvdisasm takes as long as the compiler does for a kernel without products.
-                wanted = has_kept(compiled.asm["ptx"]) or (gpu and gpu.in_flight)
-                sass = disassemble(compiled.asm["cubin"]) if wanted else ""
-                row = _row(name, configuration, architecture, compiled, log, budget, sass)
-                found[compiled.hash] = row, sass
+            # One that was launched before has no log now.
+            found.setdefault(compiled.hash, (kernel, configuration, compiled, log))
             launches[compiled.hash].add(launch)
-    for kernel in launched:
+    cubins = [compiled.asm["cubin"] for _, _, compiled, _ in found.values()]
+    rows = []
+    for (hash, taken), sass in zip(found.items(), disassemble(cubins, architecture)):
+        kernel, configuration, compiled, log = taken
+        name = f"{family}.{kernel.__name__}"
+        row = _row(name, configuration, architecture, compiled, log, budget, sass)
+        rows.append(row.launched(launches[hash], sass))
         kernel.device_caches.clear()  # for the next family, as what is found there has no log
-    return [row.launched(launches[hash], sass) for hash, (row, sass) in found.items()]
+    return rows
 
 
 def kernels_of(family: str) -> set[str]:
@@ -195,12 +192,3 @@ def _row(
         budget=budget,
         fault=fault(compiled.asm["ptx"], sass),
     )
-
-
-def disassemble(cubin: bytes) -> str:
-    """Return the SASS of a compiled kernel."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [knobs.nvidia.nvdisasm.path, "-c", file.name]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -211,7 +211,7 @@ def audited(monkeypatch: pytest.MonkeyPatch, *launches: tuple[str, str]) -> list
     compiled = [(kernel, SimpleNamespace(hash=hash, **same), log, launch) for hash, log in launches]
     monkeypatch.setattr(audit_triton, "_compile", lambda *_: compiled)
     sass = "        /*0000*/   LDG.E.64 R2, [R4.64] ;"
-    monkeypatch.setattr(audit_triton, "disassemble", lambda _: sass)
+    monkeypatch.setattr(audit_triton, "disassemble", lambda cubins, _: [sass] * len(cubins))
     return audit_triton.rows_of("tokens", 90)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from msf_kernels.audit import calls
 from msf_kernels.audit import triton as audit
+from msf_kernels.audit.disassembly import disassemble
 from msf_kernels.audit.occupancy import Launch
 from msf_kernels.examples import examples
 
@@ -16,7 +17,7 @@ new = partial(calls.new_tensor, call_dtype=torch.float32, memory_format=torch.co
 call = partial(calls.run, "pyramid", "triton", split, new, shape, False)
 ((kernel, compiled, log, launch),) = audit._compile(call, 90)
 assert launch == Launch(grid=256 * 16 * 32 * 32 // 256, threads=128, shared=0), launch
-sass = audit.disassemble(compiled.asm["cubin"])
+(sass,) = disassemble([compiled.asm["cubin"]], 90)
 row = audit._row(kernel.__name__, "", 90, compiled, log, audit.BUDGET, sass)
 assert row.problem() is None and 8 <= row.registers <= row.budget, row
 code = compiled.asm["ptx"]

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from msf_kernels.audit import triton as audit
+from msf_kernels.audit.disassembly import disassemble
 from msf_kernels.audit.instructions import fault
 
 
@@ -47,7 +48,7 @@ def findings(kernel: Any) -> dict[str, str | None]:
     )
     out = torch.empty(64, 64, device="meta")
     ((_, compiled, log, _),) = audit._compile(lambda: kernel[(1,)](a, b, out, 50, 8), 90)
-    sass = audit.disassemble(compiled.asm["cubin"])
+    (sass,) = disassemble([compiled.asm["cubin"]], 90)
     row = audit._row(kernel.__name__, "planted", 90, compiled, log, audit.BUDGET, sass)
     ptx = compiled.asm["ptx"].replace("selp", "")  # leaves what is asked of the SASS
     return {"audit": row.problem(), "sass": fault(ptx, sass)}
