@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from processes import program
 pytest.importorskip("triton", minversion="3.6")  # 3.5 flushes what it divides
 from triton import knobs
 
+from msf_kernels.audit import disassembly
 from msf_kernels.audit import triton as audit_triton
 from msf_kernels.audit.instructions import fault
 from msf_kernels.audit.uniform import uninitialised_reads
@@ -198,6 +200,35 @@ def test_the_audit_knows_every_kernel_of_every_family() -> None:
     line = f"no audited example launches {every[0]}"
     with pytest.raises(RuntimeError, match=f"^{re.escape(line)}$"):
         audit_triton.check_coverage(rows[1:], families())
+
+
+def cubin(*sections: tuple[int, bytes]) -> bytes:
+    """An ELF file of sections with these flags and contents, whose table stands at its end."""
+    contents = b"".join(content for _, content in sections)
+    header = struct.pack("<40xQ10xHH2x", 64 + len(contents), 64, len(sections))
+    table, at = b"", 64
+    for flags, content in sections:
+        table += struct.pack("<8xQ8xQQ24x", flags, at, len(content))
+        at += len(content)
+    return header + contents + table
+
+
+def test_one_run_of_nvdisasm_reads_all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, lines = (2, b"x" * 40), [f"        /*{at * 16:04x}*/   NOP ;" for at in range(3)]
+    cubins = [cubin(data, (6, b"a" * 32)), cubin((6, b"b" * 16), data)]
+    read: list[bytes] = []
+
+    def run(command: Sequence[str], **_: object) -> SimpleNamespace:
+        assert command[1:3] == ["--binary", "SM90"]
+        read.append(Path(command[3]).read_bytes())
+        return SimpleNamespace(stdout="\n".join(["\t.headerflags", *lines]))
+
+    monkeypatch.setattr(disassembly, "subprocess", SimpleNamespace(run=run))
+    assert disassembly.disassemble(cubins, 90) == ["\n".join(lines[:2]), lines[2]]
+    assert read == [b"a" * 32 + b"b" * 16] and disassembly.disassemble([], 90) == []
+    del lines[1]
+    with pytest.raises(RuntimeError, match=r"^nvdisasm printed 2 instructions, want 3$"):
+        disassembly.disassemble(cubins, 90)
 
 
 LOG = "0 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\nUsed 40 registers"
