@@ -1,4 +1,4 @@
-"""The machine code of a kernel, as nvdisasm or cuobjdump prints it."""
+"""The machine code of a kernel, as cuobjdump prints it, and nvdisasm without a cubin's labels."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-LABEL = re.compile(r"(\.L\w+):")
 INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+)?\s*([\w.]+)\s*(.*?)\s*;")
-TARGET = re.compile(r"\.L\w+|\b0x[0-9a-f]+\b")  # nvdisasm names a label, cuobjdump an address
+ADDRESS = re.compile(r"\b0x[0-9a-f]+\b")
 COMMA = re.compile(r",\s*(?![^\[]*\])")  # not one inside brackets
 
 
@@ -28,26 +27,24 @@ class Instruction:
 def parse(sass: str) -> tuple[list[Instruction], list[list[int]]]:
     """Return the instructions, and the positions of those that may follow each."""
     instructions: list[Instruction] = []
-    labels: dict[str, int] = {}
+    positions: dict[str, int] = {}  # by address
     for line in sass.splitlines():
-        if label := LABEL.match(line):
-            labels[label[1]] = len(instructions)
-        elif found := INSTRUCTION.match(line):
+        if found := INSTRUCTION.match(line):
             address, guard, opcode, operands = found.groups()
-            labels[hex(int(address, 16))] = len(instructions)
+            positions[hex(int(address, 16))] = len(instructions)
             text = " ".join(filter(None, (guard, opcode, operands)))
             parts = tuple(COMMA.split(operands)) if operands else ()
             instructions.append(Instruction(text, bool(guard), opcode, parts))
     successors = [
-        [to for to in _successors(at, instruction, labels) if to < len(instructions)]
+        [to for to in _successors(at, instruction, positions) if to < len(instructions)]
         for at, instruction in enumerate(instructions)
     ]
     return instructions, successors
 
 
-def _successors(at: int, instruction: Instruction, labels: dict[str, int]) -> Iterator[int]:
+def _successors(at: int, instruction: Instruction, positions: dict[str, int]) -> Iterator[int]:
     if instruction.kind in ("BRA", "CALL"):
-        yield from (labels[name] for name in TARGET.findall(instruction.text) if name in labels)
+        yield from (positions[to] for to in ADDRESS.findall(instruction.text) if to in positions)
     always = instruction.kind in ("EXIT", "RET") or (
         instruction.kind == "BRA" and len(instruction.operands) == 1
     )

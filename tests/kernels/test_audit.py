@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -131,6 +131,10 @@ def test_what_ptxas_dropped_is_a_fault(ptx: str, sass: str, line: str | None) ->
     assert fault(ptx, sass) == line
 
 
+def sass(lines: Iterable[str]) -> str:
+    return "\n".join(f"        /*{16 * at:04x}*/   {line} ;" for at, line in enumerate(lines))
+
+
 @pytest.mark.parametrize(
     ("lines", "found"),
     [
@@ -144,11 +148,11 @@ def test_what_ptxas_dropped_is_a_fault(ptx: str, sass: str, line: str | None) ->
             ["UIADD3.64 UR8, UR4, UR6, URZ"],
         ),
         # Written on one of two ways.
-        (("@P0 BRA `(.L_x_1)", "UMOV UR4, 0x1", ".L_x_1:", "STS [R1+UR4], R2"), []),
+        (("@P0 BRA 0x20", "UMOV UR4, 0x1", "STS [R1+UR4], R2"), []),
         # Written in the part that is left out.
-        (("BRA `(.L_x_1)", "UMOV UR4, 0x1", ".L_x_1:", "STS [UR4], R2"), ["STS [UR4], R2"]),
+        (("BRA 0x20", "UMOV UR4, 0x1", "STS [UR4], R2"), ["STS [UR4], R2"]),
         # A loop writes what its second round reads, its first round does not.
-        ((".L_x_1:", "STS [UR4], R2", "UMOV UR4, 0x1", "@P0 BRA `(.L_x_1)"), []),
+        (("STS [UR4], R2", "UMOV UR4, 0x1", "@P0 BRA 0x0"), []),
         # The descriptor of B alone, where A is in registers, and of A and B.
         (("UMOV UR6, 0x1", "UMOV UR7, 0x1", "HGMMA.64x8x16.F32 R4, R8, gdesc[UR4], R4"), []),
         (
@@ -158,9 +162,8 @@ def test_what_ptxas_dropped_is_a_fault(ptx: str, sass: str, line: str | None) ->
     ],
 )
 def test_uniform_registers_that_nothing_has_written(lines: Sequence[str], found: list[str]) -> None:
-    code = [line if line.endswith(":") else f"        /*0000*/   {line} ;" for line in lines]
-    assert uninitialised_reads("\n".join(code)) == found
-    hopper = "\n".join([*code, "        /*0000*/   HGMMA.64x8x16.F32 R4, gdesc[URZ], R4 ;"])
+    assert uninitialised_reads(sass(lines)) == found
+    hopper = sass([*lines, "HGMMA.64x8x16.F32 R4, gdesc[URZ], R4"])
     line = f"reads uniform registers that nothing has written: {found[0]}" if found else None
     assert fault("", hopper) == line
 
@@ -214,7 +217,7 @@ def cubin(*sections: tuple[int, bytes]) -> bytes:
 
 
 def test_one_run_of_nvdisasm_reads_all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, lines = (2, b"x" * 40), [f"        /*{at * 16:04x}*/   NOP ;" for at in range(3)]
+    data, lines = (2, b"x" * 40), sass(["MOV R1, R2", "EXIT", "NOP"]).splitlines()
     cubins = [cubin(data, (6, b"a" * 32)), cubin((6, b"b" * 16), data)]
     read: list[bytes] = []
 
@@ -241,8 +244,8 @@ def audited(monkeypatch: pytest.MonkeyPatch, *launches: tuple[str, str]) -> list
     kernel = Mock(__name__="k", __module__="msf_kernels.tokens.triton")
     compiled = [(kernel, SimpleNamespace(hash=hash, **same), log, launch) for hash, log in launches]
     monkeypatch.setattr(audit_triton, "_compile", lambda *_: compiled)
-    sass = "        /*0000*/   LDG.E.64 R2, [R4.64] ;"
-    monkeypatch.setattr(audit_triton, "disassemble", lambda cubins, _: [sass] * len(cubins))
+    code = [sass(["LDG.E.64 R2, [R4.64]"])]
+    monkeypatch.setattr(audit_triton, "disassemble", lambda cubins, _: code * len(cubins))
     return audit_triton.rows_of("tokens", 90)
 
 
