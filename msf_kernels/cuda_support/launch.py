@@ -1,4 +1,4 @@
-"""Calls of the launchers in csrc/launchers.hpp, with arguments made of tensors."""
+"""Calls of the launchers in csrc/kernels/*.hpp, with arguments made of tensors."""
 
 from __future__ import annotations
 
