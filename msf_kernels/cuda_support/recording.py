@@ -2,14 +2,16 @@
 
 A recording is to the host what a CUDA graph is to the device. It knows which tensors a call makes
 and what it launches; a replay makes such tensors and launches the same with their addresses and
-those of its own arguments. A call that does anything else, such as a copy, cannot be replayed.
+with those of its own arguments, or their numbers. A call that does anything else, such as a copy,
+cannot be replayed.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +36,21 @@ class Address(int):
     offset: int
 
 
+@dataclass(frozen=True)
+class Number:
+    """A number in a recording: the argument at a place of the call.
+
+    A launcher takes it as it is. It is no float, because what is computed from one would be
+    replayed as it was.
+    """
+
+    value: float
+    place: int
+
+    def __float__(self) -> float:
+        return self.value
+
+
 class _Thread(threading.local):
     recording: Recording | None = None
 
@@ -47,13 +64,19 @@ def current() -> Recording | None:
 
 
 class Recording(TorchDispatchMode):
-    """A recording takes down one call."""
+    """A recording takes down one call.
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    Args:
+        tensors: those that come in.
+        numbers: {place of an argument that is a number: the tensor that stands for it}.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], numbers: Mapping[int, Tensor] = {}) -> None:
         super().__init__()
         self.inputs = len(tensors)
         self.tensors = list(tensors)  # those that come in, then those that are made
         self.places = {id(x): place for place, x in enumerate(tensors)}
+        self.numbers = {id(x): Number(float(x), place) for place, x in numbers.items()}
         self.views: list[Tensor] = []  # kept, so that no other tensor gets the id of one
         self.launches: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.complete = True
@@ -96,6 +119,11 @@ class Recording(TorchDispatchMode):
         found = Address(x.data_ptr())
         found.place, found.offset = place, found - self.tensors[place].data_ptr()
         return found
+
+    def number(self, x: Tensor) -> float | Number:
+        """Return what x holds, as a Number if x stands for one; else it cannot be replayed."""
+        found = self.numbers.get(id(x))
+        return float(x) if found is None else found
 
     def replay(
         self,
@@ -160,6 +188,8 @@ class Recording(TorchDispatchMode):
         """
         if isinstance(value, Address):
             return f"a{value.place} + {value.offset}" if value.offset else f"a{value.place}"
+        if isinstance(value, Number):
+            return f"args[{value.place}]"
         if isinstance(value, tuple):
             return f"({''.join(f'{self._source(item)}, ' for item in value)})"
         if value is None or (isinstance(value, (int, float)) and not self._is_inside(value)):
