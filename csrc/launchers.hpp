@@ -137,8 +137,9 @@ struct Modulation {
 };
 
 // x, y, x_out and h are (B, N, D), mean and rstd (B, N) in the compute dtype. x_out is absent
-// without y and gate; h, shift, scale, mean and rstd are absent where nothing is normalised.
-// With `rms` the norm subtracts no mean, which is 0 then.
+// without y and gate; h, shift, scale, mean and rstd are absent where nothing is normalised, and
+// mean and rstd where no gradient is to come. With `rms` the norm subtracts no mean, which is 0
+// then.
 void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address y, Parameter y_bias,
                          Modulation gate, Modulation shift, Modulation scale, double eps,
                          bool eager, bool rms, Address x_out, Address h, Address mean, Address rstd,
@@ -191,9 +192,9 @@ struct PreparationGradient {
 };
 
 // Softmax attention of prepared 16-bit heads; all that is read lies at multiples of 16 bytes. out
-// is (B, N, H, d) and contiguous, logsumexp (B, H, N) in float32. A block may take `shared_limit`
-// bytes of shared memory. Where a head does not fit into that, there must be nothing to prepare,
-// and nowhere a LayerNorm.
+// is (B, N, H, d) and contiguous, logsumexp (B, H, N) in float32, absent where no gradient is to
+// come. A block may take `shared_limit` bytes of shared memory. Where a head does not fit into
+// that, there must be nothing to prepare, and nowhere a LayerNorm.
 bool attention_fits(HeadGrid grid, int shared_limit);
 void attention(DType dtype, HeadGrid grid, HeadsView q, HeadsView k, HeadsView v,
                Preparation preparation, Address out, Address logsumexp, int shared_limit,

@@ -43,6 +43,7 @@ def define(
     sizes: Callable[..., measurements.Sizes] | None = None,
     check: Callable[..., None] = lambda op, **arguments: None,
     numbers: Sequence[str] = (),
+    for_gradient: int = 0,
 ) -> Callable[..., Any]:
     """Define the operator `msf::<schema>` and return its callable.
 
@@ -64,6 +65,8 @@ def define(
             is checked.
         numbers: the arguments, tensors in the schema, that may come as numbers too. Kernels and
             graphs get those as float64 tensors on the CPU. Floats are no part of a signature.
+        for_gradient: how many of the results, the last ones, only the gradient reads. A call
+            without one may have None for them, and a launcher in CUDA 0 for their addresses.
 
     `fake`, `sizes` and `unsupported_reason` have as parameters, by name, only those arguments of
     the operator that they look at (`by_name`).
@@ -138,7 +141,7 @@ def define(
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return *gradients(ctx, *grads), None
 
-    plans = Plans(name, places)
+    plans = Plans(name, places, for_gradient)
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():

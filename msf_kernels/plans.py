@@ -52,18 +52,13 @@ class Plan:
     """
 
     def __init__(
-        self,
-        op: str,
-        requested: str,
-        tensors_of: Pick,
-        numbers: Sequence[int],
-        differentiable: bool,
+        self, plans: Plans, requested: str, tensors_of: Pick, differentiable: bool
     ) -> None:
-        self.op = op
-        self.requested = dispatch.Request.parse(requested).backend_of(op)
+        self.op, self.numbers = plans.op, plans.numbers
+        self.requested = dispatch.Request.parse(requested).backend_of(plans.op)
         self.tensors_of = tensors_of
-        self.numbers = numbers
         self.differentiable = differentiable
+        self.unread = 0 if differentiable else plans.for_gradient
         self.run: Callable[..., Any] = self._choose
 
     def _choose(self, *args: Any) -> Any:
@@ -78,7 +73,8 @@ class Plan:
         numbers = {place: given[place] for place in self.numbers if given[place] is not args[place]}
         with recording.Recording(self.tensors_of(args), numbers) as recorded:
             result = self._run(*given)
-        self.run = recorded.replay(result, self.tensors_of, self._run) or self._run
+        replay = recorded.replay(result, self.tensors_of, self._run, self.unread)
+        self.run = replay or self._run
         return result
 
     def _run(self, *args: Any) -> Any:
@@ -132,11 +128,17 @@ class Form:
 
 
 class Plans:
-    """The plans of an operator that takes numbers for tensors at the places `numbers`."""
+    """The plans of an operator, with arguments and results as in `library.define`.
 
-    def __init__(self, op: str, numbers: Sequence[int]) -> None:
+    Args:
+        numbers: the places of those that may come as numbers.
+        for_gradient: how many results only a gradient reads.
+    """
+
+    def __init__(self, op: str, numbers: Sequence[int], for_gradient: int) -> None:
         self.op = op
         self.numbers = numbers
+        self.for_gradient = for_gradient
         self.forms: dict[tuple[type, ...], Form] = {}
 
     def find(self, args: Arguments) -> Plan | None:
@@ -159,7 +161,7 @@ class Plans:
         form = self.forms.get(types) or Form(types, self.numbers)
         tensors = form.tensors_of(args)
         requested, *_, options = key = form.key(args, tensors)
-        plan = Plan(self.op, requested, form.tensors_of, self.numbers, differentiable)
+        plan = Plan(self, requested, form.tensors_of, differentiable)
         # Two zeros are equal and differ in sign.
         if form.has_plans and not any(isinstance(x, float) and x == 0 for x in options):
             self.forms[types] = form

@@ -130,11 +130,13 @@ class Recording(TorchDispatchMode):
         result: Tensor | Sequence[Tensor],
         tensors_of: Callable[[tuple[Any, ...]], Sequence[Tensor]],
         otherwise: Callable[..., Any],
+        unread: int = 0,
     ) -> Callable[..., Any] | None:
         """Return a function that repeats the call, which gave `result`, for other arguments.
 
-        It runs `otherwise` where these are not aligned as those of the call. Return None where it
-        could not repeat all that the call did.
+        It runs `otherwise` where these are not aligned as those of the call. In place of so many
+        last results that are `unread` it returns None, and launchers get 0 for their addresses.
+        Return None where it could not repeat all that the call did.
 
         The function is made of source that has no loop and looks nothing up:
 
@@ -150,19 +152,21 @@ class Recording(TorchDispatchMode):
         returned = list(map(self._place_of_result, results))
         if not self.complete or min(returned) < self.inputs or len({*returned}) < len(returned):
             return None
+        self.left_out = {*returned[len(returned) - unread :]}
         made = dict(enumerate(self.tensors[self.inputs :], self.inputs))
         made |= zip(returned, results)  # as they are handed out, perhaps in another shape
+        made = {i: x for i, x in made.items() if i not in self.left_out}
         names: dict[str, Any] = {f"pattern{i}": _pattern(x) for i, x in made.items()}
         names |= {f"start{i}": start for i, (start, _) in enumerate(self.launches)}
         names |= {"tensors_of": tensors_of, "otherwise": otherwise, "empty_like": torch.empty_like}
         try:
-            exec("\n    ".join(["def replay(*args):", *self._body(returned)]), names)
+            exec("\n    ".join(["def replay(*args):", *self._body(made, returned)]), names)
         except ValueError:
             return None
         return names["replay"]
 
-    def _body(self, returned: Sequence[int]) -> Iterator[str]:
-        inputs, made = range(self.inputs), range(self.inputs, len(self.tensors))
+    def _body(self, made: Mapping[int, Tensor], returned: Sequence[int]) -> Iterator[str]:
+        inputs = range(self.inputs)
         yield f"{_each('x{}', inputs)} = tensors_of(args)"
         yield f"{_each('a{}', inputs)} = {_each('x{}.data_ptr()', inputs)}"
         left = [x.data_ptr() % ALIGNMENT for x in self.tensors]
@@ -172,7 +176,7 @@ class Recording(TorchDispatchMode):
             yield f"x{i} = empty_like(pattern{i}); a{i} = x{i}.data_ptr()"
         for i, (_, arguments) in enumerate(self.launches):
             yield f"start{i}{self._source(arguments)}"
-        yield "return " + ", ".join(f"x{i}" for i in returned)
+        yield "return " + ", ".join(f"x{i}" if i in made else "None" for i in returned)
 
     def _place_of_result(self, x: Tensor) -> int:
         """Return the place of the tensor that x is all of, -1 where it is not all of one."""
@@ -186,6 +190,8 @@ class Recording(TorchDispatchMode):
         Raises:
             ValueError: it is of no known type, or an address that nobody asked `address` for.
         """
+        if isinstance(value, Address) and value.place in self.left_out:
+            return "0"
         if isinstance(value, Address):
             return f"a{value.place} + {value.offset}" if value.offset else f"a{value.place}"
         if isinstance(value, Number):

@@ -13,6 +13,8 @@ from torch import Tensor
 import msf_kernels as msf
 from msf_kernels import dispatch
 from msf_kernels.adaln import cuda as adaln_cuda
+from msf_kernels.adaln import op as adaln_op
+from msf_kernels.attention import op as attention_op
 from msf_kernels.dispatch import Implementation
 from numerics import DEVICE, normal
 
@@ -175,6 +177,26 @@ def test_what_is_replayed(
     with msf.backend(attention="reference"):
         msf.gate_residual_adaln(**first)
     assert len(launched) == counts[-1] + 1  # the first call of another request
+
+
+@ADALN
+def test_what_only_a_gradient_reads_is_replayed_for_one_alone(backend_name: str) -> None:
+    if backend_name != "cuda":
+        pytest.skip("kernels in CUDA alone are replayed")
+    bfloat16 = arguments(2, 3, 8, dtype=torch.bfloat16)
+    x, y, gate, shift, scale, bias = bfloat16.values()
+    qkv = normal(2, 4, 3 * 64, dtype=torch.bfloat16)
+    for op, tensor, *others in (
+        (adaln_op._adaln_modulate, x, shift, scale, 1e-6, "fp32", "layer"),
+        (adaln_op._gate_residual_adaln, x, y, bias, gate, shift, scale, 1e-6, "fp32", "layer"),
+        (attention_op._attention, qkv, *[None] * 6, 1, 1e-6, "rms"),
+    ):
+        for wanted in (False, True, False):
+            *_, last = [op(tensor.clone().requires_grad_(wanted), *others) for _ in range(3)]
+            assert isinstance(last[-1], Tensor) == wanted and isinstance(last[-2], Tensor)
+        with torch.no_grad():
+            *_, last = [op(tensor.clone().requires_grad_(), *others) for _ in range(3)]
+        assert last[-1] is None
 
 
 @ADALN
