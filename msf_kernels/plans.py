@@ -106,13 +106,16 @@ class Form:
 
     def key(self, args: Arguments, tensors: Arguments) -> Arguments:
         """Return what of a signature plans are looked up by; TensorGuards compare the rest."""
+        options = self.options_of(args)
+        if 0.0 in options:  # two zeros are equal and differ in sign
+            options = tuple(map(repr, options))
         return (
             dispatch._requested,
             dispatch.generation,
             extension.emulation,
             torch.is_grad_enabled(),
             tensors[0].shape,
-            self.options_of(args),
+            options,
         )
 
     def keep(self, key: Arguments, tensors: Arguments, plan: Plan) -> None:
@@ -160,10 +163,9 @@ class Plans:
         types = tuple(map(type, args))
         form = self.forms.get(types) or Form(types, self.numbers)
         tensors = form.tensors_of(args)
-        requested, *_, options = key = form.key(args, tensors)
+        requested, *_ = key = form.key(args, tensors)
         plan = Plan(self, requested, form.tensors_of, differentiable)
-        # Two zeros are equal and differ in sign.
-        if form.has_plans and not any(isinstance(x, float) and x == 0 for x in options):
+        if form.has_plans:
             self.forms[types] = form
             form.keep(key, tensors, plan)
         return plan

@@ -86,6 +86,14 @@ def test_what_is_replayed(
     assert counts == [1, 2, 2, 2, 2]
 
 
+def test_bounds_of_zero_are_replayed(launched: list[str]) -> None:
+    first = arguments(guided_euler_merge, 2, 3, 4, 6)
+    for count, low in enumerate((0.0, -0.0, 0), 1):
+        for _ in range(4):
+            guided_euler_merge(**first, guidance_scale=3.5, dt=0.1, clamp=(low, 1.0))
+        assert len(launched) == 2 * count
+
+
 @both
 def test_floats_that_change(function: Callable[..., Tensor]) -> None:
     first = arguments(function, 2, 3, 4, 6)
