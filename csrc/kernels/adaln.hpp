@@ -23,8 +23,9 @@ struct Modulation {
 };
 
 // x, y, x_out and h are (B, N, D), mean and rstd (B, N) in the compute dtype. x_out is absent
-// without y and gate; h, shift, scale, mean and rstd are absent where nothing is normalised.
-// With `rms` the norm subtracts no mean, which is 0 then.
+// without y and gate; h, shift, scale, mean and rstd are absent where nothing is normalised, and
+// mean and rstd where no gradient is to come. With `rms` the norm subtracts no mean, which is 0
+// then.
 void gate_residual_adaln(AdalnTypes types, TokenSlices size, Address x, Address y, Parameter y_bias,
                          Modulation gate, Modulation shift, Modulation scale, double eps,
                          bool eager, bool rms, Address x_out, Address h, Address mean, Address rstd,

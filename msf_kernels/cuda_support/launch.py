@@ -55,6 +55,12 @@ def address(x: Tensor | None) -> int:
     return x.data_ptr() if into is None else into.address(x)
 
 
+def number(x: Tensor) -> float | recording.Number:
+    """Return what x, a tensor on the CPU that stands for a number, holds."""
+    into = recording.current()
+    return float(x) if into is None else into.number(x)
+
+
 def parameter(x: Tensor | None) -> tuple[int, int] | None:
     """Return a bias or norm weight, or its gradient, as an msf::Parameter; None if it is absent."""
     return None if x is None or not x.numel() else (address(x), dtype(x))
