@@ -52,7 +52,7 @@ def _sources(family: str, backend: str, root: Path) -> set[Path]:
         files.update((package / "triton_support").glob("*.py"))
     elif backend == "cuda":
         files.update((package / "cuda_support").glob("*.py"))
-        files.update(csrc.glob("*.hpp"), csrc.glob("kernels/*.cuh"))
+        files.update(csrc.glob("*.hpp"), csrc.glob("kernels/*.hpp"), csrc.glob("kernels/*.cuh"))
         files.update(csrc.glob(f"kernels/{family}*.cu"))
     elif backend != "reference":  # another library's attention, after our norm and rotation
         for kernels in ("triton", "cuda"):

@@ -6,7 +6,14 @@
 #if MSF_HAVE_KERNELS
 #include <pybind11/stl.h>
 
-#include "launchers.hpp"
+#include "kernels/adaln.hpp"
+#include "kernels/attention.hpp"
+#include "kernels/bias_gelu.hpp"
+#include "kernels/euler.hpp"
+#include "kernels/interpolation.hpp"
+#include "kernels/pyramid.hpp"
+#include "kernels/qk_norm_rope.hpp"
+#include "kernels/tokens.hpp"
 #include "recording.hpp"
 #endif
 #if MSF_HAVE_CUDA

@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 
 from . import cuda_support, dispatch, measurements, triton_support
 from .layout import conform
-from .plans import PLAIN, Plans
+from .plans import PLAIN, Plans, as_tensors
 
 NAMESPACE = "msf"
 
@@ -42,6 +42,8 @@ def define(
     setup_context: Callable[..., None] | None = None,
     sizes: Callable[..., measurements.Sizes] | None = None,
     check: Callable[..., None] = lambda op, **arguments: None,
+    numbers: Sequence[str] = (),
+    for_gradient: int = 0,
 ) -> Callable[..., Any]:
     """Define the operator `msf::<schema>` and return its callable.
 
@@ -61,6 +63,10 @@ def define(
         check: takes the operator's name and, by theirs, all arguments; raises one line where they
             are wrong. That has to follow from their signature (`plans.py`), of which one call alone
             is checked.
+        numbers: the arguments, tensors in the schema, that may come as numbers too. Kernels and
+            graphs get those as float64 tensors on the CPU. Floats are no part of a signature.
+        for_gradient: how many of the results, the last ones, only the gradient reads. A call
+            without one may have None for them, and a launcher in CUDA 0 for their addresses.
 
     `fake`, `sizes` and `unsupported_reason` have as parameters, by name, only those arguments of
     the operator that they look at (`by_name`).
@@ -69,6 +75,7 @@ def define(
     qualified = f"{NAMESPACE}::{name}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     arguments = arguments_of(name)
+    places = tuple(map(arguments.index, numbers))
 
     implementation = dispatch.Implementation(partial(_run_reference, reference), lasting=True)
     dispatch.register(name, "reference", implementation)
@@ -127,18 +134,19 @@ def define(
         def forward(ctx: Any, *args: Any) -> Any:
             *inputs, plan = args
             output = plan.run(*inputs)
-            setup(ctx, tuple(inputs), output)
+            setup(ctx, as_tensors(tuple(inputs), places), output)
             return output
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return *gradients(ctx, *grads), None
 
-    plans = Plans(name)
+    plans = Plans(name, places, for_gradient)
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             check(name, **dict(zip(arguments, args)))
+            args = as_tensors(args, places)
             # A graph enters a level of forward mode by C++, which no Python sees when it runs.
             return in_plain_pytorch(*args) if _level_of_trace() >= 0 else operator(*args)
         watched = is_watched()
@@ -147,7 +155,7 @@ def define(
             check(name, **dict(zip(arguments, args)))
             tensors = [arg for arg in args if isinstance(arg, Tensor)]
             if watched or not all(map(is_plain, tensors)):
-                return operator(*args)
+                return operator(*as_tensors(args, places))
             wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
             plan = plans.make(args, differentiable=wanted)
         # The same without the dispatcher, whose layers in Python take longer than all else.

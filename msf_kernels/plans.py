@@ -3,13 +3,13 @@
 A signature is all that checks, the choice of a backend and launches follow from: the types of the
 arguments, the values of those that are no tensors, shapes, strides, dtypes and devices of those
 that are, whether they require gradients, and what decides on backends. Where tensors lie and what
-they hold is no part of it. A call of a known signature only looks its plan up, makes its outputs
-and launches.
+they hold is no part of it, nor is a float that stands for a tensor. A call of a known signature
+only looks its plan up, makes its outputs and launches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -30,6 +30,20 @@ Arguments = tuple[Any, ...]
 Pick = Callable[[Arguments], Arguments]
 
 
+def as_tensors(args: Arguments, numbers: Sequence[int]) -> Arguments:
+    """Return the arguments with float64 tensors on the CPU for numbers at the places `numbers`."""
+    if not numbers:
+        return args
+    # torch.compile keeps a product symbolic; with torch.tensor(value) it recompiles at each new
+    # value until it gives up.
+    return tuple(
+        torch.ones((), dtype=torch.float64, device="cpu") * arg
+        if place in numbers and not isinstance(arg, Tensor)
+        else arg
+        for place, arg in enumerate(args)
+    )
+
+
 class Plan:
     """A plan runs an operator for calls of one signature.
 
@@ -37,27 +51,34 @@ class Plan:
     the third on, so that a signature that comes once costs no recording.
     """
 
-    def __init__(self, op: str, requested: str, tensors_of: Pick, differentiable: bool) -> None:
-        self.op = op
-        self.requested = dispatch.Request.parse(requested).backend_of(op)
+    def __init__(
+        self, plans: Plans, requested: str, tensors_of: Pick, differentiable: bool
+    ) -> None:
+        self.op, self.numbers = plans.op, plans.numbers
+        self.requested = dispatch.Request.parse(requested).backend_of(plans.op)
         self.tensors_of = tensors_of
         self.differentiable = differentiable
+        self.unread = 0 if differentiable else plans.for_gradient
         self.run: Callable[..., Any] = self._choose
 
     def _choose(self, *args: Any) -> Any:
-        chosen, result = self._run_requested(args)
+        chosen, result = self._run_requested(as_tensors(args, self.numbers))
         if chosen is not None:
             self.implementation = chosen
             self.run = self._record if chosen.recordable else self._run
         return result
 
     def _record(self, *args: Any) -> Any:
-        with recording.Recording(self.tensors_of(args)) as recorded:
-            result = self._run(*args)
-        self.run = recorded.replay(result, self.tensors_of, self._run) or self._run
+        given = as_tensors(args, self.numbers)
+        numbers = {place: given[place] for place in self.numbers if given[place] is not args[place]}
+        with recording.Recording(self.tensors_of(args), numbers) as recorded:
+            result = self._run(*given)
+        replay = recorded.replay(result, self.tensors_of, self._run, self.unread)
+        self.run = replay or self._run
         return result
 
     def _run(self, *args: Any) -> Any:
+        args = as_tensors(args, self.numbers)
         try:
             return self.implementation.run(*args)
         except dispatch.CompilationFailed:  # for addresses like these
@@ -71,22 +92,30 @@ class Plan:
 class Form:
     """A form is a tuple of types of arguments, with the plans for such calls."""
 
-    def __init__(self, types: tuple[type, ...]) -> None:
+    def __init__(self, types: tuple[type, ...], numbers: Sequence[int]) -> None:
         tensors = [place for place, kind in enumerate(types) if kind in PLAIN]
-        others = [place for place, kind in enumerate(types) if kind not in (*PLAIN, type(None))]
+        others = [
+            place
+            for place, kind in enumerate(types)
+            if kind not in (*PLAIN, type(None))
+            and not (place in numbers and issubclass(kind, float))
+        ]
         self.tensors_of, self.options_of = _picker(tensors), _picker(others)
         self.has_plans = all(types[place] in OPTIONS for place in others)
         self.plans: dict[Arguments, list[tuple[Callable[..., bool], Plan]]] = {}
 
     def key(self, args: Arguments, tensors: Arguments) -> Arguments:
         """Return what of a signature plans are looked up by; TensorGuards compare the rest."""
+        options = self.options_of(args)
+        if 0.0 in options:  # two zeros are equal and differ in sign
+            options = tuple(map(repr, options))
         return (
             dispatch._requested,
             dispatch.generation,
             extension.emulation,
             torch.is_grad_enabled(),
             tensors[0].shape,
-            self.options_of(args),
+            options,
         )
 
     def keep(self, key: Arguments, tensors: Arguments, plan: Plan) -> None:
@@ -102,10 +131,17 @@ class Form:
 
 
 class Plans:
-    """The plans of an operator."""
+    """The plans of an operator, with arguments and results as in `library.define`.
 
-    def __init__(self, op: str) -> None:
+    Args:
+        numbers: the places of those that may come as numbers.
+        for_gradient: how many results only a gradient reads.
+    """
+
+    def __init__(self, op: str, numbers: Sequence[int], for_gradient: int) -> None:
         self.op = op
+        self.numbers = numbers
+        self.for_gradient = for_gradient
         self.forms: dict[tuple[type, ...], Form] = {}
 
     def find(self, args: Arguments) -> Plan | None:
@@ -125,12 +161,11 @@ class Plans:
         It is kept at once: until a backend has run it, it chooses, and says so where none can.
         """
         types = tuple(map(type, args))
-        form = self.forms.get(types) or Form(types)
+        form = self.forms.get(types) or Form(types, self.numbers)
         tensors = form.tensors_of(args)
-        requested, *_, options = key = form.key(args, tensors)
-        plan = Plan(self.op, requested, form.tensors_of, differentiable)
-        # Two zeros are equal and differ in sign.
-        if form.has_plans and not any(isinstance(x, float) and x == 0 for x in options):
+        requested, *_ = key = form.key(args, tensors)
+        plan = Plan(self, requested, form.tensors_of, differentiable)
+        if form.has_plans:
             self.forms[types] = form
             form.keep(key, tensors, plan)
         return plan

@@ -8,6 +8,13 @@ if not torch.cuda.is_available():
 
 torch.set_num_threads(1)
 
+MINUTES = ("test_docs.py", "test_sanitizers.py", "test_tutorial.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start first what takes minutes, so that no core waits for another at the end."""
+    items.sort(key=lambda item: item.path.name not in MINUTES)
+
 
 @pytest.fixture(autouse=True)
 def seed() -> None:

@@ -22,7 +22,7 @@ struct ForwardArguments {
   bool rms;          // subtracts no mean
   T* x_out;          // (B, N, D)
   T* h;              // (B, N, D)
-  Compute<T>* mean;  // (B, N)
+  Compute<T>* mean;  // (B, N), absent like rstd where no gradient is to come
   Compute<T>* rstd;  // (B, N)
 };
 
@@ -136,7 +136,7 @@ __device__ void walk(const Slice& slice, const ForwardArguments<T, Y, M>& args,
       modulate<kEager>(x, mean, rstd, args, channels, slice.sample, row, slice.end);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        if (threadIdx.x != 0 || row + r >= slice.end) continue;
+        if (!args.mean || threadIdx.x != 0 || row + r >= slice.end) continue;
         args.mean[row + r] = mean[r];
         args.rstd[row + r] = rstd[r];
       }

@@ -3,6 +3,7 @@
 // registers.
 #pragma once
 
+#include "adaln.hpp"
 #include "dispatch.cuh"
 #include "launch.cuh"
 #include "parameter.cuh"

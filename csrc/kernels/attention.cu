@@ -21,7 +21,7 @@ struct Arguments {
   Preparation preparation;
   float scale;        // log2(e) / sqrt(d)
   Address out;        // (B, N, H, d)
-  Address logsumexp;  // (B, H, N) in float32
+  Address logsumexp;  // (B, H, N) in float32, absent where no gradient is to come
 };
 
 // Starts to copy the queries from `first` on to the rows of a warp.
@@ -38,8 +38,9 @@ __device__ void write(Queries<T, kDim, kCount>& queries, const Rows<T, kDim>& ro
                       const Arguments& a, const HeadIndex& index, const float* bias, int first) {
   const int tokens = a.grid.tokens;
   const int64_t stride = int64_t(a.grid.heads) * kDim;
-  float* const logsumexp = a.logsumexp.as<float>() + index.index * tokens + first;
-  queries.finish(rows, bias, logsumexp, tokens - first);
+  float* const logsumexp = a.logsumexp.as<float>();
+  queries.finish(rows, bias, logsumexp ? logsumexp + index.index * tokens + first : nullptr,
+                 tokens - first);
   __syncwarp();
   T* const out = a.out.as<T>() + (index.sample * tokens + first) * stride + index.head * kDim;
   for (int i = threadIdx.x % kWarp; i < 16 * kCount * rows.kVectors; i += kWarp) {

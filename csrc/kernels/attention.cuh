@@ -2,6 +2,7 @@
 #pragma once
 
 #include "async_copy.cuh"
+#include "attention.hpp"
 #include "preparation.cuh"
 
 namespace msf {

@@ -5,6 +5,7 @@
 // backward. It has 128 instructions a cycle, of which 16 of the special function unit: so an
 // element may take 27 and 3 in forward, 41 and 5 in backward. On sm_90 it takes 14 by tanh and 22
 // by erf in forward, 23 and 28 in backward, two of them an exponential and a reciprocal.
+#include "bias_gelu.hpp"
 #include "dispatch.cuh"
 #include "fast_math.cuh"
 #include "parameter.cuh"

@@ -1,6 +1,7 @@
 // guided_euler_step and guided_euler_merge. The equations are in msf_kernels/euler/reference.py.
 // Operations follow its order, so results agree bit for bit.
 #include "dispatch.cuh"
+#include "euler.hpp"
 #include "launch.cuh"
 #include "packed.cuh"
 #include "resample.cuh"

@@ -4,6 +4,7 @@
 // head, so that it has the pairs (i, i + d / 2) that RoPE rotates.
 #pragma once
 
+#include "heads.hpp"
 #include "launch.cuh"
 
 namespace msf {

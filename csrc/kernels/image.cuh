@@ -1,6 +1,7 @@
 // How kernels see images: which pixels a thread owns, and how it reads and writes them.
 #pragma once
 
+#include "image.hpp"
 #include "launch.cuh"
 
 namespace msf {

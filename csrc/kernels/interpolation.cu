@@ -1,6 +1,7 @@
 // flow_interpolate. The equation is in msf_kernels/interpolation/reference.py. Operations follow
 // its order, so results agree bit for bit.
 #include "dispatch.cuh"
+#include "interpolation.hpp"
 #include "launch.cuh"
 
 namespace msf {

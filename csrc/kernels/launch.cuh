@@ -10,7 +10,7 @@
 #pragma once
 
 #include "../cuda.hpp"
-#include "../launchers.hpp"
+#include "../types.hpp"
 
 namespace msf {
 

@@ -1,7 +1,7 @@
 // Biases and norm weights, which lie in a tensor's dtype or in float.
 #pragma once
 
-#include "../launchers.hpp"
+#include "../types.hpp"
 #include "packed.cuh"
 
 namespace msf {

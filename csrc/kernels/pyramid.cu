@@ -4,6 +4,7 @@
 // Bilinear kernels (kMargin 1) have larger budgets, because they hold the neighbours of a pixel
 // too, and in interleaved images those of all channels of a vector.
 #include "dispatch.cuh"
+#include "pyramid.hpp"
 #include "resample.cuh"
 
 namespace msf {

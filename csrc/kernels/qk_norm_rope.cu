@@ -4,6 +4,7 @@
 
 #include "dispatch.cuh"
 #include "partials.cuh"
+#include "qk_norm_rope.hpp"
 #include "quad_head.cuh"
 
 namespace msf {

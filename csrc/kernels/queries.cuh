@@ -59,7 +59,9 @@ struct Queries {
         }
         rows.words(row, lane)[4 * j] = pack<T>(low, high);
       }
-      if (lane == 0 && row < existing) logsumexp[row] = (largest[tile][lower] + log2f(sum)) * kLn2;
+      if (logsumexp && lane == 0 && row < existing) {
+        logsumexp[row] = (largest[tile][lower] + log2f(sum)) * kLn2;
+      }
     }
   }
 

@@ -1,6 +1,7 @@
 // merge_tokens and its gradient. The equations are in msf_kernels/tokens/reference.py.
 #include "dispatch.cuh"
 #include "launch.cuh"
+#include "tokens.hpp"
 
 namespace msf {
 namespace {

@@ -232,5 +232,5 @@ def _modulation(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _address_and_stride(x: Tensor | None) -> tuple[int, int]:
-    """Return x as a Modulation of csrc/launchers.hpp."""
+    """Return x as a Modulation of csrc/kernels/adaln.hpp."""
     return (0, 0) if x is None else (address(x), x.stride(0) if x.shape[0] > 1 else 0)

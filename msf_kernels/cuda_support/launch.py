@@ -1,4 +1,4 @@
-"""Calls of the launchers in csrc/launchers.hpp, with arguments made of tensors."""
+"""Calls of the launchers in csrc/kernels/*.hpp, with arguments made of tensors."""
 
 from __future__ import annotations
 
@@ -53,6 +53,12 @@ def address(x: Tensor | None) -> int:
         return 0
     into = recording.current()
     return x.data_ptr() if into is None else into.address(x)
+
+
+def number(x: Tensor) -> float | recording.Number:
+    """Return what x, a tensor on the CPU that stands for a number, holds."""
+    into = recording.current()
+    return float(x) if into is None else into.number(x)
 
 
 def parameter(x: Tensor | None) -> tuple[int, int] | None:

@@ -2,14 +2,16 @@
 
 A recording is to the host what a CUDA graph is to the device. It knows which tensors a call makes
 and what it launches; a replay makes such tensors and launches the same with their addresses and
-those of its own arguments. A call that does anything else, such as a copy, cannot be replayed.
+with those of its own arguments, or their numbers. A call that does anything else, such as a copy,
+cannot be replayed.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +36,21 @@ class Address(int):
     offset: int
 
 
+@dataclass(frozen=True)
+class Number:
+    """A number in a recording: the argument at a place of the call.
+
+    A launcher takes it as it is. It is no float, because what is computed from one would be
+    replayed as it was.
+    """
+
+    value: float
+    place: int
+
+    def __float__(self) -> float:
+        return self.value
+
+
 class _Thread(threading.local):
     recording: Recording | None = None
 
@@ -47,13 +64,19 @@ def current() -> Recording | None:
 
 
 class Recording(TorchDispatchMode):
-    """A recording takes down one call."""
+    """A recording takes down one call.
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    Args:
+        tensors: those that come in.
+        numbers: {place of an argument that is a number: the tensor that stands for it}.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], numbers: Mapping[int, Tensor] = {}) -> None:
         super().__init__()
         self.inputs = len(tensors)
         self.tensors = list(tensors)  # those that come in, then those that are made
         self.places = {id(x): place for place, x in enumerate(tensors)}
+        self.numbers = {id(x): Number(float(x), place) for place, x in numbers.items()}
         self.views: list[Tensor] = []  # kept, so that no other tensor gets the id of one
         self.launches: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.complete = True
@@ -97,16 +120,23 @@ class Recording(TorchDispatchMode):
         found.place, found.offset = place, found - self.tensors[place].data_ptr()
         return found
 
+    def number(self, x: Tensor) -> float | Number:
+        """Return what x holds, as a Number if x stands for one; else it cannot be replayed."""
+        found = self.numbers.get(id(x))
+        return float(x) if found is None else found
+
     def replay(
         self,
         result: Tensor | Sequence[Tensor],
         tensors_of: Callable[[tuple[Any, ...]], Sequence[Tensor]],
         otherwise: Callable[..., Any],
+        unread: int = 0,
     ) -> Callable[..., Any] | None:
         """Return a function that repeats the call, which gave `result`, for other arguments.
 
-        It runs `otherwise` where these are not aligned as those of the call. Return None where it
-        could not repeat all that the call did.
+        It runs `otherwise` where these are not aligned as those of the call. In place of so many
+        last results that are `unread` it returns None, and launchers get 0 for their addresses.
+        Return None where it could not repeat all that the call did.
 
         The function is made of source that has no loop and looks nothing up:
 
@@ -122,19 +152,21 @@ class Recording(TorchDispatchMode):
         returned = list(map(self._place_of_result, results))
         if not self.complete or min(returned) < self.inputs or len({*returned}) < len(returned):
             return None
+        self.left_out = {*returned[len(returned) - unread :]}
         made = dict(enumerate(self.tensors[self.inputs :], self.inputs))
         made |= zip(returned, results)  # as they are handed out, perhaps in another shape
+        made = {i: x for i, x in made.items() if i not in self.left_out}
         names: dict[str, Any] = {f"pattern{i}": _pattern(x) for i, x in made.items()}
         names |= {f"start{i}": start for i, (start, _) in enumerate(self.launches)}
         names |= {"tensors_of": tensors_of, "otherwise": otherwise, "empty_like": torch.empty_like}
         try:
-            exec("\n    ".join(["def replay(*args):", *self._body(returned)]), names)
+            exec("\n    ".join(["def replay(*args):", *self._body(made, returned)]), names)
         except ValueError:
             return None
         return names["replay"]
 
-    def _body(self, returned: Sequence[int]) -> Iterator[str]:
-        inputs, made = range(self.inputs), range(self.inputs, len(self.tensors))
+    def _body(self, made: Mapping[int, Tensor], returned: Sequence[int]) -> Iterator[str]:
+        inputs = range(self.inputs)
         yield f"{_each('x{}', inputs)} = tensors_of(args)"
         yield f"{_each('a{}', inputs)} = {_each('x{}.data_ptr()', inputs)}"
         left = [x.data_ptr() % ALIGNMENT for x in self.tensors]
@@ -144,7 +176,7 @@ class Recording(TorchDispatchMode):
             yield f"x{i} = empty_like(pattern{i}); a{i} = x{i}.data_ptr()"
         for i, (_, arguments) in enumerate(self.launches):
             yield f"start{i}{self._source(arguments)}"
-        yield "return " + ", ".join(f"x{i}" for i in returned)
+        yield "return " + ", ".join(f"x{i}" if i in made else "None" for i in returned)
 
     def _place_of_result(self, x: Tensor) -> int:
         """Return the place of the tensor that x is all of, -1 where it is not all of one."""
@@ -158,8 +190,12 @@ class Recording(TorchDispatchMode):
         Raises:
             ValueError: it is of no known type, or an address that nobody asked `address` for.
         """
+        if isinstance(value, Address) and value.place in self.left_out:
+            return "0"
         if isinstance(value, Address):
             return f"a{value.place} + {value.offset}" if value.offset else f"a{value.place}"
+        if isinstance(value, Number):
+            return f"args[{value.place}]"
         if isinstance(value, tuple):
             return f"({''.join(f'{self._source(item)}, ' for item in value)})"
         if value is None or (isinstance(value, (int, float)) and not self._is_inside(value)):

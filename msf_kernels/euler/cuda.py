@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..cuda_support.launch import address, dtype, image, launch, wide
+from ..cuda_support.launch import address, dtype, image, launch, number, wide
+from ..cuda_support.recording import Number
+from ..dtypes import compute_dtype
 from ..layout import contiguous_samples, empty, in_layout_of
 
 
@@ -18,7 +21,7 @@ def guided_euler_step(
     dt: Tensor,
     step: Tensor | None,
     start: Tensor | None,
-    patch: int,
+    patch: int | None,
 ) -> Tensor:
     x_next = empty(x)
     scale, dt = _on_device(guidance_scale, x), _on_device(dt, x)
@@ -58,7 +61,7 @@ def guided_euler_merge(
     guidance_scale: Tensor,
     dt: Tensor,
     step: Tensor | None,
-    patch: int,
+    patch: int | None,
     base: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
@@ -90,12 +93,15 @@ def guided_euler_merge(
 
 
 def _on_device(scalar: Tensor, x: Tensor) -> Tensor:
-    """Return a number on the host as it is, in float64, and a table in the compute dtype."""
-    if scalar.dim() == 0 and scalar.device.type == "cpu":
+    """Return what stands for a number as it is, and a table in the compute dtype on x's device."""
+    if _is_number(scalar):
         return scalar
-    table = wide(scalar, x)
-    assert table is not None
-    return table
+    return scalar.to(x.device, compute_dtype(x)).contiguous()
+
+
+def _is_number(scalar: Tensor) -> bool:
+    """Tell whether it is a number on the host, which `library.define` has as a float64."""
+    return not scalar.dim() and scalar.device.type == "cpu" and scalar.dtype == torch.float64
 
 
 def _euler_step(
@@ -104,7 +110,7 @@ def _euler_step(
     scale: Tensor,
     dt: Tensor,
     step: Tensor | None,
-    patch: int,
+    patch: int | None,
 ) -> tuple[Any, ...]:
     """Return an msf::EulerStep."""
     return (
@@ -114,7 +120,7 @@ def _euler_step(
         _scalar(scale),
         _scalar(dt),
         address(step),
-        patch,
+        patch or 0,
     )
 
 
@@ -125,8 +131,6 @@ def _strided(velocity: Tensor | None) -> tuple[int, ...] | None:
     return (address(velocity), *(*velocity.stride(), 0, 0, 0, 0)[:4])
 
 
-def _scalar(scalar: Tensor) -> tuple[float, int]:
+def _scalar(scalar: Tensor) -> tuple[float | Number, int]:
     """Return a number or a table as an msf::Scalar."""
-    if scalar.dim() == 0 and scalar.device.type == "cpu":
-        return float(scalar), 0
-    return 0.0, address(scalar)
+    return (number(scalar), 0) if _is_number(scalar) else (0.0, address(scalar))

@@ -15,6 +15,8 @@ from ..layout import empty
 from ..library import define, is_plain
 from . import reference
 
+NUMBERS = ("guidance_scale", "dt")
+
 
 def guided_euler_step(
     x: Tensor,
@@ -51,13 +53,8 @@ def guided_euler_step(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    op = "guided_euler_step"
-    scale, dt = _check_step(op, x, v_cond, v_uncond, guidance_scale, dt, step, patch)
-    if start is not None:
-        checks.tensors(op, x=x, start=start)
-        checks.dtype(op, "start", start, x.dtype)
-        checks.shape(op, "start", start, "x.shape", tuple(x.shape))
-    return _guided_euler_step(x, v_cond, v_uncond, scale, dt, step, start, patch or 0)
+    _check_row("guided_euler_step", step, guidance_scale)
+    return _guided_euler_step(x, v_cond, v_uncond, guidance_scale, dt, step, start, patch)
 
 
 def guided_euler_merge(
@@ -90,17 +87,23 @@ def guided_euler_merge(
     Raises:
         TypeError, ValueError: wrong kinds, dtypes, shapes or devices.
     """
-    op = "guided_euler_merge"
-    scale, dt = _check_step(op, x, v_cond, v_uncond, guidance_scale, dt, step, patch)
-    checks.tensors(op, x=x, base=base)
-    checks.merge(op, base, "x", x, mode, mean, std)
-    bounds = checks.bounds(op, clamp)
-    for name, tensor in {"x": x, "v_cond": v_cond, "v_uncond": v_uncond, "base": base}.items():
-        if tensor is not None:
-            checks.constant(op, name, tensor)
+    bounds = checks.bounds("guided_euler_merge", clamp)
+    _check_row("guided_euler_merge", step, guidance_scale)
     return _guided_euler_merge(
-        x, v_cond, v_uncond, scale, dt, step, patch or 0, base, mean, std, mode, *bounds
+        x, v_cond, v_uncond, guidance_scale, dt, step, patch, base, mean, std, mode, *bounds
     )
+
+
+def _check_row(op: str, step: Tensor | None, table: float | Tensor) -> None:
+    """Check what step holds, at each call because it is no part of a signature.
+
+    On a GPU the host would have to wait for it. `_check_tables` checks what step and table are.
+    """
+    if not isinstance(step, Tensor) or not isinstance(table, Tensor) or step.dim():
+        return
+    known = step.device.type == "cpu" and not torch.compiler.is_compiling() and is_plain(step)
+    if known and table.dim() == 1 and not 0 <= int(step) < len(table):
+        raise ValueError(f"{op}: step must be in [0, {len(table)}), got {int(step)}")
 
 
 def _check_step(
@@ -112,8 +115,8 @@ def _check_step(
     dt: float | Tensor,
     step: Tensor | None,
     patch: int | None,
-) -> tuple[Tensor, Tensor]:
-    """Return guidance_scale and dt as tensors, after checking what both steps share."""
+    start: Tensor | None = None,
+) -> None:
     velocities = {"v_cond": v_cond}
     if v_uncond is not None:
         velocities["v_uncond"] = v_uncond
@@ -126,14 +129,36 @@ def _check_step(
             checks.shape(op, name, tensor, "x.shape", tuple(x.shape))
         else:
             checks.shape(op, name, tensor, "(B, H/p * W/p, p * p * C)", _tokens(op, x, patch))
-    if step is not None:
-        _check_row(op, x, step)
-    scalars = {"guidance_scale": guidance_scale, "dt": dt}
-    scale, dt = (_scalar(op, name, value, x, step) for name, value in scalars.items())
-    if step is not None:
-        checks.shape(op, "dt", dt, "(S,) as guidance_scale", tuple(scale.shape))
-        _check_range(op, step, len(scale))
-    return scale, dt
+    if step is None:
+        _check_scalar(op, "guidance_scale", guidance_scale, x)
+        _check_scalar(op, "dt", dt, x)
+    else:
+        _check_tables(op, guidance_scale, dt, step, x)
+    if start is not None:
+        checks.tensors(op, x=x, start=start)
+        checks.dtype(op, "start", start, x.dtype)
+        checks.shape(op, "start", start, "x.shape", tuple(x.shape))
+
+
+def _check_merge(
+    op: str,
+    x: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    base: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    mode: str,
+    low: float,
+    high: float,
+    **step: Any,
+) -> None:
+    _check_step(op, x, v_cond, v_uncond, **step)
+    checks.tensors(op, x=x, base=base)
+    checks.merge(op, base, "x", x, mode, mean, std)
+    for name, tensor in {"x": x, "v_cond": v_cond, "v_uncond": v_uncond, "base": base}.items():
+        if tensor is not None:
+            checks.constant(op, name, tensor)
 
 
 def _tokens(op: str, x: Tensor, patch: int) -> tuple[int, ...]:
@@ -146,42 +171,33 @@ def _tokens(op: str, x: Tensor, patch: int) -> tuple[int, ...]:
     return batch, height // patch * (width // patch), patch * patch * channels
 
 
-def _check_row(op: str, x: Tensor, step: Tensor) -> None:
-    """Check that step is a 0-dimensional int64 tensor on x's device."""
+def _check_tables(op: str, guidance_scale: Any, dt: Any, step: Any, x: Tensor) -> None:
+    """Check tables (S,), and that step is a 0-dimensional int64 tensor on x's device."""
     if not isinstance(step, Tensor) or step.dtype != torch.int64 or step.dim():
         kind = f"{step.dtype} {tuple(step.shape)}" if isinstance(step, Tensor) else type(step)
         raise TypeError(f"{op}: step must be a 0-dimensional int64 tensor, got {kind}")
     if step.device != x.device:
         raise ValueError(f"{op}: step must be on the device of x, {x.device}, got {step.device}")
-
-
-def _check_range(op: str, step: Tensor, length: int) -> None:
-    """Check step on the CPU; on a GPU the host would have to wait for it."""
-    known = step.device.type == "cpu" and not torch.compiler.is_compiling() and is_plain(step)
-    if known and not 0 <= int(step) < length:
-        raise ValueError(f"{op}: step must be in [0, {length}), got {int(step)}")
-
-
-def _scalar(op: str, name: str, value: float | Tensor, x: Tensor, step: Tensor | None) -> Tensor:
-    """Return a number or a table, called ``name``, as a tensor after checking it."""
-    if step is not None:
-        if not isinstance(value, Tensor) or value.dim() != 1:
+    for name, table in {"guidance_scale": guidance_scale, "dt": dt}.items():
+        if not isinstance(table, Tensor) or table.dim() != 1:
             raise ValueError(f"{op}: {name} must be a table (S,) of steps, where step is given")
-        checks.tensors(op, x=x, **{name: value})
-    elif not isinstance(value, Tensor):
-        if not isinstance(value, (float, int)):
-            raise TypeError(f"{op}: {name} must be a float or a tensor, got {type(value).__name__}")
-        checks.number(op, name, value)
-        # torch.compile keeps a product symbolic; with torch.tensor(value) it recompiles at each new
-        # value until it gives up.
-        return torch.ones((), dtype=torch.float64, device="cpu") * value
-    else:
+        checks.tensors(op, x=x, **{name: table})
+        checks.constant(op, name, table)
+        checks.shape(op, name, table, "(S,) as guidance_scale", tuple(guidance_scale.shape))
+
+
+def _check_scalar(op: str, name: str, value: float | Tensor, x: Tensor) -> None:
+    """Check a number, or a tensor that holds one, called ``name``."""
+    if isinstance(value, Tensor):
         checks.tensors(op, x=x, **{name: value})
         if value.dim():
             shape = tuple(value.shape)
             raise ValueError(f"{op}: {name} must be a float or a 0-dimensional tensor, got {shape}")
-    checks.constant(op, name, value)
-    return value
+        checks.constant(op, name, value)
+    elif isinstance(value, (float, int)):
+        checks.number(op, name, value)
+    else:
+        raise TypeError(f"{op}: {name} must be a float or a tensor, got {type(value).__name__}")
 
 
 def _euler_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -201,20 +217,24 @@ def _euler_gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor | None]:
 
 _guided_euler_step = define(
     "guided_euler_step(Tensor x, Tensor v_cond, Tensor? v_uncond, Tensor guidance_scale, "
-    "Tensor dt, Tensor? step, Tensor? start, int patch) -> Tensor",
+    "Tensor dt, Tensor? step, Tensor? start, int? patch) -> Tensor",
     reference=reference.guided_euler_step,
     kernels=("cuda", "triton"),
     fake=lambda x: empty(x),
     setup_context=_euler_setup,
     backward=_euler_gradient,
+    check=_check_step,
+    numbers=NUMBERS,
 )
 
 
 _guided_euler_merge = define(
     "guided_euler_merge(Tensor x, Tensor v_cond, Tensor? v_uncond, Tensor guidance_scale, "
-    "Tensor dt, Tensor? step, int patch, Tensor base, Tensor? mean, Tensor? std, str mode, "
+    "Tensor dt, Tensor? step, int? patch, Tensor base, Tensor? mean, Tensor? std, str mode, "
     "float low, float high) -> Tensor",
     reference=reference.guided_euler_merge,
     kernels=("cuda", "triton"),
     fake=lambda x: empty(x),
+    check=_check_merge,
+    numbers=NUMBERS,
 )

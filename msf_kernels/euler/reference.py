@@ -19,13 +19,13 @@ def guided_euler_step(
     dt: Tensor,
     step: Tensor | None,
     start: Tensor | None,
-    patch: int,
+    patch: int | None,
 ) -> Tensor:
     """Return x + dt * (v_uncond + guidance_scale * (v_cond - v_uncond)), in x's dtype.
 
     This is classifier-free guidance (Ho & Salimans, 2022); without v_uncond it is x + dt * v_cond.
     With ``step`` the two scalars are tables (S,) and this is their row. With ``start`` the result
-    is half-way between it and the above: the second half of a Heun step. With ``patch`` > 0 the
+    is half-way between it and the above: the second half of a Heun step. With ``patch`` the
     velocities are tokens of patches that wide.
     """
     scale, dt = _row(guidance_scale, step), _row(dt, step)
@@ -47,7 +47,7 @@ def guided_euler_step_backward(
     dt: Tensor,
     step: Tensor | None,
     has_start: bool,
-    patch: int,
+    patch: int | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients of x, v_cond and v_uncond; that of start is that of x."""
     scale, dt = _row(guidance_scale, step), _row(dt, step)
@@ -68,7 +68,7 @@ def guided_euler_merge(
     guidance_scale: Tensor,
     dt: Tensor,
     step: Tensor | None,
-    patch: int,
+    patch: int | None,
     base: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
@@ -86,7 +86,7 @@ def _row(table: Tensor, step: Tensor | None) -> Tensor:
     return table if step is None else table.index_select(0, step.view(1)).view(())
 
 
-def _image(velocity: Tensor, x: Tensor, patch: int) -> Tensor:
+def _image(velocity: Tensor, x: Tensor, patch: int | None) -> Tensor:
     """Return the velocity in x's layout and the compute dtype."""
     velocity = widen(velocity)
     if not patch:

@@ -160,7 +160,7 @@ def guided_euler_step(
     dt: Tensor,
     step: Tensor | None,
     start: Tensor | None,
-    patch: int,
+    patch: int | None,
 ) -> Tensor:
     x_next = empty(x)
     scalars = scalar_arguments(guidance_scale, dt, step)
@@ -206,7 +206,7 @@ def guided_euler_merge(
     guidance_scale: Tensor,
     dt: Tensor,
     step: Tensor | None,
-    patch: int,
+    patch: int | None,
     base: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
@@ -229,13 +229,13 @@ def guided_euler_merge(
         std_ptr=contiguous(std),
         low=low,
         high=high,
-        PATCH=max(patch, 1),
+        PATCH=patch or 1,
     )
     return merged
 
 
-def as_image(velocity: Tensor | None, x: Tensor, patch: int) -> Image | None:
-    """Return a velocity, tokens of patches where ``patch`` > 0, as an Image of x's shape."""
+def as_image(velocity: Tensor | None, x: Tensor, patch: int | None) -> Image | None:
+    """Return a velocity, tokens of patches where there is a patch, as an Image of x's shape."""
     if velocity is None or not patch:
         return image(velocity)
     return patches(velocity, patch, x.shape[1], x.shape[3])

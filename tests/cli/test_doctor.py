@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,19 +56,28 @@ def test_doctor_says_what_calls_take(
 
 
 @pytest.mark.parametrize(
-    ("gpu", "order"),
+    ("gpu", "capability", "measured", "order"),
     [
-        ("NVIDIA H200", "measured on h200"),
-        ("NVIDIA A100", "measured on h200, the nearest to sm_80"),
+        ("NVIDIA H200", (9, 0), True, "measured on h200"),
+        ("NVIDIA H100", (9, 0), True, "measured on h200, the nearest to sm_90"),
+        ("NVIDIA A100", (8, 0), True, "measured on h200, the nearest to sm_80"),
+        ("NVIDIA H200", (9, 0), False, "not measured on any GPU"),
     ],
 )
 def test_doctor_says_which_gpu_was_measured(
-    gpu: str, order: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    gpu: str,
+    capability: tuple[int, int],
+    measured: bool,
+    order: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from msf.cli.commands import doctor
     from msf_kernels import measurements
 
-    capability = (9, 0) if gpu == "NVIDIA H200" else (8, 0)
+    if not measured:
+        monkeypatch.setattr(measurements, "FOLDER", tmp_path)
     monkeypatch.setattr(doctor.models, "unsupported_reason", lambda device: None)
     monkeypatch.setattr(doctor, "_gpu", lambda: {"name": gpu})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
@@ -77,4 +87,4 @@ def test_doctor_says_which_gpu_was_measured(
     out = capsys.readouterr().out
     measurements.table_for.cache_clear()
     assert re.search(rf"^order +{order}$", out, re.MULTILINE)
-    assert "\nmeasured on h200\nadaln_modulate 64x256x1152 bfloat16 " in out
+    assert ("\nmeasured on h200\nadaln_modulate 64x256x1152 bfloat16 " in out) == measured

@@ -36,11 +36,23 @@ def test_compiles_only_what_has_changed(source: Path) -> None:
     assert output(build([source])) == "3"
 
 
+def test_a_source_is_compiled_once_with_what_it_includes(source: Path) -> None:
+    other = source.parent / "one of two.cpp"
+    other.write_text('#include "value.hpp"\nint other() { return VALUE; }\n')
+    build([source, other])
+    made = {file: file.stat().st_mtime_ns for file in builder.CACHE.glob("*.o")}
+    other.write_text("int other() { return 2; }\n")
+    build([source, other])
+    objects = set(builder.CACHE.glob("*.o"))
+    assert len(made) == 2 and len(objects) == 3
+    assert all(file.stat().st_mtime_ns == time for file, time in made.items())
+
+
 def test_two_builds_of_one_thing(source: Path) -> None:
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(build, [[source], [source]])
     assert output(first) == "1" and first == second
-    assert list(builder.CACHE.iterdir()) == [first]
+    assert len([*builder.CACHE.iterdir()]) == 2  # it, and its object
 
 
 def test_compiler_is_quoted_in_full(source: Path) -> None:

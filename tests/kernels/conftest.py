@@ -1,3 +1,4 @@
+import importlib.util
 import re
 from collections.abc import Iterator
 
@@ -13,6 +14,11 @@ from numerics import DEVICE
 
 from .emulated import emulated
 from .stand_ins import GATE
+
+if importlib.util.find_spec("triton"):
+    from . import interpreter
+
+    interpreter.spare()
 
 DECLINED = re.compile(
     r"attention(_backward)?: backend cuda cannot run: (it takes|head_dim must be) "

@@ -9,49 +9,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import msf_kernels as msf
 from msf_kernels import dispatch
 from msf_kernels.adaln import cuda as adaln_cuda
-from msf_kernels.cuda_support.recording import Recording
+from msf_kernels.adaln import op as adaln_op
+from msf_kernels.attention import op as attention_op
 from msf_kernels.dispatch import Implementation
 from numerics import DEVICE, normal
 
 from .cases import Case, leaves
+from .fresh import Watching, assert_right
 from .stand_ins import ARGS, GATE, answering
 
 ADALN = pytest.mark.operator("gate_residual_adaln")
-
-
-class Watching(TorchDispatchMode):
-    """While somebody looks on, operators run without plans."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-def tensors(outputs: Any) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else outputs
-
-
-def assert_right(call: Callable[..., Any], *args: Any, **options: Any) -> None:
-    """That a call gives what it gives without a plan, or raises that."""
-    with Watching():
-        try:
-            expected: Any = tensors(call(*args, **options))
-        except Exception as error:
-            expected = error
-    if isinstance(expected, Exception):
-        with pytest.raises(type(expected)) as raised:
-            call(*args, **options)
-        assert str(raised.value) == str(expected)
-    else:
-        got = tensors(call(*args, **options))
-        for one, other in zip(got, expected, strict=True):
-            assert torch.equal(one, other) and one.stride() == other.stride()
 
 
 def arguments(*shape: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -209,6 +180,26 @@ def test_what_is_replayed(
 
 
 @ADALN
+def test_what_only_a_gradient_reads_is_replayed_for_one_alone(backend_name: str) -> None:
+    if backend_name != "cuda":
+        pytest.skip("kernels in CUDA alone are replayed")
+    bfloat16 = arguments(2, 3, 8, dtype=torch.bfloat16)
+    x, y, gate, shift, scale, bias = bfloat16.values()
+    qkv = normal(2, 4, 3 * 64, dtype=torch.bfloat16)
+    for op, tensor, *others in (
+        (adaln_op._adaln_modulate, x, shift, scale, 1e-6, "fp32", "layer"),
+        (adaln_op._gate_residual_adaln, x, y, bias, gate, shift, scale, 1e-6, "fp32", "layer"),
+        (attention_op._attention, qkv, *[None] * 6, 1, 1e-6, "rms"),
+    ):
+        for wanted in (False, True, False):
+            *_, last = [op(tensor.clone().requires_grad_(wanted), *others) for _ in range(3)]
+            assert isinstance(last[-1], Tensor) == wanted and isinstance(last[-2], Tensor)
+        with torch.no_grad():
+            *_, last = [op(tensor.clone().requires_grad_(), *others) for _ in range(3)]
+        assert last[-1] is None
+
+
+@ADALN
 def test_replays_in_threads(backend_name: str) -> None:
     if backend_name == "triton":
         pytest.skip("Triton's interpreter runs in one thread")
@@ -287,46 +278,3 @@ def test_a_kernel_that_compiles_for_some_addresses_alone(
         assert [answer() == 7 for _ in range(5)] == [True, True, False, False, False]
     with msf.backend("triton"), pytest.raises(msf.BackendUnavailable, match="no luck"):
         answer()
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda x, recording: x + 1,
-        lambda x, recording: x.clone(),
-        lambda x, recording: torch.empty_like(x).fill_(x.sum().item()),
-        lambda x, recording: x[:1],
-        lambda x, recording: torch.empty_like(x)[:1],
-    ],
-)
-def test_what_cannot_be_replayed(call: Callable[..., Tensor]) -> None:
-    x = normal(2, 4)
-    with Recording([x]) as recording:
-        result = call(x, recording)
-    assert recording.replay(result, lambda args: args, call) is None
-
-
-def test_an_address_that_no_recording_was_asked_for_is_not_replayed() -> None:
-    x = normal(2, 4)
-    for address in (x.data_ptr(), x[1].data_ptr()):
-        with Recording([x]) as recording:
-            out = torch.empty_like(x)
-            recording.launches.append((print, (recording.address(out), address)))
-        assert recording.replay(out, lambda args: args, print) is None
-
-
-def test_addresses_of_views_are_replayed() -> None:
-    launched: list[Any] = []
-    x = normal(2, 4)
-    with Recording([x]) as recording:
-        out = torch.empty_like(x)
-        args = (recording.address(x[1]), (recording.address(out), 2, None, float("inf"), True))
-        recording.launches.append((lambda *args: launched.append(args), args))
-        result = out.view(8)
-    replay = recording.replay(result, lambda args: args, print)
-    assert replay is not None
-    other = normal(2, 4)
-    got = replay(other)
-    assert got.shape == (8,) and got.data_ptr() != out.data_ptr()
-    expected = (other[1].data_ptr(), (got.data_ptr(), 2, None, float("inf"), True))
-    assert launched == [expected]

@@ -234,7 +234,8 @@ def test_a_trained_stage_without_its_state_is_not_trained_anew(damaged, stages):
         run(damaged, resume=True)
     assert str(error.value) == (
         f"{damaged}: state-{stages[0]}.safetensors is missing, without which {stages[0]} would be "
-        "trained anew, over what is there; restore it or choose another --out"
+        "trained anew, over what is there; restore it or choose another --out, with --from "
+        f"{damaged} to begin with its weights"
     )
     assert digest(damaged) == before and (damaged / "metrics.jsonl").read_bytes() == metrics
 

@@ -212,7 +212,8 @@ class RunFolder:
             if trained and not kept:
                 raise ValueError(
                     f"{self.path}: {file.name} is missing, without which {stage} would be trained "
-                    "anew, over what is there; restore it or choose another --out"
+                    "anew, over what is there; restore it or choose another --out, with --from "
+                    f"{self.path} to begin with its weights"
                 )
 
     def _remove_abandoned(self) -> None:
