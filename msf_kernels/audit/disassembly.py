@@ -1,7 +1,7 @@
 """The machine code of compiled kernels as text, from a single run of nvdisasm.
 
-That of CUDA 13 takes 0.4 s to start and 0.01 s for a kernel. nvdisasm takes one cubin only, but also
-raw instructions, so it gets those of all kernels in one file.
+That of CUDA 13 takes 0.4 s to start and 0.01 s for a kernel. nvdisasm takes one cubin only, but
+also raw instructions, so it gets those of all kernels in one file.
 """
 
 from __future__ import annotations
