@@ -32,15 +32,15 @@ CACHE = ROOT / "build" / "emulation"
 FLAGS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-ftls-model=initial-exec"]
 VARIANTS = {
     "plain": [],
-    # g++ takes three times as long to optimise this, more than the tests then save, and a third
-    # longer with each check of an address in place and with those of pointers that
+    # g++ takes twice to three times as long to optimise these, more than the tests then save, and a
+    # third longer with each check of an address in place and with those of pointers that
     # AddressSanitizer sees as soon as they are followed.
     "asan": [
         *("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
         *("--param", "asan-instrumentation-with-call-threshold=0"),
         "-fno-sanitize=null,object-size,pointer-overflow",
     ],
-    "tsan": ["-fsanitize=thread"],
+    "tsan": ["-O0", "-fsanitize=thread"],
 }
 FRAMES = "-fno-omit-frame-pointer"  # for the stack traces of the sanitizers
 RUNTIMES = {"plain": [], "asan": ["asan", "ubsan"], "tsan": ["tsan"]}
