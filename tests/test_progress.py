@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from msf.progress import SECONDS, Lines, bar, follow
+from msf.progress import SECONDS, Lines, bar, follow, say
 from processes import PROGRAMS
 
 
@@ -39,6 +39,15 @@ def test_a_line_now_and_then_and_one_at_the_end(capsys: pytest.CaptureFixture[st
 def test_what_is_soon_done_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(follow(range(3), "sample", 3, "batches")) == [0, 1, 2]
     assert not capsys.readouterr().err
+
+
+def test_where_stderr_is_closed_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert isinstance(bar("base", 10), Lines)
+    say("a line")
+    assert not capsys.readouterr().out
 
 
 def test_bars_are_for_terminals(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -18,8 +18,11 @@ ERASE_BELOW = "\r\x1b[J"
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print ``text`` to ``file``, stderr by default; above the bars where that is a terminal."""
+    """Print ``text`` to ``file``, stderr by default, unless that is closed; above the bars where it
+    is a terminal."""
     file = file or sys.stderr
+    if file is None:
+        return
     if file.isatty():
         try:
             from tqdm import tqdm
@@ -128,7 +131,7 @@ def bar(
     """
     if not shown:
         return Silence()
-    if sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty():
         try:
             return Row(name, total, done, units, row)
         except ImportError:

@@ -75,6 +75,19 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert (process.returncode, process.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("closed", [(1,), (0, 1, 2)])
+def test_streams_may_be_closed(closed: tuple[int, ...], workspace: Path, tmp_path: Path) -> None:
+    image = str(workspace / "image.png")
+    command = [sys.executable, "-m", "msf.cli", "factorize", image, "--out", str(tmp_path / "new")]
+    process = subprocess.run(
+        command, preexec_fn=lambda: [os.close(number) for number in closed], capture_output=True
+    )
+    assert process.returncode == 0
+    assert bool(process.stdout) == (1 not in closed)
+    assert not process.stderr
+    assert (tmp_path / "new" / "merged.png").exists()
+
+
 def test_factorize(workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "parts"
     found = answer(capsys, "factorize", workspace / "image.png", "--levels", 2, "--out", out)

@@ -30,12 +30,23 @@ def process() -> int:
     """Run ``main`` as all that this process does. Python's own end, too, is then undisturbed by
     signals: torch's part of it ends in a traceback."""
     signals.interrupt()
+    _open_closed_streams()
     try:
         return main()
     except KeyboardInterrupt:  # pressed once more, while the line about the first was printed
         return 130
     finally:
         signals.ignore()
+
+
+def _open_closed_streams() -> None:
+    """Let what the caller has closed of stdin, stdout and stderr lead nowhere. Else the next file
+    opened, as one that is written, gets its number, and what libraries print goes into it."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
