@@ -19,7 +19,7 @@ from msf import MSF, PRESETS, MSFConfig
 from msf.cli import main
 from msf.cli.commands import inspect
 
-from .helpers import answer
+from .helpers import answer, msf
 
 
 def test_help_answers_without_torch() -> None:
@@ -86,6 +86,13 @@ def test_streams_may_be_closed(closed: tuple[int, ...], workspace: Path, tmp_pat
     assert bool(process.stdout) == (1 not in closed)
     assert not process.stderr
     assert (tmp_path / "new" / "merged.png").exists()
+
+
+def test_a_console_may_lack_letters(workspace: Path, tmp_path: Path) -> None:
+    image, out = workspace / "image.png", tmp_path / "é"
+    process = msf("factorize", image, "--out", out, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"^written to +\S+/\\xe9$", process.stdout, re.MULTILINE)
 
 
 def test_factorize(workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

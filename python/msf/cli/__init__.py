@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -31,6 +32,8 @@ def process() -> int:
     signals: torch's part of it ends in a traceback."""
     signals.interrupt()
     _open_closed_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr does so by itself
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main()
     except KeyboardInterrupt:  # pressed once more, while the line about the first was printed
