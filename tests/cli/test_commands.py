@@ -33,6 +33,13 @@ def test_help_answers_without_torch() -> None:
     assert "doctor" in process.stdout
 
 
+def test_help_without_docstrings() -> None:
+    command = [sys.executable, "-OO", "-m", "msf.cli", "flops", "--help"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "--steps" in process.stdout
+
+
 @pytest.mark.parametrize("chosen", [None, "active"])
 def test_threads_give_up_their_core_while_they_wait(
     chosen: str | None, monkeypatch: pytest.MonkeyPatch

@@ -81,11 +81,11 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"msf {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
-        assert module.__doc__
+        about = module.__doc__ or ""  # python -OO leaves it out
         command = commands.add_parser(
             name,
-            help=module.__doc__.splitlines()[0].rstrip("."),
-            description=module.__doc__,
+            help=about.partition("\n")[0].rstrip("."),
+            description=about,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_argument(
