@@ -91,7 +91,9 @@ def test_splits_are_those_of_earlier_versions():
     assert splits.count("train") == 12
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".tif", ".TIFF", ".webp", ".bmp", ".jpg", ".jpeg"])
+@pytest.mark.parametrize(
+    "suffix", [".gif", ".tif", ".TIFF", ".webp", ".bmp", ".jpg", ".jpeg", ".jfif"]
+)
 def test_formats(tmp_path, suffix):
     save(tmp_path / f"x{suffix}", 50)
     x = decode(tmp_path / f"x{suffix}", "L", (8, 8))
@@ -246,9 +248,13 @@ def test_training_says_how_many_images_there_are(folder, tmp_path, capsys):
     config = replace(MODEL, num_classes=2)
     save(folder / "x.png")
     save(folder / "y.png")
+    (folder / "readme.txt").touch()
+    for name in ("a/x.AVIF", "b/x.avif", "b/deep/x.ppm", "a/notes", "a/.DS_Store"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
     train(config, TRAINING, str(folder), tmp_path / "run", stages=["base"])
     n = len(load_data(str(folder), split="train", image_size=(8, 8), channels=1))
     assert capsys.readouterr().err.splitlines()[0] == (
         f"data: {folder}: 80 images in 2 classes, {n} of them in the train split; "
-        "2 beside the class folders are ignored"
+        "2 beside the class folders and 4 with other suffixes (.avif, none, .ppm) are ignored"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -34,7 +34,7 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
     split = ""  # which one this is, where ``files`` are of all
     on_disk = False  # whether images are read from files, which worker processes then do
     flip = False  # whether what is drawn at random is half of it mirrored
-    beside = 0  # images that are in no class, where others are
+    left_out: Sequence[str] = ()  # what of the source is not read, in words
 
     def summary(self) -> str:
         """Return how many images there are, in how many classes."""
@@ -43,8 +43,8 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
             images = f"{self.total:,} images without classes"
         if self.split:
             images += f", {len(self):,} of them in the {self.split} split"
-        if self.beside:
-            images += f"; {self.beside:,} beside the class folders are ignored"
+        if self.left_out:
+            images += f"; {' and '.join(self.left_out)} are ignored"
         return images
 
     @property

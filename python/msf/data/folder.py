@@ -48,7 +48,7 @@ class ImageFolder(ImageData):
         check_pillow(root)
         self._root = root
         self._size, self._mode = (image_size[1], image_size[0]), MODES[channels]
-        folders, self.files, self.beside = list_images(root)
+        folders, self.files, self.left_out = list_images(root)
         if num_classes and not folders:
             raise ValueError(
                 f"data: {printable(root)} has no subfolders, the model {num_classes} classes; make "
