@@ -1,5 +1,6 @@
 """FID's network: its structure, its input, and the files of its weights."""
 
+import pickle
 import re
 
 import pytest
@@ -126,7 +127,7 @@ def test_weights_in_either_format(inception_weights, network, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_other_weights_are_refused_in_one_line(inception_weights, tmp_path):
+def test_other_weights_are_refused_in_one_line(inception_weights, tmp_path, recwarn):
     file = tmp_path / "weights.pth"
 
     def refused(line):
@@ -142,6 +143,9 @@ def test_other_weights_are_refused_in_one_line(inception_weights, tmp_path):
     refused("holds a list, not weights; get pt_")
     torch.save(Inception, file)  # would run code
     refused("not a readable file of weights; get pt_")
+    file.write_bytes(pickle.dumps([1, 2], protocol=4))
+    refused("not a readable file of weights; get pt_")
+    assert not recwarn.list
     weights = torch.load(inception_weights)
     torch.save({**weights, "fc.weight": torch.zeros(1000, 2048)}, file)
     refused("fc.weight must be [1008, 2048], got [1000, 2048], in FID's network; get pt_")

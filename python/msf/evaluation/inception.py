@@ -8,6 +8,7 @@ are those that torch-fidelity and pytorch-fid publish, under the same names.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -205,7 +206,9 @@ def load_inception(path: Path) -> Inception:
         if path.suffix == ".safetensors":
             found = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the protocol of a pickle that it then refuses
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # of many kinds: any byte may be another
         raise ValueError(f"{path}: not a readable file of weights; get {WEIGHTS}") from None
     with own_modes(), torch.device("meta"):
