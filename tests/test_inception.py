@@ -1,5 +1,6 @@
 """FID's network: its structure, its input, and the files of its weights."""
 
+import os
 import pickle
 import re
 
@@ -136,6 +137,9 @@ def test_other_weights_are_refused_in_one_line(inception_weights, tmp_path, recw
         assert "\n" not in str(error.value)
 
     refused("no such file; get pt_inception-2015-12-05-6726825d.pth of pytorch-fid's releases")
+    os.mkfifo(file)
+    refused("is no file")
+    file.unlink()
     for junk in (b"", b"weights", b"PK\3\4" + bytes(100)):
         file.write_bytes(junk)
         refused("not a readable file of weights; get pt_")

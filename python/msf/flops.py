@@ -8,7 +8,7 @@ left out: it doubles both sides of every comparison.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .config import MSFConfig
 from .embeddings import FREQUENCIES
@@ -48,14 +48,11 @@ def stage_costs(config: MSFConfig, steps: Sequence[int] | None = None) -> list[S
     """Return a `StageCost` a stage, base first, at the configuration's image size and, by default,
     steps.
 
-    Raise ValueError unless ``steps`` has one positive number a stage.
+    Raise ValueError for ``steps`` that a configuration cannot have.
     """
-    steps = config.steps if steps is None else steps
-    if len(steps) != len(config.stages) or min(steps) < 1:
-        raise ValueError(
-            f"steps must be {len(config.stages)} positive numbers, one a stage, got {tuple(steps)}"
-        )
-    return [_stage_cost(config, index, n) for index, n in enumerate(steps)]
+    if steps is not None:
+        config = replace(config, steps=tuple(steps))
+    return [_stage_cost(config, index, n) for index, n in enumerate(config.steps)]
 
 
 def peak_teraflops(device_name: str) -> float | None:

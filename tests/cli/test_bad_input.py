@@ -34,7 +34,8 @@ BAD_INPUT = {
     "flops --config {out}/a\nb.json": "a\ufffdb.json: No such file or directory",
     "flops --config {bad}/type.json": "model.stages[1].width must be a whole number, got '16'",
     "flops --config {bad}/size.json": "image sides must be multiples of 2",
-    "flops --preset digits --steps 4 2 1": "steps must be 2 positive numbers, one a stage, got (4",
+    "flops --preset digits --steps 4 2 1": "steps must be 2 positive numbers, one a stage, of at",
+    "flops --preset digits --steps 99999999999": "of at most 100000, got (99999999999, 9",
     "flops {out}/none": "none: holds no model (config.json is missing)",
     "flops digits": "digits: holds no model (config.json is missing); a preset is named by --pres",
     "flops {run} --preset digits": "exclude each other",
@@ -89,7 +90,13 @@ BAD_INPUT = {
     "factorize {image} --out {run}": "run: holds files already",
     "evaluate {run} --out {tiny}/x/y": "tiny.json: is a file; --out must be in a folder",
     "evaluate {run} --out {tiny}": "tiny.json: exists already",
+    "import {run} --out {out}/x": "run: holds weights of msf itself, which need no import",
+    "import {run}/model.safetensors --out {out}/x --format sit": "s: holds weights of msf itself",
+    "import {run}/state-base.safetensors --out {out}/x": "s: holds weights of msf itself",
+    "import {bad}/index --out {out}/x": "holds no config.json; give a checkpoint, or a folder of",
+    "import {bad}/no-class --out {out}/x": "holds what config.json gives no _class_name",
     # Images
+    "factorize {bad}/pipe/config.json": "config.json: is no file",
     "factorize {tiny}": "tiny.json: not a readable image",
     "factorize {bad}/cut.png": "cut.png: not a readable image",
     "factorize {image} --levels 3 --out {out}/x": "12x20 (height x width) is not divisible by 8",
@@ -195,6 +202,8 @@ def bad(workspace: Path) -> Path:
     image = (workspace / "image.png").read_bytes()
     (bad / "cut.png").write_bytes(image[:200])
     (bad / "damaged.png").write_bytes(image[:200] + bytes(len(image) - 200))
+    (bad / "no-class").mkdir()
+    (bad / "no-class" / "config.json").write_text("{}")
     (bad / "index").mkdir()
     (bad / "index" / "latents.json").write_text("{")
     for name in "abcdefghij":

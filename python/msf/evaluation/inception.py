@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..files import check_is_file
 from ..modes import own_modes
 from ..weights import check_tensors
 
@@ -200,7 +201,8 @@ def resize(x: Tensor) -> Tensor:
 def load_inception(path: Path) -> Inception:
     """Return the network with the weights in a file of safetensors or of ``torch.save``, in
     evaluation mode on the CPU. Raise ValueError, one line, where there are none or others."""
-    if not path.is_file():
+    check_is_file(path)
+    if not path.exists():
         raise ValueError(f"{path}: no such file; get {WEIGHTS}")
     try:
         if path.suffix == ".safetensors":

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..files import check_is_file, printable
 
 AVERAGED = ("ema", "model")  # where a file holds several, what their own samplers take comes first
+OWN = "holds weights of msf itself, which need no import"
 ZIP = b"PK\x03\x04"
 WRAPPED = r"^((module|_orig_mod)\.)+"  # by DistributedDataParallel, torch.compile
 
@@ -90,6 +91,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             if own in source.tensors:
                 raise source.error(f"holds {printable(own)} twice, as {printable(name)} too")
             source.tensors[own] = x.detach()
+    if "pyramid.mean" in source.tensors:
+        raise source.error(OWN)
     if not source.tensors:
         raise source.error("holds no tensors by name")
     return source

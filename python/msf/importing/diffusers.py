@@ -11,7 +11,7 @@ import torch
 
 from ..files import printable, read_file
 from ..parsing import parse_number, parse_object, parse_whole
-from .checkpoint import Checkpoint, read_checkpoint
+from .checkpoint import OWN, Checkpoint, read_checkpoint
 
 KIND = "DiTTransformer2DModel"
 FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -69,7 +69,9 @@ def read_folder(folder: Path) -> tuple[Checkpoint, Sizes, list[str]]:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{name}: holds no config.json; give a checkpoint, or a folder of {KIND}")
     config = parse_object(read_file(folder / "config.json"), folder / "config.json")
-    if (kind := config.get("_class_name")) != KIND:
+    if "stages" in config:
+        raise ValueError(f"{name}: {OWN}")
+    if (kind := config.get("_class_name", "what config.json gives no _class_name")) != KIND:
         raise ValueError(f"{name}: must hold a {KIND}, holds {printable(str(kind))}")
     for key, needed in NEEDED.items():
         if config.get(key, needed) != needed:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...config import UPSAMPLE_MODES, component_names
+from ...files import check_is_file
 from .. import outputs, tables
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.image.is_dir():
         raise ValueError(f"{args.image}: is a folder; give an image file")
-    if not args.image.is_file():
+    if not args.image.exists():
         raise ValueError(f"{args.image}: no such file")
+    check_is_file(args.image)
     if not 1 <= args.levels <= MAX_LEVELS:
         raise ValueError(f"--levels must be 1 to {MAX_LEVELS}, got {args.levels}")
     out = args.out or args.image.with_name(args.image.stem + "-msf")
