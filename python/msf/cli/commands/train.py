@@ -12,7 +12,7 @@ posteriors.
 --out gets the model (config.json, model.safetensors), what is needed to continue (training.json,
 state-*.safetensors), metrics.jsonl, tensorboard/, sample grids and loss.png. Ctrl-C saves and
 stops, an error after the first step saves too, and --resume continues. Under torchrun its processes
-train together, one a GPU; SIGTERM saves and stops them too.
+train together, one a GPU; SIGTERM and a closed terminal save and stop them too.
 
 --config names a JSON file {"model": {...}, "training": {...}} with the fields of MSFConfig and
 TrainingConfig, for instance
