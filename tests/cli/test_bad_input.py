@@ -113,6 +113,7 @@ BAD_INPUT = {
     "evaluate {run} --batch-size 0": "--batch-size must be at least 1, got 0",
     "evaluate {run} --samples 3": "num_samples (--samples) must be at least ",
     "evaluate {run} --data textures": "textures has 3 classes, the model 10",
+    "evaluate {run} --samples 1000001": "num_samples (--samples) must be at most 1000000, got 100",
     "evaluate {bad}/run-list": "training.json: must be a JSON object, got list",
     "sample {bad}/twice --out {out}/x.png": "class_names must be different, got 'a' twice",
     "evaluate {bad}/run-pipe": "training.json: is no file",
