@@ -35,8 +35,8 @@ BAD_INPUT = {
     "flops --config {bad}/type.json": "model.stages[1].width must be a whole number, got '16'",
     "flops --config {bad}/size.json": "image sides must be multiples of 2",
     "flops --preset digits --steps 4 2 1": "steps must be 2 positive numbers, one a stage, got (4",
-    "flops {out}/none": "none: holds no model (config.json is missing)",
-    "flops digits": "digits: holds no model (config.json is missing); a preset is named by --pres",
+    "flops {out}/none": "none: no such folder; give a trained model's folder",
+    "flops digits": "digits: no such folder; a preset is named by --preset digits",
     "flops {run} --preset digits": "exclude each other",
     "flops --steps 4": "--steps needs a model",
     # Checkpoints
@@ -47,8 +47,9 @@ BAD_INPUT = {
     "sample {bad}/config --out {out}/x.png": "config.json: MSFConfig: not valid JSON",
     "sample {bad}/half --out {out}/x.png": "not trained yet: residual; finish it with msf train",
     "flops {bad}/pipe": "pipe/config.json: is no file",
-    "inspect {tiny}": "no config.json here",
-    "inspect {out}/none": "no config.json here",
+    "inspect {tiny}": "tiny.json: is no folder; expected a directory made by save_pretrained",
+    "inspect {out}/none": "none: no such folder; expected a directory made by save_pretrained",
+    "flops {tiny}": "tiny.json: is no folder; give a trained model's folder",
     "inspect {bad}/corrupt": "not a readable safetensors file",
     "evaluate {bad}/corrupt": "not a readable safetensors file",
     # Sampling
@@ -112,8 +113,8 @@ BAD_INPUT = {
     # Evaluation
     "evaluate {run} --batch-size 0": "--batch-size must be at least 1, got 0",
     "evaluate {run} --samples 3": "num_samples (--samples) must be at least ",
-    "evaluate {run} --data textures": "textures has 3 classes, the model 10",
     "evaluate {run} --samples 1000001": "num_samples (--samples) must be at most 1000000, got 100",
+    "evaluate {run} --data textures": "textures has 3 classes, the model 10",
     "evaluate {bad}/run-list": "training.json: must be a JSON object, got list",
     "sample {bad}/twice --out {out}/x.png": "class_names must be different, got 'a' twice",
     "evaluate {bad}/run-pipe": "training.json: is no file",
@@ -143,6 +144,8 @@ BAD_INPUT = {
     "train --config {tiny} --data digits --out {bad}/run-data --resume": "data must be a string",
     "train --config {tiny} --data digits --out {bad}/config --resume": "MSFConfig: not valid",
     "train --config {tiny} --data digits --out {bad}/state --resume": "readable training",
+    "train --data digits --out {out}/x --resume": "x: no such folder, so --resume has no settings",
+    "train --data digits --out {out} --resume": "no config.json here, so --resume has no settings",
     "train --data digits --out {out}/x": "give --preset, --config, or --from a model's folder",
 }
 

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import MSFConfig
-from ...pretrained import CONFIG_FILE
+from ...pretrained import CONFIG_FILE, missing
 from ...training.config import CHECKPOINTING, PARALLEL, PRECISIONS, TrainingConfig
 from .. import models, settings, tables
 from ..errors import Failure
@@ -220,7 +220,10 @@ def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
     elif args.preset or args.config or args.start:
         config, training = settings.read(args)
     else:
-        raise ValueError("give --preset, --config, or --from a model's folder")
+        why = f"{args.out}: {missing(args.out)}, so --resume has no settings; "
+        raise ValueError(
+            f"{why if args.resume else ''}give --preset, --config, or --from a model's folder"
+        )
     if training is None:
         raise ValueError(f'{args.config}: key "training" is missing')
     changes = {name: getattr(args, name) for name in CHANGES if getattr(args, name) is not None}
