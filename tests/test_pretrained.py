@@ -51,7 +51,7 @@ def test_models_that_are_nowhere_are_refused_in_one_line(cache):
 
 
 def test_paths_are_never_looked_for_on_the_hub(cache):
-    with pytest.raises(ValueError, match=r"no config\.json here; expected a directory made by"):
+    with pytest.raises(ValueError, match=r"no such folder; expected a directory made by"):
         MSF.from_pretrained(cache / "someone" / "tiny")
 
 

@@ -50,6 +50,16 @@ def check_folder(path: Path, wanted: str = "--out must be a folder") -> None:
         raise ValueError(f"{place}: may not be written to; choose another --out")
 
 
+def check_outside(path: Path, source: str | os.PathLike[str]) -> None:
+    """Raise ValueError where ``path`` is in the folder ``source``, of which it would become a
+    part."""
+    folder = Path(source).resolve()
+    if path.resolve().is_relative_to(folder):
+        raise ValueError(
+            f"{path}: is in the folder of the data, {folder}; choose another --out, outside it"
+        )
+
+
 def read_file(path: Path) -> bytes:
     check_is_file(path)
     return path.read_bytes()

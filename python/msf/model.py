@@ -21,7 +21,7 @@ from .config import MSFConfig
 from .files import atomic_write
 from .interpolation import logit_normal_times, uniform_times
 from .modes import has_values, is_batched, outside, own_modes
-from .pretrained import CONFIG_FILE, WEIGHTS_FILE, folder_of, read_config
+from .pretrained import CONFIG_FILE, WEIGHTS_FILE, folder_of, missing, read_config
 from .pyramid import Pyramid
 from .seeds import drawn_from
 from .transformer import StageTransformer
@@ -266,7 +266,8 @@ class MSF(nn.Module):
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (directory / name).is_file():
                 raise ValueError(
-                    f"{directory}: no {name} here; expected a directory made by save_pretrained"
+                    f"{directory}: {missing(directory, name)}; expected a directory made by "
+                    "save_pretrained"
                 )
         file = directory / WEIGHTS_FILE
         config = read_config(directory)

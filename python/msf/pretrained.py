@@ -41,6 +41,13 @@ def folder_of(name: str | os.PathLike[str], revision: str | None = None) -> Path
         raise ValueError(f"{name}: no such folder, nor a model of the Hub ({reason})") from None
 
 
+def missing(directory: Path, name: str = CONFIG_FILE) -> str:
+    """Return what is wrong with a model's ``directory`` that has no file ``name``."""
+    if not directory.exists():
+        return "no such folder"
+    return f"no {name} here" if directory.is_dir() else "is no folder"
+
+
 def read_config(directory: str | os.PathLike[str]) -> MSFConfig:
     """Read the configuration that ``save_pretrained`` wrote. Raise ValueError (one line) if it is
     corrupt."""

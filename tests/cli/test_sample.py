@@ -178,7 +178,10 @@ def test_what_is_overwritten_stays_until_the_new_is_whole(
     assert len(contents(out)) == 8 and os.listdir(tmp_path) == ["images"]
 
 
-def test_ctrl_c_pressed_again_and_again_ends_in_one_line(workspace: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_again_and_again_ends_in_one_line(
+    workspace: Path, tmp_path: Path, number: int
+) -> None:
     command = [sys.executable, "-m", "msf.cli", "sample", str(workspace / "run"), "--batch-size=4"]
     process = subprocess.Popen(
         [*command, "--num-images=200000", "--out", str(tmp_path / "images")],
@@ -188,7 +191,7 @@ def test_ctrl_c_pressed_again_and_again_ends_in_one_line(workspace: Path, tmp_pa
     while not list(tmp_path.glob("images.parts/0*")) and process.poll() is None:
         time.sleep(0.01)
     for _ in range(20):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         time.sleep(0.01)
     _, messages = process.communicate(timeout=120)
     count = len(os.listdir(tmp_path / "images.parts"))

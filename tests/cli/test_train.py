@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 from msf.cli import main
@@ -26,7 +27,8 @@ def test_train_takes_its_options(tmp_path: Path) -> None:
     assert training["flip"] is True and training["holdout"] == 0.2
 
 
-def test_ctrl_c_pressed_on_and_on_ends_without_a_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_on_and_on_ends_without_a_traceback(tmp_path: Path, number: int) -> None:
     config, out = write_config(tmp_path / "c.json"), tmp_path / "run"
     command = [sys.executable, "-m", "msf.cli", "train", "--config", str(config), "--steps=5000"]
     process = subprocess.Popen(
@@ -35,7 +37,7 @@ def test_ctrl_c_pressed_on_and_on_ends_without_a_traceback(tmp_path: Path) -> No
     while not (out / "metrics.jsonl").exists() and process.poll() is None:
         time.sleep(0.01)
     for _ in range(60):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         time.sleep(0.01)
     _, messages = process.communicate(timeout=120)
     assert process.returncode == 130, messages

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 
+import pytest
 from PIL import Image
 
 from msf.data import load_data
@@ -30,7 +31,8 @@ def test_sigterm_ends_the_workers_when_it_is_the_parents(tmp_path):
     assert not multiprocessing.active_children()
 
 
-def test_ctrl_c_does_not_end_the_workers(photos):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_a_terminal_sends_does_not_end_the_workers(photos, number):
     data = load_data(str(photos), split="train", image_size=(8, 8), channels=1)
     steps = iter(batches(data, 2, 0, 90, seed=0))
     for _ in range(8):
@@ -38,7 +40,7 @@ def test_ctrl_c_does_not_end_the_workers(photos):
     workers = multiprocessing.active_children()
     for worker in workers:
         for _ in range(2):
-            os.kill(worker.pid, signal.SIGINT)
+            os.kill(worker.pid, number)
     assert workers and len(list(steps)) == 82
 
 
@@ -63,3 +65,14 @@ def test_an_interrupt_in_a_destructor_is_not_told(monkeypatch):
         Slow()
         Wrong()
     assert stop.received and told == [OSError] and sys.unraisablehook is hook
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop.received
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from msf import MSF
 from msf.training.stage import StageTrainer
 from msf.training.train import train
 from training_runs import MODEL, STAGE, TRAINING, digest, interrupt_at, run, steps
@@ -59,6 +60,27 @@ def test_a_missing_model_is_rebuilt_from_the_states(whole, damaged, names, capsy
     assert capsys.readouterr().err == (
         f"{damaged}: rebuilt {' and '.join(names)} from the states\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("taken", "lost", "file", "other"),
+    [
+        (["state-base"], [], "state-base", "model"),
+        (["state-base", "model"], [], "state-residual", "model"),
+        (["state-base"], ["model"], "state-base", "state-residual"),
+    ],
+)
+def test_files_of_another_run_are_refused(damaged, photos, tmp_path, taken, lost, file, other):
+    train(MODEL, TRAINING, str(photos), tmp_path / "other", progress=False)
+    for name in taken:
+        shutil.copy(tmp_path / "other" / f"{name}.safetensors", damaged)
+    for name in lost:
+        (damaged / f"{name}.safetensors").unlink()
+    before = digest(damaged)
+    message = f"{file}.safetensors: its statistics of the data are not those of .*/{other}.saf"
+    with pytest.raises(ValueError, match=message):
+        run(damaged, resume=True)
+    assert digest(damaged) == before
 
 
 def truncate(file):
@@ -143,6 +165,17 @@ def test_a_damaged_average_is_refused_before_training(averaged):
         trained("run", resume=True)
     assert str(e.value).startswith(f"{folder}/model.safetensors: ")
     assert not (folder.parent / "state-residual.safetensors").exists()
+
+
+def test_an_average_of_another_run_is_refused(averaged):
+    trained, folder = averaged
+    model = MSF.from_pretrained(folder)
+    model.pyramid.std *= 1.01
+    model.save_pretrained(folder)
+    with pytest.raises(
+        ValueError, match=r"ema-0\.5/model\.safetensors: its statistics of the data"
+    ):
+        trained("run", stages=["base"], resume=True)
 
 
 def test_copies_beside_checkpoints_are_left_alone(tmp_path):

@@ -179,5 +179,5 @@ def test_a_run_is_not_given_another_beginning(whole, tmp_path, capsys):
         train(MODEL, TRAINING, "digits", tmp_path / "run", start=whole, resume=True)
     options = ["--from", str(tmp_path / "none"), "--data", "digits", "--out", str(tmp_path / "x")]
     assert main(["train", *options]) == 2
-    assert "none: holds no model (config.json is missing)" in capsys.readouterr().err
+    assert "none: no such folder; give a trained model's folder" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

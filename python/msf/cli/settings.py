@@ -10,7 +10,7 @@ from ..config import MSFConfig
 from ..files import hinted
 from ..parsing import parse_dataclass, parse_object
 from ..presets import PRESETS, preset
-from ..pretrained import CONFIG_FILE, read_config
+from ..pretrained import CONFIG_FILE, missing, read_config
 from ..training.config import REBUILDS_CONFIG, RUN_FILE, TrainingConfig, has_states, read_run
 
 
@@ -55,10 +55,10 @@ def of_run(directory: Path) -> tuple[MSFConfig, TrainingConfig]:
 def of_model(directory: Path) -> MSFConfig:
     """Return what the model in ``directory`` is. Raise ValueError where there is none."""
     if not (directory / CONFIG_FILE).exists():
-        instead = (
-            f"; a preset is named by --preset {directory}" if str(directory) in PRESETS else ""
-        )
-        raise ValueError(f"{directory}: holds no model ({CONFIG_FILE} is missing){instead}")
+        remedy = "give a trained model's folder"
+        if str(directory) in PRESETS:
+            remedy = f"a preset is named by --preset {directory}"
+        raise ValueError(f"{directory}: {missing(directory)}; {remedy}")
     with hinted(has_states(directory), REBUILDS_CONFIG):
         return read_config(directory)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which end a command."""
+"""Ctrl-C, SIGTERM and a closed terminal's SIGHUP, which end a command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import signal
 import time
 from types import FrameType
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+from ..training.interrupts import STOPS
+
 ONE_WISH = 1.0  # seconds
 
 
@@ -29,8 +30,8 @@ class Interrupt:
 
 
 def interrupt() -> None:
-    """Let both raise KeyboardInterrupt, but for one that is ignored already, as Ctrl-C is in a
-    script's background."""
+    """Let all raise KeyboardInterrupt, but for one that is ignored already, as Ctrl-C is in a
+    script's background and SIGHUP under nohup."""
     handler = Interrupt()
     for number in STOPS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -47,6 +48,6 @@ def heard() -> None:
 
 
 def ignore() -> None:
-    """Ignore both."""
+    """Ignore all."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)

@@ -22,7 +22,8 @@ from .report import BaseGap, Report
 Generate = Callable[[Tensor, list[int], Tensor | None], Tensor]
 
 MAX_MEAN = 10  # of absolute values: far beyond 1, as a model may overshoot
-MAX_SAMPLES = 2000  # by default: the intervals of all but the Frechet distance cost n^2
+DEFAULT_SAMPLES = 2000  # at most: the intervals of all but the Frechet distance cost n^2
+MAX_SAMPLES = 1_000_000  # as many as ``msf sample`` makes; 100 subsets of more fill the memory
 MINIMUM = 2 * (NEIGHBOURS + 1)  # both manifolds of an interval's subset have more than neighbours
 
 
@@ -222,10 +223,11 @@ class Evaluator:
 
 
 def _even_count(asked: int | None, available: int) -> int:
-    """Return the number of samples. Raise ValueError where too few are ``asked`` for."""
-    n = min(available, MAX_SAMPLES) if asked is None else asked
-    if n < MINIMUM:
-        raise ValueError(f"evaluation: num_samples (--samples) must be at least {MINIMUM}, got {n}")
+    """Return the number of samples. Raise ValueError where too few or many are ``asked`` for."""
+    n = min(available, DEFAULT_SAMPLES) if asked is None else asked
+    if not MINIMUM <= n <= MAX_SAMPLES:
+        bound = f"at least {MINIMUM}" if n < MINIMUM else f"at most {MAX_SAMPLES}"
+        raise ValueError(f"evaluation: num_samples (--samples) must be {bound}, got {n}")
     return n - n % 2
 
 

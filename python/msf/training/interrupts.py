@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: the step under way is finished and kept; workers leave both to the parent."""
+"""Ctrl-C, SIGTERM and a closed terminal's SIGHUP: the step under way is finished and kept; workers
+leave them to the parent."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from multiprocessing import parent_process
 from types import FrameType
 from typing import Any
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -32,10 +35,10 @@ def uncut() -> Iterator[None]:
 
 
 class StopSignal:
-    """A StopSignal turns the first Ctrl-C or SIGTERM into the flag ``received``. A second one
-    raises a KeyboardInterrupt, for a step that takes too long. All others do nothing, and so do
+    """A StopSignal turns the first Ctrl-C, SIGTERM or SIGHUP into the flag ``received``. A second
+    one raises a KeyboardInterrupt, for a step that takes too long. All others do nothing, and so do
     those in an ``uncut`` body: the flag is looked at soon. Where the exception meets a destructor,
-    in which Python drops it, nobody is told.
+    in which Python drops it, nobody is told. What is ignored stays so, as SIGHUP under nohup.
 
     Outside the main thread, where Python takes no signals, it does nothing.
     """
@@ -46,8 +49,10 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         self._previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+            for number in STOPS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
+        if self._previous:
             self._hook, sys.unraisablehook = sys.unraisablehook, self._silent_if_interrupted
         return self
 
@@ -70,12 +75,13 @@ class StopSignal:
 
 
 def leave_signals_to_the_parent(_: int) -> None:
-    """Start a worker of a DataLoader such that Ctrl-C does not end it, and SIGTERM only when it is
-    its parent's.
+    """Start a worker of a DataLoader such that neither Ctrl-C nor SIGHUP ends it, and SIGTERM only
+    when it is its parent's.
 
     Sent to all of a job's processes, they let the parent save, for which it needs its workers.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_await_sigterm_of_the_parent, daemon=True).start()
 

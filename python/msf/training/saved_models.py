@@ -15,7 +15,7 @@ from ..pretrained import CONFIG_FILE, WEIGHTS_FILE
 from ..progress import say
 from .checkpoints import Checkpoints
 from .config import REBUILDS, TrainingConfig, read_run
-from .state import load_average, load_part
+from .state import check_statistics, load_average, load_part
 
 
 class SavedModels:
@@ -55,7 +55,12 @@ class SavedModels:
             self._complete(self.path, model)
             for part, folder in self._others.items():
                 self._complete(folder, self._other(part))
+                self.check_statistics(folder / WEIGHTS_FILE, model)
         return model
+
+    def check_statistics(self, file: Path, model: MSF) -> None:
+        """Raise ValueError where those in ``file`` are not those of ``model``, as last saved."""
+        check_statistics(file, model.pyramid, self.path / WEIGHTS_FILE)
 
     def _complete(self, folder: Path, model: MSF) -> None:
         lost, was_there = _lost(folder), folder.exists()
@@ -83,9 +88,13 @@ class SavedModels:
         return self._of_states(MSF.from_pretrained(self.path), part)
 
     def _of_states(self, model: MSF, part: str) -> MSF:
+        loaded: list[Path] = []
         for index, states in enumerate(self.states.values()):
             if file := states.newest_whole():
                 load_average(file, model, index, part)
+                for other in loaded:
+                    check_statistics(other, model.pyramid, file)
+                loaded.append(file)
         return model
 
     def _initial(self) -> MSF:

@@ -38,11 +38,15 @@ class SharedFolder:
             for trainer in trainers:
                 if state := self._newest_state(trainer.name):
                     self.ranks.each(partial(trainer.load, state))
+                    self.ranks.first(partial(self._check_statistics, state, trainer.model))
             self.ranks.first(lambda: self._folder.begin(trainers))
             yield self.ranks.first(lambda: self._folder.changes)
 
     def _newest_state(self, stage: str) -> Path | None:
         return self.ranks.first(lambda: self._folder.models.states[stage].newest_whole())
+
+    def _check_statistics(self, state: Path, model: MSF) -> None:
+        self._folder.models.check_statistics(state, model)
 
     def saved_model(self) -> MSF | None:
         """Return the model as last saved, None where nothing is yet, and in all processes but the

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -58,6 +59,21 @@ def load_average(path: Path, model: MSF, index: int, part: str) -> None:
     tensors, _ = read_state(path)
     load_part(model.stages[index], known_average(part, tensors), tensors, path)
     load_part(model.pyramid, "pyramid.", tensors, path)
+
+
+def check_statistics(path: Path, pyramid: nn.Module, other: Path) -> None:
+    """Raise ValueError where the state or model at ``path`` has other statistics than ``pyramid``,
+    whose file is ``other``: then the two are of different runs. Jobs on different machines, which
+    measure the same data, may differ by rounding."""
+    with _opened(path) as file:
+        names = {name: f"pyramid.{name}" for name in pyramid.state_dict()}
+        found = {name: file.get_tensor(key) for name, key in names.items() if key in file.keys()}  # noqa: SIM118
+    for name, own in pyramid.state_dict().items():
+        if name in found and not torch.allclose(found[name], own.cpu(), rtol=1e-4, atol=1e-5):
+            raise ValueError(
+                f"{path}: its statistics of the data are not those of {other}, so one of the two "
+                "is of another run; restore that or choose another --out"
+            )
 
 
 def known_average(part: str, tensors: Mapping[str, Tensor]) -> str:

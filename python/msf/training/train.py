@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import MSFConfig
 from ..data import ImageData, load_data
-from ..files import printable
+from ..files import check_outside, printable
 from ..model import MSF
 from ..modes import own_modes
 from ..precision import tf32
@@ -80,6 +80,8 @@ def train(
         raise ValueError(
             f"training steps must be {len(names)} numbers, one a stage, got {training.steps}"
         )
+    if source not in ("digits", "textures"):
+        check_outside(Path(out), source)
     chosen = [index for index, name in enumerate(names) if stages is None or name in stages]
     with started(torch.device(device)) as (ranks, device), tf32(training.precision == "tf32"):
         # In a function of its own, as a group of processes that is gone must not be referred to.

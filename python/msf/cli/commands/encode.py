@@ -18,6 +18,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...files import check_outside
 from .. import latents, models
 from ..errors import Failure
 
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Return what --out holds, nothing while other processes have still to end."""
     if not args.images.is_dir():
         raise ValueError(f"{args.images}: no such folder; give a folder of images")
+    check_outside(args.out, args.images)
     models.check_batch_size(args)
     from ...data.latent_index import is_latents, read_index
     from ...encoding.encode import encode, report

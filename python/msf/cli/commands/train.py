@@ -12,7 +12,7 @@ posteriors.
 --out gets the model (config.json, model.safetensors), what is needed to continue (training.json,
 state-*.safetensors), metrics.jsonl, tensorboard/, sample grids and loss.png. Ctrl-C saves and
 stops, an error after the first step saves too, and --resume continues. Under torchrun its processes
-train together, one a GPU; SIGTERM saves and stops them too.
+train together, one a GPU; SIGTERM and a closed terminal save and stop them too.
 
 --config names a JSON file {"model": {...}, "training": {...}} with the fields of MSFConfig and
 TrainingConfig, for instance
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import MSFConfig
-from ...pretrained import CONFIG_FILE
+from ...pretrained import CONFIG_FILE, missing
 from ...training.config import CHECKPOINTING, PARALLEL, PRECISIONS, TrainingConfig
 from .. import models, settings, tables
 from ..errors import Failure
@@ -220,7 +220,10 @@ def _settings(args: argparse.Namespace) -> tuple[MSFConfig, TrainingConfig]:
     elif args.preset or args.config or args.start:
         config, training = settings.read(args)
     else:
-        raise ValueError("give --preset, --config, or --from a model's folder")
+        why = f"{args.out}: {missing(args.out)}, so --resume has no settings; "
+        raise ValueError(
+            f"{why if args.resume else ''}give --preset, --config, or --from a model's folder"
+        )
     if training is None:
         raise ValueError(f'{args.config}: key "training" is missing')
     changes = {name: getattr(args, name) for name in CHANGES if getattr(args, name) is not None}
