@@ -16,11 +16,15 @@ from torch import Tensor
 import msf
 from models import images, tiny_model
 from msf.data import load_data
+from msf.encoding.encode import encode
+from msf.encoding.vae import Autoencoder
 from msf.evaluation import Evaluator
 from msf.evaluation.features import extract, train_feature_network
+from msf.images import save_image
 from msf.modes import own_modes
 from msf.training.stage import StageTrainer
 from training_runs import TRAINING, digest, run
+from vaes import save_vae
 
 
 @contextmanager
@@ -91,6 +95,40 @@ def test_images_of_a_seed(caller: str) -> None:
     assert got.dtype == torch.float32
     # Autocast is the caller's wish here: the same noise, computed in bfloat16.
     torch.testing.assert_close(got, expected, rtol=0, atol=0.3 if caller == "autocast" else 0)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("diffusers", reason="needs diffusers (the latents extra)")
+    return save_vae(tmp_path_factory.mktemp("vae"))
+
+
+@callers
+def test_latents_of_images_and_images_of_latents(caller: str, vae: Path) -> None:
+    def coded() -> tuple[Tensor, Tensor]:
+        coder = Autoencoder(vae)
+        return coder.moments(pictures), coder.decode(latents)
+
+    pictures, latents = images(2, channels=3, size=(32, 32)), images(2, channels=4, size=(16, 16))
+    expected = coded()
+    with CALLERS[caller]():
+        got = coded()
+    assert all(map(torch.equal, got, expected))
+
+
+@callers
+def test_an_encoded_folder(caller: str, vae: Path, tmp_path: Path) -> None:
+    def encoded(name: str) -> list[bytes]:
+        encode(photos, vae, 32, tmp_path / name, batch_size=2, progress=False)
+        return [path.read_bytes() for path in sorted((tmp_path / name).iterdir())]
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, x in enumerate(images(3, channels=3, size=(32, 32))):
+        save_image(photos / f"{number}.png", x)
+    expected = encoded("expected")
+    with CALLERS[caller]():
+        assert encoded("got") == expected
 
 
 def test_images_after_a_step_inside_one_autocast() -> None:
