@@ -15,6 +15,7 @@ from torch import Tensor
 
 import msf
 from models import images, tiny_model
+from msf.cli import main
 from msf.data import load_data
 from msf.encoding.encode import encode
 from msf.encoding.vae import Autoencoder
@@ -129,6 +130,30 @@ def test_an_encoded_folder(caller: str, vae: Path, tmp_path: Path) -> None:
     expected = encoded("expected")
     with CALLERS[caller]():
         assert encoded("got") == expected
+
+
+@pytest.mark.parametrize("caller", sorted({*CALLERS} - {"autocast"}))  # which is the caller's wish
+def test_pictures_of_a_pipeline(caller: str, vae: Path, tmp_path: Path) -> None:
+    def made() -> list[bytes]:
+        pipe = msf.Pipeline.from_pretrained(tmp_path, vae=vae)
+        return [picture.tobytes() for picture in pipe([0, 2]).images]
+
+    tiny_model(channels=4).save_pretrained(tmp_path)
+    expected = made()
+    with CALLERS[caller]():
+        assert made() == expected
+
+
+@callers
+def test_images_of_the_command(caller: str, vae: Path, tmp_path: Path) -> None:
+    def made(name: str) -> bytes:
+        assert main(["sample", *map(str, (tmp_path, "--vae", vae, "--out", tmp_path / name))]) == 0
+        return (tmp_path / name).read_bytes()
+
+    tiny_model(channels=4).save_pretrained(tmp_path)
+    expected = made("expected.png")
+    with CALLERS[caller]():
+        assert made("got.png") == expected
 
 
 def test_images_after_a_step_inside_one_autocast() -> None:

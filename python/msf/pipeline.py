@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .images import to_pil
 from .model import MSF
+from .modes import default_device, own_modes
 from .pretrained import folder_of
 from .progress import say
 from .sampling import sample
@@ -87,6 +88,7 @@ class Pipeline:
         self.model, self.vae, self.class_names = model, vae, tuple(class_names)
 
     @classmethod
+    @own_modes()
     def from_pretrained(
         cls,
         directory: str | os.PathLike[str],
@@ -105,6 +107,7 @@ class Pipeline:
         decoder = None if vae is None else decoder_of(model.config, data, Path(vae), device)
         return cls(model, decoder, names)
 
+    @default_device()
     def __call__(
         self,
         labels: Sequence[int | str] | Tensor | None = None,
