@@ -23,6 +23,7 @@ from msf.evaluation import Evaluator
 from msf.evaluation.features import extract, train_feature_network
 from msf.images import save_image
 from msf.modes import own_modes
+from msf.training.batches import batches
 from msf.training.stage import StageTrainer
 from training_runs import TRAINING, digest, run
 from vaes import save_vae
@@ -72,6 +73,36 @@ def test_a_training_step(caller: str, precision: str) -> None:
     expected = trained(own_modes)
     assert len({float(loss) for loss in expected[:3]}) == 3
     assert all(map(torch.equal, trained(CALLERS[caller]), expected))
+
+
+@callers
+def test_a_loop_of_ones_own(caller: str, tmp_path: Path) -> None:
+    def trained(scope: Callable[[], AbstractContextManager[Any]]) -> dict[str, Tensor]:
+        model, path = tiny_model(channels=1, num_classes=10), tmp_path / "state.safetensors"
+        with scope():
+            data = load_data("digits", split="train", image_size=(8, 8), channels=1)
+            trainer = StageTrainer(model, 0, TRAINING)
+            for steps in (2, 3):
+                for x, y in batches(data, 16, trainer.step_number, steps, seed=0):
+                    trainer.step(x, y)
+                    assert torch.empty(0).device.type == device
+                trainer.check_finite()
+                trainer.save(path)
+                trainer = StageTrainer(model, 0, TRAINING)
+                trainer.load(path)
+            trainer.roll_back(path)
+            for x, y in batches(data, 16, 3, 4, seed=0):
+                trainer.step(x, y)
+            return trainer.state()
+
+    device = "cpu"
+    expected = trained(own_modes)
+    with CALLERS[caller]():
+        device = torch.empty(0).device.type
+    got = trained(CALLERS[caller])
+    assert got.keys() == expected.keys()
+    for name, x in expected.items():
+        assert got[name].dtype == x.dtype and torch.equal(got[name], x), name
 
 
 @callers
