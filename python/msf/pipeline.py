@@ -19,6 +19,7 @@ from .pretrained import folder_of
 from .progress import say
 from .sampling import sample
 from .training.config import class_names_of, read_run
+from .training.identity import listed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,24 +111,30 @@ class Pipeline:
     @default_device()
     def __call__(
         self,
-        labels: Sequence[int | str] | Tensor | None = None,
+        labels: int | str | Sequence[int | str] | Tensor | None = None,
         *,
         seeds: Sequence[int] | None = None,
         **options: Any,
     ) -> Pictures:
         """Make a picture of each label, a class's number or name, or of each seed where the model
-        has no classes. ``seeds`` are 0, 1, ... by default; ``options`` are those of ``msf.sample``.
+        has no classes; one label may stand alone. ``seeds`` are 0, 1, ... by default; ``options``
+        are those of ``msf.sample``.
 
         Raise ValueError for an unknown name, TypeError for what is no label, and as ``msf.sample``
         does.
         """
-        numbers = None
-        if labels is not None:
-            numbers = torch.tensor([*map(self._number, labels)], dtype=torch.int64)
+        numbers = None if labels is None else self._numbers(labels)
         if seeds is None:
             seeds = range(1 if numbers is None else len(numbers))
         made = sample(self.model, numbers, seeds=seeds, **options)
         return Pictures(list(map(to_pil, self.vae.decode(made) if self.vae else made)))
+
+    def _numbers(self, labels: Any) -> Tensor:
+        try:
+            each = [labels] if isinstance(labels, str) else list(labels)
+        except TypeError:  # no sequence
+            each = [labels]
+        return torch.tensor([*map(self._number, each)], dtype=torch.int64)
 
     def _number(self, label: Any) -> int:
         if not isinstance(label, str):
@@ -138,6 +145,6 @@ class Pipeline:
                     f"Pipeline: labels must be classes' numbers or names, got {reprlib.repr(label)}"
                 ) from None
         if label not in self.class_names:
-            known = f"are {', '.join(self.class_names[:5])}, ..." if self.class_names else "unknown"
+            known = f"are {listed(self.class_names, 5)}" if self.class_names else "unknown"
             raise ValueError(f"Pipeline: no class is called {label!r}; names of classes {known}")
         return self.class_names.index(label)
