@@ -17,7 +17,7 @@ from .model import MSF
 from .modes import default_device, own_modes
 from .pretrained import folder_of
 from .progress import say
-from .sampling import sample
+from .sampling import check_model, sample
 from .training.config import class_names_of, read_run
 from .training.identity import listed
 
@@ -70,12 +70,13 @@ class Pipeline:
         class_names: names by which labels may be given, in the order of their numbers.
 
     Raise ValueError where a stage is not trained yet, or the model makes latents and ``vae`` is
-    none, or one of other latents.
+    none, or one of other latents, TypeError for a model that is no MSF.
     """
 
     def __init__(
         self, model: MSF, vae: Autoencoder | None = None, class_names: Sequence[str] = ()
     ) -> None:
+        check_model(model, "Pipeline")
         config = model.config
         if untrained := model.untrained_stages:
             raise ValueError(f"Pipeline: not trained yet: {', '.join(untrained)}")
