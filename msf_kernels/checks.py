@@ -21,8 +21,9 @@ def tensors(op: str, **named: Any) -> None:
     for name, value in named.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
-        if value.layout != torch.strided:
-            raise TypeError(f"{op}: {name} must be a dense tensor, got {_plain(value.layout)}")
+        if value.layout != torch.strided or value.is_nested:
+            kind = "nested" if value.is_nested else _plain(value.layout)
+            raise TypeError(f"{op}: {name} must be a dense tensor, got {kind}")
         if value.dtype not in SUPPORTED:
             raise TypeError(
                 f"{op}: {name} must be float64, float32, bfloat16 or float16, "
@@ -76,6 +77,13 @@ def number(op: str, name: str, value: float) -> None:
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         raise ValueError(f"{op}: {name} must be in the range of a float")
+
+
+def eps(op: str, value: float) -> None:
+    """Check the eps of a norm, below which a row of zeros would become NaN."""
+    number(op, "eps", value)
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{op}: eps must be at least 0 and finite, got {value}")
 
 
 def whole_numbers(op: str, name: str, letters: str, values: Any, count: int) -> None:

@@ -150,6 +150,8 @@ class Plans:
         if form is None:
             return None
         tensors = form.tensors_of(args)
+        if tensors[0].is_nested:  # and has no shape
+            return None
         for fits, plan in form.plans.get(form.key(args, tensors), ()):
             if fits(*tensors):
                 return plan

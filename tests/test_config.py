@@ -59,6 +59,7 @@ def test_stage_names_and_sizes():
         ({"upsample": "bicubic"}, "upsample must be one of"),
         ({"positions": "learned"}, "positions must be one of"),
         ({"time_std": 0.0}, "time_std must be positive"),
+        ({"time_range": (1, 1)}, "time_range must be from one time to another, got "),
         ({"norm": "batch"}, r"norm must be one of \('layer', 'rms'\), got 'batch'"),
         ({"mlp": "relu"}, r"mlp must be one of \('gelu', 'swiglu'\), got 'relu'"),
         ({"label_dropout": 1.5}, r"label_dropout must be in \[0, 1\]"),

@@ -137,7 +137,7 @@ def _check(
     for name, tensor in bias.items():
         checks.shape(op, name, tensor, "(D,)", (channels,))
         checks.dtype(op, name, tensor, tokens["y"].dtype, torch.float32)
-    checks.number(op, "eps", eps)
+    checks.eps(op, eps)
     checks.choice(op, "rounding", rounding, ROUNDINGS)
     checks.choice(op, "norm", norm, NORMS)
     if rounding == "eager":

@@ -33,12 +33,14 @@ def rope_2d(
         (2, N, head_dim / 2) float32: cosines, then sines.
 
     Raises:
-        ValueError: head_dim is no multiple of 4, or the grid is empty.
+        ValueError: head_dim is no multiple of 4, the grid is empty, or theta is not above 0.
     """
     if head_dim <= 0 or head_dim % 4:
         raise ValueError(f"rope_2d: head_dim must be a multiple of 4, got {head_dim}")
     if height <= 0 or width <= 0:
         raise ValueError(f"rope_2d: height and width must be positive, got {height} x {width}")
+    if not 0 < theta < float("inf"):
+        raise ValueError(f"rope_2d: theta must be above 0 and finite, got {theta}")
     device = torch.device(device or "cpu")
     # Neither a table of a graph nor one without values may be kept.
     if torch.compiler.is_compiling() or detect_fake_mode() is not None:

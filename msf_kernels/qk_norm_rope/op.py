@@ -97,7 +97,7 @@ def check_qkv(
             form, length = ("(3*H*d,)", width) if name == "qkv_bias" else ("(d,)", head_dim)
             checks.shape(op, name, given[name], form, (length,))
             checks.dtype(op, name, given[name], qkv.dtype, torch.float32)
-    checks.number(op, "eps", eps)
+    checks.eps(op, eps)
     checks.choice(op, "norm", norm, NORMS)
     for x in "qk":
         if f"{x}_norm_bias" in given and (norm != "layer" or f"{x}_weight" not in given):

@@ -147,6 +147,8 @@ class MSFConfig:
                 "time_period and rope_theta must be above 1, "
                 f"got {self.time_period} and {self.rope_theta}"
             )
+        if self.time_range[0] == self.time_range[1]:
+            yield f"time_range must be from one time to another, got {self.time_range}"
         if self.times not in TIMES:
             yield f"times must be one of {TIMES}, got {self.times!r}"
         if self.time_std <= 0:

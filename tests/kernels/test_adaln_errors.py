@@ -84,6 +84,16 @@ BAD = {
         TypeError,
         "adaln_modulate: eps must be a number, got NoneType",
     ),
+    "eps below zero": (
+        lambda: adaln_modulate(x, row, row, eps=-1.0),
+        ValueError,
+        "adaln_modulate: eps must be at least 0 and finite, got -1.0",
+    ),
+    "eps that is no number of any size": (
+        lambda: adaln_modulate(x, row, row, eps=float("nan")),
+        ValueError,
+        "adaln_modulate: eps must be at least 0 and finite, got nan",
+    ),
     "another rounding": (
         lambda: adaln_modulate(x, row, row, rounding="bf16"),
         ValueError,

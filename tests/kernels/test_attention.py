@@ -226,6 +226,8 @@ def test_rope_table() -> None:
     angles = torch.stack((row, row / 4, column, column / 4), -1).double()  # 16 ** (-1 / 2) = 1 / 4
     torch.testing.assert_close(table, torch.stack((angles.cos(), angles.sin())).float())
     assert rope_2d(2, 3, 8, theta=16.0) is table
+    with pytest.raises(ValueError, match=r"^rope_2d: theta must be above 0 and finite, got 0\.0$"):
+        rope_2d(2, 3, 8, theta=0.0)
 
 
 def test_rope_tables_in_a_compiled_graph() -> None:

@@ -214,6 +214,11 @@ BAD = {
         TypeError,
         "pyramid_split: x must be a dense tensor, got sparse_coo",
     ),
+    "nested images": (
+        lambda: pyramid_split(torch.nested.nested_tensor([residual[0]])),
+        TypeError,
+        "pyramid_split: x must be a dense tensor, got nested",
+    ),
     "8-bit images": (
         lambda: pyramid_split(residual.byte()),
         TypeError,

@@ -137,6 +137,8 @@ def test_transforms_of_torch_func(case: Case) -> None:
     torch.testing.assert_close((above - below) / (2 * step), along, rtol=1e-5, atol=1e-6)
     pair = torch.stack([first, 2 * first])
     vectorised = torch.func.vmap(of_first)(pair)
+    strided = torch.stack([first, 2 * first], 1)
+    torch.testing.assert_close(torch.func.vmap(of_first, in_dims=1)(strided), vectorised)
     torch.testing.assert_close(vectorised, torch.stack([loss(x, *others) for x in pair]))
 
 
