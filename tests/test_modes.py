@@ -15,12 +15,18 @@ from torch import Tensor
 
 import msf
 from models import images, tiny_model
+from msf.cli import main
 from msf.data import load_data
+from msf.encoding.encode import encode
+from msf.encoding.vae import Autoencoder
 from msf.evaluation import Evaluator
 from msf.evaluation.features import extract, train_feature_network
+from msf.images import save_image
 from msf.modes import own_modes
+from msf.training.batches import batches
 from msf.training.stage import StageTrainer
 from training_runs import TRAINING, digest, run
+from vaes import save_vae
 
 
 @contextmanager
@@ -70,6 +76,36 @@ def test_a_training_step(caller: str, precision: str) -> None:
 
 
 @callers
+def test_a_loop_of_ones_own(caller: str, tmp_path: Path) -> None:
+    def trained(scope: Callable[[], AbstractContextManager[Any]]) -> dict[str, Tensor]:
+        model, path = tiny_model(channels=1, num_classes=10), tmp_path / "state.safetensors"
+        with scope():
+            data = load_data("digits", split="train", image_size=(8, 8), channels=1)
+            trainer = StageTrainer(model, 0, TRAINING)
+            for steps in (2, 3):
+                for x, y in batches(data, 16, trainer.step_number, steps, seed=0):
+                    trainer.step(x, y)
+                    assert torch.empty(0).device.type == device
+                trainer.check_finite()
+                trainer.save(path)
+                trainer = StageTrainer(model, 0, TRAINING)
+                trainer.load(path)
+            trainer.roll_back(path)
+            for x, y in batches(data, 16, 3, 4, seed=0):
+                trainer.step(x, y)
+            return trainer.state()
+
+    device = "cpu"
+    expected = trained(own_modes)
+    with CALLERS[caller]():
+        device = torch.empty(0).device.type
+    got = trained(CALLERS[caller])
+    assert got.keys() == expected.keys()
+    for name, x in expected.items():
+        assert got[name].dtype == x.dtype and torch.equal(got[name], x), name
+
+
+@callers
 def test_features(caller: str) -> None:
     data = load_data("textures", split="features", image_size=(16, 16), channels=1, num_classes=0)
     x = data.images(torch.arange(8))
@@ -91,6 +127,64 @@ def test_images_of_a_seed(caller: str) -> None:
     assert got.dtype == torch.float32
     # Autocast is the caller's wish here: the same noise, computed in bfloat16.
     torch.testing.assert_close(got, expected, rtol=0, atol=0.3 if caller == "autocast" else 0)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("diffusers", reason="needs diffusers (the latents extra)")
+    return save_vae(tmp_path_factory.mktemp("vae"))
+
+
+@callers
+def test_latents_of_images_and_images_of_latents(caller: str, vae: Path) -> None:
+    def coded() -> tuple[Tensor, Tensor]:
+        coder = Autoencoder(vae)
+        return coder.moments(pictures), coder.decode(latents)
+
+    pictures, latents = images(2, channels=3, size=(32, 32)), images(2, channels=4, size=(16, 16))
+    expected = coded()
+    with CALLERS[caller]():
+        got = coded()
+    assert all(map(torch.equal, got, expected))
+
+
+@callers
+def test_an_encoded_folder(caller: str, vae: Path, tmp_path: Path) -> None:
+    def encoded(name: str) -> list[bytes]:
+        encode(photos, vae, 32, tmp_path / name, batch_size=2, progress=False)
+        return [path.read_bytes() for path in sorted((tmp_path / name).iterdir())]
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, x in enumerate(images(3, channels=3, size=(32, 32))):
+        save_image(photos / f"{number}.png", x)
+    expected = encoded("expected")
+    with CALLERS[caller]():
+        assert encoded("got") == expected
+
+
+@pytest.mark.parametrize("caller", sorted({*CALLERS} - {"autocast"}))  # which is the caller's wish
+def test_pictures_of_a_pipeline(caller: str, vae: Path, tmp_path: Path) -> None:
+    def made() -> list[bytes]:
+        pipe = msf.Pipeline.from_pretrained(tmp_path, vae=vae)
+        return [picture.tobytes() for picture in pipe([0, 2]).images]
+
+    tiny_model(channels=4).save_pretrained(tmp_path)
+    expected = made()
+    with CALLERS[caller]():
+        assert made() == expected
+
+
+@callers
+def test_images_of_the_command(caller: str, vae: Path, tmp_path: Path) -> None:
+    def made(name: str) -> bytes:
+        assert main(["sample", *map(str, (tmp_path, "--vae", vae, "--out", tmp_path / name))]) == 0
+        return (tmp_path / name).read_bytes()
+
+    tiny_model(channels=4).save_pretrained(tmp_path)
+    expected = made("expected.png")
+    with CALLERS[caller]():
+        assert made("got.png") == expected
 
 
 def test_images_after_a_step_inside_one_autocast() -> None:

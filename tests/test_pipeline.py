@@ -54,7 +54,7 @@ def test_a_folder_gives_names_and_its_latents_are_decoded(tmp_path):
     latents = msf.sample(model, torch.tensor([1, 2]), seeds=[0, 1])
     expected = to_uint8(Autoencoder(vae).decode(latents)).permute(0, 2, 3, 1)
     assert np.array_equal(pixels(pipe(["dog", 2])), expected.numpy())
-    with pytest.raises(ValueError, match="no class is called 'cow'; names of classes are cat, dog"):
+    with pytest.raises(ValueError, match=r"'cow'; names of classes are cat, dog, owl$"):
         pipe(["cow"])
     with pytest.raises(ValueError, match="makes latents of 4 channels, not pictures; give the vae"):
         msf.Pipeline.from_pretrained(tmp_path / "run")
@@ -101,6 +101,19 @@ def test_a_model_of_the_hub_has_names_of_classes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hub, "snapshot_download", download)
     assert msf.Pipeline.from_pretrained("someone/tiny").class_names == ("cat", "dog", "owl")
+
+
+@pytest.mark.parametrize("label", ["dog", 1, np.int64(1), torch.tensor(1)])
+def test_one_label_may_stand_alone(label):
+    pipe = msf.Pipeline(tiny_model(channels=1), class_names=("cat", "dog", "owl"))
+    assert np.array_equal(pixels(pipe(label)), pixels(pipe([1])))
+
+
+@pytest.mark.parametrize("label", ["cow", 1.5])
+def test_one_that_is_none_is_named_whole(label):
+    pipe = msf.Pipeline(tiny_model(channels=1), class_names=("cat", "dog", "owl"))
+    with pytest.raises((ValueError, TypeError), match=rf"^Pipeline: .* {label!r}(;|$)"):
+        pipe(label)
 
 
 @pytest.mark.parametrize("label", [1.5, None, [1]])

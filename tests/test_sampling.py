@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models import images, tiny_model
-from msf import SamplingConfig, sample, sample_components
+from msf import Pipeline, SamplingConfig, sample, sample_components
 from msf.sampling import image_noise
 from msf.sampling_config import SamplingFields
 
@@ -204,6 +204,17 @@ def test_wrong_types_are_one_clear_line(options, message):
 def test_what_is_no_model_is_one_clear_line():
     with pytest.raises(TypeError, match="sample: model must be an MSF, got a NoneType"):
         sample(None, LABELS, seeds=range(4))
+
+
+@pytest.mark.parametrize("wrapper", [torch.nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_of_a_wrapped_model_its_module_is_asked_for(wrapper):
+    wrapped = wrapper(tiny_model(channels=1))
+    message = f"model must be an MSF, got a {wrapper.__name__}; give its .module$"
+    with pytest.raises(TypeError, match=f"^sample: {message}"):
+        sample(wrapped, torch.tensor([0]), seeds=[0])
+    with pytest.raises(TypeError, match=f"^Pipeline: {message}"):
+        Pipeline(wrapped)
+    sample(wrapped.module, torch.tensor([0]), seeds=[0])
 
 
 def test_seeds_may_be_a_tensor():

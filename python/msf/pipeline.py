@@ -14,10 +14,12 @@ from torch import Tensor
 
 from .images import to_pil
 from .model import MSF
+from .modes import default_device, own_modes
 from .pretrained import folder_of
 from .progress import say
-from .sampling import sample
+from .sampling import check_model, sample
 from .training.config import class_names_of, read_run
+from .training.identity import listed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,12 +70,13 @@ class Pipeline:
         class_names: names by which labels may be given, in the order of their numbers.
 
     Raise ValueError where a stage is not trained yet, or the model makes latents and ``vae`` is
-    none, or one of other latents.
+    none, or one of other latents, TypeError for a model that is no MSF.
     """
 
     def __init__(
         self, model: MSF, vae: Autoencoder | None = None, class_names: Sequence[str] = ()
     ) -> None:
+        check_model(model, "Pipeline")
         config = model.config
         if untrained := model.untrained_stages:
             raise ValueError(f"Pipeline: not trained yet: {', '.join(untrained)}")
@@ -87,6 +90,7 @@ class Pipeline:
         self.model, self.vae, self.class_names = model, vae, tuple(class_names)
 
     @classmethod
+    @own_modes()
     def from_pretrained(
         cls,
         directory: str | os.PathLike[str],
@@ -105,26 +109,33 @@ class Pipeline:
         decoder = None if vae is None else decoder_of(model.config, data, Path(vae), device)
         return cls(model, decoder, names)
 
+    @default_device()
     def __call__(
         self,
-        labels: Sequence[int | str] | Tensor | None = None,
+        labels: int | str | Sequence[int | str] | Tensor | None = None,
         *,
         seeds: Sequence[int] | None = None,
         **options: Any,
     ) -> Pictures:
         """Make a picture of each label, a class's number or name, or of each seed where the model
-        has no classes. ``seeds`` are 0, 1, ... by default; ``options`` are those of ``msf.sample``.
+        has no classes; one label may stand alone. ``seeds`` are 0, 1, ... by default; ``options``
+        are those of ``msf.sample``.
 
         Raise ValueError for an unknown name, TypeError for what is no label, and as ``msf.sample``
         does.
         """
-        numbers = None
-        if labels is not None:
-            numbers = torch.tensor([*map(self._number, labels)], dtype=torch.int64)
+        numbers = None if labels is None else self._numbers(labels)
         if seeds is None:
             seeds = range(1 if numbers is None else len(numbers))
         made = sample(self.model, numbers, seeds=seeds, **options)
         return Pictures(list(map(to_pil, self.vae.decode(made) if self.vae else made)))
+
+    def _numbers(self, labels: Any) -> Tensor:
+        try:
+            each = [labels] if isinstance(labels, str) else list(labels)
+        except TypeError:  # no sequence
+            each = [labels]
+        return torch.tensor([*map(self._number, each)], dtype=torch.int64)
 
     def _number(self, label: Any) -> int:
         if not isinstance(label, str):
@@ -135,6 +146,6 @@ class Pipeline:
                     f"Pipeline: labels must be classes' numbers or names, got {reprlib.repr(label)}"
                 ) from None
         if label not in self.class_names:
-            known = f"are {', '.join(self.class_names[:5])}, ..." if self.class_names else "unknown"
+            known = f"are {listed(self.class_names, 5)}" if self.class_names else "unknown"
             raise ValueError(f"Pipeline: no class is called {label!r}; names of classes {known}")
         return self.class_names.index(label)

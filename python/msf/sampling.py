@@ -6,7 +6,7 @@ import operator
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,9 +85,7 @@ def sample_components(
     **fields: Unpack[SamplingFields],
 ) -> Sample:
     """Generate what ``sample`` does, and keep the components that the images are made of."""
-    # A model is known by its config, because a compiled one is of another class.
-    if not isinstance(getattr(model, "config", None), MSFConfig):
-        raise TypeError(f"sample: model must be an MSF, got a {type(model).__name__}")
+    check_model(model, "sample")
     model = _gathered(model)
     device, pyramid = model.pyramid.mean.device, model.pyramid
     seeds = _whole_numbers(seeds)
@@ -123,6 +121,16 @@ def sample_components(
             "sample: the model makes NaN or infinity; try it in float32 (--precision fp32)"
         )
     return Sample(x, components)
+
+
+def check_model(model: Any, caller: str) -> None:
+    """Raise TypeError unless ``model`` is an MSF. It is known by its config, because a compiled one
+    is of another class."""
+    if isinstance(getattr(model, "config", None), MSFConfig):
+        return
+    inner = getattr(getattr(model, "module", None), "config", None)
+    hint = "; give its .module" if isinstance(inner, MSFConfig) else ""
+    raise TypeError(f"{caller}: model must be an MSF, got a {type(model).__name__}{hint}")
 
 
 def _gathered(model: MSF) -> MSF:

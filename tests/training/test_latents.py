@@ -4,7 +4,7 @@ import json
 import math
 import pickle
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -241,6 +241,43 @@ def test_what_does_not_fit_is_one_line(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_damaged_shard_is_not_trained_on(tmp_path, capsys, resume):
+    """By the statistics of a new run; by a worker process of one that continues."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    write_latents(data)
+    if resume:
+        training = replace(TRAINING, steps=(2, 2))
+        train(CONFIG, training, str(data), run, progress=False)
+    flip_a_bit(data / "latents-00001.safetensors")
+    config = tmp_path / "model.json"
+    config.write_text(json.dumps({"model": asdict(CONFIG), "training": asdict(TRAINING)}))
+    options = ["--resume", "--steps", 4, 4] if resume else ["--config", config]
+    options += ["--data", data, "--out", run, "--quiet"]
+    assert main(["train", *map(str, options)]) == 2
+    assert capsys.readouterr().err.endswith(
+        f"msf train: data: {data / 'latents-00001.safetensors'} is damaged; restore it, or make it "
+        "anew with the same msf encode command\n"
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_names_its_file(tmp_path, value):
+    x = moments(150)
+    x[100, 0, 3, 5, 5] = value
+    write_latents(tmp_path, x=x)
+    data = load(tmp_path)
+    data.images(torch.arange(100))
+    with pytest.raises(ValueError, match=r"^data: .*/latents-00001.safetensors holds NaN or inf"):
+        data.images(torch.arange(90, 110), generator(0))
+
+
 def test_latents_without_classes(tmp_path):
     write_latents(tmp_path, classes=0)
     data = load(tmp_path)
@@ -261,9 +298,7 @@ def test_inspect_tells_what_is_in_it_and_verifies_checksums(tmp_path, capsys):
     ):
         assert re.search(f"^{line}$", out, re.MULTILINE)
     file = tmp_path / "latents-00001.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    flip_a_bit(file)
     (tmp_path / "latents-00002.safetensors").unlink()
     assert main(["inspect", str(tmp_path), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)

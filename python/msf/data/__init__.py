@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..modes import own_modes
 from .dataset import ImageData, UnreadableImage
 from .digits import Digits
 from .folder import ImageFolder
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 
+@own_modes()
 def load_data(
     source: str,
     *,

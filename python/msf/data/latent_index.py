@@ -155,7 +155,16 @@ def damage(folder: Path, shard: Shard) -> str | None:
 def check_sizes(folder: Path, shards: Iterable[Shard]) -> None:
     """Raise ValueError (one line) for the first shard that is missing or of another size."""
     for shard in shards:
-        if found := misfit(folder, shard):
-            raise ValueError(
-                f"data: {found}; restore it, or make it anew with the same msf encode command"
-            )
+        _refuse(misfit(folder, shard))
+
+
+def check_bytes(folder: Path, shard: Shard) -> None:
+    """Raise ValueError (one line) where a shard's file is not what it was. Reads all of it."""
+    _refuse(damage(folder, shard))
+
+
+def _refuse(found: str | None) -> None:
+    if found:
+        raise ValueError(
+            f"data: {found}; restore it, or make it anew with the same msf encode command"
+        )

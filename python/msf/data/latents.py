@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..files import printable
 from .dataset import ImageData
-from .latent_index import Shard, check_sizes, read_index
+from .latent_index import Shard, check_bytes, check_sizes, read_index
 from .splits import HOLDOUT, check_not_empty, in_split
 
 
@@ -21,7 +21,8 @@ class Latents(ImageData):
 
     From a generator the latents are drawn, of the image or, with ``flip``, of its mirror image;
     without one they are the posterior's means. Shards are mapped into memory, each when it is first
-    read, so a process takes of them what the system's cache has room for. Splits are as those of
+    read, and its checksum then verified, so a process takes of them what the system's cache has
+    room for. Splits are as those of
     the images in a folder.
     """
 
@@ -84,25 +85,40 @@ class Latents(ImageData):
 
     def images(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
         mirrored = self.mirrored(len(indices), generator)
-        mean, log_variance = self._moments(self._rows[indices], mirrored).chunk(2, dim=1)
+        rows = self._rows[indices]
+        mean, log_variance = self._moments(rows, mirrored).chunk(2, dim=1)
         if generator is not None:
             noise = torch.randn(mean.shape, generator=generator)
             mean = mean + (0.5 * log_variance).exp() * noise
         vae = self._index.vae
-        return (mean - vae.shift_factor) * vae.scaling_factor
+        latents = (mean - vae.shift_factor) * vae.scaling_factor
+        finite = latents.isfinite().flatten(1).all(1)
+        if not finite.all():
+            shard = self._index.shards[int(self._shard_numbers(rows[~finite])[0])]
+            raise ValueError(
+                f"data: {printable(self._root / shard.name)} holds NaN or infinity; remove it and "
+                "make it anew with the same msf encode command"
+            )
+        return latents
 
     def _moments(self, rows: Tensor, mirrored: Tensor | None) -> Tensor:
         """Return moments (B, 2C, h, w) float32 of the images, or of their mirror images where they
         are ``mirrored`` (B, 1, 1, 1) bool; ``rows`` (B,) count images through all shards."""
         versions = torch.zeros_like(rows) if mirrored is None else mirrored.flatten().long()
-        shards = torch.bucketize(rows, self._starts, right=True) - 1
+        shards = self._shard_numbers(rows)
         places = zip(shards.tolist(), (rows - self._starts[shards]).tolist(), versions.tolist())
         return torch.stack([self._shard(s)[row, version] for s, row, version in places]).float()
 
+    def _shard_numbers(self, rows: Tensor) -> Tensor:
+        return torch.bucketize(rows, self._starts, right=True) - 1
+
     def _shard(self, number: int) -> Tensor:
-        """Return the moments of a shard, mapped into memory."""
+        """Return the moments of a shard, mapped into memory. Raise ValueError (one line) where its
+        bytes are not what they were."""
         if number not in self._shards:
-            self._shards[number] = self._tensors(self._index.shards[number])["moments"]
+            shard = self._index.shards[number]
+            check_bytes(self._root, shard)  # 34 ms; to draw its 1,024 latents of 4x32x32 takes 45
+            self._shards[number] = self._tensors(shard)["moments"]
         return self._shards[number]
 
     def _labels_and_hashes(self) -> tuple[Tensor, Tensor]:

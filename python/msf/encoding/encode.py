@@ -18,6 +18,7 @@ from ..data.listing import list_images
 from ..data.names import Names
 from ..data.splits import hash_of
 from ..files import printable
+from ..modes import own_modes
 from ..progress import Bar, bar, say
 from ..training.batches import in_shared_memory
 from ..training.identity import fingerprint, listed
@@ -27,6 +28,7 @@ from .encoded_folder import EncodedFolder
 from .vae import Autoencoder, problem
 
 
+@own_modes()
 def encode(
     source: Path,
     vae: Path,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data.latent_index import LatentIndex, Vae
 from ..files import checksum, printable, read_file
+from ..modes import own_modes
 from ..parsing import parse_object
 
 CONFIG = "config.json"
@@ -25,6 +26,7 @@ class Autoencoder:
     diffusers saved in ``folder``. Raise ValueError (one line) where there is none that can be
     loaded without running what it holds, ImportError where diffusers is missing."""
 
+    @own_modes()
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         _check(folder)
         try:
@@ -98,6 +100,7 @@ class Autoencoder:
                 f"on: {', '.join(other)}; give their VAE"
             )
 
+    @own_modes()
     @torch.inference_mode()
     def moments(self, images: Tensor) -> Tensor:
         """Return mean and log-variance (B, 2, 2C, h, w) float32 of the posteriors of images
@@ -109,6 +112,7 @@ class Autoencoder:
         parts = images.split(1) if self.device.type == "cpu" else [images]
         return torch.cat([self._moments(part.to(self.device)).cpu() for part in parts])
 
+    @own_modes()
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Return images (B, 3, H, W) float32 on the CPU, about in [-1, 1], of latents (B, C, h, w)

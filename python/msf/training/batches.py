@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data import ImageData
+from ..modes import own_modes
 from ..seeds import generator
 from .interrupts import leave_signals_to_the_parent
 from .skipped import ReadableBatches, Skipped
@@ -113,7 +114,10 @@ def batches(
         worker_init_fn=leave_signals_to_the_parent,
         pin_memory=pin,
     )
-    for images, labels, problems in loader:
+    # Not around the loop, in which the caller's code runs at each yield.
+    loaded, following = own_modes()(iter)(loader), own_modes()(next)
+    while batch := following(loaded, None):
+        images, labels, problems = batch
         if skipped is not None:
             skipped.add(problems)
         yield images, labels

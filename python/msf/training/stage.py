@@ -39,6 +39,7 @@ class StageTrainer:
     In a job of several processes every one has a StageTrainer, and ``ranks`` says which it is.
     """
 
+    @own_modes()
     def __init__(
         self, model: MSF, index: int, config: TrainingConfig, ranks: Ranks = ONE_PROCESS
     ) -> None:
@@ -195,6 +196,7 @@ class StageTrainer:
         if self.ranks.is_first:
             write_state(path, state, self.step_number)
 
+    @own_modes()
     def load(self, path: Path) -> None:
         """Continue from what ``save`` wrote, with any number of processes. Raise ValueError if it
         is corrupt or does not fit."""
@@ -209,6 +211,7 @@ class StageTrainer:
         self._restore(tensors, path)
         self.step_number = step
 
+    @own_modes()
     def roll_back(self, path: Path) -> None:
         """Take the weights, and all else that steps change, back to what ``save`` wrote. The number
         of the step stays, so that the data and random numbers that spoilt them are not met again.

@@ -66,10 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was made, in the process that put it together, nothing in others."""
     device = models.device(args)
+    from ...modes import own_modes
     from ...training.ranks import FailedElsewhere, started
     from ..sample_job import prepare
 
-    with ExitStack() as claims:
+    with ExitStack() as claims, own_modes():
         try:
             with started(device) as (ranks, device):
                 job = ranks.each(lambda: prepare(args, device, ranks.rank, ranks.count))
