@@ -178,7 +178,7 @@ TABLE: dict[str, dict[tuple[str, str], dict[str, Row]]] = {
             "1 pixel": (to.picture(1, 1), "is not divisible by 2"),
             "odd sides": (to.picture(9, 8), "crop it to 8x8"),
             "16 bits": (to.picture(8, 8, "I;16"), "only 8-bit images are, not mode I;16"),
-            "pipe": (to.pipe, "no such file"),
+            "pipe": (to.pipe, "is no file"),
             "link to itself": (to.loop, "no such file"),
             "folder": (to.folder, "is a folder; give an image file"),
             "pickle": (to.pickled, NO_IMAGE),

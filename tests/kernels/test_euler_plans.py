@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_kernels import guided_euler_merge, guided_euler_step
+from msf_kernels import dispatch, guided_euler_merge, guided_euler_step
 from msf_kernels.euler import cuda as euler_cuda
 from numerics import DEVICE, normal
 
@@ -57,6 +57,7 @@ def launched(backend_name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[lis
         original(name, *args)
 
     monkeypatch.setattr(euler_cuda, "launch", launch)
+    dispatch.generation += 1  # no plan of another test holds
     yield names
 
 
