@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -26,6 +26,8 @@ from msf_kernels.audit import disassembly
 from msf_kernels.audit import triton as audit_triton
 from msf_kernels.audit.instructions import fault
 from msf_kernels.audit.uniform import uninitialised_reads
+
+from .machine_code import sass
 
 LISTING = """
 Fatbin elf code:
@@ -129,10 +131,6 @@ HGMMA = "HGMMA.64x8x16.F32.BF16 R24, gdesc[UR4], R24 ;"
 )
 def test_what_ptxas_dropped_is_a_fault(ptx: str, sass: str, line: str | None) -> None:
     assert fault(ptx, sass) == line
-
-
-def sass(lines: Iterable[str]) -> str:
-    return "\n".join(f"        /*{16 * at:04x}*/   {line} ;" for at, line in enumerate(lines))
 
 
 @pytest.mark.parametrize(

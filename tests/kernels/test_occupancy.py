@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -16,6 +15,7 @@ from msf_kernels.audit.row import Row
 from msf_kernels.cuda_support import extension
 
 from .emulated import emulated
+from .machine_code import sass
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,6 @@ LDG = "LDG.E.128"
 FIRST, SECOND = f"{LDG} R4, desc[UR4][R2.64]", f"{LDG} R8, desc[UR4][R2.64+0x10]"
 NEXT, AGAIN = "IADD3 R2, P0, R2, 0x40, RZ", "@P0 BRA 0x0"
 COPY, COMMIT = "LDGSTS.E.BYPASS.128 [R20], desc[UR4][R2.64]", "LDGDEPBAR"
-
-
-def sass(lines: Iterable[str]) -> str:
-    return "\n".join(f"        /*{16 * at:04x}*/   {line} ;" for at, line in enumerate(lines))
 
 
 @pytest.mark.parametrize(
