@@ -22,8 +22,7 @@ class Latents(ImageData):
     From a generator the latents are drawn, of the image or, with ``flip``, of its mirror image;
     without one they are the posterior's means. Shards are mapped into memory, each when it is first
     read, and its checksum then verified, so a process takes of them what the system's cache has
-    room for. Splits are as those of
-    the images in a folder.
+    room for. Splits are as those of the images in a folder.
     """
 
     on_disk = True

@@ -19,8 +19,8 @@ def list_images(root: Path) -> tuple[list[str], dict[str, int], list[str]]:
     ``root``, class by class, and what is left out: images beside the class folders, which are in no
     class, and other files. No class folders where all images lie in ``root`` itself.
 
-    What is hidden, AppleDouble's ``._x.png`` too, goes without a word. Raise ValueError
-    where there are no images, or none in a class.
+    What is hidden, AppleDouble's ``._x.png`` too, goes without a word. Raise ValueError where there
+    are no images, or none in a class.
     """
     content, inside = _entries(root), _inside(root)
     folders = [entry.name for entry in content if _is_folder(entry, inside)]
