@@ -106,10 +106,10 @@ def step_of_pair(
     x, v_cond, v_uncond, scale, dt, tile, extent, y, PATCH: tl.constexpr, PLANAR: tl.constexpr
 ):
     """Return two pixels of row y after the step, rounded as a residual of its own would be."""
-    value = load_pair(x, tile, extent, y, PLANAR)
-    velocity = load_pair(v_cond, tile, extent, y, PLANAR, 0, PATCH)
+    value = load_pair(x, tile, y, PLANAR)
+    velocity = load_pair(v_cond, tile, y, PLANAR, PATCH)
     if v_uncond is not None:
-        wide = load_pair(v_uncond, tile, extent, y, PLANAR, 0, PATCH)
+        wide = load_pair(v_uncond, tile, y, PLANAR, PATCH)
         velocity = wide + scale * (velocity - wide)
     return widen(narrow(value + dt * velocity, x.ptr.dtype.element_ty))
 
@@ -132,7 +132,7 @@ def step_merge_kernel(
     high: tl.float64,
     PATCH: tl.constexpr,
     extent,
-    BILINEAR: tl.constexpr,
+    CHUNK: tl.constexpr,
     PLANAR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -141,7 +141,7 @@ def step_merge_kernel(
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
     mean = None if mean_ptr is None else load_channel(mean_ptr, tile, extent)
     std = None if std_ptr is None else load_channel(std_ptr, tile, extent)
-    upper, lower = upsample(base, tile, extent, BILINEAR, PLANAR)
+    upper, lower = upsample(base, tile, extent, CHUNK, PLANAR)
     scale = scalar(guidance_scale, guidance_scale_ptr, step_ptr, upper.dtype)
     time = scalar(dt, dt_ptr, step_ptr, upper.dtype)
     y = 2 * tile[2]

@@ -29,7 +29,7 @@ def split_kernel(
     mean_ptr,  # (C,) or absent
     std_ptr,  # (C,) or absent
     extent,
-    BILINEAR: tl.constexpr,
+    CHUNK: tl.constexpr,
     PLANAR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -39,9 +39,9 @@ def split_kernel(
     mean = None if mean_ptr is None else load_channel(mean_ptr, tile, extent)
     std = None if std_ptr is None else load_channel(std_ptr, tile, extent)
     y = 2 * tile[2]
-    top = load_pair(x, tile, extent, y, PLANAR)
-    bottom = load_pair(x, tile, extent, y + 1, PLANAR)
-    upper, lower = upsample(x, tile, extent, BILINEAR, PLANAR, True)
+    top = load_pair(x, tile, y, PLANAR)
+    bottom = load_pair(x, tile, y + 1, PLANAR)
+    upper, lower = upsample(x, tile, extent, CHUNK, PLANAR, True)
     store_pixel(base, tile, pool(top, bottom))
     store_pair(residual, tile, y, standardise(top - upper, mean, std), PLANAR)
     store_pair(residual, tile, y + 1, standardise(bottom - lower, mean, std), PLANAR)
@@ -54,7 +54,7 @@ def split_backward_kernel(
     grad_x,  # Image (B, C, 2h, 2w)
     std_ptr,  # (C,) or absent
     extent,
-    BILINEAR: tl.constexpr,
+    CHUNK: tl.constexpr,
     PLANAR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -68,9 +68,9 @@ def split_backward_kernel(
         bottom = top
     else:
         std = None if std_ptr is None else load_channel(std_ptr, tile, extent)
-        top = divide_pair(load_pair(grad_residual, tile, extent, y, PLANAR), std)
-        bottom = divide_pair(load_pair(grad_residual, tile, extent, y + 1, PLANAR), std)
-        pooled = -upsample_adjoint(grad_residual, std, tile, extent, top, bottom, BILINEAR, PLANAR)
+        top = divide_pair(load_pair(grad_residual, tile, y, PLANAR), std)
+        bottom = divide_pair(load_pair(grad_residual, tile, y + 1, PLANAR), std)
+        pooled = -upsample_adjoint(grad_residual, std, tile, extent, top, bottom, CHUNK, PLANAR)
         if grad_base is not None:
             pooled = pooled + load_pixel(grad_base, tile, tile[2], tile[3])
         quarter = (pooled * 0.25)[:, :, None]
@@ -89,7 +89,7 @@ def merge_kernel(
     low: tl.float64,
     high: tl.float64,
     extent,
-    BILINEAR: tl.constexpr,
+    CHUNK: tl.constexpr,
     PLANAR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -99,9 +99,9 @@ def merge_kernel(
     mean = None if mean_ptr is None else load_channel(mean_ptr, tile, extent)
     std = None if std_ptr is None else load_channel(std_ptr, tile, extent)
     y = 2 * tile[2]
-    upper, lower = upsample(base, tile, extent, BILINEAR, PLANAR)
-    top = upper + restore(load_pair(residual, tile, extent, y, PLANAR), mean, std)
-    bottom = lower + restore(load_pair(residual, tile, extent, y + 1, PLANAR), mean, std)
+    upper, lower = upsample(base, tile, extent, CHUNK, PLANAR)
+    top = upper + restore(load_pair(residual, tile, y, PLANAR), mean, std)
+    bottom = lower + restore(load_pair(residual, tile, y + 1, PLANAR), mean, std)
     store_pair(x, tile, y, clamp(top, low, high), PLANAR)
     store_pair(x, tile, y + 1, clamp(bottom, low, high), PLANAR)
 
@@ -113,7 +113,7 @@ def merge_backward_kernel(
     grad_residual,  # Image (B, C, 2h, 2w)
     std_ptr,  # (C,) or absent
     extent,
-    BILINEAR: tl.constexpr,
+    CHUNK: tl.constexpr,
     PLANAR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -122,9 +122,9 @@ def merge_backward_kernel(
     tile = own_tile(extent, PLANAR, ROWS, COLUMNS)
     y = 2 * tile[2]
     std = None if std_ptr is None else load_channel(std_ptr, tile, extent)
-    top = load_pair(grad, tile, extent, y, PLANAR)
-    bottom = load_pair(grad, tile, extent, y + 1, PLANAR)
-    pooled = upsample_adjoint(grad, None, tile, extent, top, bottom, BILINEAR, PLANAR)
+    top = load_pair(grad, tile, y, PLANAR)
+    bottom = load_pair(grad, tile, y + 1, PLANAR)
+    pooled = upsample_adjoint(grad, None, tile, extent, top, bottom, CHUNK, PLANAR)
     store_pixel(grad_base, tile, pooled)
     store_pair(grad_residual, tile, y, restore(top, None, std), PLANAR)
     store_pair(grad_residual, tile, y + 1, restore(bottom, None, std), PLANAR)
@@ -166,7 +166,6 @@ def pyramid_split_backward(
         grad_residual=image(grad_residual),
         grad_x=image(grad),
         std_ptr=contiguous(std),
-        bilinear_access=4,  # with 8 bytes and those around them, Triton 3.9 spilled on sm_80
     )
     return grad
 
