@@ -49,6 +49,8 @@ class Implementation:
         lasting: whether these reasons follow from the signature of the arguments (`plans.py`), and
             from no setting that may change.
         recordable: whether what `run` launches follows from it too, by `cuda_support.launch`.
+        run_without_gradient: runs calls that no gradient is asked of, where that is less: it returns
+            None for results that only a gradient reads.
     """
 
     run: Callable[..., Any]
@@ -56,6 +58,11 @@ class Implementation:
     unsupported_args_reason: Callable[..., str | None] = _supported
     lasting: bool = False
     recordable: bool = False
+    run_without_gradient: Callable[..., Any] | None = None
+
+    def for_calls(self, differentiable: bool) -> Callable[..., Any]:
+        """Return what runs calls that a gradient may be asked of, or those that none is."""
+        return self.run if differentiable else self.run_without_gradient or self.run
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,7 @@ def run(op: str, device: torch.device, *args: Any) -> Any:
 
 
 def run_requested(
-    op: str, requested: str, device: torch.device, args: Sequence[Any]
+    op: str, requested: str, device: torch.device, args: Sequence[Any], differentiable: bool = True
 ) -> tuple[Implementation | None, Any]:
     """Run operator `op` on backend `requested`, or on the first in automatic order for "auto".
 
@@ -178,12 +185,13 @@ def run_requested(
     change with some setting, and the result.
     """
     if requested == "auto":
-        return _run_first(op, device, args)
+        return _run_first(op, device, args, differentiable)
     reason = _unsupported_reason(op, requested, device, args)
     if reason:
         raise BackendUnavailable(f"{op}: backend {requested} cannot run: {reason}")
     implementation = _registry[op][requested]
-    return (implementation if implementation.lasting else None), implementation.run(*args)
+    result = implementation.for_calls(differentiable)(*args)
+    return (implementation if implementation.lasting else None), result
 
 
 @contextmanager
@@ -266,7 +274,7 @@ def requested_backend(op: str) -> str:
 
 
 def _run_first(
-    op: str, device: torch.device, args: Sequence[Any]
+    op: str, device: torch.device, args: Sequence[Any], differentiable: bool
 ) -> tuple[Implementation | None, Any]:
     """Run on the first backend in automatic order that can, or whose kernels compile."""
     global generation
@@ -278,7 +286,8 @@ def _run_first(
         lasting = lasting and (implementation is None or implementation.lasting)
         if implementation is not None and reason is None:
             try:
-                return (implementation if lasting else None), implementation.run(*args)
+                result = implementation.for_calls(differentiable)(*args)
+                return (implementation if lasting else None), result
             except CompilationFailed as error:
                 reason = _failed[op, name] = str(error)
                 generation += 1

@@ -39,7 +39,7 @@ class Example:
         variant: a name that tells it from the op's other examples.
         audited: the shapes at which the audit compiles the kernels of the call and of its gradient.
             At others nobody knows whether they spill registers.
-        audited_forward: the shapes at which it compiles the kernels of the call alone.
+        audited_forward: the shapes at which it compiles those of a call without a gradient.
     """
 
     op: str

@@ -43,7 +43,7 @@ def define(
     sizes: Callable[..., measurements.Sizes] | None = None,
     check: Callable[..., None] = lambda op, **arguments: None,
     numbers: Sequence[str] = (),
-    for_gradient: int = 0,
+    for_gradient: bool = False,
 ) -> Callable[..., Any]:
     """Define the operator `msf::<schema>` and return its callable.
 
@@ -65,8 +65,8 @@ def define(
             is checked.
         numbers: the arguments, tensors in the schema, that may come as numbers too. Kernels and
             graphs get those as float64 tensors on the CPU. Floats are no part of a signature.
-        for_gradient: how many of the results, the last ones, only the gradient reads. A call
-            without one may have None for them, and a launcher in CUDA 0 for their addresses.
+        for_gradient: whether only the gradient reads some of the results. In a call without one
+            kernels get `for_gradient=False`, and return None for them.
 
     `fake`, `sizes` and `unsupported_reason` have as parameters, by name, only those arguments of
     the operator that they look at (`by_name`).
@@ -82,12 +82,14 @@ def define(
     package = reference.__module__.rpartition(".")[0]
     for kernel in kernels:
         module, support = f"{package}.{kernel}", SUPPORT[kernel]
+        run = partial(_run_kernel, module, name)
         implementation = dispatch.Implementation(
-            partial(_run_kernel, module, name),
+            run,
             support.unsupported_reason,
             partial(_unsupported_reason, module, name),
             lasting=True,
             recordable=kernel == "cuda",
+            run_without_gradient=partial(run, for_gradient=False) if for_gradient else None,
         )
         dispatch.register(name, kernel, implementation)
     if sizes:
@@ -141,7 +143,7 @@ def define(
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return *gradients(ctx, *grads), None
 
-    plans = Plans(name, places, for_gradient)
+    plans = Plans(name, places)
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -238,8 +240,8 @@ def _run(name: str, *args: Any) -> Any:
     return dispatch.run(name, device, *args)
 
 
-def _run_kernel(module: str, name: str, *args: Any) -> Any:
-    return _kernel(module, name)(*args)
+def _run_kernel(module: str, name: str, *args: Any, **options: bool) -> Any:
+    return _kernel(module, name)(*args, **options)
 
 
 @cache

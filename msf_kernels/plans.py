@@ -58,13 +58,12 @@ class Plan:
         self.requested = dispatch.Request.parse(requested).backend_of(plans.op)
         self.tensors_of = tensors_of
         self.differentiable = differentiable
-        self.unread = 0 if differentiable else plans.for_gradient
         self.run: Callable[..., Any] = self._choose
 
     def _choose(self, *args: Any) -> Any:
         chosen, result = self._run_requested(as_tensors(args, self.numbers))
         if chosen is not None:
-            self.implementation = chosen
+            self.chosen = chosen.for_calls(self.differentiable)
             self.run = self._record if chosen.recordable else self._run
         return result
 
@@ -73,20 +72,19 @@ class Plan:
         numbers = {place: given[place] for place in self.numbers if given[place] is not args[place]}
         with recording.Recording(self.tensors_of(args), numbers) as recorded:
             result = self._run(*given)
-        replay = recorded.replay(result, self.tensors_of, self._run, self.unread)
-        self.run = replay or self._run
+        self.run = recorded.replay(result, self.tensors_of, self._run) or self._run
         return result
 
     def _run(self, *args: Any) -> Any:
         args = as_tensors(args, self.numbers)
         try:
-            return self.implementation.run(*args)
+            return self.chosen(*args)
         except dispatch.CompilationFailed:  # for addresses like these
             return self._run_requested(args)[1]
 
     def _run_requested(self, args: Arguments) -> tuple[dispatch.Implementation | None, Any]:
         device = self.tensors_of(args)[0].device
-        return dispatch.run_requested(self.op, self.requested, device, args)
+        return dispatch.run_requested(self.op, self.requested, device, args, self.differentiable)
 
 
 class Form:
@@ -131,17 +129,11 @@ class Form:
 
 
 class Plans:
-    """The plans of an operator, with arguments and results as in `library.define`.
+    """The plans of an operator that takes numbers for tensors at the places `numbers`."""
 
-    Args:
-        numbers: the places of those that may come as numbers.
-        for_gradient: how many results only a gradient reads.
-    """
-
-    def __init__(self, op: str, numbers: Sequence[int], for_gradient: int) -> None:
+    def __init__(self, op: str, numbers: Sequence[int]) -> None:
         self.op = op
         self.numbers = numbers
-        self.for_gradient = for_gradient
         self.forms: dict[tuple[type, ...], Form] = {}
 
     def find(self, args: Arguments) -> Plan | None:

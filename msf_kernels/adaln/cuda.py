@@ -37,10 +37,10 @@ def unsupported_reason(
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str, norm: str
-) -> tuple[Tensor, Tensor]:
-    _, h, statistics = gate_residual_adaln(x, None, None, None, shift, scale, eps, rounding, norm)
-    return h, statistics
+    x: Tensor, shift: Tensor, scale: Tensor, *options: Any, for_gradient: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    modulations = None, shift, scale
+    return gate_residual_adaln(x, None, None, *modulations, *options, for_gradient=for_gradient)[1:]
 
 
 def gate_residual(
@@ -73,8 +73,10 @@ def gate_residual_adaln(
     eps: float,
     rounding: str,
     norm: str = "layer",
+    for_gradient: bool = True,
 ) -> Any:
-    """Return x_out if there is a gate; h and statistics if there is a scale; None for others."""
+    """Return x_out if there is a gate; h and, for a gradient, statistics if there is a scale; None
+    for others."""
     x, y, y_bias = contiguous(x, 16), contiguous(y, 16), contiguous(y_bias, 16)
     kind = _modulation_dtype(x, y, gate, shift, scale)
     gate, shift, scale = (_modulation(tensor, kind) for tensor in (gate, shift, scale))
@@ -82,7 +84,8 @@ def gate_residual_adaln(
     h = statistics = None
     if scale is not None:
         h = empty_like(x)
-        statistics = x.new_empty((2, *x.shape[:2]), dtype=compute_dtype(x))
+        if for_gradient:
+            statistics = x.new_empty((2, *x.shape[:2]), dtype=compute_dtype(x))
     launch(
         "gate_residual_adaln",
         x,

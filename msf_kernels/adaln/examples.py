@@ -55,6 +55,7 @@ def examples() -> Iterator[Example]:
             shape=(2, 3, 5),
             gradients=gradients,
             audited=VARIANTS_AUDITED if gated else AUDITED,
+            audited_forward=VARIANTS_AUDITED if "scale" in names[1] else (),
         )
         yield example
         as_eager = partial(function, rounding="eager")
@@ -65,7 +66,7 @@ def examples() -> Iterator[Example]:
             as_rms = partial(function, norm="rms")
             yield replace(example, variant="rms norm", function=as_rms, audited=VARIANTS_AUDITED)
         common = partial(drawn, broadcast=broadcast)
-        yield replace(example, variant="broadcast", inputs=common, audited=())
+        yield replace(example, variant="broadcast", inputs=common, audited=(), audited_forward=())
         if gated:
             biased = partial(drawn, bias=True)
             yield replace(

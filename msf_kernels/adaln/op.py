@@ -182,7 +182,7 @@ _adaln_modulate = define(
     fake=lambda x: (*_like(x), _statistics(x)),
     setup_context=_adaln_modulate_setup,
     backward=_adaln_modulate_gradient,
-    for_gradient=1,
+    for_gradient=True,
     check=_check,
 )
 
@@ -263,6 +263,6 @@ _gate_residual_adaln = define(
     fake=lambda x: (*_like(x, x), _statistics(x)),
     setup_context=_gate_residual_adaln_setup,
     backward=_gate_residual_adaln_gradient,
-    for_gradient=1,
+    for_gradient=True,
     check=_check,
 )

@@ -43,15 +43,18 @@ def forward(
     eps: float,
     rounding: str,
     norm: str = "layer",
+    for_gradient: bool = True,
 ) -> tuple[Any, Any, Any]:
-    """Return x_out if there is a gate; h and statistics if there is a scale; None for others."""
+    """Return x_out if there is a gate; h and, for a gradient, statistics if there is a scale; None
+    for others."""
     x = x.contiguous()
     x_out = h = statistics = None
     if gate is not None:
         x_out = empty_like(x)
     if scale is not None:
         h = empty_like(x)
-        statistics = x.new_empty((2, *x.shape[:2]), dtype=compute_dtype(x))
+        if for_gradient:
+            statistics = x.new_empty((2, *x.shape[:2]), dtype=compute_dtype(x))
     mean, rstd = _mean_and_rstd(statistics)
     walk = Walk.of(x, FORWARD_PROGRAMS, 1)
     launch(
@@ -146,9 +149,9 @@ def _mean_and_rstd(statistics: Tensor | None) -> Any:
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rounding: str, norm: str
-) -> tuple[Tensor, Tensor]:
-    return forward(x, None, None, None, shift, scale, eps, rounding, norm)[1:]
+    x: Tensor, shift: Tensor, scale: Tensor, *options: Any, for_gradient: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    return forward(x, None, None, None, shift, scale, *options, for_gradient=for_gradient)[1:]
 
 
 def adaln_modulate_backward(

@@ -28,8 +28,8 @@ def forward_kernel(
     scale,  # Modulation (B, D) or absent
     x_out_ptr,  # (B, N, D), absent without a gate
     h_ptr,  # (B, N, D), absent without a scale
-    mean_ptr,  # (B, N), absent without a scale
-    rstd_ptr,  # (B, N), absent without a scale
+    mean_ptr,  # (B, N), absent without a scale or a gradient
+    rstd_ptr,  # (B, N), absent as mean_ptr
     tokens,
     slices,
     slice_rows,
@@ -77,8 +77,9 @@ def forward_kernel(
             value = [rounded(value[i] * factors[i], dtype, EAGER) for i in PIECES]
             value = [shifts[i] + value[i] for i in PIECES]
             store_row(h_ptr + row * D, exists, columns, value, D)
-            tl.store(mean_ptr + row, tl.zeros_like(spread) if RMS else centre, mask=exists)
-            tl.store(rstd_ptr + row, spread, mask=exists)
+            if mean_ptr is not None:
+                tl.store(mean_ptr + row, tl.zeros_like(spread) if RMS else centre, mask=exists)
+                tl.store(rstd_ptr + row, spread, mask=exists)
         first += ROWS
 
 

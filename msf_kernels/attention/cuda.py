@@ -61,13 +61,17 @@ def unsupported_reason(qkv: Tensor, num_heads: int, grad: Tensor | None = None) 
     return None
 
 
-def attention(qkv: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+def attention(
+    qkv: Tensor, *options: Any, for_gradient: bool = True
+) -> tuple[Tensor, Tensor | None]:
     given = Preparation(*options)
     shared = extension.shared_memory(qkv.device)
     fits = extension.kernels().attention_fits(_grid(qkv, given.num_heads), shared)
     (q, k, v), inside = _heads(qkv, given, fits)
     out = empty_like(q)
-    logsumexp = q.new_empty((q.shape[0], given.num_heads, q.shape[1]), dtype=torch.float32)
+    logsumexp = None
+    if for_gradient:
+        logsumexp = q.new_empty((q.shape[0], given.num_heads, q.shape[1]), dtype=torch.float32)
     launch(
         "attention",
         q,

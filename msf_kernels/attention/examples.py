@@ -26,8 +26,8 @@ AUDITED = (
     *((2, n, 1, d) for n, d in ((80, 72), (80, 96), (272, 72), (300, 64), (64, 36), (272, 36))),
 )
 AUDITED_OF = {"norm-rope": AUDITED, "bias-norm-rope": shapes((63,), (64, 72, 128))}
-# Where the forward alone is worth a look.
-AUDITED_FORWARD = shapes((64, 80), (48, 96))
+# Without a gradient, which compiles other code too.
+AUDITED_FORWARD = shapes((64, 80, 272), (48, 72, 96))
 
 
 def examples() -> Iterator[Example]:

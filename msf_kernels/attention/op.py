@@ -111,7 +111,7 @@ _attention = define(
     fake=_attention_fake,
     setup_context=_attention_setup,
     backward=_attention_gradient,
-    for_gradient=1,
+    for_gradient=True,
     sizes=_sizes,
     check=check_qkv,
 )

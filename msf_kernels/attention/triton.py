@@ -37,11 +37,15 @@ def unsupported_reason(qkv: Tensor, num_heads: int) -> str | None:
     return None
 
 
-def attention(qkv: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+def attention(
+    qkv: Tensor, *options: Any, for_gradient: bool = True
+) -> tuple[Tensor, Tensor | None]:
     given = Preparation(*options)
     batch, tokens, width = qkv.shape
     out = qkv.new_empty((batch, tokens, given.num_heads, width // (3 * given.num_heads)))
-    lse = qkv.new_empty((batch, given.num_heads, tokens), dtype=compute_dtype(qkv))
+    lse = None
+    if for_gradient:
+        lse = qkv.new_empty((batch, given.num_heads, tokens), dtype=compute_dtype(qkv))
     if fits_whole(out, given, backward=False):
         q, k, v = heads(qkv, given.num_heads)
         tensors = {"q": q, "k": k, "v": v, "out": out}
@@ -111,13 +115,14 @@ def _launch_whole(
     kernel: Any,
     tensors: dict[str, Tensor],
     given: Preparation,
-    **arrays: Tensor,
+    **arrays: Tensor | None,
 ) -> None:
     """Start a program for each head of the tensors (B, N, H, d)."""
     batch, tokens, num_heads, dim = tensors["q"].shape
     arguments = views(**tensors)
     _launch(
         kernel,
+        tensors["q"].device,
         batch * num_heads,
         Tile.of_head(tokens, dim, arguments.pop("UNIT")),
         **arguments,
@@ -134,7 +139,7 @@ def _launch_tiles(
     *,
     backward: bool = False,
     kinds: int = 1,
-    **arrays: Tensor,
+    **arrays: Tensor | None,
 ) -> None:
     """Start `kinds` programs for each tile of the tensors' tokens (B, N, H, d)."""
     x = next(iter(tensors.values()))
@@ -143,15 +148,14 @@ def _launch_tiles(
     unit = arguments.pop("UNIT")
     tile = Tile.of(tokens, dim, unit, x.element_size(), backward, has_wgmma(x.device))
     programs = kinds * batch * num_heads * triton.cdiv(tokens, tile.block)
-    _launch(kernel, programs, tile, **arguments, **arrays, extent=(tokens, num_heads))
+    _launch(kernel, x.device, programs, tile, **arguments, **arrays, extent=(tokens, num_heads))
 
 
-def _launch(kernel: Any, programs: int, tile: Tile, **arguments: Any) -> None:
+def _launch(kernel: Any, device: torch.device, programs: int, tile: Tile, **arguments: Any) -> None:
     """Start a kernel.
 
     Attention agrees with the reference to the rounding of its dtype, so multiply-adds are fused.
     """
-    device = next(x.device for x in arguments.values() if isinstance(x, Tensor))
     options = {"TILE": tile, "num_stages": tile.stages, **arguments}
     launch(kernel, device, programs, warps=tile.warps, fused=True, **options)
 

@@ -122,7 +122,7 @@ def head_forward_kernel(
     k_weight_ptr,  # (d,) or absent
     rope_ptr,  # (2, N, d / 2) or absent
     out,  # Heads (B, N, H, d)
-    lse_ptr,  # (B, H, N)
+    lse_ptr,  # (B, H, N), absent without a gradient
     extent,  # (N, H)
     eps,
     TILE: tl.constexpr,
@@ -138,12 +138,13 @@ def head_forward_kernel(
     row_max = tl.max(scores, 1)
     p = tl.exp2(scores - row_max[:, None])
     row_sum = tl.sum(p, 1)
-    acc = dot_tokens(p, values, zeros_like(values, lse_ptr.dtype.element_ty))
+    acc = dot_tokens(p, values, zeros_like(values, scores.dtype))
     exists = token < extent[0]
     start = token_starts(out, index, token, extent, TILE)
     store_halves(start, exists[:, None], scale_rows(acc, 1 / row_sum), TILE)
-    place = lse_ptr + index.to(tl.int64) * extent[0] + token
-    tl.store(place, (row_max + tl.log2(row_sum)) * (1 / LOG2_E), mask=exists)
+    if lse_ptr is not None:
+        place = lse_ptr + index.to(tl.int64) * extent[0] + token
+        tl.store(place, (row_max + tl.log2(row_sum)) * (1 / LOG2_E), mask=exists)
 
 
 @triton.jit

@@ -55,13 +55,13 @@ def forward_kernel(
     k,  # Heads (B, N, H, d)
     v,  # Heads (B, N, H, d)
     out,  # Heads (B, N, H, d)
-    lse_ptr,  # (B, H, N)
+    lse_ptr,  # (B, H, N), absent without a gradient
     extent,  # (N, H)
     TILE: tl.constexpr,
 ):
     """Attend a tile of queries to the keys of all steps, then to the rest."""
     index, _, token = own_tile(extent, 1, TILE)
-    dtype: tl.constexpr = lse_ptr.dtype.element_ty
+    dtype: tl.constexpr = tl.float64 if q.ptr.dtype.element_ty == tl.float64 else tl.float32
     queries = load(q, index, token, extent, TILE)
     BLOCK: tl.constexpr = TILE.block
     row_max = tl.full((BLOCK,), -float("inf"), dtype)
@@ -76,8 +76,9 @@ def forward_kernel(
         state = attend(state, queries, k, v, index, key, extent, TILE.masked, TILE)
     row_max, row_sum, acc = state
     store(out, index, token, scale_rows(acc, 1 / row_sum), extent, TILE)
-    place = lse_ptr + index.to(tl.int64) * extent[0] + token
-    tl.store(place, (row_max + tl.log2(row_sum)) * (1 / LOG2_E), mask=token < extent[0])
+    if lse_ptr is not None:
+        place = lse_ptr + index.to(tl.int64) * extent[0] + token
+        tl.store(place, (row_max + tl.log2(row_sum)) * (1 / LOG2_E), mask=token < extent[0])
 
 
 @triton.jit

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -34,10 +35,10 @@ def calls(family: str, backend: str) -> Iterator[tuple[str, Callable[[], None]]]
         for layout, memory_format in LAYOUTS.get(family, PLAIN).items():
             for dtype in DTYPES_OF.get(family, DTYPES):
                 new = partial(new_tensor, call_dtype=DTYPES[dtype], memory_format=memory_format)
-                for shape in (*example.audited, *example.audited_forward):
+                both = product((True,), example.audited)
+                for gradients, shape in (*both, *product((False,), example.audited_forward)):
                     sizes = "x".join(map(str, shape))
-                    words = example.name, sizes, layout, dtype
-                    gradients = shape in example.audited
+                    words = example.name, sizes, layout, dtype, "" if gradients else "forward"
                     call = partial(run, family, backend, example, new, shape, gradients)
                     yield ", ".join(filter(None, words)), call
 
@@ -50,7 +51,7 @@ def run(
     Raises:
         NotImplementedError: CUDA does not take the arguments.
     """
-    with Kernels(importlib.import_module(f"msf_kernels.{family}.{backend}"), backend):
+    with Kernels(importlib.import_module(f"msf_kernels.{family}.{backend}"), backend, gradients):
         call, inputs = example.draw(new, shape)
         leaves = [tensor.requires_grad_() for tensor in inputs[: example.gradients * gradients]]
         outputs = call(*inputs)
@@ -62,9 +63,10 @@ def run(
 class Kernels(TorchDispatchMode):
     """Kernels sends operators to a family's kernels, though tensors have no memory."""
 
-    def __init__(self, module: ModuleType, backend: str) -> None:
+    def __init__(self, module: ModuleType, backend: str, gradients: bool) -> None:
         super().__init__()
         self.module = module
+        self.options = {} if gradients else {"for_gradient": False}
         # Triton compiles also what it declines, because its compiler gets that wrong: so the audit
         # sees it. CUDA has no kernel for what it declines.
         self.reason_of = getattr(module, "unsupported_reason", None) if backend == "cuda" else None
@@ -76,7 +78,8 @@ class Kernels(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         if self.reason_of and (reason := by_name(func._opname, self.reason_of)(*args)):
             raise NotImplementedError(reason)
-        return getattr(self.module, func._opname)(*args)
+        function = getattr(self.module, func._opname)
+        return function(*args, **self.options)
 
 
 def new_tensor(

@@ -127,16 +127,14 @@ class Recording(TorchDispatchMode):
 
     def replay(
         self,
-        result: Tensor | Sequence[Tensor],
+        result: Tensor | Sequence[Tensor | None],
         tensors_of: Callable[[tuple[Any, ...]], Sequence[Tensor]],
         otherwise: Callable[..., Any],
-        unread: int = 0,
     ) -> Callable[..., Any] | None:
         """Return a function that repeats the call, which gave `result`, for other arguments.
 
-        It runs `otherwise` where these are not aligned as those of the call. In place of so many
-        last results that are `unread` it returns None, and launchers get 0 for their addresses.
-        Return None where it could not repeat all that the call did.
+        It runs `otherwise` where these are not aligned as those of the call. Return None where it
+        could not repeat all that the call did.
 
         The function is made of source that has no loop and looks nothing up:
 
@@ -149,24 +147,23 @@ class Recording(TorchDispatchMode):
                 return x2
         """
         results = (result,) if isinstance(result, Tensor) else result
-        returned = list(map(self._place_of_result, results))
-        if not self.complete or min(returned) < self.inputs or len({*returned}) < len(returned):
+        returned = [None if x is None else self._place_of_result(x) for x in results]
+        places = [place for place in returned if place is not None]
+        if not self.complete or min(places) < self.inputs or len({*places}) < len(places):
             return None
-        self.left_out = {*returned[len(returned) - unread :]}
         made = dict(enumerate(self.tensors[self.inputs :], self.inputs))
-        made |= zip(returned, results)  # as they are handed out, perhaps in another shape
-        made = {i: x for i, x in made.items() if i not in self.left_out}
+        made |= {i: x for i, x in zip(returned, results) if x is not None}  # perhaps reshaped
         names: dict[str, Any] = {f"pattern{i}": _pattern(x) for i, x in made.items()}
         names |= {f"start{i}": start for i, (start, _) in enumerate(self.launches)}
         names |= {"tensors_of": tensors_of, "otherwise": otherwise, "empty_like": torch.empty_like}
         try:
-            exec("\n    ".join(["def replay(*args):", *self._body(made, returned)]), names)
+            exec("\n    ".join(["def replay(*args):", *self._body(returned)]), names)
         except ValueError:
             return None
         return names["replay"]
 
-    def _body(self, made: Mapping[int, Tensor], returned: Sequence[int]) -> Iterator[str]:
-        inputs = range(self.inputs)
+    def _body(self, returned: Sequence[int | None]) -> Iterator[str]:
+        inputs, made = range(self.inputs), range(self.inputs, len(self.tensors))
         yield f"{_each('x{}', inputs)} = tensors_of(args)"
         yield f"{_each('a{}', inputs)} = {_each('x{}.data_ptr()', inputs)}"
         left = [x.data_ptr() % ALIGNMENT for x in self.tensors]
@@ -176,7 +173,7 @@ class Recording(TorchDispatchMode):
             yield f"x{i} = empty_like(pattern{i}); a{i} = x{i}.data_ptr()"
         for i, (_, arguments) in enumerate(self.launches):
             yield f"start{i}{self._source(arguments)}"
-        yield "return " + ", ".join(f"x{i}" if i in made else "None" for i in returned)
+        yield "return " + ", ".join("None" if i is None else f"x{i}" for i in returned)
 
     def _place_of_result(self, x: Tensor) -> int:
         """Return the place of the tensor that x is all of, -1 where it is not all of one."""
@@ -190,8 +187,6 @@ class Recording(TorchDispatchMode):
         Raises:
             ValueError: it is of no known type, or an address that nobody asked `address` for.
         """
-        if isinstance(value, Address) and value.place in self.left_out:
-            return "0"
         if isinstance(value, Address):
             return f"a{value.place} + {value.offset}" if value.offset else f"a{value.place}"
         if isinstance(value, Number):
