@@ -19,7 +19,7 @@
 #if MSF_HAVE_CUDA
 #include <cuda_runtime_api.h>
 #elif MSF_HAVE_KERNELS
-#include "emulation/matrices.hpp"
+#include "emulation/matrix_flops.hpp"
 #endif
 
 namespace py = pybind11;

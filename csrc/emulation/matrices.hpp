@@ -5,11 +5,11 @@
 // next, in the low and the high half of a register. Larger operands are such matrices side by side.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 
 #include "half.hpp"
+#include "matrix_flops.hpp"
 #include "synchronization.hpp"
 
 namespace msf::emulation {
@@ -47,9 +47,6 @@ void load_matrices(uint32_t (&to)[kMatrices], const void* row, bool transposed, 
   const auto taken = collective<Registers>(kAllLanes, site, mine, take);
   std::memcpy(to, taken.values, sizeof to);
 }
-
-// FLOPs of the products since this was last set to zero.
-inline std::atomic<int64_t> matrix_flops = 0;
 
 inline float widen(uint16_t bits, __half*) { return __half2float({bits}); }
 inline float widen(uint16_t bits, __nv_bfloat16*) { return __bfloat162float({bits}); }

@@ -30,17 +30,18 @@ CACHE = ROOT / "build" / "emulation"
 # No contraction of a * b + c, which g++ would do on aarch64. TLS in the initial-exec model, because
 # each use of threadIdx is one: in a shared library a pointwise kernel runs 3 times as fast with it.
 FLAGS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-ftls-model=initial-exec"]
+# g++ takes twice to three times as long to optimise what is under a sanitizer, more than the tests
+# then save. Frame pointers are for its stack traces; half lies in memory as bfloat16 does.
+SANITIZED = ["-O0", "-fno-omit-frame-pointer", "-DMSF_NO_HALF"]
 VARIANTS = {
     "plain": [],
-    # g++ takes twice to three times as long to optimise these, more than the tests then save.
     # AddressSanitizer sees without those of UndefinedBehaviorSanitizer what a pointer leads to.
     "asan": [
-        *("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+        *(*SANITIZED, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
         "-fno-sanitize=null,object-size,pointer-overflow",
     ],
-    "tsan": ["-O0", "-fsanitize=thread"],
+    "tsan": [*SANITIZED, "-fsanitize=thread"],
 }
-FRAMES = "-fno-omit-frame-pointer"  # for the stack traces of the sanitizers
 RUNTIMES = {"plain": [], "asan": ["asan", "ubsan"], "tsan": ["tsan"]}
 
 
@@ -52,6 +53,7 @@ def build(
     sources: Sequence[Path],
     variant: str = "plain",
     *,
+    host: Sequence[Path] = (),
     definitions: Iterable[str] = (),
     includes: Iterable[Path] = (),
     module: bool = False,
@@ -61,6 +63,7 @@ def build(
     Args:
         sources: files to compile as C++, whatever their suffix.
         variant: "plain", "asan" or "tsan".
+        host: sources without kernels, which are the same in every variant.
         definitions: macros, "NAME" or "NAME=VALUE" as the preprocessor is to see them.
         includes: folders searched for headers besides `csrc`, and for sources that others include.
         module: a shared library, with the headers of pybind11 and Python at hand: for a pybind11
@@ -69,21 +72,22 @@ def build(
     Raises:
         CompileError: no compiler (g++, or the environment's CXX), or an error in the sources.
     """
-    flags = [*FLAGS, *VARIANTS[variant], *([FRAMES] if VARIANTS[variant] else [])]
-    flags += [f"-D{definition}" for definition in definitions]
+    flags = [*FLAGS, *(f"-D{definition}" for definition in definitions)]
     if module:
         system = [pybind11.get_include(), sysconfig.get_path("include")]
         flags += ["-shared", "-fPIC", "-fvisibility=hidden"]
         flags += [f"-isystem{folder}" for folder in system]
+    variant_flags = [*flags, *VARIANTS[variant]]
+    parts = [(source, flags) for source in host] + [(source, variant_flags) for source in sources]
     folders = [f"-I{folder}" for folder in (CSRC, *includes)]
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it: half a minute of all cores
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda source: _object(source, flags, folders), sources))
-        key = _digest(objects, flags)
+            objects = list(pool.map(lambda part: _object(*part, folders), parts))
+        key = _digest(objects, variant_flags)
         target = CACHE / f"{sources[0].stem}-{variant}-{key}{'.so' if module else ''}"
-        _make(target, *flags, *map(str, objects))
+        _make(target, *variant_flags, *map(str, objects))
     return target
 
 

@@ -25,6 +25,7 @@ def emulated() -> ModuleType:
 
     MSF_EMULATION_VARIANT is "asan" or "tsan" in a process that the sanitizer was loaded into.
     """
-    sources = [CSRC / "bindings.cpp", *sorted((CSRC / "kernels").glob("*.cu"))]
+    sources, host = sorted((CSRC / "kernels").glob("*.cu")), [CSRC / "bindings.cpp"]
     variant = os.environ.get("MSF_EMULATION_VARIANT", "plain")
-    return load("msf_emulated", build(sources, variant, definitions=DEFINITIONS, module=True))
+    library = build(sources, variant, host=host, definitions=DEFINITIONS, module=True)
+    return load("msf_emulated", library)

@@ -134,13 +134,15 @@ def test_scores_that_are_all_low(dtype: torch.dtype, size: float) -> None:
 
 
 @pytest.mark.parametrize("dim", cuda.HEAD_DIMS)
-@pytest.mark.parametrize("names", ["", "bqkr"])
-def test_keys_that_stream(dim: int, names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("names", "dtype"), [("", BF16), ("bqkr", FP16)], ids=["bf16", "fp16"])
+def test_keys_that_stream(
+    dim: int, names: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Heads that do not fit a block: their keys arrive 64 at a time, for at most 128 queries."""
     limit(STREAMED, monkeypatch)
     for tokens in (128, 129, 300):
         assert not extension.kernels().attention_fits((1, tokens, 2, dim), STREAMED)
-        qkv = normal(1, tokens, 3 * 2 * dim, dtype=FP16) * (1 if names else 4)
+        qkv = normal(1, tokens, 3 * 2 * dim, dtype=dtype) * (1 if names else 4)
         check_forward(qkv, drawn((1, tokens), dim, names, torch.float32, heads=2))
 
 
