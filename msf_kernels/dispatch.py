@@ -49,8 +49,8 @@ class Implementation:
         lasting: whether these reasons follow from the signature of the arguments (`plans.py`), and
             from no setting that may change.
         recordable: whether what `run` launches follows from it too, by `cuda_support.launch`.
-        run_without_gradient: runs calls that no gradient is asked of, where that is less: it returns
-            None for results that only a gradient reads.
+        run_without_gradient: runs calls that no gradient is asked of, where that is less: it
+            returns None for results that only a gradient reads.
     """
 
     run: Callable[..., Any]

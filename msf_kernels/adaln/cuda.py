@@ -37,10 +37,16 @@ def unsupported_reason(
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, *options: Any, for_gradient: bool = True
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    rounding: str,
+    norm: str,
+    for_gradient: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    modulations = None, shift, scale
-    return gate_residual_adaln(x, None, None, *modulations, *options, for_gradient=for_gradient)[1:]
+    options = eps, rounding, norm, for_gradient
+    return gate_residual_adaln(x, None, None, None, shift, scale, *options)[1:]
 
 
 def gate_residual(

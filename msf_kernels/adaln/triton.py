@@ -149,9 +149,16 @@ def _mean_and_rstd(statistics: Tensor | None) -> Any:
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, *options: Any, for_gradient: bool = True
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    rounding: str,
+    norm: str,
+    for_gradient: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    return forward(x, None, None, None, shift, scale, *options, for_gradient=for_gradient)[1:]
+    options = eps, rounding, norm, for_gradient
+    return forward(x, None, None, None, shift, scale, *options)[1:]
 
 
 def adaln_modulate_backward(

@@ -152,7 +152,8 @@ class Recording(TorchDispatchMode):
         if not self.complete or min(places) < self.inputs or len({*places}) < len(places):
             return None
         made = dict(enumerate(self.tensors[self.inputs :], self.inputs))
-        made |= {i: x for i, x in zip(returned, results) if x is not None}  # perhaps reshaped
+        # As they are handed out, perhaps in another shape.
+        made |= zip(places, (x for x in results if x is not None))
         names: dict[str, Any] = {f"pattern{i}": _pattern(x) for i, x in made.items()}
         names |= {f"start{i}": start for i, (start, _) in enumerate(self.launches)}
         names |= {"tensors_of": tensors_of, "otherwise": otherwise, "empty_like": torch.empty_like}
