@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.dataset import from_uint8
 from ..data.decode import centre_crop, check_pillow, pixels, problem_of
 from ..data.latent_index import FORMAT, SHARD_IMAGES, LatentIndex, write_shard
-from ..data.listing import list_images
+from ..data.listing import ignored, list_images
 from ..data.names import Names
 from ..data.splits import hash_of
-from ..files import printable
+from ..files import existing, printable
 from ..modes import own_modes
 from ..progress import Bar, bar, say
 from ..training.batches import in_shared_memory
@@ -54,7 +54,7 @@ def encode(
     float16 cannot hold.
     """
     check_pillow(source)
-    classes, files, _ = list_images(source)
+    classes, files, left_out = list_images(source)
     encoder = Autoencoder(vae, device)
     index = LatentIndex(
         format=FORMAT,
@@ -68,7 +68,13 @@ def encode(
         shard_images=SHARD_IMAGES,
     )
     folder = EncodedFolder(out, index)
-    _check_disk(folder, told=progress and rank == 0)
+    sizes = _check_disk(folder)
+    if progress and rank == 0:
+        shape = "x".join(map(str, index.latent_shape))
+        say(
+            f"{index.found:,} images to latents of {shape}, {index.shard_count:,} shards; what is "
+            f"to be made takes {sizes}{ignored(left_out)}"
+        )
     folder.begin()
     todo = folder.missing(range(rank, index.shard_count, processes), shown=progress)
     images = _Images(source, files, classes, size)
@@ -81,25 +87,19 @@ def encode(
     return folder.read()
 
 
-def _check_disk(folder: EncodedFolder, *, told: bool) -> None:
-    """Say how much the latents will take, if that is to be ``told``. Raise ValueError where the
-    disk has less."""
+def _check_disk(folder: EncodedFolder) -> str:
+    """Return how much the latents will take, and what is free. Raise ValueError where the disk has
+    less."""
     index = folder.read()
     channels, height, width = index.latent_shape
     # Two versions of mean and log-variance of two bytes a value, the label and the hash.
     bytes_an_image = 2 * 2 * channels * height * width * 2 + 16
     needed = (index.found - index.images - len(index.skipped)) * bytes_an_image
-    place = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(existing(folder.path)).free
     sizes = f"{needed / 1e9:,.3g} GB, {free / 1e9:,.3g} GB are free"
     if needed > free:
         raise ValueError(f"{folder.path}: the latents take {sizes}; choose another --out")
-    if told:
-        shape = "x".join(map(str, index.latent_shape))
-        say(
-            f"{index.found:,} images to latents of {shape}, {index.shard_count:,} shards; what is "
-            f"to be made takes {sizes}"
-        )
+    return sizes
 
 
 def _rows(index: LatentIndex, number: int) -> range:
