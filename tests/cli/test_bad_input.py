@@ -88,7 +88,7 @@ BAD_INPUT = {
     "encode {bad}/photos --vae {run} --out {bad}/loop": "loop: Too many levels of symbolic links",
     "train --config {tiny} --data digits --out {bad}/loop": "loop: Too many levels of symbolic",
     "import {tiny} --out {bad}/loop": "loop: Too many levels of symbolic links",
-    "evaluate {run} --out {bad}/pipe/config.json --overwrite": "config.json: is no file; --out must name a file",
+    "evaluate {run} --out {bad}/pipe/config.json --overwrite": "config.json: is no file; --out mus",
     "sample {run} --out {bad}/lone.npz": "lone.npz.parts: is no folder, which parts of the output",
     "import {tiny} --out {run}": "run: is there already; choose another --out",
     "import {tiny} --out {image}": "image.png: is there already; choose another --out",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..data.dataset import from_uint8
 from ..data.decode import centre_crop, check_pillow, pixels, problem_of
@@ -20,9 +20,8 @@ from ..data.splits import hash_of
 from ..files import existing, printable
 from ..modes import own_modes
 from ..progress import Bar, bar, say
-from ..training.batches import in_shared_memory
+from ..training.batches import loader_of
 from ..training.identity import fingerprint, listed
-from ..training.interrupts import leave_signals_to_the_parent
 from ..training.skipped import NAMED, Skipped
 from .encoded_folder import EncodedFolder
 from .vae import Autoencoder, problem
@@ -175,14 +174,8 @@ class _Shards:
 
     def _read(self, numbers: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
         """Yield what ``images`` are, group by group."""
-        yield from DataLoader(
-            self.images,
-            batch_size=None,
-            sampler=[group for number in numbers for group in self._groups(number)],
-            num_workers=self.workers,
-            collate_fn=in_shared_memory if self.workers else None,
-            worker_init_fn=leave_signals_to_the_parent,
-        )
+        groups = [group for number in numbers for group in self._groups(number)]
+        yield from loader_of(self.images, groups, self.workers)
 
     def _encoded(
         self, images: Tensor, indices: Tensor, problems: dict[int, str], progress: Bar
