@@ -77,14 +77,28 @@ def test_extension_describes_its_build() -> None:
     assert all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in config["cuda_architectures"])
 
 
-def test_import_is_quick() -> None:
-    """Each of these takes longer to import than the package."""
-    slow = "{'torch._dynamo', 'triton', 'matplotlib', 'diffusers'}"
-    code = f"import sys, msf; print(*{slow} & set(sys.modules))"
+def imported(code: str, *modules: str) -> list[str]:
+    """Which of the modules a process has imported after the code."""
+    code = f"import sys; {code}; print(*{set(modules)} & set(sys.modules))"
     output = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
-    assert output.stdout.split() == []
+    return output.stdout.split()
+
+
+def test_import_is_quick() -> None:
+    """Each of these takes longer to import than the package."""
+    assert imported("import msf", "torch._dynamo", "triton", "matplotlib", "diffusers") == []
+
+
+def test_reading_and_sampling_a_model_import_no_compiler(tmp_path: Path) -> None:
+    """Nor what it needs: together they take as long to import as torch."""
+    stages = (msf.StageConfig(width=8, depth=1, heads=1, patch=1),) * 2
+    config = msf.MSFConfig((4, 4), channels=1, num_classes=0, stages=stages, steps=(1, 1))
+    msf.MSF(config).save_pretrained(tmp_path)
+    read = f"model = msf.MSF.from_pretrained({str(tmp_path)!r})"
+    code = f"import msf; {read}; msf.sample(model, seeds=[0])"
+    assert imported(code, "torch._dynamo", "sympy") == []
 
 
 def test_tab_completion_offers_the_public_names() -> None:

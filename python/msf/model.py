@@ -20,7 +20,7 @@ from msf_kernels import flow_interpolate
 from .config import MSFConfig
 from .files import atomic_write, make_folder
 from .interpolation import logit_normal_times, uniform_times
-from .modes import has_values, is_batched, outside, own_modes
+from .modes import has_values, is_batched, no_memory, outside, own_modes
 from .pretrained import CONFIG_FILE, WEIGHTS_FILE, folder_of, missing, read_config
 from .pyramid import Pyramid
 from .seeds import drawn_from
@@ -135,7 +135,6 @@ class MSF(nn.Module):
         losses: dict[str, Tensor] = self(*args, **kwargs)
         return losses
 
-    @torch.compiler.assume_constant_result  # called when a graph is made, and no part of it
     def _warn_of_unmeasured_statistics(self) -> None:
         """Warn once, before the first loss; later the statistics' values would cost a wait."""
         mean = self.pyramid.mean
@@ -148,6 +147,10 @@ class MSF(nn.Module):
                 "pyramid.measure(batches) before training",
                 stacklevel=outside(),
             )
+
+    # It is called when a graph is made, and no part of it. torch.compiler.assume_constant_result
+    # sets the same, and imports the compiler.
+    _warn_of_unmeasured_statistics._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _image_losses(
         self,
@@ -236,7 +239,7 @@ class MSF(nn.Module):
         are not whole, as inside FSDP1, or hold NaN or infinity, which could not be read again.
         """
         directory, state = Path(directory), plain_state(self)
-        with torch.device("meta"):
+        with no_memory():
             check_shapes(state, MSF(self.config).state_dict())
         check_tensors(state, directory / WEIGHTS_FILE)
         make_folder(directory)
@@ -277,11 +280,11 @@ class MSF(nn.Module):
             raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
         check_tensors(weights, file)
         try:
-            with torch.device("meta"):  # what does not fit may be of any size
+            with no_memory():  # what does not fit may be of any size
                 model = cls(config)
-                shapes = {name: x.to("meta") for name, x in weights.items()}
-                model.load_state_dict(shapes, assign=True)  # as they are, dtypes too
-            model.to_empty(device="cpu").load_state_dict(weights)
+            # In their own dtypes, and as copies: those of the file change with it.
+            copies = {name: x.clone() for name, x in weights.items()}
+            model.load_state_dict(copies, assign=True)
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip()
             raise ValueError(f"{file}: does not fit {CONFIG_FILE}: {detail}") from None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import _functorch
 from torch._guards import detect_fake_mode
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -47,6 +49,23 @@ def own_modes() -> Iterator[None]:
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
+        yield
+
+
+class _Unfilled(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_memory() -> Iterator[None]:
+    """Make modules whose tensors have no memory, and so cannot be filled. That of nn.Embedding
+    would import PyTorch's compiler, which takes longer than all else that reads a model."""
+    with torch.device("meta"), _Unfilled():
         yield
 
 

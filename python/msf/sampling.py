@@ -14,7 +14,7 @@ from torch import Tensor
 from .config import MSFConfig
 from .diffusion import denoise
 from .model import MSF
-from .modes import default_device, has_values, own_casts
+from .modes import default_device, has_values, no_memory, own_casts
 from .parsing import parse
 from .sampling_config import SamplingConfig, SamplingFields, StageSampling
 from .seeds import generator
@@ -138,19 +138,28 @@ def _gathered(model: MSF) -> MSF:
     own call, which is the loss, would gather them for that alone. Return any other as it is."""
     if not any(hasattr(model, name) for name in ("unshard", "_fsdp_wrapped_module")):
         return model
-    with torch.device("meta"):
+    with no_memory():
         copy = MSF(model.config)
     copy.load_state_dict(plain_state(model), assign=True)
     return copy
 
 
-@torch.compiler.disable  # a graph cannot hold the generators
 def image_noise(seeds: Sequence[int], shape: tuple[int, ...], *purpose: int) -> Tensor:
     """Draw normals (B, *shape) on the CPU; a row depends on its seed and ``purpose`` alone."""
+    draw = _drawn_outside_graphs if torch.compiler.is_compiling() else _drawn
+    return draw(seeds, shape, *purpose)
+
+
+def _drawn(seeds: Sequence[int], shape: tuple[int, ...], *purpose: int) -> Tensor:
     noise = torch.empty(len(seeds), *shape, dtype=torch.float32)
     for row, seed in zip(noise, seeds):
         row.normal_(generator=generator(seed, *purpose))
     return noise
+
+
+# A graph cannot hold the generators. torch.compiler.disable would import the compiler, which takes
+# as long as the rest of a command's start.
+_drawn_outside_graphs = torch._disable_dynamo(_drawn)
 
 
 def _denoised(

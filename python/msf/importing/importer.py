@@ -14,6 +14,7 @@ from msf_kernels import rope_2d
 from ..config import MSFConfig, StageConfig
 from ..files import printable
 from ..model import MSF
+from ..modes import no_memory
 from ..weights import check_tensors
 from .checkpoint import Checkpoint, read_checkpoint
 from .convert import Outputs, stage_state
@@ -94,7 +95,7 @@ def import_checkpoint(path: Path, format: str = "auto", *, heads: int | None = N
     check_tensors(state, source.path)
     state["pyramid.mean"] = torch.zeros(1, config.channels, dtype=torch.float32)
     state["pyramid.std"] = torch.ones(1, config.channels, dtype=torch.float32)
-    with torch.device("meta"):
+    with no_memory():
         model = MSF(config)
     model.load_state_dict(state, assign=True)
     return Imported(model.eval(), format, notes)
