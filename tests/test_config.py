@@ -1,11 +1,12 @@
 import dataclasses
 import json
 import math
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 
-from msf import PRESETS, MSFConfig, StageConfig, TrainingConfig, preset
+from msf import PRESETS, MSFConfig, SamplingConfig, StageConfig, TrainingConfig, preset
 
 TINY = StageConfig(width=32, depth=2, heads=2, patch=1)
 
@@ -60,6 +61,7 @@ def test_stage_names_and_sizes():
         ({"positions": "learned"}, "positions must be one of"),
         ({"time_std": 0.0}, "time_std must be positive"),
         ({"time_range": (1, 1)}, "time_range must be from one time to another, got "),
+        ({"time_range": (-3e38, 3e38)}, r"time_range must be no wider than 3.4e\+38, got "),
         ({"norm": "batch"}, r"norm must be one of \('layer', 'rms'\), got 'batch'"),
         ({"mlp": "relu"}, r"mlp must be one of \('gelu', 'swiglu'\), got 'relu'"),
         ({"label_dropout": 1.5}, r"label_dropout must be in \[0, 1\]"),
@@ -81,7 +83,7 @@ def test_stage_names_and_sizes():
             "residual: width [*] mlp_ratio must be from 1 to 262144, got 32 [*] 1e-09",
         ),
         (
-            {"stages": (TINY, dataclasses.replace(TINY, mlp_ratio=1e300))},
+            {"stages": (TINY, dataclasses.replace(TINY, mlp_ratio=1e30))},
             "residual: width [*] mlp_ratio must be from 1 to",
         ),
         (
@@ -109,6 +111,11 @@ def test_bad_configuration_is_one_clear_line(changes, message):
         ({"stages": None}, "MSFConfig.stages must be a list or tuple, got None"),
         ({"max_prior_noise": math.nan}, "MSFConfig.max_prior_noise must be finite, got nan"),
         ({"time_std": math.inf}, "MSFConfig.time_std must be finite, got inf"),
+        (
+            {"time_std": 1e300},
+            r"time_std must be at most 3.4e\+38 in size, .*, got 1e\+300",
+        ),
+        ({"time_range": (0, -1e39)}, r"time_range\[1\] must be at most 3.4e\+38 .*, got -1e\+39"),
         ({"time_std": np.ones(2)}, "MSFConfig.time_std must be a number, got array"),
     ],
 )
@@ -128,6 +135,38 @@ def test_what_json_could_not_say_is_not_built(changes, message):
 def test_a_stage_checks_its_kinds_too(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **changes)
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+WRONG = {
+    bool: (1, 0, 1.0, "yes", None),
+    int: (True, 1.0, "1", None),
+    float: (True, "1", None, 1e39, -1e300),
+    str: (1, True, None),
+}
+CONFIGURATIONS = (config(), TINY, TrainingConfig((1,)), SamplingConfig())
+FIELDS = [
+    pytest.param(settings, name, hint, id=f"{type(settings).__name__}.{name}")
+    for settings in CONFIGURATIONS
+    for name, hint in get_type_hints(type(settings)).items()
+    if hint in KINDS
+]
+
+
+@pytest.mark.parametrize(("settings", "name", "kind"), FIELDS)
+def test_every_field_is_of_its_kind(settings, name, kind):
+    for wrong in WRONG[kind]:
+        right = KINDS[kind]
+        if kind is float and isinstance(wrong, float):
+            right = "at most 3.4e+38 in size, as in float32"
+        with pytest.raises(ValueError) as error:
+            dataclasses.replace(settings, **{name: wrong})
+        assert str(error.value).endswith(f"{name} must be {right}, got {wrong!r}")
+
+
+def test_floats_may_be_whole():
+    whole = dataclasses.replace(TrainingConfig((1,)), clip=2)
+    assert (type(whole.clip), whole.clip) == (float, 2.0)
 
 
 def test_lists_and_numpy_numbers_become_what_json_gives():

@@ -116,6 +116,19 @@ def test_features(caller: str) -> None:
 
 
 @callers
+def test_statistics(caller: str) -> None:
+    def measured() -> list[Tensor]:
+        pyramid.measure(x)
+        return [pyramid.mean.clone(), pyramid.std.clone()]
+
+    pyramid, x = msf.Pyramid(1, 2), images(4).split(2)
+    expected = measured()
+    pyramid.reset_parameters()
+    with CALLERS[caller]():
+        assert all(map(torch.equal, measured(), expected))
+
+
+@callers
 def test_images_of_a_seed(caller: str) -> None:
     def sampled() -> Tensor:
         return msf.sample(model, labels, seeds=[3, 4])

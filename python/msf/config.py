@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .parsing import check_fields, parse_dataclass, parse_object
+from .parsing import MAX_FLOAT32, check_fields, parse_dataclass, parse_object
 
 UPSAMPLE_MODES = ("nearest", "bilinear")
 POSITIONS = ("rope", "sincos", "both")
@@ -147,8 +147,11 @@ class MSFConfig:
                 "time_period and rope_theta must be above 1, "
                 f"got {self.time_period} and {self.rope_theta}"
             )
-        if self.time_range[0] == self.time_range[1]:
+        first, second = self.time_range
+        if first == second:
             yield f"time_range must be from one time to another, got {self.time_range}"
+        if abs(second - first) > MAX_FLOAT32:
+            yield f"time_range must be no wider than {MAX_FLOAT32:.1e}, got {self.time_range}"
         if self.times not in TIMES:
             yield f"times must be one of {TIMES}, got {self.times!r}"
         if self.time_std <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -40,11 +41,33 @@ def check_is_file(path: Path) -> None:
         raise ValueError(f"{path}: is no file")
 
 
+def behind_links(path: Path) -> Path:
+    """Return what ``path`` leads to if it is a link, which need not be there. Raise OSError where
+    links lead round."""
+    if not path.is_symlink():
+        return path
+    place = Path(os.path.realpath(path))
+    if place.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return place
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder unless it is there, and those that it is in; of a link what that leads to."""
+    behind_links(path).mkdir(parents=True, exist_ok=True)
+
+
+def existing(path: Path) -> Path:
+    """Return what ``path`` leads to, or of the folders that it would be in the nearest there is."""
+    path = behind_links(path)
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def check_folder(path: Path, wanted: str = "--out must be a folder") -> None:
     """Raise ValueError unless ``path`` is a folder that may be written to, or can become one."""
-    place = next(place for place in (path, *path.absolute().parents) if place.exists())
+    place = existing(path)
     if not place.is_dir():
-        reason = wanted if place == path else "--out must be in a folder"
+        reason = wanted if path.exists() else "--out must be in a folder"
         raise ValueError(f"{place}: is a file; {reason}")
     if not os.access(place, os.W_OK):
         raise ValueError(f"{place}: may not be written to; choose another --out")
@@ -54,7 +77,7 @@ def check_outside(path: Path, source: str | os.PathLike[str]) -> None:
     """Raise ValueError where ``path`` is in the folder ``source``, of which it would become a
     part."""
     folder = Path(source).resolve()
-    if path.resolve().is_relative_to(folder):
+    if behind_links(path).resolve().is_relative_to(folder):
         raise ValueError(
             f"{path}: is in the folder of the data, {folder}; choose another --out, outside it"
         )

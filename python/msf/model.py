@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from msf_kernels import flow_interpolate
 
 from .config import MSFConfig
-from .files import atomic_write
+from .files import atomic_write, make_folder
 from .interpolation import logit_normal_times, uniform_times
 from .modes import has_values, is_batched, no_memory, outside, own_modes
 from .pretrained import CONFIG_FILE, WEIGHTS_FILE, folder_of, missing, read_config
@@ -242,7 +242,7 @@ class MSF(nn.Module):
         with no_memory():
             check_shapes(state, MSF(self.config).state_dict())
         check_tensors(state, directory / WEIGHTS_FILE)
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         with atomic_write(directory / WEIGHTS_FILE) as path:
             save_file(state, path)
         with atomic_write(directory / CONFIG_FILE) as path:

@@ -15,6 +15,7 @@ from .files import printable
 
 T = TypeVar("T")
 
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
 KINDS = {str: "a string", bool: "true or false"}
 
 
@@ -112,7 +113,7 @@ def parse_whole(value: Any, where: str) -> int:
 
 
 def parse_number(value: Any, where: str) -> float:
-    """Return a finite number of any kind, NumPy's and torch's too, but no bool."""
+    """Return a number of any kind, NumPy's and torch's too, that float32 can hold, but no bool."""
     if (
         isinstance(value, bool)
         or not isinstance(value, SupportsFloat)
@@ -125,4 +126,8 @@ def parse_number(value: Any, where: str) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{where} must be finite, got {reprlib.repr(value)}")
+    if abs(number) > MAX_FLOAT32:
+        raise ValueError(
+            f"{where} must be at most {MAX_FLOAT32:.1e} in size, as in float32, got {number}"
+        )
     return number

@@ -62,7 +62,13 @@ class Parts:
             os.close(self._lock)
 
     def _opened(self) -> int:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ValueError(
+                f"{printable(self.folder)}: is no folder, which parts of the output are kept in "
+                "until it is whole; move it, or choose another --out"
+            ) from None
         return os.open(self.folder, os.O_RDONLY)
 
     def _keep_others_out(self) -> None:

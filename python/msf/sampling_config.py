@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict, TypeVar
 
 from .config import DIFFUSION_STEPS, MAX_STEPS, MSFConfig
-from .parsing import items_of, parse_number, parse_whole
+from .parsing import MAX_FLOAT32, items_of, parse, parse_number, parse_whole
 
 # By what a model predicts, the default first.
 SOLVERS_OF = {"velocity": ("euler", "heun"), "noise": ("ddpm", "ddim")}
 SOLVERS = tuple(solver for solvers in SOLVERS_OF.values() for solver in solvers)
-MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # steps compute in float32
 
 T = TypeVar("T")
 Interval = tuple[float, float]
@@ -78,8 +77,8 @@ class SamplingConfig:
     project_residual: bool = False
 
     def __post_init__(self) -> None:
-        prior_noise = parse_number(self.prior_noise, "sample: prior_noise")
-        object.__setattr__(self, "prior_noise", prior_noise)
+        for name, kind in (("prior_noise", float), ("project_residual", bool)):
+            object.__setattr__(self, name, parse(getattr(self, name), kind, f"sample: {name}"))
 
     def stages(self, model: MSFConfig) -> list[StageSampling]:
         """Return what holds for each stage of ``model``; a ValueError says what does not fit it."""

@@ -82,6 +82,14 @@ BAD_INPUT = {
     "sample {run} --out {image}/x.png": "image.png: is a file; --out must be in a folder",
     "sample {run} --out {image}/x": "image.png: is a file; --out must be in a folder",
     "factorize {image} --out {image}/x": "image.png: is a file; --out must be in a folder",
+    "sample {run} --out {bad}/loop.png": "loop.png: Too many levels of symbolic links",
+    "sample {run} --out {bad}/loop": "loop: Too many levels of symbolic links",
+    "evaluate {run} --out {bad}/loop": "loop: Too many levels of symbolic links",
+    "encode {bad}/photos --vae {run} --out {bad}/loop": "loop: Too many levels of symbolic links",
+    "train --config {tiny} --data digits --out {bad}/loop": "loop: Too many levels of symbolic",
+    "import {tiny} --out {bad}/loop": "loop: Too many levels of symbolic links",
+    "evaluate {run} --out {bad}/pipe/config.json --overwrite": "config.json: is no file; --out mus",
+    "sample {run} --out {bad}/lone.npz": "lone.npz.parts: is no folder, which parts of the output",
     "import {tiny} --out {run}": "run: is there already; choose another --out",
     "import {tiny} --out {image}": "image.png: is there already; choose another --out",
     "import {tiny} --out {image}/x": "image.png: is a file; --out must be in a folder",
@@ -212,6 +220,9 @@ def bad(workspace: Path) -> Path:
     (bad / "no-class" / "config.json").write_text("{}")
     (bad / "index").mkdir()
     (bad / "index" / "latents.json").write_text("{")
+    (bad / "lone.npz.parts").touch()
+    for name in ("loop", "loop.png"):
+        (bad / name).symlink_to(name)
     for name in "abcdefghij":
         folder = bad / "photos" / name
         folder.mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from msf import MSF, PRESETS, MSFConfig
 from msf.cli import main
 from msf.cli.commands import inspect
 
-from .helpers import answer, msf
+from .helpers import TINY, answer, msf
 
 
 def test_help_answers_without_torch() -> None:
@@ -80,6 +81,21 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     process = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (process.returncode, process.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["stdout", "stdout and stderr"])
+def test_a_closed_terminal_ends_a_command_as_its_signal_does(both: bool, tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    with open(tmp_path / "stderr", "w") as file:
+        stderr = terminal if both else file
+        command = [sys.executable, "-m", "msf.cli", "flops", "--config", "/dev/stdin"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=terminal, stderr=stderr)
+    os.close(controller)
+    os.close(terminal)
+    process.communicate(json.dumps(TINY).encode(), timeout=60)
+    assert process.returncode == 130
+    told = "" if both else "msf flops: the terminal was closed\n"
+    assert (tmp_path / "stderr").read_text() == told
 
 
 @pytest.mark.parametrize("closed", [(1,), (0, 1, 2)])

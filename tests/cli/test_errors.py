@@ -117,6 +117,8 @@ def test_missing_package_of_training(workspace: Path, tmp_path: Path, package: s
         (ModuleNotFoundError("no", name="tqdm"), "needs the package tqdm; run in the checkout", 2),
         (OSError(28, "No space left on device"), "cannot write: No space left on device;", 1),
         (RuntimeError("I/O error: x (os error 28)"), "cannot write: No space left on device;", 1),
+        (OSError(24, "Too many open files", "x"), "too many open files; raise the limit (ulim", 2),
+        (RuntimeError("cannot open x: Too many open files (24)"), "too many open files; raise", 2),
         (MemoryError(), "out of memory", 1),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory", 1),
         (KeyError("x"), "internal error, please report it: KeyError: 'x'", 1),

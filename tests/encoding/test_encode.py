@@ -290,6 +290,15 @@ def test_the_disk_is_looked_at_before_anything_is_made(photos, vae, tmp_path, mo
     encode(photos, vae, 32, tmp_path / "x")  # nothing is to be made
 
 
+def test_what_of_the_folder_is_left_out_is_told(photos, vae, tmp_path, capsys):
+    (photos / "a" / "list.txt").touch()
+    (photos / "beside.png").touch()
+    encode(photos, vae, 32, tmp_path / "x")
+    assert "free; 1 beside the class folders and 1 with other suffixes (.txt) are ignored\n" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_folder_without_classes(photos, vae, tmp_path):
     index = encode(photos / "a", vae, 32, tmp_path / "x")
     assert index.class_names == () and index.images == 55

@@ -1,5 +1,7 @@
 """What a step sees is a function of seed, step and part."""
 
+import os
+import resource
 from dataclasses import replace
 
 import pytest
@@ -145,3 +147,22 @@ def test_what_is_drawn_does_not_depend_on_what_was_met_before(photos):
     for _ in range(2):
         readable.read(torch.tensor([2, 3]), (0, 1, 5, 0))
     assert len(given) == 3 and given[0] == given[1] == given[2]
+
+
+def test_workers_that_could_not_open_their_files_are_not_started(monkeypatch):
+    """They, or this process, might wait for ever."""
+    monkeypatch.setattr("msf.training.batches.loader_workers", lambda: 2)
+    data, limits = Pixels(10), resource.getrlimit(resource.RLIMIT_NOFILE)
+    data.on_disk = True
+    there = len(os.listdir("/proc/self/fd"))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (there + 47, limits[1]))
+        with pytest.raises(
+            ValueError,
+            match=rf"2 processes .* \(ulimit -n\) from {there + 47} to at least {there + 48}",
+        ):
+            seen(data)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (there + 48, limits[1]))
+        assert len(seen(data)) == 6
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

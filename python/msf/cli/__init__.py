@@ -9,16 +9,18 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from ..files import printable
 from ..progress import say
 from . import signals
 from .commands import COMMANDS
-from .errors import explain
+from .errors import Failure, explain
 from .outputs import to_json
 
+CLOSED = "the terminal was closed", 130  # as SIGHUP would end it
 LIBRARY = r"^(sample|evaluation): "  # what begins its lines, as the command begins ours
 
 
@@ -63,14 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         document = command.run(args)
         if document:
-            _print(to_json(document) if args.json else command.text(document))
+            with suppress(BrokenPipeError):  # `msf flops | head -1` has simply seen enough
+                _tell(to_json(document) if args.json else command.text(document), sys.stdout)
         return 1 if document.get("problems") else 0
     except (Exception, KeyboardInterrupt) as error:
         signals.heard()
-        message, status = explain(error)
+        ended = isinstance(error, OSError) and signals.terminal_is_closed()
+        message, status = CLOSED if ended else explain(error)
         message = printable(re.sub(LIBRARY, "", message))
         if message:
-            say(f"msf {args.command}: {message}")
+            with suppress(OSError, Failure):  # nobody reads stderr any more
+                _tell(f"msf {args.command}: {message}", sys.stderr)
         return status
 
 
@@ -102,11 +107,13 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _print(text: str) -> None:
+def _tell(text: str, file: TextIO) -> None:
     try:
-        say(text, sys.stdout)
-    except OSError as error:
+        say(text, file)
+    except OSError:
+        ended = signals.terminal_is_closed()
         # Python flushes once more at its end; without this it would fail there, with a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # `msf flops | head -1` has simply seen enough
-            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        if ended:
+            raise Failure(*CLOSED) from None
+        raise

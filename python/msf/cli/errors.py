@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 import textwrap
 import traceback
 from pathlib import Path
@@ -33,6 +34,9 @@ def explain(error: BaseException) -> tuple[str, int]:
             f"cannot write: {os.strerror(number)}; free some space, files are whole or absent",
             1,
         )
+    if number == errno.EMFILE or os.strerror(errno.EMFILE) in str(error):  # torch's has no number
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return f"too many open files; raise the limit (ulimit -n), which is {limit}", 2
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", 2
     if isinstance(error, ModuleNotFoundError) and error.name:

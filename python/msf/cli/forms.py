@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import atomic_write
-from ..images import component_grid, png, save_image, tile, to_uint8
+from ..images import component_grid, png, tile, to_uint8
 from ..parts import Arrays, write_npz
 from . import outputs
 
@@ -78,7 +78,9 @@ class Grid:
     def write(self, path: Path, parts: Iterator[Arrays]) -> None:
         columns = zip(*(part.values() for part in parts), strict=True)
         kept = [torch.from_numpy(np.concatenate(column)) for column in columns]
-        save_image(path, component_grid(self.model.cpu(), kept) if self.model else tile(kept[0]))
+        grid = component_grid(self.model.cpu(), kept) if self.model else tile(kept[0])
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(png(grid))
 
 
 class Tensors:

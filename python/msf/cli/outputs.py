@@ -20,11 +20,12 @@ def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
 
 def check_file(path: Path, overwrite: bool) -> None:
     """Raise a ValueError when ``path`` exists and may not be overwritten, or cannot be made."""
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; --out must name a file")
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no file"
+        raise ValueError(f"{path}: is {what}; --out must name a file")
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: exists already; choose another --out or add --overwrite")
-    files.check_folder(path.parent, "--out must be in a folder")
+    files.check_folder(files.behind_links(path).parent, "--out must be in a folder")
 
 
 def check_folder(path: Path, overwrite: bool) -> None:
@@ -51,14 +52,14 @@ def to_json(document: dict[str, Any]) -> str:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    with files.atomic_write(path) as temporary:
+    with files.atomic_write(files.behind_links(path)) as temporary:
         temporary.write_text(to_json(document) + "\n")
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success it becomes ``path``, else it goes."""
-    path = path.resolve()
+    path = files.behind_links(path).resolve()
     with files.temporary_folder(path) as temporary:
         yield temporary
         if path.exists():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..encoding.vae import Autoencoder
-from ..files import checksum
+from ..files import behind_links, checksum
 from ..model import MSF
 from ..parts import Parts
 from ..pipeline import decoder_of
@@ -74,7 +74,8 @@ class Job:
 
     def assemble(self) -> bool:
         """Write the output if no batch is missing; return whether this process did."""
-        return self.parts.assemble(lambda parts: self.form.write(self.args.out, parts))
+        out = behind_links(self.args.out)
+        return self.parts.assemble(lambda parts: self.form.write(out, parts))
 
     def document(self) -> dict[str, Any]:
         made = None if self.labels is None else self.labels.tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import time
 from types import FrameType
@@ -45,6 +47,17 @@ def heard() -> None:
         handler = signal.getsignal(number)
         if isinstance(handler, Interrupt):
             handler.heard()
+
+
+def terminal_is_closed() -> bool:
+    """Return whether stdout or stderr is a terminal that was closed, where writing fails."""
+    for number in (1, 2):
+        try:
+            os.tcgetpgrp(number)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return True
+    return False
 
 
 def ignore() -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .listing import ignored
+
 
 class UnreadableImage(ValueError):
     """An image cannot be read: ``problem`` names it and says why, ``index`` is its place."""
@@ -43,9 +45,7 @@ class ImageData(Dataset[tuple[Tensor, int]], ABC):
             images = f"{self.total:,} images without classes"
         if self.split:
             images += f", {len(self):,} of them in the {self.split} split"
-        if self.left_out:
-            images += f"; {' and '.join(self.left_out)} are ignored"
-        return images
+        return images + ignored(self.left_out)
 
     @property
     def total(self) -> int:

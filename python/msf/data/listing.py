@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from ..files import printable
@@ -46,6 +46,11 @@ def list_images(root: Path) -> tuple[list[str], dict[str, int], list[str]]:
         more = ", ..." if len(others) > 3 else ""
         left_out.append(f"{others.total():,} with other suffixes ({suffixes}{more})")
     return folders, files, left_out
+
+
+def ignored(left_out: Sequence[str]) -> str:
+    """Return the end of a line about a folder, which says what of it is ``left_out``, if any is."""
+    return f"; {' and '.join(left_out)} are ignored" if left_out else ""
 
 
 def _walk(

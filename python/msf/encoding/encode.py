@@ -9,20 +9,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..data.dataset import from_uint8
 from ..data.decode import centre_crop, check_pillow, pixels, problem_of
 from ..data.latent_index import FORMAT, SHARD_IMAGES, LatentIndex, write_shard
-from ..data.listing import list_images
+from ..data.listing import ignored, list_images
 from ..data.names import Names
 from ..data.splits import hash_of
-from ..files import printable
+from ..files import existing, printable
 from ..modes import own_modes
 from ..progress import Bar, bar, say
-from ..training.batches import in_shared_memory
+from ..training.batches import loader_of
 from ..training.identity import fingerprint, listed
-from ..training.interrupts import leave_signals_to_the_parent
 from ..training.skipped import NAMED, Skipped
 from .encoded_folder import EncodedFolder
 from .vae import Autoencoder, problem
@@ -54,7 +53,7 @@ def encode(
     float16 cannot hold.
     """
     check_pillow(source)
-    classes, files, _ = list_images(source)
+    classes, files, left_out = list_images(source)
     encoder = Autoencoder(vae, device)
     index = LatentIndex(
         format=FORMAT,
@@ -68,7 +67,13 @@ def encode(
         shard_images=SHARD_IMAGES,
     )
     folder = EncodedFolder(out, index)
-    _check_disk(folder, told=progress and rank == 0)
+    sizes = _check_disk(folder)
+    if progress and rank == 0:
+        shape = "x".join(map(str, index.latent_shape))
+        say(
+            f"{index.found:,} images to latents of {shape}, {index.shard_count:,} shards; what is "
+            f"to be made takes {sizes}{ignored(left_out)}"
+        )
     folder.begin()
     todo = folder.missing(range(rank, index.shard_count, processes), shown=progress)
     images = _Images(source, files, classes, size)
@@ -81,25 +86,19 @@ def encode(
     return folder.read()
 
 
-def _check_disk(folder: EncodedFolder, *, told: bool) -> None:
-    """Say how much the latents will take, if that is to be ``told``. Raise ValueError where the
-    disk has less."""
+def _check_disk(folder: EncodedFolder) -> str:
+    """Return how much the latents will take, and what is free. Raise ValueError where the disk has
+    less."""
     index = folder.read()
     channels, height, width = index.latent_shape
     # Two versions of mean and log-variance of two bytes a value, the label and the hash.
     bytes_an_image = 2 * 2 * channels * height * width * 2 + 16
     needed = (index.found - index.images - len(index.skipped)) * bytes_an_image
-    place = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(existing(folder.path)).free
     sizes = f"{needed / 1e9:,.3g} GB, {free / 1e9:,.3g} GB are free"
     if needed > free:
         raise ValueError(f"{folder.path}: the latents take {sizes}; choose another --out")
-    if told:
-        shape = "x".join(map(str, index.latent_shape))
-        say(
-            f"{index.found:,} images to latents of {shape}, {index.shard_count:,} shards; what is "
-            f"to be made takes {sizes}"
-        )
+    return sizes
 
 
 def _rows(index: LatentIndex, number: int) -> range:
@@ -175,14 +174,8 @@ class _Shards:
 
     def _read(self, numbers: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
         """Yield what ``images`` are, group by group."""
-        yield from DataLoader(
-            self.images,
-            batch_size=None,
-            sampler=[group for number in numbers for group in self._groups(number)],
-            num_workers=self.workers,
-            collate_fn=in_shared_memory if self.workers else None,
-            worker_init_fn=leave_signals_to_the_parent,
-        )
+        groups = [group for number in numbers for group in self._groups(number)]
+        yield from loader_of(self.images, groups, self.workers)
 
     def _encoded(
         self, images: Tensor, indices: Tensor, problems: dict[int, str], progress: Bar

@@ -16,7 +16,7 @@ from ..data.latent_index import (
     shard_name,
     write_index,
 )
-from ..files import check_folder
+from ..files import check_folder, make_folder
 from ..progress import follow, say
 from ..training.locks import locked
 from ..training.skipped import too_many
@@ -48,7 +48,7 @@ class EncodedFolder:
 
     def begin(self) -> None:
         """Make the folder with an index of no shards, unless another process has."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         with locked(self.path):
             self._check()
             if not is_latents(self.path):

@@ -4,7 +4,8 @@ sees what it would have seen."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import resource
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -104,16 +105,9 @@ def batches(
     seed, step and part. Raise ValueError where ``slices`` does not divide ``batch_size``, or there
     are fewer images.
     """
+    steps = _Steps(len(data), batch_size, first, last, seed, slices, own)
     workers = loader_workers() if data.on_disk else 0
-    loader = DataLoader(
-        _Parts(data),
-        batch_size=None,
-        sampler=_Steps(len(data), batch_size, first, last, seed, slices, own),
-        num_workers=workers,
-        collate_fn=in_shared_memory if workers else None,
-        worker_init_fn=leave_signals_to_the_parent,
-        pin_memory=pin,
-    )
+    loader = loader_of(_Parts(data), steps, workers, pin=pin)
     # Not around the loop, in which the caller's code runs at each yield.
     loaded, following = own_modes()(iter)(loader), own_modes()(next)
     while batch := following(loaded, None):
@@ -129,7 +123,39 @@ def loader_workers() -> int:
     return max(1, min(8, (os.cpu_count() or 1) // beside))
 
 
-def in_shared_memory(batch: Any) -> tuple[Tensor, Tensor, dict[int, str]]:
+def loader_of(
+    dataset: Dataset, parts: Iterable[Any], workers: int, *, pin: bool = False
+) -> DataLoader:
+    """Return what yields what ``dataset``, of (images, labels, problems), holds of each of
+    ``parts``, which ``workers`` processes read (0: this one). Raise ValueError where these could
+    not open all the files that they need."""
+    if workers:
+        _check_open_files(workers)
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=parts,
+        num_workers=workers,
+        collate_fn=_in_shared_memory if workers else None,
+        worker_init_fn=leave_signals_to_the_parent,
+        pin_memory=pin,
+    )
+
+
+def _check_open_files(workers: int) -> None:
+    """Raise ValueError where so many ``workers`` might meet the limit of open files: some places of
+    multiprocessing and of torch wait for ever then."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A worker's pipes, and the tensors on their way to and from it, were seen to take up to 7.
+    needed = len(os.listdir("/proc/self/fd")) + 16 * (workers + 1)
+    if needed > limit:
+        raise ValueError(
+            f"data: too many open files for {workers} processes that read images; raise the limit "
+            f"(ulimit -n) from {limit} to at least {needed}"
+        )
+
+
+def _in_shared_memory(batch: Any) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Return ``batch`` in shared memory. The queue's thread would move it there too, but drops an
     error, and the parent would wait for ever."""
     try:

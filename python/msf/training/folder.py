@@ -28,7 +28,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import MSFConfig
-from ..files import abandoned, atomic_write, check_folder, hinted, remove
+from ..files import abandoned, atomic_write, check_folder, hinted, make_folder, remove
 from ..model import MSF
 from ..pretrained import CONFIG_FILE, read_config
 from . import metrics
@@ -84,7 +84,7 @@ class RunFolder:
     @contextmanager
     def claimed(self, stages: Sequence[str]) -> Iterator[None]:
         """Make the folder, and let no other process train ``stages`` into it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         with ExitStack() as claims:
             with locked(self.path):
                 self._check()  # another process may have come meanwhile
