@@ -256,5 +256,47 @@ def test_training_says_how_many_images_there_are(folder, tmp_path, capsys):
     n = len(load_data(str(folder), split="train", image_size=(8, 8), channels=1))
     assert capsys.readouterr().err.splitlines()[0] == (
         f"data: {folder}: 80 images in 2 classes, {n} of them in the train split; "
-        "2 beside the class folders and 4 with other suffixes (.avif, none, .ppm) are ignored"
+        "ignored: 2 beside the class folders, 4 with other suffixes (.avif, none, .ppm)"
     )
+
+
+def test_links_that_lead_nowhere_pipes_and_devices_are_counted(folder, tmp_path):
+    before = list_images(folder)[1]
+    (folder / "c").symlink_to(tmp_path / "unmounted" / "c")
+    for index in range(1, 1500):
+        (folder / "a" / f"g{index}.png").symlink_to(tmp_path / "unmounted" / f"{index}.png")
+    (folder / "b" / "self.png").symlink_to("self.png")
+    (folder / "b" / "up").symlink_to(folder)
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "b" / "pipe.png")
+    (folder / "b" / "null.png").symlink_to("/dev/null")
+    (folder / "b" / "good.png").symlink_to(folder / "a" / "0.png")
+    for name in (".c", "a/._g1.png", "b/.self.png"):
+        (folder / name).symlink_to("nothing")
+    os.mkfifo(folder / "b" / ".pipe.png")
+    _, files, left_out = list_images(folder)
+    size = before["a/0.png"]
+    assert files == before | {"b/good.png": size}
+    assert left_out == [
+        "1,501 links that lead nowhere",
+        "1 link to a parent folder",
+        "3 pipes or devices",
+    ]
+
+
+def test_where_all_links_lead_nowhere_the_error_says_so(tmp_path):
+    for name in ("flat/a", "flat/b", "data/b/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(tmp_path / "unmounted")
+    with pytest.raises(ValueError, match=r"images inside; ignored: 2 links that lead nowhere$"):
+        list_images(tmp_path / "flat")
+    save(tmp_path / "data" / "a" / "x.png")
+    (tmp_path / "data" / "a" / "notes.txt").touch()
+    message = r"b holds no image \(.*\); ignored: 1 link that leads nowhere$"
+    with pytest.raises(ValueError, match=message):
+        list_images(tmp_path / "data")
+    os.mkfifo(tmp_path / "flat" / "x.png")
+    save(tmp_path / "flat" / "y.png")
+    message = "num_classes set to 0; ignored: 2 links that lead nowhere, 1 pipe or device$"
+    with pytest.raises(ValueError, match=message):
+        every(tmp_path / "flat", num_classes=2)

@@ -56,7 +56,12 @@ def test_evaluate_knows_the_data_of_the_run(
     evaluate = ["evaluate", run, "--steps", "1", "--samples", "8"]
     photos.rename(tmp_path / "moved")
     moved = [*evaluate, "--data", str(tmp_path / "moved")]
+    gone = tmp_path / "moved" / "a" / "gone.png"
+    gone.symlink_to(tmp_path / "unmounted")
+    capsys.readouterr()
     assert main(moved) == 0
+    assert "in the test split; ignored: 1 link that leads nowhere\n" in capsys.readouterr().err
+    gone.unlink()
     _check_empty_files(tmp_path / "moved" / "b", [*moved, "--data-changed"], capsys)
     (tmp_path / "moved" / "a").rename(tmp_path / "moved" / "z")
     capsys.readouterr()

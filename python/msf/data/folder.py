@@ -11,7 +11,7 @@ from torch import Tensor
 from ..files import printable
 from .dataset import ImageData, UnreadableImage
 from .decode import check_pillow, decode, problem_of
-from .listing import list_images
+from .listing import ignored, list_images
 from .names import Names
 from .splits import HOLDOUT, check_not_empty, hash_of, in_split
 
@@ -53,6 +53,7 @@ class ImageFolder(ImageData):
             raise ValueError(
                 f"data: {printable(root)} has no subfolders, the model {num_classes} classes; make "
                 "one a class, with images inside, or train with num_classes set to 0"
+                f"{ignored(self.left_out)}"
             )
         self.has_classes = bool(folders)
         self.class_names = tuple(folders or ["all"])

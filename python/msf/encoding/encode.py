@@ -159,6 +159,7 @@ class _Shards:
             parts = [self._encoded(*next(batches), progress) for _ in range(count)]
             kept = torch.cat([indices for _, indices, _ in parts])
             hashes = [hash_of(self.images.names[i]) for i in kept.tolist()]
+            self.folder.read()  # raises where another's shards have come since, and saves them
             shard = write_shard(
                 self.folder.path,
                 number,

@@ -35,7 +35,7 @@ WHAT = {
 
 class EncodedFolder:
     """An EncodedFolder opens ``path`` for latents of which ``index`` says what they are of. Raise
-    ValueError (one line) where it holds something else.
+    ValueError (one line) where it holds something else; an index of no shards is nothing yet.
 
     Its index is read and written under a lock, and has a shard after the shard's file is there: so
     what is in the index is whole, whatever process ends when.
@@ -44,19 +44,35 @@ class EncodedFolder:
     def __init__(self, path: Path, index: LatentIndex) -> None:
         self.path, self.index = path, index
         check_folder(path)
-        self._check()
+        self.read()
 
     def begin(self) -> None:
         """Make the folder with an index of no shards, unless another process has."""
         make_folder(self.path)
         with locked(self.path):
-            self._check()
-            if not is_latents(self.path):
+            if self.read() is self.index:
                 write_index(self.path, self.index)
 
     def read(self) -> LatentIndex:
-        """Return what is there already."""
-        return read_index(self.path) if is_latents(self.path) else self.index
+        """Return what is there already, ``self.index`` itself where that is nothing. Raise
+        ValueError where it is something else."""
+        if not is_latents(self.path):
+            # What another process is just writing has a hidden name.
+            if self.path.exists() and any(p.name[0] != "." for p in self.path.iterdir()):
+                raise ValueError(
+                    f"{self.path}: holds files but no latents ({INDEX_FILE}); choose another --out"
+                )
+            return self.index
+        there = read_index(self.path)
+        other = [
+            what for name, what in WHAT.items() if getattr(there, name) != getattr(self.index, name)
+        ]
+        if other and there.shards:
+            raise ValueError(
+                f"{self.path}: holds latents of {', '.join(other)}; encode what they are of, or "
+                "choose another --out"
+            )
+        return self.index if other else there
 
     def missing(self, numbers: Sequence[int], *, shown: bool) -> list[int]:
         """Return which of the shards are not there as they should be; those that are damaged are
@@ -85,7 +101,7 @@ class EncodedFolder:
         without: Sequence[Shard] = (),
     ) -> None:
         with locked(self.path):
-            index = read_index(self.path)
+            index = self.read()
             shards = {shard.name: shard for shard in index.shards if shard not in without}
             if added:
                 shards[added.name] = added
@@ -98,21 +114,3 @@ class EncodedFolder:
             if why := too_many(index.skipped, index.found):
                 raise ValueError(why)
             write_index(self.path, index)
-
-    def _check(self) -> None:
-        if not is_latents(self.path):
-            # What another process is just writing has a hidden name.
-            if self.path.exists() and any(p.name[0] != "." for p in self.path.iterdir()):
-                raise ValueError(
-                    f"{self.path}: holds files but no latents ({INDEX_FILE}); choose another --out"
-                )
-            return
-        there = read_index(self.path)
-        other = [
-            what for name, what in WHAT.items() if getattr(there, name) != getattr(self.index, name)
-        ]
-        if other:
-            raise ValueError(
-                f"{self.path}: holds latents of {', '.join(other)}; encode what they are of, or "
-                "choose another --out"
-            )

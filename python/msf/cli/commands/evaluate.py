@@ -112,6 +112,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         num_classes=config.num_classes,
         holdout=holdout,
     )
+    if data.left_out:
+        say(f"data: {printable(source)}: {data.summary()}")
     if run:
         _check_data(args, run, source, data)
     Skipped(data.total, data.empty_files).report(Ranks())
