@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
+from torch._subclasses import FakeTensorMode
 
 from models import generator, images, tiny_model
 from msf import MSF, StageConfig
@@ -34,6 +35,12 @@ SPOILS = {
     ),
     "complex": lambda tensors: tensors.update(
         {"stages.0.output.bias": tensors["stages.0.output.bias"].to(torch.complex64)}
+    ),
+    "8 bits": lambda tensors: tensors.update(
+        {"stages.0.output.bias": tensors["stages.0.output.bias"].to(torch.float8_e5m2)}
+    ),
+    "two dtypes": lambda tensors: tensors.update(
+        {"stages.0.output.bias": tensors["stages.0.output.bias"].bfloat16()}
     ),
 }
 COMPLEX = pytest.mark.skipif(
@@ -76,8 +83,13 @@ def broken(directory, what):
         ("nan", "model.safetensors: stages.0.output.bias must be finite, but holds NaN"),
         ("infinity", "model.safetensors: pyramid.mean must be finite, but holds NaN or infinity"),
         ("flat", "model.safetensors: pyramid.std must be positive"),
-        ("integers", "stages.0.output.bias must be of floats, got torch.int32"),
-        pytest.param("complex", r"bias must be of floats, got torch\.complex64", marks=COMPLEX),
+        (
+            "integers",
+            "stages.0.output.bias must be of float16, bfloat16, float32 or float64, got t",
+        ),
+        pytest.param("complex", r"float32 or float64, got torch\.complex64", marks=COMPLEX),
+        ("8 bits", "stages.0.output.bias must be of float16, .* got torch.float8_e5m2"),
+        ("two dtypes", "stages.0 must be of one dtype, got torch.float32 .* and torch.bfloat16 "),
         ("bad config", "not valid JSON"),
     ],
 )
@@ -86,6 +98,14 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path, what, message):
     with pytest.raises(ValueError, match=message) as error:
         MSF.from_pretrained(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_weights_are_read_in_no_fake_mode_and_no_vmap(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with FakeTensorMode(), pytest.raises(ValueError, match="leave FakeTensorMode"):
+        MSF.from_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="vmap: called random operation"):
+        torch.vmap(lambda x: (MSF.from_pretrained(tmp_path), x)[1])(torch.ones(2))
 
 
 def test_weights_that_cannot_be_loaded_are_not_saved(tmp_path):

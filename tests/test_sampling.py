@@ -224,6 +224,8 @@ def test_seeds_may_be_a_tensor():
     model = tiny_model()
     expected = sample(model, LABELS, seeds=[3, 1, 4, 5])
     assert torch.equal(sample(model, LABELS, seeds=torch.tensor([3, 1, 4, 5])), expected)
+    with pytest.raises(TypeError, match=r"seeds must be .* whole numbers, .* got \[True"):
+        sample(model, LABELS, seeds=[True, 1, 4, 5])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ caller sees to it that a launch only compiles or is only recorded.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -66,7 +67,7 @@ class Kernels(TorchDispatchMode):
     def __init__(self, module: ModuleType, backend: str, gradients: bool) -> None:
         super().__init__()
         self.module = module
-        self.options = {} if gradients else {"for_gradient": False}
+        self.gradients = gradients
         # Triton compiles also what it declines, because its compiler gets that wrong: so the audit
         # sees it. CUDA has no kernel for what it declines.
         self.reason_of = getattr(module, "unsupported_reason", None) if backend == "cuda" else None
@@ -79,7 +80,9 @@ class Kernels(TorchDispatchMode):
         if self.reason_of and (reason := by_name(func._opname, self.reason_of)(*args)):
             raise NotImplementedError(reason)
         function = getattr(self.module, func._opname)
-        return function(*args, **self.options)
+        if "for_gradient" not in inspect.signature(function).parameters:
+            return function(*args)
+        return function(*args, for_gradient=self.gradients)
 
 
 def new_tensor(

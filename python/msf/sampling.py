@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from .config import MSFConfig
 from .diffusion import denoise
 from .model import MSF
 from .modes import default_device, has_values, no_memory, own_casts
-from .parsing import parse
+from .parsing import parse, parse_whole
 from .sampling_config import SamplingConfig, SamplingFields, StageSampling
 from .seeds import generator
 from .solver import Velocity, integrate
@@ -47,6 +46,8 @@ def sample(
     **fields: Unpack[SamplingFields],
 ) -> Tensor:
     """Generate images (B, C, H, W), float32, in the units of the training data.
+
+    Under torch.compile the noise is drawn outside of its graphs, so ``fullgraph`` is refused.
 
     Args:
         model: one that FSDP2 has sharded is whole in each process meanwhile, and all call this.
@@ -218,8 +219,8 @@ def _velocity(
 def _whole_numbers(seeds: Sequence[int] | Tensor) -> list[int]:
     values = seeds.tolist() if isinstance(seeds, Tensor) else seeds
     try:
-        return [operator.index(seed) for seed in values]
-    except TypeError:
+        return [parse_whole(seed, "seed") for seed in values]
+    except (TypeError, ValueError):
         raise TypeError(
             "sample: seeds must be a sequence of whole numbers, one an image, "
             f"got {reprlib.repr(values)}"

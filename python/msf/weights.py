@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WRAPPERS = (
     "_orig_mod",
     "module",
@@ -88,12 +89,29 @@ def check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 def check_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Raise ValueError unless all that ``file`` holds are floats, finite in float32."""
+    """Raise ValueError unless all that ``file`` holds are floats of 16 to 64 bits, finite in
+    float32."""
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{file}: {name} must be of floats, got {tensor.dtype}")
+        if tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"{file}: {name} must be of float16, bfloat16, float32 or float64, "
+                f"got {tensor.dtype}"
+            )
         if tensor.numel() and not torch.stack(torch.aminmax(tensor.float())).isfinite().all():
             raise ValueError(f"{file}: {name} must be finite, but holds NaN or infinity")
+
+
+def check_stage_dtypes(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Raise ValueError unless the weights of each stage are of one dtype, which products need."""
+    first: dict[str, tuple[str, torch.dtype]] = {}
+    for name, tensor in tensors.items():
+        stage = ".".join(name.split(".")[:2])
+        other, dtype = first.setdefault(stage, (name, tensor.dtype))
+        if tensor.dtype != dtype and stage.startswith("stages."):
+            raise ValueError(
+                f"{file}: {stage} must be of one dtype, got {dtype} ({other}) and {tensor.dtype} "
+                f"({name}); cast the model, as by model.float(), before it is saved"
+            )
 
 
 def tensor_checksum(tensors: Mapping[str, Tensor], beside: str) -> str:

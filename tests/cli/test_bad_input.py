@@ -75,9 +75,12 @@ BAD_INPUT = {
     "sample {run} --out {out}/x.png --solver rk4": "invalid choice: 'rk4'",
     "sample {run}": "the following arguments are required: --out; see msf sample --help",
     # Outputs
+    "sample {run} --out=": "argument --out: must name a file or folder, got an empty string",
     "sample {run} --out {image}": "image.png: exists already; choose another --out or add",
     "sample {run} --out {run}": "run: holds files already; choose another --out or add --overwrite",
-    "sample {run} --out {run} --overwrite": "run: holds more than images (README.md)",
+    "sample {run} --out {run} --overwrite": "run: holds other files too (README.md)",
+    "sample {run} --out {bad}/mine --overwrite": "mine: holds other files too (holiday.png)",
+    "factorize {image} --out {bad}/mine --overwrite": "mine: holds other files too (000000.png)",
     "sample {run} --out {tiny}": "tiny.json: is a file; --out must name a folder here",
     "sample {run} --out {image}/x.png": "image.png: is a file; --out must be in a folder",
     "sample {run} --out {image}/x": "image.png: is a file; --out must be in a folder",
@@ -221,6 +224,9 @@ def bad(workspace: Path) -> Path:
     (bad / "index").mkdir()
     (bad / "index" / "latents.json").write_text("{")
     (bad / "lone.npz.parts").touch()
+    (bad / "mine").mkdir()
+    for name in ("000000.png", "holiday.png"):
+        (bad / "mine" / name).write_bytes(image)
     for name in ("loop", "loop.png"):
         (bad / name).symlink_to(name)
     for name in "abcdefghij":

@@ -29,7 +29,7 @@ def test_sample_writes_through_a_link(
         target.write_text("old")
     elif there:
         target.mkdir()
-        (target / "old.png").touch()
+        (target / "000007.png").touch()
     link.symlink_to("disk/target")
     assert main([*command, str(link)]) == 0
     assert str(link.readlink()) == "disk/target" and list(target.parent.iterdir()) == [target]

@@ -167,7 +167,7 @@ def test_corrupt_state_is_one_clear_line(whole, tmp_path):
         ("8", {"step": None}, r"optimizer.step.output.bias must have shape \[\], got none"),
         ("8", {"exp_avg": None}, r"exp_avg.output.bias must have shape \[4\], got none"),
         ("8", {"exp_avg": torch.full((4,), torch.nan)}, "exp_avg.output.bias must be finite, but"),
-        ("8", {"exp_avg": torch.ones(4).int()}, "exp_avg.output.bias must be of floats, got torch"),
+        ("8", {"exp_avg": torch.ones(4).int()}, "exp_avg.output.bias must be of float16, "),
         ("8", {"exp_avg_sq": torch.ones(3)}, r"_sq.output.bias must have shape \[4\], got \[3\]"),
     ],
 )

@@ -53,6 +53,8 @@ class Npz:
 class Folder:
     """A Folder has one PNG an image, named by its index."""
 
+    names = r"\d{6,}\.png"
+
     def part(self, made: Sample, first: int) -> Arrays:
         named = enumerate(made.images, start=first)
         return {f"{i:06d}": np.frombuffer(png(image), dtype=np.uint8) for i, image in named}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,14 @@ def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
 
 
+def place(text: str) -> Path:
+    """Return what --out names, which an unset variable of a shell does not: Path("") is the folder
+    that the command runs in."""
+    if not text:
+        raise argparse.ArgumentTypeError("must name a file or folder, got an empty string")
+    return Path(text)
+
+
 def check_file(path: Path, overwrite: bool) -> None:
     """Raise a ValueError when ``path`` exists and may not be overwritten, or cannot be made."""
     if path.exists() and not path.is_file():
@@ -28,15 +37,16 @@ def check_file(path: Path, overwrite: bool) -> None:
     files.check_folder(files.behind_links(path).parent, "--out must be in a folder")
 
 
-def check_folder(path: Path, overwrite: bool) -> None:
-    """Raise a ValueError when ``path`` holds anything but images that may be overwritten."""
+def check_folder(path: Path, overwrite: bool, names: str) -> None:
+    """Raise a ValueError when ``path`` holds anything but files that the command has made, whose
+    names match the pattern ``names``, and that may be overwritten."""
     files.check_folder(path, "--out must name a folder here")
     content = sorted(path.iterdir()) if path.exists() else []
     if content and not overwrite:
         raise ValueError(f"{path}: holds files already; choose another --out or add --overwrite")
-    others = [file.name for file in content if file.suffix != ".png" or file.is_dir()]
+    others = [file.name for file in content if not re.fullmatch(names, file.name) or file.is_dir()]
     if others:
-        raise ValueError(f"{path}: holds more than images ({others[0]}); choose another --out")
+        raise ValueError(f"{path}: holds other files too ({others[0]}); choose another --out")
 
 
 def check_new_folder(path: Path) -> None:

@@ -175,8 +175,10 @@ def _check_out(args: argparse.Namespace, channels: int) -> None:
 
 
 def _check_place(args: argparse.Namespace) -> None:
-    check = outputs.check_file if args.out.suffix.lower() in FILES else outputs.check_folder
-    check(args.out, args.overwrite)
+    if args.out.suffix.lower() in FILES:
+        outputs.check_file(args.out, args.overwrite)
+    else:
+        outputs.check_folder(args.out, args.overwrite, Folder.names)
 
 
 def _check_num(out: Path, num: int, shape: tuple[int, int, int]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...files import check_outside
-from .. import latents, models
+from .. import latents, models, outputs
 from ..errors import Failure
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, default=256, metavar="N", help="pixels a side (default 256)"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=outputs.place, required=True, metavar="DIR")
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="images at once (default 32)"
     )

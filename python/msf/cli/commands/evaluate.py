@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the whole evaluation")
     sampling.add_arguments(parser)
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="also write the JSON document here"
+        "--out", type=outputs.place, metavar="FILE", help="also write the JSON document here"
     )
     outputs.add_overwrite_argument(parser)
     models.add_device_arguments(parser)

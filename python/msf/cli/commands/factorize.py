@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--levels", type=int, default=1, metavar="N", help="residuals (default 1)")
     parser.add_argument("--upsample", choices=UPSAMPLE_MODES, default=UPSAMPLE_MODES[0])
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="default: IMAGE's name and -msf, beside it"
+        "--out",
+        type=outputs.place,
+        metavar="FOLDER",
+        help="default: IMAGE's name and -msf, beside it",
     )
     outputs.add_overwrite_argument(parser)
 
@@ -40,7 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not 1 <= args.levels <= MAX_LEVELS:
         raise ValueError(f"--levels must be 1 to {MAX_LEVELS}, got {args.levels}")
     out = args.out or args.image.with_name(args.image.stem + "-msf")
-    outputs.check_folder(out, args.overwrite)
+    outputs.check_folder(out, args.overwrite, r"(merged|base|residual(_\d+)?)\.png")
     x = _read(args.image)
     _check_sides(args.image, x, args.levels)
     from ...images import save_image

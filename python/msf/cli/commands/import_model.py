@@ -32,7 +32,7 @@ FORMATS = ("auto", "dit", "sit", "lightningdit", "repa", "diffusers")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=outputs.place, required=True, metavar="DIR")
     parser.add_argument(
         "--format", choices=FORMATS, default="auto", help="auto: by names and shapes of the tensors"
     )

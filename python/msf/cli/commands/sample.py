@@ -38,7 +38,7 @@ NO_CLASS = "(no class)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="DIR", help="a trained model's folder")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="PATH", help="file or folder to write"
+        "--out", type=outputs.place, required=True, metavar="PATH", help="file or folder to write"
     )
     parser.add_argument(
         "--labels",

@@ -35,7 +35,7 @@ from typing import Any
 from ...config import MSFConfig
 from ...pretrained import CONFIG_FILE, missing
 from ...training.config import CHECKPOINTING, PARALLEL, PRECISIONS, TrainingConfig
-from .. import models, settings, tables
+from .. import models, outputs, settings, tables
 from ..errors import Failure
 from ..sampling import number
 
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="digits, textures, a folder of images with one subfolder a class, or with images only "
         "for a model without classes, or a folder of latents",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=outputs.place, required=True, metavar="DIR")
     parser.add_argument(
         "--stage", metavar="NAME", help="train this stage only, e.g. base or residual"
     )
