@@ -78,10 +78,10 @@ TABLE: dict[str, dict[tuple[str, str], dict[str, Row]]] = {
                 to.tensors(lambda held: held.update(extra=torch.zeros(1))),
                 'Unexpected key(s) in state_dict: "extra"',
             ),
-            "whole numbers": (to.every(Tensor.int), "must be of floats, got torch.int32"),
+            "whole numbers": (to.every(Tensor.int), "or float64, got torch.int32"),
             "deviation of 0": (to.every(torch.zeros_like, "std"), "pyramid.std must be positive"),
             "folder": (to.folder, NO_MODEL),
-            "link to itself": (to.loop, NO_MODEL),
+            "link to itself": (to.loop, "model.safetensors is missing"),
             "unreadable": (to.forbidden, "Permission denied"),
             "pickle": (to.pickled, UNREADABLE),
             "torch.save's zip": (to.torch_zip, UNREADABLE),
@@ -100,16 +100,16 @@ TABLE: dict[str, dict[tuple[str, str], dict[str, Row]]] = {
             ),
         },
         (RESUME, STATE): {
-            "state: cut": (to.cut, NO_STATE),
-            "state: pickle": (to.pickled, NO_STATE),
-            "state: folder": (to.folder, "is no file"),
-            "state: pipe": (to.pipe, "is no file"),
-            "state: NaN weights": (to.every(to.nan, "weights."), "must be finite, but holds NaN"),
-            "state: NaN in the optimizer": (to.every(to.nan, "exp_avg."), "must be finite"),
-            "state: whole numbers": (to.every(Tensor.int), "must be of floats, got torch.int32"),
+            "state: cut": (to.cut, NO_STATE, 0),
+            "state: pickle": (to.pickled, NO_STATE, 0),
+            "state: folder": (to.folder, "is no file", 0),
+            "state: pipe": (to.pipe, "is no file", 0),
+            "state: NaN weights": (to.every(to.nan, "weights."), "must be finite, but holds", 0),
+            "state: NaN in the optimizer": (to.every(to.nan, "exp_avg."), "must be finite", 0),
+            "state: whole numbers": (to.every(Tensor.int), "or float64, got torch.int32", 0),
             "state: no optimizer": (to.without("optimizer."), "must have shape []"),
             "state: step 999": (to.tensors(dict, "999"), "its step must be from 1 to 30, got 999"),
-            "state: step of 5,000 digits": (to.tensors(dict, "9" * 5000), NO_STATE),
+            "state: step of 5,000 digits": (to.tensors(dict, "9" * 5000), NO_STATE, 0),
         },
     },
     "configuration": {
@@ -198,11 +198,11 @@ TABLE: dict[str, dict[tuple[str, str], dict[str, Row]]] = {
             "many: all of 16 bits": (to.all_in(to.picture(8, 8, "I;16")), "only 8-bit images are"),
             "empty folder": (to.folder, NO_CLASS),
             "pipe alone in a folder": (to.only("x.png", to.pipe), NO_CLASS),
+            "link to itself alone": (to.only("x.png", to.loop), "1 link that leads nowhere"),
             "file in place of a folder": (to.empty_file, NO_DATA),
         },
         (PHOTOS, "photos/a.png"): {
             "many: a folder named a.png": (to.folder, "a.png holds no image"),
-            "many: a link to itself": (to.loop, "Too many levels of symbolic links"),
         },
     },
     "run": {
@@ -258,10 +258,10 @@ TABLE: dict[str, dict[tuple[str, str], dict[str, Row]]] = {
         (SAMPLE, "out.png"): {"folder for a file": (to.folder, "is a folder; --out must name")},
         (SAMPLE_FOLDER, "out"): {
             "file for a folder": (to.empty_file, "is a file; --out must name a folder"),
-            "more than images": (to.only("a.txt", to.empty_file), "holds more than images (a.txt)"),
+            "more than images": (to.only("a.txt", to.empty_file), "holds other files too (a.txt)"),
         },
         ("sample {here}/run --out {here}/config.json/x.png", "x"): {
-            "below a file": (to.leave, "is a file; --out must name a file in a folder"),
+            "below a file": (to.leave, "is a file; --out must be in a folder"),
         },
         ("sample {here}/run --out {here}/photos/x.png", "photos"): {
             "read-only folder": (to.forbidden, "may not be written to"),
@@ -271,7 +271,7 @@ TABLE: dict[str, dict[tuple[str, str], dict[str, Row]]] = {
         },
         (DIGITS, "out"): {
             "file for a run": (to.empty_file, "is a file; --out must be a folder"),
-            "link to itself": (to.loop, "out: File exists"),
+            "link to itself": (to.loop, "Too many levels of symbolic links"),
         },
         (OTHER_FOLDER, "photos"): {"run of another kind": (to.leave, "holds files but no run")},
         (RESUME, LOGS): {
