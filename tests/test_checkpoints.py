@@ -39,9 +39,6 @@ SPOILS = {
     "8 bits": lambda tensors: tensors.update(
         {"stages.0.output.bias": tensors["stages.0.output.bias"].to(torch.float8_e5m2)}
     ),
-    "two dtypes": lambda tensors: tensors.update(
-        {"stages.0.output.bias": tensors["stages.0.output.bias"].bfloat16()}
-    ),
 }
 COMPLEX = pytest.mark.skipif(
     torch.complex64 not in safetensors.torch._SIZE, reason="this safetensors has no complex numbers"
@@ -85,11 +82,10 @@ def broken(directory, what):
         ("flat", "model.safetensors: pyramid.std must be positive"),
         (
             "integers",
-            "stages.0.output.bias must be of float16, bfloat16, float32 or float64, got t",
+            r"stages.0.output.bias must be of float16, .* or float64, got torch\.int32",
         ),
         pytest.param("complex", r"float32 or float64, got torch\.complex64", marks=COMPLEX),
         ("8 bits", "stages.0.output.bias must be of float16, .* got torch.float8_e5m2"),
-        ("two dtypes", "stages.0 must be of one dtype, got torch.float32 .* and torch.bfloat16 "),
         ("bad config", "not valid JSON"),
     ],
 )
@@ -100,12 +96,13 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path, what, message):
     assert "\n" not in str(error.value)
 
 
-def test_weights_are_read_in_no_fake_mode_and_no_vmap(tmp_path):
+def test_weights_are_not_read_under_fake_mode(tmp_path):
     tiny_model().save_pretrained(tmp_path)
-    with FakeTensorMode(), pytest.raises(ValueError, match="leave FakeTensorMode"):
+    with (
+        FakeTensorMode(),
+        pytest.raises(ValueError, match="cannot read weights under Fake"),
+    ):
         MSF.from_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match="vmap: called random operation"):
-        torch.vmap(lambda x: (MSF.from_pretrained(tmp_path), x)[1])(torch.ones(2))
 
 
 def test_weights_that_cannot_be_loaded_are_not_saved(tmp_path):

@@ -1,4 +1,4 @@
-// Apart from what runs threads, so that code that does not need not be under a sanitizer.
+// Apart from what runs threads: bindings.cpp reads it, and is compiled without the sanitizers.
 #pragma once
 
 #include <atomic>

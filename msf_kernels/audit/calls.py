@@ -10,7 +10,6 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -36,8 +35,9 @@ def calls(family: str, backend: str) -> Iterator[tuple[str, Callable[[], None]]]
         for layout, memory_format in LAYOUTS.get(family, PLAIN).items():
             for dtype in DTYPES_OF.get(family, DTYPES):
                 new = partial(new_tensor, call_dtype=DTYPES[dtype], memory_format=memory_format)
-                both = product((True,), example.audited)
-                for gradients, shape in (*both, *product((False,), example.audited_forward)):
+                audited = [(True, shape) for shape in example.audited]
+                audited += [(False, shape) for shape in example.audited_forward]
+                for gradients, shape in audited:
                     sizes = "x".join(map(str, shape))
                     words = example.name, sizes, layout, dtype, "" if gradients else "forward"
                     call = partial(run, family, backend, example, new, shape, gradients)

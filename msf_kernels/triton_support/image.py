@@ -60,7 +60,7 @@ class ImageTile:
     planar: bool
     rows: int
     columns: int
-    chunk: int  # its pixels that a thread owns side by side, where these fill a row evenly; else 1
+    chunk: int  # pixels side by side that a thread owns; 1 where such chunks do not fill a row
     warps: int
     count: int
 
@@ -68,10 +68,9 @@ class ImageTile:
     def of(cls, images: Sequence[Tensor], scale: int, bilinear: bool = False) -> ImageTile:
         """Make tiles for images of one shape; a pixel of a tile is scale x scale of theirs.
 
-        A thread owns what it reads in 16 bytes of a row, and a block has up to 128 threads. Where
-        the mode is bilinear a thread holds the pixels around its own too. Most of these are its own
-        where its pixels lie side by side: 4 of them take the merge in bfloat16 450 instructions on
-        sm_90, twice 2 with all their neighbours took 756. Elsewhere it owns 8 bytes.
+        A thread owns what it reads in 16 bytes of a row, and a block has up to 128 threads. In the
+        bilinear mode a thread holds the neighbours of its pixels too. Where its pixels lie side by
+        side most neighbours are among them. Elsewhere it owns 8 bytes, so that registers suffice.
         """
         batch, channels, *sides = images[0].shape
         height, width = (side // scale for side in sides)

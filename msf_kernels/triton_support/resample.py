@@ -2,9 +2,9 @@
 
 The additions follow the order of pyramid/reference.py, so that results agree with it bit for bit.
 
-A thread owns CHUNK base pixels side by side, or 0 stands for nearest. Bilinear, it takes the
-neighbours of a pixel on either SIDE, left (-1) or right (1), from its own registers but at the
-ends of its chunk, and loads what lies outside.
+CHUNK is how many base pixels a thread owns side by side; 0 says that the mode is nearest. In the
+bilinear mode a thread takes a pixel's neighbours, on the SIDE left (-1) or right (1), from its own
+registers, and loads only those outside of its chunk.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from .pretrained import CONFIG_FILE, WEIGHTS_FILE, folder_of, missing, read_conf
 from .pyramid import Pyramid
 from .seeds import drawn_from
 from .transformer import StageTransformer
-from .weights import check_shapes, check_stage_dtypes, check_tensors, plain_state
+from .weights import check_shapes, check_tensors, plain_state
 
 FSDP_CASTS = (
     "; where FSDP casts it, wrap the model with MixedPrecision(cast_root_forward_inputs=False), in "
@@ -273,7 +273,7 @@ class MSF(nn.Module):
                     "save_pretrained"
                 )
         if active_fake_mode() is not None:
-            raise ValueError("from_pretrained: weights are read as they are; leave FakeTensorMode")
+            raise ValueError("from_pretrained: cannot read weights under FakeTensorMode; leave it")
         file = directory / WEIGHTS_FILE
         config = read_config(directory)
         try:
@@ -281,12 +281,11 @@ class MSF(nn.Module):
         except SafetensorError as error:
             raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
         check_tensors(weights, file)
-        check_stage_dtypes(weights, file)
         with no_memory():  # what does not fit may be of any size
             model = cls(config)
+        # In their own dtypes, and as copies: those of the file change with it.
+        copies = {name: x.clone() for name, x in weights.items()}
         try:
-            # In their own dtypes, and as copies: those of the file change with it.
-            copies = {name: x.clone() for name, x in weights.items()}
             model.load_state_dict(copies, assign=True)
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip()

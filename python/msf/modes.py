@@ -53,6 +53,8 @@ def own_modes() -> Iterator[None]:
 
 
 class _Unfilled(TorchFunctionMode):
+    """Skips nn.init.normal_, by which nn.Embedding fills its weight."""
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
@@ -63,7 +65,7 @@ class _Unfilled(TorchFunctionMode):
 
 @contextmanager
 def no_memory() -> Iterator[None]:
-    """Make modules whose tensors have no memory, and so cannot be filled. That of nn.Embedding
+    """Make modules whose tensors have no memory. They are not filled: on the meta device normal_
     would import PyTorch's compiler, which takes longer than all else that reads a model."""
     with torch.device("meta"), _Unfilled():
         yield

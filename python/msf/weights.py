@@ -101,19 +101,6 @@ def check_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
             raise ValueError(f"{file}: {name} must be finite, but holds NaN or infinity")
 
 
-def check_stage_dtypes(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Raise ValueError unless the weights of each stage are of one dtype, which products need."""
-    first: dict[str, tuple[str, torch.dtype]] = {}
-    for name, tensor in tensors.items():
-        stage = ".".join(name.split(".")[:2])
-        other, dtype = first.setdefault(stage, (name, tensor.dtype))
-        if tensor.dtype != dtype and stage.startswith("stages."):
-            raise ValueError(
-                f"{file}: {stage} must be of one dtype, got {dtype} ({other}) and {tensor.dtype} "
-                f"({name}); cast the model, as by model.float(), before it is saved"
-            )
-
-
 def tensor_checksum(tensors: Mapping[str, Tensor], beside: str) -> str:
     """Return the CRC-32 of tensors on the CPU, their names and the text ``beside`` them."""
     value = zlib.crc32(beside.encode())

@@ -154,7 +154,7 @@ def test_workers_that_could_not_open_their_files_are_not_started(monkeypatch):
     monkeypatch.setattr("msf.training.batches.loader_workers", lambda: 2)
     data, limits = Pixels(10), resource.getrlimit(resource.RLIMIT_NOFILE)
     data.on_disk = True
-    there = len(os.listdir("/proc/self/fd"))
+    there = len(os.listdir("/dev/fd"))
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (there + 47, limits[1]))
         with pytest.raises(

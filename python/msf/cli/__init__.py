@@ -20,7 +20,7 @@ from .commands import COMMANDS
 from .errors import Failure, explain
 from .outputs import to_json
 
-CLOSED = "the terminal was closed", 130  # as SIGHUP would end it
+CLOSED = "the terminal was closed", 130  # as after SIGHUP, which raises KeyboardInterrupt
 LIBRARY = r"^(sample|evaluation): "  # what begins its lines, as the command begins ours
 
 

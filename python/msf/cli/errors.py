@@ -34,7 +34,9 @@ def explain(error: BaseException) -> tuple[str, int]:
             f"cannot write: {os.strerror(number)}; free some space, files are whole or absent",
             1,
         )
-    if number == errno.EMFILE or os.strerror(errno.EMFILE) in str(error):  # torch's has no number
+    # torch's has no number.
+    told = isinstance(error, RuntimeError) and os.strerror(errno.EMFILE) in str(error)
+    if number == errno.EMFILE or told:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return f"too many open files; raise the limit (ulimit -n), which is {limit}", 2
     if isinstance(error, OSError) and error.filename:

@@ -146,8 +146,9 @@ def _check_open_files(workers: int) -> None:
     """Raise ValueError where so many ``workers`` might meet the limit of open files: some places of
     multiprocessing and of torch wait for ever then."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # A worker's pipes, and the tensors on their way to and from it, were seen to take up to 7.
-    needed = len(os.listdir("/proc/self/fd")) + 16 * (workers + 1)
+    # A worker was seen to take up to 7: its pipes, and tensors on their way. 16 leave room, and
+    # this process gets as many.
+    needed = len(os.listdir("/dev/fd")) + 16 * (workers + 1)
     if needed > limit:
         raise ValueError(
             f"data: too many open files for {workers} processes that read images; raise the limit "
