@@ -29,6 +29,9 @@ KNOWN = {
     "triton adaln.backward_kernel (*x384, bf16)": "few blocks at 384 channels: 23.3 KB",
     "triton tokens.merge_backward_kernel (*)": "one to three blocks an SM sum over a whole batch",
     "triton pyramid.split_backward_kernel (* of the base, *)": "it writes four bytes for each read",
+    "triton pyramid.split_backward_kernel (pyramid_split bilinear, *x62, bf16)": (
+        "each division by the deviation is a branch, across which no load moves ahead"
+    ),
 }
 
 

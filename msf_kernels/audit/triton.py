@@ -42,6 +42,9 @@ BUDGETS = {
     "adaln": 168,
     # All that a thread can have: sums, scores and operands are there to fill them.
     "attention": 255,
+    # Bilinear kernels hold the neighbours of a pixel, for which Triton 3.6 takes 102 registers in
+    # one case. Four blocks of 128 threads fit.
+    "pyramid": 128,
 }
 
 
