@@ -49,8 +49,8 @@ class Implementation:
         lasting: whether these reasons follow from the signature of the arguments (`plans.py`), and
             from no setting that may change.
         recordable: whether what `run` launches follows from it too, by `cuda_support.launch`.
-        run_without_gradient: runs calls that no gradient is asked of, where that is less: it
-            returns None for results that only a gradient reads.
+        run_without_gradient: runs calls that need no gradient, and returns None for results that
+            only a gradient reads; absent where `run` does both.
     """
 
     run: Callable[..., Any]
@@ -60,8 +60,8 @@ class Implementation:
     recordable: bool = False
     run_without_gradient: Callable[..., Any] | None = None
 
-    def for_calls(self, differentiable: bool) -> Callable[..., Any]:
-        """Return what runs calls that a gradient may be asked of, or those that none is."""
+    def runner(self, differentiable: bool) -> Callable[..., Any]:
+        """Return what runs calls with a gradient to come, or without."""
         return self.run if differentiable else self.run_without_gradient or self.run
 
 
@@ -190,7 +190,7 @@ def run_requested(
     if reason:
         raise BackendUnavailable(f"{op}: backend {requested} cannot run: {reason}")
     implementation = _registry[op][requested]
-    result = implementation.for_calls(differentiable)(*args)
+    result = implementation.runner(differentiable)(*args)
     return (implementation if implementation.lasting else None), result
 
 
@@ -286,7 +286,7 @@ def _run_first(
         lasting = lasting and (implementation is None or implementation.lasting)
         if implementation is not None and reason is None:
             try:
-                result = implementation.for_calls(differentiable)(*args)
+                result = implementation.runner(differentiable)(*args)
                 return (implementation if lasting else None), result
             except CompilationFailed as error:
                 reason = _failed[op, name] = str(error)

@@ -63,7 +63,7 @@ class Plan:
     def _choose(self, *args: Any) -> Any:
         chosen, result = self._run_requested(as_tensors(args, self.numbers))
         if chosen is not None:
-            self.chosen = chosen.for_calls(self.differentiable)
+            self.chosen = chosen.runner(self.differentiable)
             self.run = self._record if chosen.recordable else self._run
         return result
 

@@ -37,16 +37,9 @@ def unsupported_reason(
 
 
 def adaln_modulate(
-    x: Tensor,
-    shift: Tensor,
-    scale: Tensor,
-    eps: float,
-    rounding: str,
-    norm: str,
-    for_gradient: bool = True,
+    x: Tensor, *modulation: Any, for_gradient: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    options = eps, rounding, norm, for_gradient
-    return gate_residual_adaln(x, None, None, None, shift, scale, *options)[1:]
+    return gate_residual_adaln(x, None, None, None, *modulation, for_gradient=for_gradient)[1:]
 
 
 def gate_residual(
@@ -79,6 +72,7 @@ def gate_residual_adaln(
     eps: float,
     rounding: str,
     norm: str = "layer",
+    *,
     for_gradient: bool = True,
 ) -> Any:
     """Return x_out if there is a gate; h and, for a gradient, statistics if there is a scale; None

@@ -43,6 +43,7 @@ def forward(
     eps: float,
     rounding: str,
     norm: str = "layer",
+    *,
     for_gradient: bool = True,
 ) -> tuple[Any, Any, Any]:
     """Return x_out if there is a gate; h and, for a gradient, statistics if there is a scale; None
@@ -149,16 +150,9 @@ def _mean_and_rstd(statistics: Tensor | None) -> Any:
 
 
 def adaln_modulate(
-    x: Tensor,
-    shift: Tensor,
-    scale: Tensor,
-    eps: float,
-    rounding: str,
-    norm: str,
-    for_gradient: bool = True,
+    x: Tensor, *modulation: Any, for_gradient: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    options = eps, rounding, norm, for_gradient
-    return forward(x, None, None, None, shift, scale, *options)[1:]
+    return forward(x, None, None, None, *modulation, for_gradient=for_gradient)[1:]
 
 
 def adaln_modulate_backward(

@@ -47,7 +47,10 @@ def end(x, SIDE: tl.constexpr, CHUNK: tl.constexpr):
 
 @triton.jit
 def ends(tile, SIDE: tl.constexpr, CHUNK: tl.constexpr):
-    """Return the tile of base pixels at one side of each chunk."""
+    """Return the tile of base pixels at one side of each chunk.
+
+    What is above stays that of the whole tile: load pairs of it with PLANAR=False.
+    """
     b, c, h, w, exists, above, exists_above = tile
     return b, c, h, end(w, SIDE, CHUNK), end(exists, SIDE, CHUNK), above, exists_above
 
@@ -92,7 +95,7 @@ def upsample_beside(
     """Return the rows of `upsample_rows` for columns w + SIDE, given those of columns w."""
     b, c, h, w, exists, above, exists_above = ends(tile, SIDE, CHUNK)
     outside = b, c, h, nearest(w + SIDE, extent[3]), exists, above, exists_above
-    outer_top, outer_bottom = upsample_rows(base, outside, extent, POOL, False)
+    outer_top, outer_bottom = upsample_rows(base, outside, extent, POOL, PLANAR=False)
     return beside(top, outer_top, SIDE, CHUNK), beside(bottom, outer_bottom, SIDE, CHUNK)
 
 

@@ -67,7 +67,7 @@ def encode(
         shard_images=SHARD_IMAGES,
     )
     folder = EncodedFolder(out, index)
-    sizes = _check_disk(folder)
+    sizes = _checked_sizes(folder)
     if progress and rank == 0:
         shape = "x".join(map(str, index.latent_shape))
         say(
@@ -86,7 +86,7 @@ def encode(
     return folder.read()
 
 
-def _check_disk(folder: EncodedFolder) -> str:
+def _checked_sizes(folder: EncodedFolder) -> str:
     """Return how much the latents will take, and what is free. Raise ValueError where the disk has
     less."""
     index = folder.read()

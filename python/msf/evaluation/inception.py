@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..files import check_is_file
-from ..modes import own_modes
+from ..modes import no_memory, own_modes
 from ..weights import check_tensors
 
 SIZE = 299
@@ -213,7 +213,7 @@ def load_inception(path: Path) -> Inception:
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # of many kinds: any byte may be another
         raise ValueError(f"{path}: not a readable file of weights; get {WEIGHTS}") from None
-    with own_modes(), torch.device("meta"):
+    with own_modes(), no_memory():
         network = Inception()
     state = _fitted(found, network.state_dict(), path)
     network.load_state_dict(state, assign=True)
