@@ -42,12 +42,10 @@ def check_is_file(path: Path) -> None:
 
 
 def behind_links(path: Path) -> Path:
-    """Return what ``path`` leads to if it is a link, which need not be there. Raise OSError where
-    links lead round."""
-    if not path.is_symlink():
-        return path
+    """Return where ``path`` is, which need not be there, behind all links on the way. Raise OSError
+    where links lead round."""
     place = Path(os.path.realpath(path))
-    if place.is_symlink():
+    if any(part.is_symlink() for part in (place, *place.parents)):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     return place
 
@@ -60,7 +58,7 @@ def make_folder(path: Path) -> None:
 def existing(path: Path) -> Path:
     """Return what ``path`` leads to, or of the folders that it would be in the nearest there is."""
     path = behind_links(path)
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def check_folder(path: Path, wanted: str = "--out must be a folder") -> None:
@@ -77,7 +75,7 @@ def check_outside(path: Path, source: str | os.PathLike[str]) -> None:
     """Raise ValueError where ``path`` is in the folder ``source``, of which it would become a
     part."""
     folder = Path(source).resolve()
-    if behind_links(path).resolve().is_relative_to(folder):
+    if behind_links(path).is_relative_to(folder):
         raise ValueError(
             f"{path}: is in the folder of the data, {folder}; choose another --out, outside it"
         )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .files import atomic_write, printable, read_file, remove
+from .files import atomic_write, behind_links, printable, read_file, remove
 from .progress import follow, say
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Parts:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], count: int) -> None:
-        path = Path(os.path.abspath(path))
+        path = behind_links(path)
         self.folder, self.count = path.with_name(f"{path.name}.parts"), count
         self._settings = json.loads(json.dumps(settings))
 

@@ -36,16 +36,20 @@ def test_sample_writes_through_a_link(
     assert contents(target) == contents(tmp_path / f"plain{name}")
 
 
+@pytest.mark.parametrize("out", ["link", "link/x"])
 @pytest.mark.parametrize(
     "command",
     [
-        "evaluate {run} --samples 20 --out {link}",
-        "factorize {image} --out {link}",
-        "train --config {tiny} --data digits --steps 1 --out {link}",
+        "sample {run} --num-images 1 --out {out}",
+        "evaluate {run} --samples 20 --out {out}",
+        "factorize {image} --out {out}",
+        "train --config {tiny} --data digits --steps 1 --out {out}",
     ],
 )
-def test_a_link_that_leads_to_nothing_yet(command: str, workspace: Path, tmp_path: Path) -> None:
+def test_a_link_that_leads_to_nothing_yet(
+    command: str, out: str, workspace: Path, tmp_path: Path
+) -> None:
     places = {name: workspace / file for name, file in PLACES.items()}
     (tmp_path / "link").symlink_to("target")
-    assert main(command.format(**places, link=tmp_path / "link").split()) == 0
+    assert main(command.format(**places, out=tmp_path / out).split()) == 0
     assert str((tmp_path / "link").readlink()) == "target" and contents(tmp_path / "target")

@@ -69,7 +69,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success it becomes ``path``, else it goes."""
-    path = files.behind_links(path).resolve()
+    path = files.behind_links(path)
     with files.temporary_folder(path) as temporary:
         yield temporary
         if path.exists():
