@@ -1,6 +1,6 @@
 """Measure what a call costs the host: its checks, the choice of a backend, outputs and launches.
 
-    python -m benchmarks.host [--profile OPERATOR]
+    python -m benchmarks.host [--backend triton] [--profile OPERATOR]
 
 Calls are so small that kernels take no time; without a GPU launches do nothing. One without
 autograd is compared with `F.layer_norm`, one with its gradient with the same in eager PyTorch.
@@ -12,37 +12,24 @@ import cProfile
 import pstats
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 
 import msf_kernels
-from msf_kernels.cuda_support import extension
 from msf_kernels.examples import Shape
 
+from .no_gpu import no_cuda, no_triton
 from .parser import Parser
 from .registry import Benchmark, Drawn, draw, find, tensors
 
+NO_KERNELS = {"cuda": no_cuda, "triton": no_triton}
 ROUNDS, CALLS = 15, 200
 HEADS = {"attention": (1, 16, 2, 64)}  # of a size that the kernels take
-
-
-class NoKernels:
-    """NoKernels stands for the extension: it fits everything and launches nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., bool]:
-        return _nothing
-
-    def shared_memory(self, device: int) -> int:
-        return 227 << 10
-
-
-def _nothing(*_: Any) -> bool:
-    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,21 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         benchmark.op: benchmark for benchmark in reversed(find()) if not benchmark.gradients
     }
     parser = Parser(prog="benchmarks.host", description=__doc__)
+    parser.add_argument("--backend", choices=NO_KERNELS, default="cuda", help="(cuda)")
     parser.add_argument("--profile", choices=benchmarks, metavar="OPERATOR", help="where it goes")
-    chosen = parser.parse_args(arguments).profile
+    options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
-    with no_kernels(device), msf_kernels.backend("cuda"):
-        if chosen:
-            profile(benchmarks[chosen], device)
+    on_cpu = NO_KERNELS[options.backend] if device.type == "cpu" else nullcontext
+    with on_cpu(), msf_kernels.backend(options.backend):
+        if options.profile:
+            profile(benchmarks[options.profile], device)
         else:
             compare([*reversed(benchmarks.values())], device)
-
-
-def no_kernels(device: torch.device) -> AbstractContextManager[Any]:
-    if device.type == "cuda":
-        return nullcontext()
-    return mock.patch.object(extension, "emulation", NoKernels())
 
 
 def compare(benchmarks: Sequence[Benchmark], device: torch.device) -> None:
@@ -131,7 +114,11 @@ def _round(call: Callable[[], Any], device: torch.device) -> float:
 
 def _draw(benchmark: Benchmark, device: torch.device) -> Drawn:
     generator = torch.Generator(device).manual_seed(0)
-    return draw(benchmark, _shape(benchmark), torch.bfloat16, generator)
+    drawn = draw(benchmark, _shape(benchmark), torch.bfloat16, generator)
+    # Step sizes and guidance scales come as numbers from the host.
+    scalar = [x.dim() == 0 and x.is_floating_point() for x in drawn.args]
+    args = tuple(float(x) if known else x for x, known in zip(drawn.args, scalar))
+    return replace(drawn, args=args)
 
 
 def _shape(benchmark: Benchmark) -> Shape:

@@ -97,7 +97,7 @@ class Drawn:
     """A Drawn has random inputs of one call and, for a backward, gradients of its outputs."""
 
     call: Callable[..., Any]
-    args: tuple[Tensor, ...]
+    args: tuple[Any, ...]
     cotangents: tuple[Tensor, ...]
 
 

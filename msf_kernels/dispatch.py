@@ -48,7 +48,8 @@ class Implementation:
         unsupported_args_reason: takes what `run` takes; returns None or why it cannot be taken.
         lasting: whether these reasons follow from the signature of the arguments (`plans.py`), and
             from no setting that may change.
-        recordable: whether what `run` launches follows from it too, by `cuda_support.launch`.
+        recordable: whether what `run` launches follows from it too, by the `launch` of
+            its support.
         run_without_gradient: runs calls that need no gradient, and returns None for results that
             only a gradient reads; absent where `run` does both.
     """

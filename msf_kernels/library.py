@@ -88,7 +88,7 @@ def define(
             support.unsupported_reason,
             partial(_unsupported_reason, module, name),
             lasting=True,
-            recordable=kernel == "cuda",
+            recordable=True,
             run_without_gradient=partial(run, for_gradient=False) if for_gradient else None,
         )
         dispatch.register(name, kernel, implementation)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch._C._dynamo.guards import TensorGuards
 
-from . import dispatch
-from .cuda_support import extension, recording
+from . import dispatch, recording
+from .cuda_support import extension
 
 PLAIN = (Tensor, torch.nn.Parameter)
 OPTIONS = (bool, int, float, str)
@@ -47,7 +47,7 @@ def as_tensors(args: Arguments, numbers: Sequence[int]) -> Arguments:
 class Plan:
     """A plan runs an operator for calls of one signature.
 
-    Its first call chooses a backend. Kernels in CUDA are recorded in the second and replayed from
+    Its first call chooses a backend. Kernels of ours are recorded in the second and replayed from
     the third on, so that a signature that comes once costs no recording.
     """
 

@@ -17,6 +17,7 @@ from ..qk_norm_rope.preparation import Preparation
 from ..qk_norm_rope.triton import pointers, views
 from ..triton_support import interpreted
 from ..triton_support.launch import WGMMA_UNSUPPORTED_REASON, launch
+from ..triton_support.rows import sum_partials
 from .prepared import heads, prepared
 from .triton_heads import head_backward_kernel, head_forward_kernel
 from .triton_kernels import backward_kernel, delta_kernel, forward_kernel
@@ -91,13 +92,15 @@ def _whole_backward(
     grad_q, grad_k, grad_v = heads(gradients[0], given.num_heads)
     tensors = {"grad": grad, "q": q, "k": k, "v": v, "out": out}
     tensors |= {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
-    sums = logsumexp.new_empty((len(q), given.num_heads, 5, q.shape[3]))
+    batch, _, num_heads, dim = q.shape
+    sums = logsumexp.new_empty((5, batch * num_heads, dim))
     arrays = {"lse_ptr": logsumexp, "sums_ptr": sums}
     _launch_whole(head_backward_kernel, tensors, given, **arrays)
-    for gradient, total in zip((grad_q_weight, grad_k_weight), sums[:, :, :2].sum((0, 1))):
-        gradient.copy_(total) if gradient.numel() else None
+    weights = zip(sums[3:], (grad_q_weight, grad_k_weight))
+    sum_partials([(total, gradient[None]) for total, gradient in weights if gradient.numel()])
     if given.qkv_bias is not None:
-        grad_bias.copy_(sums[:, :, 2:].sum(0).transpose(0, 1).flatten())
+        width = num_heads * dim
+        sum_partials([(sums[:3].view(3 * batch, width), grad_bias.view(3, width))])
     return gradients
 
 

@@ -170,12 +170,13 @@ def norm_backward(grad, raw, weight_ptr, sums_ptr, eps, TILE: tl.constexpr):
 
 @triton.jit
 def finish(
-    grad, grad_x, x, bias_ptr, weight_ptr, rope_ptr, sums_ptr, index, token, extent, eps,
-    TILE: tl.constexpr,
+    grad, grad_x, x, bias_ptr, weight_ptr, rope_ptr, bias_sums_ptr, weight_sums_ptr, index, token,
+    extent, eps, TILE: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of q, k or v from that of what it was prepared to.
 
-    It is zero beyond the last token. The sums (d,) are of the weight and, two rows on, of the bias.
+    It is zero beyond the last token. The sums (d,) are this head's part of the gradients of bias
+    and weight.
     """
     # What follows shall not be loaded before the products are done, for want of registers.
     tl.debug_barrier()
@@ -183,11 +184,11 @@ def finish(
         grad = rotated(grad, rope_ptr, token, extent, -1, TILE)
     if weight_ptr is not None:
         raw = load_raw(x, bias_ptr, index, token, extent, TILE)
-        grad = norm_backward(grad, raw, weight_ptr, sums_ptr, eps, TILE)
+        grad = norm_backward(grad, raw, weight_ptr, weight_sums_ptr, eps, TILE)
     start = token_starts(grad_x, index, token, extent, TILE)
     store_halves(start, (token < extent[0])[:, None], grad, TILE)
     if bias_ptr is not None:
-        store_sums(sums_ptr + 2 * TILE.dim, grad, TILE)
+        store_sums(bias_sums_ptr, grad, TILE)
 
 
 @triton.jit
@@ -205,14 +206,15 @@ def head_backward_kernel(
     grad_q,  # Heads (B, N, H, d)
     grad_k,  # Heads (B, N, H, d)
     grad_v,  # Heads (B, N, H, d)
-    sums_ptr,  # (B * H, 5, d), of the weights of q and k and the biases of q, k and v
+    sums_ptr,  # (5, B * H, d), of the biases of q, k and v and the weights of q and k
     extent,  # (N, H)
     eps,
     TILE: tl.constexpr,
 ):
     """Write the gradients of a head."""
     index, token = tl.program_id(0), tl.arange(0, TILE.block)
-    sums_ptr += index.to(tl.int64) * (5 * TILE.dim)
+    sums_ptr += index.to(tl.int64) * TILE.dim
+    heads = tl.num_programs(0).to(tl.int64) * TILE.dim
     dtype: tl.constexpr = q.ptr.dtype.element_ty
     queries = prepared(q, bias_ptrs[0], q_weight_ptr, rope_ptr, index, token, extent, eps, TILE)
     keys = prepared(k, bias_ptrs[1], k_weight_ptr, rope_ptr, index, token, extent, eps, TILE)
@@ -230,18 +232,18 @@ def head_backward_kernel(
     sums = zeros_like(keys, lse_ptr.dtype.element_ty)
     grad_values = dot_tokens(p, g, sums)
     finish(
-        grad_values, grad_v, v, bias_ptrs[2], None, None, sums_ptr + 2 * TILE.dim, index, token,
+        grad_values, grad_v, v, bias_ptrs[2], None, None, sums_ptr + 2 * heads, None, index, token,
         extent, eps, TILE,
     )  # fmt: skip
     grad_scores = p * (dot_channels(values, g) - delta[None, :]) * TILE.dim**-0.5
     grad_scores = narrow(grad_scores, dtype)
     grad_queries = dot_tokens(tl.trans(grad_scores), keys, sums)
     finish(
-        grad_queries, grad_q, q, bias_ptrs[0], q_weight_ptr, rope_ptr, sums_ptr, index, token,
-        extent, eps, TILE,
+        grad_queries, grad_q, q, bias_ptrs[0], q_weight_ptr, rope_ptr, sums_ptr,
+        sums_ptr + 3 * heads, index, token, extent, eps, TILE,
     )  # fmt: skip
     grad_keys = dot_tokens(grad_scores, queries, sums)
     finish(
-        grad_keys, grad_k, k, bias_ptrs[1], k_weight_ptr, rope_ptr, sums_ptr + TILE.dim, index,
-        token, extent, eps, TILE,
+        grad_keys, grad_k, k, bias_ptrs[1], k_weight_ptr, rope_ptr, sums_ptr + heads,
+        sums_ptr + 4 * heads, index, token, extent, eps, TILE,
     )  # fmt: skip

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import recording
 from ..dtypes import compute_dtype
-from . import extension, recording
+from . import extension
 
 # These are the values of msf::DType.
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -53,12 +54,6 @@ def address(x: Tensor | None) -> int:
         return 0
     into = recording.current()
     return x.data_ptr() if into is None else into.address(x)
-
-
-def number(x: Tensor) -> float | recording.Number:
-    """Return what x, a tensor on the CPU that stands for a number, holds."""
-    into = recording.current()
-    return float(x) if into is None else into.number(x)
 
 
 def parameter(x: Tensor | None) -> tuple[int, int] | None:

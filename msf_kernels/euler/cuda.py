@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cuda_support.launch import address, dtype, image, launch, number, wide
-from ..cuda_support.recording import Number
+from ..cuda_support.launch import address, dtype, image, launch, wide
 from ..dtypes import compute_dtype
 from ..layout import contiguous_samples, empty, in_layout_of
+from ..recording import Number, number
 
 
 def guided_euler_step(

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layout import contiguous, empty, in_layout_of
+from ..recording import number
 from ..triton_support.arithmetic import clamp, narrow, widen
 from ..triton_support.image import (
     Image,
@@ -249,6 +250,6 @@ def scalar_arguments(guidance_scale: Tensor, dt: Tensor, step: Tensor | None) ->
     arguments: dict[str, Any] = {"step_ptr": step}
     for name, value in {"guidance_scale": guidance_scale, "dt": dt}.items():
         known = step is None and value.device.type == "cpu"
-        arguments[name] = float(value) if known else 0.0
+        arguments[name] = number(value) if known else 0.0
         arguments[f"{name}_ptr"] = None if known else value.contiguous()
     return arguments

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from .. import recording
 from ..dispatch import CompilationFailed
+from ..recording import Number
 from . import interpreted, ptxas
 
 COMPILER_ERRORS = (CompilationError, OutOfResources, PTXASError)
@@ -53,15 +56,57 @@ def launch(
     """
     if not programs:
         return
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    with torch.cuda.device(device) if elsewhere else nullcontext():
+    given = {name: float(x) if isinstance(x, Number) else x for name, x in arguments.items()}
+    with _current(device):
         try:
-            kernel[(programs,)](**arguments, num_warps=warps, enable_fp_fusion=fused)
+            compiled = kernel[(programs,)](**given, num_warps=warps, enable_fp_fusion=fused)
         except COMPILER_ERRORS as error:
             line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise CompilationFailed(
                 f"Triton {triton.__version__} cannot compile {kernel.__name__} here: {line}"
             ) from error
+    if (into := recording.current()) is not None:
+        _record(into, kernel, compiled, device, programs, arguments)
+
+
+def _record(
+    into: recording.Recording,
+    kernel: Any,
+    compiled: Any,
+    device: torch.device,
+    programs: int,
+    arguments: dict[str, Any],
+) -> None:
+    """Record a launch as one of the compiled kernel, which looks at no argument's type or value.
+
+    Constants are in its code: it skips their places.
+    """
+    if compiled is None:  # the interpreter's
+        into.complete = False
+        return
+    run = compiled[programs, 1, 1]
+
+    def start(*args: Any) -> None:
+        with _current(device):
+            run(*args)
+
+    args = (None if x.is_constexpr else _recorded(into, arguments[x.name]) for x in kernel.params)
+    into.launches.append((start, tuple(args)))
+
+
+def _recorded(into: recording.Recording, value: Any) -> Any:
+    """Return an argument with addresses for tensors and None for constants."""
+    if isinstance(value, tuple):
+        return tuple(_recorded(into, item) for item in value)
+    if isinstance(value, triton.language.constexpr):
+        return None
+    return into.address(value) if isinstance(value, Tensor) else value
+
+
+def _current(device: torch.device) -> AbstractContextManager[None]:
+    """Make the device, if it is a GPU, the current one."""
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    return torch.cuda.device(device) if elsewhere else nullcontext()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_kernels.cuda_support.recording import Recording
+from msf_kernels.recording import Recording
 from numerics import normal
 
 

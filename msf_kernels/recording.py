@@ -63,6 +63,12 @@ def current() -> Recording | None:
     return _thread.recording
 
 
+def number(x: Tensor) -> float | Number:
+    """Return what x, a tensor on the CPU that stands for a number, holds."""
+    into = current()
+    return float(x) if into is None else into.number(x)
+
+
 class Recording(TorchDispatchMode):
     """A recording takes down one call.
 
@@ -103,7 +109,7 @@ class Recording(TorchDispatchMode):
             self.tensors.append(result)
             return result
         views = [result] if isinstance(result, Tensor) else result
-        if func._schema.is_mutable or not _are_views(views, args[0]):
+        if func._schema.is_mutable or not _are_views(views, *args[:1]):
             self.complete = False  # it computes, copies or reads a value
         elif id(args[0]) in self.places:
             self.views += views
@@ -204,7 +210,7 @@ class Recording(TorchDispatchMode):
         return any(m.data_ptr() <= value < m.data_ptr() + m.nbytes() for m in memory)
 
 
-def _are_views(values: Any, x: Any) -> bool:
+def _are_views(values: Any, x: Any = None) -> bool:
     """Tell whether the values are tensors that lie in the memory of x."""
     return (
         isinstance(x, Tensor)
