@@ -82,7 +82,7 @@ def _record(
 
     Constants are in its code: it skips their places.
     """
-    if compiled is None:  # the interpreter's
+    if compiled is None:  # the interpreter returns no kernel
         into.complete = False
         return
     run, index = compiled[programs, 1, 1], device.index
