@@ -160,7 +160,7 @@ TABLE: dict[str, dict[tuple[str, str], dict[str, Row]]] = {
         },
         (DIGITS, "config.json"): {
             "steps without end": (
-                to.setting("training", "steps", value=[10**30, 1]),
+                to.setting("training", "steps", value=[10**18, 1]),
                 "steps must be positive numbers of at most 1000000000",
             ),
         },

@@ -65,9 +65,11 @@ def test_stage_names_and_sizes():
         ({"norm": "batch"}, r"norm must be one of \('layer', 'rms'\), got 'batch'"),
         ({"mlp": "relu"}, r"mlp must be one of \('gelu', 'swiglu'\), got 'relu'"),
         ({"label_dropout": 1.5}, r"label_dropout must be in \[0, 1\]"),
+        ({"label_dropout": 1e-300}, r"label_dropout must be 0, 1, or from 2\*\*-24 .* got 1e-300"),
+        ({"label_dropout": 1 - 1e-9}, r"label_dropout must be 0, 1, or from 2\*\*-24"),
         ({"stages": (TINY, dataclasses.replace(TINY, heads=3))}, "residual: width / heads"),
         ({"stages": (TINY, dataclasses.replace(TINY, patch=3))}, "residual: image sides must be"),
-        ({"steps": (4, 10**29)}, "steps must be .* of at most 100000, got"),
+        ({"steps": (4, 10**18)}, "steps must be .* of at most 100000, got"),
         ({"channels": 10**9}, "channels must be at least 1 and at most 65536"),
         ({"num_classes": 10**9}, "num_classes must be at least 0 and at most 1048576"),
         ({"image_size": (2**20, 8)}, "image_size must be .* at most 65536"),
@@ -102,6 +104,7 @@ def test_bad_configuration_is_one_clear_line(changes, message):
     ("changes", "message"),
     [
         ({"steps": (3.0, 3)}, r"MSFConfig.steps\[0\] must be a whole number, got 3.0"),
+        ({"channels": -(10**5000)}, r"channels must be below 2\*\*64 in size, .* of 16610 bits$"),
         ({"channels": True}, "MSFConfig.channels must be a whole number, got True"),
         ({"channels": "1"}, "MSFConfig.channels must be a whole number, got '1'"),
         ({"image_size": (16.0, 24.0)}, r"image_size\[0\] must be a whole number, got 16.0"),
@@ -129,6 +132,7 @@ def test_what_json_could_not_say_is_not_built(changes, message):
     ("changes", "message"),
     [
         ({"width": 32.0}, "StageConfig.width must be a whole number, got 32.0"),
+        ({"heads": 10**400}, r"StageConfig.heads must be below 2\*\*64 in size, got .* 1329 bits"),
         ({"mlp_ratio": math.nan}, "StageConfig.mlp_ratio must be finite, got nan"),
     ],
 )

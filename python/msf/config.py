@@ -28,6 +28,7 @@ MAX_CLASSES = 2**20
 MAX_STAGES = 17  # every one halves the sides, and 2**16 sixteen times is 1
 MAX_DEPTH = 1000
 MAX_HIDDEN = 2**18
+MIN_PROBABILITY = 2**-24  # the steps of torch.rand, to which a smaller one is none
 
 
 @dataclass(frozen=True)
@@ -116,17 +117,13 @@ class MSFConfig:
         if not all(1 <= side <= MAX_SIDE for side in self.image_size):
             yield (
                 f"image_size must be (height, width), both positive and at most {MAX_SIDE}, "
-                f"got {reprlib.repr(self.image_size)}"
+                f"got {self.image_size}"
             )
         if not 1 <= self.channels <= MAX_CHANNELS:
-            yield (
-                f"channels must be at least 1 and at most {MAX_CHANNELS}, "
-                f"got {reprlib.repr(self.channels)}"
-            )
+            yield f"channels must be at least 1 and at most {MAX_CHANNELS}, got {self.channels}"
         if not 0 <= self.num_classes <= MAX_CLASSES:
             yield (
-                f"num_classes must be at least 0 and at most {MAX_CLASSES}, "
-                f"got {reprlib.repr(self.num_classes)}"
+                f"num_classes must be at least 0 and at most {MAX_CLASSES}, got {self.num_classes}"
             )
         if self.upsample not in UPSAMPLE_MODES:
             yield f"upsample must be one of {UPSAMPLE_MODES}, got {self.upsample!r}"
@@ -156,6 +153,11 @@ class MSFConfig:
             yield f"times must be one of {TIMES}, got {self.times!r}"
         if self.time_std <= 0:
             yield f"time_std must be positive, got {self.time_std}"
+        if 0 < min(self.label_dropout, 1 - self.label_dropout) < MIN_PROBABILITY:
+            yield (
+                "label_dropout must be 0, 1, or from 2**-24 to 1 - 2**-24, which it can draw, "
+                f"got {self.label_dropout}"
+            )
         if not 0 <= self.label_dropout <= 1 or self.max_prior_noise < 0:
             yield (
                 "label_dropout must be in [0, 1] and max_prior_noise at least 0, "
@@ -221,10 +223,10 @@ class MSFConfig:
 def _stage_problems(name: str, stage: StageConfig) -> Iterator[str]:
     for field, value in asdict(stage).items():
         if value <= 0:
-            yield f"{name}: {field} must be positive, got {reprlib.repr(value)}"
+            yield f"{name}: {field} must be positive, got {value}"
     for field, maximum in (("width", MAX_WIDTH), ("depth", MAX_DEPTH)):
         if (value := getattr(stage, field)) > maximum:
-            yield f"{name}: {field} must be at most {maximum}, got {reprlib.repr(value)}"
+            yield f"{name}: {field} must be at most {maximum}, got {value}"
     if not 1 <= stage.width * stage.mlp_ratio <= MAX_HIDDEN:
         yield (
             f"{name}: width * mlp_ratio must be from 1 to {MAX_HIDDEN}, "

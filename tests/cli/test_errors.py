@@ -112,6 +112,7 @@ def test_missing_package_of_training(workspace: Path, tmp_path: Path, package: s
         (KeyboardInterrupt(), "interrupted", 130),
         (ValueError("first\nsecond"), "first", 2),
         (ValueError("Caught ValueError in worker 0.\nTraceback:\nValueError: a: b"), "a: b", 2),
+        (ValueError("a  b" * 200 + "; choose c"), "a  ba  b", 2),
         (FileNotFoundError(2, "No such file", "x"), "x: No such file", 2),
         (OSError(36, "File name too long", "x"), "x: File name too long", 2),
         (ModuleNotFoundError("no", name="tqdm"), "needs the package tqdm; run in the checkout", 2),
@@ -129,6 +130,12 @@ def test_explain(error: BaseException, line: str, status: int) -> None:
     assert found[0].startswith(line)
     assert "\n" not in found[0]
     assert found[1] == status
+
+
+def test_a_long_line_keeps_its_ends() -> None:
+    line, _ = explain(ValueError(f"{'x' * 1000}: is a file; choose another --out"))
+    assert line.startswith("xxx") and line.endswith("xxx: is a file; choose another --out")
+    assert len(line) < 500
 
 
 def test_workers_without_room_in_shared_memory_do_not_hang(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import errno
 import os
 import re
 import resource
-import textwrap
 import traceback
 from pathlib import Path
 
+LONGEST = 400  # characters of a line
 FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
@@ -58,7 +58,7 @@ def _line(error: BaseException) -> str:
     line = " ".join(lines) if isinstance(error, ValueError) else lines[0]
     if lines[0].startswith("Caught "):
         line = lines[-1].split(": ", 1)[-1]
-    return textwrap.shorten(line, 400)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 150]} [...] {line[-150:]}"
 
 
 def _errno(error: BaseException) -> int:
