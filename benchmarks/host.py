@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import msf_kernels
 from msf_kernels.examples import Shape
 
-from .no_gpu import no_cuda, no_triton
+from .no_gpu import no_cuda, no_triton, no_triton_reason
 from .parser import Parser
 from .registry import Benchmark, Drawn, draw, find, tensors
 
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
+    if options.backend == "triton" and (reason := no_triton_reason()):
+        parser.error(reason)
     on_cpu = NO_KERNELS[options.backend] if device.type == "cpu" else nullcontext
     with on_cpu(), msf_kernels.backend(options.backend):
         if options.profile:

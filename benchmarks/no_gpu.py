@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from msf_kernels import dispatch
+from msf_kernels import dispatch, triton_support
 from msf_kernels.cuda_support import extension
 
 SHARED_MEMORY = 227 << 10  # bytes that a block of an H100 may have
@@ -30,6 +30,13 @@ def no_cuda() -> Iterator[None]:
     """Let kernels in CUDA launch nothing."""
     with mock.patch.object(extension, "emulation", NoKernels()):
         yield
+
+
+def no_triton_reason() -> str | None:
+    """Return why Triton's launches cannot be measured here, None where they can."""
+    if triton_support.interpreted():
+        return "Triton interprets its kernels: unset TRITON_INTERPRET"
+    return triton_support.compiler_unsupported_reason()
 
 
 @contextmanager

@@ -109,7 +109,7 @@ class Recording(TorchDispatchMode):
             self.tensors.append(result)
             return result
         views = [result] if isinstance(result, Tensor) else result
-        if func._schema.is_mutable or not _are_views(views, *args[:1]):
+        if func._schema.is_mutable or not _are_views(views, args[0]):
             self.complete = False  # it computes, copies or reads a value
         elif id(args[0]) in self.places:
             self.views += views
@@ -210,7 +210,7 @@ class Recording(TorchDispatchMode):
         return any(m.data_ptr() <= value < m.data_ptr() + m.nbytes() for m in memory)
 
 
-def _are_views(values: Any, x: Any = None) -> bool:
+def _are_views(values: Any, x: Any) -> bool:
     """Tell whether the values are tensors that lie in the memory of x."""
     return (
         isinstance(x, Tensor)

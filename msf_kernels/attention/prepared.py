@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from ..dtypes import widen
 from ..layout import aligned
 from ..qk_norm_rope.preparation import Preparation
 
@@ -25,5 +25,5 @@ def prepared(
         q, k = qk_norm_rope(qkv, *given)
     if given.qkv_bias is not None:
         bias = given.qkv_bias.unflatten(-1, (3, given.num_heads, -1))[2]
-        v = (widen(v) + bias).to(qkv.dtype)
+        v = torch.add(v, bias, out=v.new_empty(v.shape))  # one kernel, rounding once
     return q, k, v

@@ -96,11 +96,15 @@ def _whole_backward(
     sums = logsumexp.new_empty((5, batch * num_heads, dim))
     arrays = {"lse_ptr": logsumexp, "sums_ptr": sums}
     _launch_whole(head_backward_kernel, tensors, given, **arrays)
-    weights = zip(sums[3:], (grad_q_weight, grad_k_weight))
-    sum_partials([(total, gradient[None]) for total, gradient in weights if gradient.numel()])
+    width = num_heads * dim
     if given.qkv_bias is not None:
-        width = num_heads * dim
         sum_partials([(sums[:3].view(3 * batch, width), grad_bias.view(3, width))])
+    if grad_q_weight.numel() or grad_k_weight.numel():
+        # First over the batch, by a program for each 32 channels of all heads: d alone has three.
+        of_heads = sums.new_empty((2, width))
+        sum_partials([(sums[3:].view(2 * batch, width), of_heads)])
+        pairs = zip(of_heads.view(2, num_heads, dim), (grad_q_weight, grad_k_weight))
+        sum_partials([(total, gradient[None]) for total, gradient in pairs if gradient.numel()])
     return gradients
 
 

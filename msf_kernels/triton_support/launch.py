@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,8 @@ def launch(
     if not programs:
         return
     given = {name: float(x) if isinstance(x, Number) else x for name, x in arguments.items()}
-    with _current(device):
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
         try:
             compiled = kernel[(programs,)](**given, num_warps=warps, enable_fp_fusion=fused)
         except COMPILER_ERRORS as error:
@@ -81,32 +82,30 @@ def _record(
 
     Constants are in its code: it skips their places.
     """
-    if compiled is None:  # the interpreter's
+    if compiled is None:  # the interpreter returns no kernel
         into.complete = False
         return
-    run = compiled[programs, 1, 1]
+    run, index = compiled[programs, 1, 1], device.index
 
     def start(*args: Any) -> None:
-        with _current(device):
+        if index is None or index == torch._C._cuda_getDevice():
             run(*args)
+        else:
+            with torch.cuda.device(index):
+                run(*args)
 
     args = (None if x.is_constexpr else _recorded(into, arguments[x.name]) for x in kernel.params)
     into.launches.append((start, tuple(args)))
 
 
 def _recorded(into: recording.Recording, value: Any) -> Any:
-    """Return an argument with addresses for tensors and None for constants."""
+    """Return an argument with addresses for tensors, which Triton takes too, and None for
+    constants."""
     if isinstance(value, tuple):
         return tuple(_recorded(into, item) for item in value)
     if isinstance(value, triton.language.constexpr):
         return None
     return into.address(value) if isinstance(value, Tensor) else value
-
-
-def _current(device: torch.device) -> AbstractContextManager[None]:
-    """Make the device, if it is a GPU, the current one."""
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    return torch.cuda.device(device) if elsewhere else nullcontext()
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class MSFConfig:
                 f"got {self.image_size}"
             )
         if not 1 <= self.channels <= MAX_CHANNELS:
-            yield (f"channels must be at least 1 and at most {MAX_CHANNELS}, got {self.channels}")
+            yield f"channels must be at least 1 and at most {MAX_CHANNELS}, got {self.channels}"
         if not 0 <= self.num_classes <= MAX_CLASSES:
             yield (
                 f"num_classes must be at least 0 and at most {MAX_CLASSES}, got {self.num_classes}"

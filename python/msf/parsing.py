@@ -103,13 +103,19 @@ def items_of(value: Any) -> list[Any] | None:
 
 
 def parse_whole(value: Any, where: str) -> int:
-    """Return a whole number of any kind, NumPy's and torch's too, but no float and no bool."""
+    """Return a whole number of any kind, NumPy's and torch's too, that 64 bits can hold, but no
+    float and no bool."""
     try:
-        if not isinstance(value, bool):
-            return operator.index(value)
+        number = operator.index(value)
     except TypeError:
-        pass
-    raise ValueError(f"{where} must be a whole number, got {reprlib.repr(value)}")
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ValueError(f"{where} must be a whole number, got {reprlib.repr(value)}")
+    if number.bit_length() > 64:  # its digits would fill a screen
+        raise ValueError(
+            f"{where} must be below 2**64 in size, got a number of {number.bit_length()} bits"
+        )
+    return number
 
 
 def _parse_setting(value: Any, where: str) -> int:

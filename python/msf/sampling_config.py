@@ -36,7 +36,7 @@ class StageSampling:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.steps > MAX_STEPS:
-            raise ValueError(f"steps must be at most {MAX_STEPS}, got {reprlib.repr(self.steps)}")
+            raise ValueError(f"steps must be at most {MAX_STEPS}, got {self.steps}")
         try:
             low, high = self.guidance_interval
         except (TypeError, ValueError):

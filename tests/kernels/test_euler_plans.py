@@ -48,7 +48,7 @@ def arguments(function: Callable[..., Tensor], *shape: int) -> dict[str, Any]:
 def launched(backend_name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What the Python of the kernels in CUDA launches; replays run none of it."""
     if backend_name != "cuda":
-        pytest.skip("what is interpreted is not replayed")
+        pytest.skip("counts what the Python of kernels in CUDA launches")
     names: list[str] = []
     original = euler_cuda.launch
 

@@ -158,7 +158,7 @@ def test_what_is_replayed(
 ) -> None:
     """From the third call on the Python of the kernels does not run."""
     if backend_name != "cuda":
-        pytest.skip("what is interpreted is not replayed")
+        pytest.skip("counts what the Python of kernels in CUDA launches")
     launched = []
 
     def launch(name: str, *args: Any) -> None:
