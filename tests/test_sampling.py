@@ -117,6 +117,14 @@ def test_other_size_than_trained():
     assert sample(tiny_model(), LABELS, seeds=range(4), size=(12, 16)).shape == (4, 2, 12, 16)
 
 
+def test_a_seed_may_be_wider_than_64_bits():
+    model = tiny_model()
+    narrow, wide = sample(model, torch.tensor([0, 0]), seeds=[7, 7 + 2**100], steps=1)
+    alone = sample(model, torch.tensor([0]), seeds=[7 + 2**100], steps=1)[0]
+    torch.testing.assert_close(wide, alone, rtol=1e-4, atol=1e-4)
+    assert (wide - narrow).abs().max() > 0.1
+
+
 def test_without_classes_and_with_no_images():
     model = tiny_model(num_classes=0)
     assert sample(model, seeds=[1, 2]).shape == (2, 2, 8, 8)

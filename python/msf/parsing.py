@@ -73,7 +73,7 @@ def parse(value: Any, hint: Any, where: str) -> Any:
     if get_origin(hint) is tuple:
         return _parse_tuple(value, get_args(hint), where)
     if hint is int:
-        return _parse_setting(value, where)
+        return parse_whole(value, where)
     if hint is float:
         return parse_number(value, where)
     if type(value) is not hint:
@@ -102,25 +102,19 @@ def items_of(value: Any) -> list[Any] | None:
         return None
 
 
-def parse_whole(value: Any, where: str) -> int:
-    """Return a whole number of any kind, NumPy's and torch's too, that 64 bits can hold, but no
-    float and no bool."""
+def any_whole(value: Any, where: str) -> int:
+    """Return a whole number of any kind, NumPy's and torch's too, but no float and no bool."""
     try:
-        number = operator.index(value)
+        if not isinstance(value, bool):
+            return operator.index(value)
     except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise ValueError(f"{where} must be a whole number, got {reprlib.repr(value)}")
-    if number.bit_length() > 64:  # its digits would fill a screen
-        raise ValueError(
-            f"{where} must be below 2**64 in size, got a number of {number.bit_length()} bits"
-        )
-    return number
+        pass
+    raise ValueError(f"{where} must be a whole number, got {reprlib.repr(value)}")
 
 
-def _parse_setting(value: Any, where: str) -> int:
-    """Return a whole number that 64 bits can hold: the digits of others would fill a screen."""
-    number = parse_whole(value, where)
+def parse_whole(value: Any, where: str) -> int:
+    """Return ``any_whole`` that 64 bits can hold: the digits of others would fill a screen."""
+    number = any_whole(value, where)
     if (bits := number.bit_length()) > 64:
         raise ValueError(f"{where} must be below 2**64 in size, got a number of {bits} bits")
     return number

@@ -14,7 +14,7 @@ from .config import MSFConfig
 from .diffusion import denoise
 from .model import MSF
 from .modes import default_device, has_values, no_memory, own_casts
-from .parsing import parse, parse_whole
+from .parsing import any_whole, parse
 from .sampling_config import SamplingConfig, SamplingFields, StageSampling
 from .seeds import generator
 from .solver import Velocity, integrate
@@ -219,7 +219,7 @@ def _velocity(
 def _whole_numbers(seeds: Sequence[int] | Tensor) -> list[int]:
     values = seeds.tolist() if isinstance(seeds, Tensor) else seeds
     try:
-        return [parse_whole(seed, "seed") for seed in values]
+        return [any_whole(seed, "seed") for seed in values]
     except (TypeError, ValueError):
         raise TypeError(
             "sample: seeds must be a sequence of whole numbers, one an image, "
