@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import msf_kernels
 from msf_kernels.examples import Shape
@@ -117,10 +118,12 @@ def _round(call: Callable[[], Any], device: torch.device) -> float:
 def _draw(benchmark: Benchmark, device: torch.device) -> Drawn:
     generator = torch.Generator(device).manual_seed(0)
     drawn = draw(benchmark, _shape(benchmark), torch.bfloat16, generator)
-    # Step sizes and guidance scales come as numbers from the host.
-    scalar = [x.dim() == 0 and x.is_floating_point() for x in drawn.args]
-    args = tuple(float(x) if known else x for x, known in zip(drawn.args, scalar))
-    return replace(drawn, args=args)
+    return replace(drawn, args=with_numbers(drawn.args))
+
+
+def with_numbers(args: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Return step sizes and guidance scales as numbers, as a sampler passes them."""
+    return tuple(float(x) if x.dim() == 0 and x.is_floating_point() else x for x in args)
 
 
 def _shape(benchmark: Benchmark) -> Shape:

@@ -10,9 +10,10 @@ from typing import Any
 from unittest import mock
 
 from msf_kernels import dispatch, triton_support
+from msf_kernels.audit.occupancy import GPUS, RESERVED_SHARED
 from msf_kernels.cuda_support import extension
 
-SHARED_MEMORY = 227 << 10  # bytes that a block of an H100 may have
+SHARED_MEMORY = GPUS["sm_90"].shared - RESERVED_SHARED  # bytes that a block may have
 
 
 class NoKernels:
@@ -62,7 +63,7 @@ def no_triton(launcher: Callable[..., Any] | None = None) -> Iterator[None]:
 
     kept = {op: of["triton"] for op, of in dispatch._registry.items() if "triton" in of}
     for op, implementation in kept.items():
-        here = replace(implementation, unsupported_device_reason=_nothing_against)
+        here = replace(implementation, unsupported_device_reason=dispatch._supported)
         dispatch.register(op, "triton", here)
     try:
         with mock.patch.object(driver, "_active", Driver(90)):
@@ -74,7 +75,3 @@ def no_triton(launcher: Callable[..., Any] | None = None) -> Iterator[None]:
 
 def _nothing(*_: Any) -> bool:
     return True
-
-
-def _nothing_against(*_: Any) -> None:
-    return None

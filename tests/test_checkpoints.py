@@ -98,10 +98,7 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path, what, message):
 
 def test_weights_are_not_read_under_fake_mode(tmp_path):
     tiny_model().save_pretrained(tmp_path)
-    with (
-        FakeTensorMode(),
-        pytest.raises(ValueError, match="cannot read weights under Fake"),
-    ):
+    with FakeTensorMode(), pytest.raises(ValueError, match="cannot read weights under Fake"):
         MSF.from_pretrained(tmp_path)
 
 

@@ -28,7 +28,7 @@ MAX_CLASSES = 2**20
 MAX_STAGES = 17  # every one halves the sides, and 2**16 sixteen times is 1
 MAX_DEPTH = 1000
 MAX_HIDDEN = 2**18
-MIN_PROBABILITY = 2**-24  # the steps of torch.rand, to which a smaller one is none
+MIN_PROBABILITY = 2**-24  # torch.rand draws multiples of it, and so no smaller probability
 
 
 @dataclass(frozen=True)

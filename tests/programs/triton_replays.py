@@ -7,26 +7,19 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
 import msf_kernels
+from benchmarks.host import HEADS, with_numbers
 from benchmarks.no_gpu import no_triton
+from kernels.fresh import Watching, tensors
 from msf_kernels import dispatch
 from msf_kernels.examples import Example, examples, families
 
-HEADS = (1, 16, 2, 64)  # of attention, which a kernel for few tokens takes
 COPIES = "attention bias-layer_norm-rope"  # PyTorch adds the bias of v, which is not replayed
 FORMULAS = ("flow_interpolate", "guided_euler_step")  # PyTorch computes their gradients
 runs: list[str] = []  # of Triton's own launch, with all its Python
 launched: list[tuple[Any, ...]] = []
-
-
-class Unplanned(TorchDispatchMode):
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        return func(*args, **(kwargs or {}))
 
 
 def launcher(source: Any, metadata: Any) -> Callable[..., None]:
@@ -60,12 +53,12 @@ def started(call: Callable[[], Any], known: list[Any]) -> tuple[Any, list[Any], 
     runs.clear()
     result = call()
     made: dict[int, str] = {}
-    tensors = [x for x in known if isinstance(x, Tensor)]
+    places = [x for x in known if isinstance(x, Tensor)]
 
     def told(arg: Any) -> Any:
         if not isinstance(arg, int) or arg < 2**32:
             return arg
-        for place, x in enumerate(tensors):
+        for place, x in enumerate(places):
             memory = x.untyped_storage()
             if memory.data_ptr() <= arg < memory.data_ptr() + memory.nbytes():
                 return f"{place} + {arg - memory.data_ptr()}"
@@ -80,10 +73,10 @@ def new(*size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 def draw(example: Example) -> tuple[Callable[..., Any], list[Any]]:
     """A call and its arguments, with numbers for tensors that stand for one."""
-    call, inputs = example.draw(new, HEADS if example.op == "attention" else example.shape)
+    call, inputs = example.draw(new, HEADS.get(example.op, example.shape))
     for tensor in inputs[: example.gradients]:
         tensor.requires_grad_()
-    return call, [float(x) if x.is_floating_point() and not x.dim() else x for x in inputs]
+    return call, [*with_numbers(inputs)]
 
 
 def check(example: Example) -> None:
@@ -97,7 +90,7 @@ def check(example: Example) -> None:
         outputs = compare(partial(call, *inputs), inputs, by_python, where)
         assert launched, where
         if example.gradients:
-            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+            outputs = tensors(outputs)
             grads = [torch.randn_like(x) for x in outputs]
             wanted = inputs[: example.gradients]
             gradient = partial(torch.autograd.grad, outputs, wanted, grads, retain_graph=True)
@@ -106,7 +99,7 @@ def check(example: Example) -> None:
 
 
 def compare(call: Callable[[], Any], known: list[Any], by_python: bool, where: str) -> Any:
-    with Unplanned():
+    with Watching():
         _, expected, _ = started(call, known)
     result, got, by_triton = started(call, known)
     assert got == expected, (where, got, expected)
