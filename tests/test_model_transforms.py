@@ -8,8 +8,11 @@ from torch.nn.utils import prune
 
 from models import generator, images, tiny_config, tiny_model
 from msf import MSF, sample
+from msf.embeddings import sincos_2d
 from msf.transformer import Block
 from msf.weights import plain_state
+from msf_kernels import rope_2d
+from msf_kernels.library import is_plain
 from processes import in_two_processes, needs_fsdp2, program
 
 
@@ -139,6 +142,18 @@ def test_fake_tensors_leave_no_table_behind(positions):
         with mode:
             assert isinstance(model(mode.from_tensor(x))["total"], FakeTensor)
         assert model(x)["total"].isfinite()
+
+
+@pytest.mark.parametrize("transform", ["grad", "functionalize"])
+@pytest.mark.parametrize("positions", ["rope", "both"])
+def test_a_transform_leaves_no_table_behind(positions, transform):
+    """What is made inside one is wrapped, and of no use after it."""
+    model, x = tiny_model(num_classes=0, positions=positions), images(2, size=(12, 20))
+    getattr(torch.func, transform)(lambda x: model(x)["total"])(x)
+    size, device = (6, 10), x.device
+    assert is_plain(rope_2d(*size, 16, device=device)) and is_plain(sincos_2d(*size, 32, device))
+    model(x)["total"].backward()
+    assert all(parameter.grad.any() for parameter in model.parameters())
 
 
 def test_reset_parameters_after_to_empty():

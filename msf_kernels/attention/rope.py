@@ -42,10 +42,16 @@ def rope_2d(
     if not 0 < theta < float("inf"):
         raise ValueError(f"rope_2d: theta must be above 0 and finite, got {theta}")
     device = torch.device(device or "cpu")
-    # Neither a table of a graph nor one without values may be kept.
+    build = _table if lasts() else _build
+    return build(height, width, head_dim, theta, device)
+
+
+def lasts() -> bool:
+    """Tell whether a tensor made now may be kept: not one of a graph, nor without values, nor
+    wrapped by a transform of torch.func, which ends."""
     if torch.compiler.is_compiling() or detect_fake_mode() is not None:
-        return _build(height, width, head_dim, theta, device)
-    return _table(height, width, head_dim, theta, device)
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,7 +7,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch._guards import detect_fake_mode
+
+from msf_kernels.attention.rope import lasts
 
 FREQUENCIES = 256
 
@@ -26,9 +27,7 @@ def sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor
 
     The result is cached, do not write to it; torch.compile makes it in its graph.
     """
-    # Neither a table of a graph nor one without values may be kept.
-    unreal = torch.compiler.is_compiling() or detect_fake_mode() is not None
-    build = _sincos_2d if unreal else _cached_sincos_2d
+    build = _cached_sincos_2d if lasts() else _sincos_2d
     return build(height, width, dim, device)
 
 
