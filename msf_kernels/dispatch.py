@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,6 +160,10 @@ generation = 0
 # One value for the whole process, not a ContextVar: autograd runs backward in threads of its own.
 _requested = os.environ.get("MSF_BACKEND") or "auto"
 
+# It is the last of these: what was asked for outside of all blocks of `backend`, and in each.
+_requests: dict[object, str] = {None: _requested}
+_change = threading.Lock()
+
 
 def register(op: str, name: str, implementation: Implementation) -> None:
     """Offer `implementation` as the backend `name` of operator `op`."""
@@ -203,8 +208,9 @@ def backend(name: str | None = None, **operators: str) -> Iterator[None]:
     `backends_of` lists what it has. Without a name the others stay as they are. MSF_BACKEND in the
     environment, and `name` too, take all at once: "triton,attention=cudnn".
 
-    The setting holds for the whole process. A backward pass follows the setting at the time it
-    runs, so keep it inside the block as well.
+    The setting holds for the whole process: where threads have blocks of their own, it is that of
+    the last one begun and not ended. A backward pass follows the setting at the time it runs, so
+    keep it inside the block as well.
 
     Raises:
         ValueError: no such backend, or no such operator. BackendUnavailable (a RuntimeError) comes
@@ -214,11 +220,15 @@ def backend(name: str | None = None, **operators: str) -> Iterator[None]:
     choices = [f"{op}={choice}" for op, choice in operators.items()]
     request = ",".join([_requested if name is None else name, *choices])
     Request.parse(request)
-    previous, _requested = _requested, request
+    block = object()
+    with _change:
+        _requests[block] = _requested = request
     try:
         yield
     finally:
-        _requested = previous
+        with _change:
+            del _requests[block]
+            *_, _requested = _requests.values()
 
 
 def automatic_order(

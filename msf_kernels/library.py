@@ -227,6 +227,9 @@ def _plain_keys(device: str) -> tuple[int, ...]:
     return tuple(torch._C._dispatch_keys(x).raw_repr() for x in tensors)
 
 
+_plain_keys("cpu")  # now, because a transform that is the first to ask wraps what it is asked for
+
+
 def _has_tangent(x: Any) -> bool:
     return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
 

@@ -10,7 +10,7 @@ only looks its plan up, makes its outputs and launches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ OPTIONS = (bool, int, float, str)
 
 # Sizes or options that change at every call shall neither fill the memory nor be searched for long.
 MAX_KEYS, MAX_PLANS_OF_KEY = 1024, 8
+
+_is_nested = attrgetter("is_nested")
 
 Arguments = tuple[Any, ...]
 Pick = Callable[[Arguments], Arguments]
@@ -142,7 +144,7 @@ class Plans:
         if form is None:
             return None
         tensors = form.tensors_of(args)
-        if tensors[0].is_nested:  # and has no shape
+        if True in map(_is_nested, tensors):  # and have neither shape nor strides
             return None
         for fits, plan in form.plans.get(form.key(args, tensors), ()):
             if fits(*tensors):

@@ -125,6 +125,18 @@ def test_the_context_restores_the_request_after_an_error() -> None:
     assert dispatch._requested == before
 
 
+def test_blocks_of_threads_end_in_any_order() -> None:
+    before = dispatch._requested
+    blocks = [msf.backend(name) for name in ("triton", "auto", "triton")]
+    for block in blocks:
+        block.__enter__()
+    asked = []
+    for index in (0, 2, 1):
+        blocks[index].__exit__(None, None, None)
+        asked.append(dispatch._requested)
+    assert asked == ["triton", "auto", before]
+
+
 def test_unknown_names() -> None:
     line = "^unknown backend 'tirton': choose auto, cuda, triton, reference$"
     with pytest.raises(ValueError, match=line), msf.backend("tirton"):

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import msf_kernels as msf
 from msf_kernels.library import by_name, define
 from numerics import DEVICE, normal
+from processes import process
 
 from .cases import CASES, Case, leaves
 
@@ -226,6 +227,18 @@ def test_autocast_does_not_reach_inside(case: Case) -> None:
     with torch.autocast(inputs[0].device.type, dtype=torch.bfloat16):
         got = case.outputs(inputs)
     assert all(map(torch.equal, got, expected))
+
+
+def test_a_first_call_inside_a_transform_leaves_others_their_plans() -> None:
+    code = """
+import torch, msf_kernels
+from msf_kernels.library import is_plain
+table = torch.ones(2)
+step = lambda x: msf_kernels.guided_euler_step(x, x, None, table, table, step=torch.tensor(1))
+torch.func.grad(lambda x: step(x).sum())(table)
+print(is_plain(table))
+"""
+    assert process(code).stdout == "True\n"
 
 
 def test_functions_take_the_arguments_that_they_name() -> None:

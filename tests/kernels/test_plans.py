@@ -92,7 +92,7 @@ def test_calls_that_differ_in_one_thing() -> None:
         {"scale": None},
         {"scale": first["scale"].int()},
         {"x": first["x"].to_sparse()},
-        {"x": torch.nested.nested_tensor([*first["x"]])},
+        *({name: torch.nested.nested_tensor([*first[name]])} for name in ("x", "y", "scale")),
         {"eps": -0.5},
         {"eps": "small"},
         {"eps": 10**400},
