@@ -1,9 +1,12 @@
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from models import images, tiny_model
+from msf.training import state
 from msf.training.batches import batches
 from msf.training.stage import StageTrainer
 from training_runs import TRAINING
@@ -34,6 +37,33 @@ def test_learning_rate_warms_up_and_decays():
         rates.append(trainer.learning_rate())
     assert rates[0] < rates[9] and max(rates) == max(rates[8:12])
     assert rates[-1] < 1e-3 * config.learning_rate
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_dtype_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"^StageTrainer: weights must be float32, got {dtype}; "):
+        StageTrainer(tiny_model().to(dtype), 0, TRAINING)
+
+
+def test_a_state_is_written_whole_or_not_at_all_and_beside_the_one_before(tmp_path, monkeypatch):
+    file, trainer = str(tmp_path / "base.safetensors"), StageTrainer(tiny_model(), 0, TRAINING)
+    trainer.step(images(4), torch.arange(4) % 3)
+    trainer.save(file)
+    with open(file, "rb") as opened:  # as what was read from it may be
+        before = opened.read()
+        trainer.save(file)
+        opened.seek(0)
+        assert opened.read() == before and os.fstat(opened.fileno()).st_nlink == 0
+
+    def torn(_, path, **__):
+        Path(path).write_bytes(before[:100])
+        raise OSError("no space")
+
+    monkeypatch.setattr(state, "save_file", torn)
+    with pytest.raises(OSError, match="no space"):
+        trainer.save(file)
+    trainer.load(file)
+    assert trainer.step_number == 1 and os.listdir(tmp_path) == ["base.safetensors"]
 
 
 class Numbers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,8 @@ class StageTrainer:
     and kept, and ``averages`` are that and those of ``config.extra_ema_decays``, by their decay.
 
     In a job of several processes every one has a StageTrainer, and ``ranks`` says which it is.
+
+    Raise ValueError unless the stage's weights are float32.
     """
 
     @own_modes()
@@ -47,6 +50,12 @@ class StageTrainer:
         self.name = model.config.stage_names[index]
         self.device = model.pyramid.mean.device
         self.stage = cast(StageTransformer, model.stages[index])
+        for parameter in self.stage.parameters():
+            if parameter.dtype != torch.float32:
+                raise ValueError(
+                    f"StageTrainer: weights must be float32, got {parameter.dtype}; train "
+                    "model.float(), and choose by config.precision what to compute in"
+                )
         self.averages = {
             decay: copy.deepcopy(self.stage).requires_grad_(False)
             for decay in (config.ema_decay, *config.extra_ema_decays)
@@ -189,17 +198,18 @@ class StageTrainer:
         x = whole(x)  # which every process has to call, also where it keeps nothing
         return name, x.detach().cpu().contiguous() if self.ranks.is_first else x.new_empty(0)
 
-    def save(self, path: Path, state: dict[str, Tensor] | None = None) -> None:
-        """Write ``state``, as ``state()`` returned it now. Without it all processes call this, and
-        the first writes."""
+    def save(self, path: str | os.PathLike[str], state: dict[str, Tensor] | None = None) -> None:
+        """Write ``state``, as ``state()`` returned it now, whole or not at all. Without it all
+        processes call this, and the first writes."""
         state = self.state() if state is None else state
         if self.ranks.is_first:
-            write_state(path, state, self.step_number)
+            write_state(Path(path), state, self.step_number)
 
     @own_modes()
-    def load(self, path: Path) -> None:
+    def load(self, path: str | os.PathLike[str]) -> None:
         """Continue from what ``save`` wrote, with any number of processes. Raise ValueError if it
         is corrupt or does not fit."""
+        path = Path(path)
         tensors, step = read_state(path)
         hint = (
             "; a stage cannot have fewer steps than it has taken" if step > self.total_steps else ""
@@ -212,7 +222,7 @@ class StageTrainer:
         self.step_number = step
 
     @own_modes()
-    def roll_back(self, path: Path) -> None:
+    def roll_back(self, path: str | os.PathLike[str]) -> None:
         """Take the weights, and all else that steps change, back to what ``save`` wrote. The number
         of the step stays, so that the data and random numbers that spoilt them are not met again.
         """
