@@ -73,7 +73,7 @@ def choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def number(op: str, name: str, value: float) -> None:
     """Check that the value is a number and, if a whole one, not beyond what a float holds."""
-    if not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         raise ValueError(f"{op}: {name} must be in the range of a float")

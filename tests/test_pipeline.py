@@ -103,6 +103,14 @@ def test_a_model_of_the_hub_has_names_of_classes(tmp_path, monkeypatch):
     assert msf.Pipeline.from_pretrained("someone/tiny").class_names == ("cat", "dog", "owl")
 
 
+@pytest.mark.parametrize("names", [["cat"], ["cat", "dog", "cat"], ["cat", "dog", "owl", "ox"]])
+def test_names_are_one_a_class(names):
+    """Else a name would be that of another class."""
+    line = f"^Pipeline: class_names must be 3 different ones, one a class, got {', '.join(names)}$"
+    with pytest.raises(ValueError, match=line):
+        msf.Pipeline(tiny_model(channels=1), class_names=names)
+
+
 @pytest.mark.parametrize("label", ["dog", 1, np.int64(1), torch.tensor(1)])
 def test_one_label_may_stand_alone(label):
     pipe = msf.Pipeline(tiny_model(channels=1), class_names=("cat", "dog", "owl"))

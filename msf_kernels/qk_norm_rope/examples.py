@@ -51,7 +51,7 @@ def preparation(
     num_heads: int, eps: float = 1e-6, norm: str = "rms", **tensors: Tensor | None
 ) -> Preparation:
     """Return a Preparation with these tensors and no others."""
-    given: dict[str, Any] = dict.fromkeys(Preparation._fields) | tensors
+    given: dict[str, Any] = {**dict.fromkeys(Preparation._fields), **tensors}  # torch 2.6: no |
     return Preparation(**given)._replace(num_heads=num_heads, eps=eps, norm=norm)
 
 

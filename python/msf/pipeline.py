@@ -70,7 +70,8 @@ class Pipeline:
         class_names: names by which labels may be given, in the order of their numbers.
 
     Raise ValueError where a stage is not trained yet, or the model makes latents and ``vae`` is
-    none, or one of other latents, TypeError for a model that is no MSF.
+    none, or one of other latents, or the names are not one a class, TypeError for a model that is
+    no MSF.
     """
 
     def __init__(
@@ -87,6 +88,11 @@ class Pipeline:
             )
         if vae is not None:
             vae.image_size((config.channels, *config.image_size))
+        if class_names and not len(class_names) == len(set(class_names)) == config.num_classes:
+            raise ValueError(
+                f"Pipeline: class_names must be {config.num_classes} different ones, one a class, "
+                f"got {listed(class_names, 5)}"
+            )
         self.model, self.vae, self.class_names = model, vae, tuple(class_names)
 
     @classmethod

@@ -84,6 +84,11 @@ BAD = {
         TypeError,
         "adaln_modulate: eps must be a number, got NoneType",
     ),
+    "eps is a bool": (
+        lambda: adaln_modulate(x, row, row, eps=True),
+        TypeError,
+        "adaln_modulate: eps must be a number, got bool",
+    ),
     "eps below zero": (
         lambda: adaln_modulate(x, row, row, eps=-1.0),
         ValueError,

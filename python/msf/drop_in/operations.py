@@ -135,8 +135,12 @@ def self_attention(
         return attention(qkv, num_heads=num_heads, rope=table)
     if is_norm(q_norm):
         options = _norm_options(q_norm)
-        given = {"q_weight": q_norm.weight, "k_weight": k_norm.weight}
-        given |= {"q_norm_bias": _bias(q_norm), "k_norm_bias": _bias(k_norm)}
+        given = {  # in one, as torch 2.6 compiles no | of dictionaries
+            "q_weight": q_norm.weight,
+            "k_weight": k_norm.weight,
+            "q_norm_bias": _bias(q_norm),
+            "k_norm_bias": _bias(k_norm),
+        }
     if rope is not None:
         given = {name: in_halves(x, head_dim) for name, x in given.items() if x is not None}
         weight = qk_in_halves(weight, head_dim)
