@@ -74,9 +74,11 @@ def compare(benchmarks: Sequence[Benchmark], device: torch.device) -> None:
 
 def profile(benchmark: Benchmark, device: torch.device) -> None:
     call = forward(benchmark, device)
-    with torch.no_grad(), cProfile.Profile() as profiler:
-        for _ in range(ROUNDS * CALLS):
-            call()
+    with torch.no_grad():
+        _round(call, device)  # compiles
+        with cProfile.Profile() as profiler:
+            for _ in range(ROUNDS * CALLS):
+                call()
     pstats.Stats(profiler).sort_stats("tottime").print_stats(20)
 
 
