@@ -94,23 +94,18 @@ def _record(
     def start(*args: Any) -> None:
         if index is not None and index != torch._C._cuda_getDevice():
             with torch.cuda.device(index):
-                run(*args)
-        elif _listened_to():
+                return start(*args)
+        hooks = knobs.runtime
+        listened_to = getattr(hooks.launch_enter_hook, "calls", True)
+        if listened_to or getattr(hooks.launch_exit_hook, "calls", True):
             run(*args)
         else:
-            # The same without what `run` collects for a profiler, which is half of its time.
+            # The same without what `run` collects for profilers, which is half of its time.
             stream = stream_of(index)
             launcher(programs, 1, 1, stream, function, metadata, None, None, None, *args)
 
     args = (None if x.is_constexpr else _recorded(into, arguments[x.name]) for x in kernel.params)
     into.launches.append((start, tuple(args)))
-
-
-def _listened_to() -> bool:
-    """Tell whether a profiler wants to know of launches."""
-    runtime = knobs.runtime
-    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
-    return bool(getattr(enter, "calls", True) or getattr(leave, "calls", True))
 
 
 def _recorded(into: recording.Recording, value: Any) -> Any:
