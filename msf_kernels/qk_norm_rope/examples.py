@@ -51,8 +51,9 @@ def preparation(
     num_heads: int, eps: float = 1e-6, norm: str = "rms", **tensors: Tensor | None
 ) -> Preparation:
     """Return a Preparation with these tensors and no others."""
-    given: dict[str, Any] = {**dict.fromkeys(Preparation._fields), **tensors}  # torch 2.6: no |
-    return Preparation(**given)._replace(num_heads=num_heads, eps=eps, norm=norm)
+    options: dict[str, Any] = {"num_heads": num_heads, "eps": eps, "norm": norm}
+    # Of torch 2.6 a graph has neither | of dictionaries nor _replace.
+    return Preparation(**{**dict.fromkeys(Preparation._fields), **options, **tensors})
 
 
 def options(shape: Shape) -> dict[str, Any]:
