@@ -7,8 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-
-from msf_kernels.attention.rope import lasts
+from torch._guards import detect_fake_mode
 
 FREQUENCIES = 256
 
@@ -27,7 +26,10 @@ def sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor
 
     The result is cached, do not write to it; torch.compile makes it in its graph.
     """
-    build = _cached_sincos_2d if lasts() else _sincos_2d
+    # Neither a table of a graph, one without values, nor one that a transform wraps may be kept.
+    is_kept = not (torch.compiler.is_compiling() or detect_fake_mode() is not None)
+    is_kept = is_kept and torch._C._functorch.peek_interpreter_stack() is None
+    build = _cached_sincos_2d if is_kept else _sincos_2d
     return build(height, width, dim, device)
 
 
