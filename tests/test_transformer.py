@@ -200,7 +200,35 @@ def test_a_block_has_nothing_but_our_operators_between_its_products():
     ]
 
 
-@pytest.mark.parametrize("layer", ["attention.qkv", "attention.proj", "mlp.0", "mlp.2"])
+LAYERS_OF_A_BLOCK = pytest.mark.parametrize(
+    "layer", ["attention.qkv", "attention.proj", "mlp.0", "mlp.2"]
+)
+
+
+class LoRA(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)  # plus what is learned, at first nothing
+
+
+@LAYERS_OF_A_BLOCK
+def test_a_linear_layer_put_in_place_adds_its_bias_once(layer):
+    block = StageTransformer(tiny_config(), 0).blocks[0]
+    parent, _, name = layer.rpartition(".")
+    replaced = block.get_submodule(layer)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x, h, c = torch.randn(2, 16, 32), torch.randn(2, 16, 32), torch.randn(2, 32)
+    expected = block(x, h, c, None)
+    lora = LoRA(replaced.in_features, replaced.out_features)
+    lora.load_state_dict(replaced.state_dict())
+    setattr(block.get_submodule(parent), name, lora)
+    torch.testing.assert_close(block(x, h, c, None), expected)
+    unbiased = nn.Linear(replaced.in_features, replaced.out_features, bias=False)
+    setattr(block.get_submodule(parent), name, unbiased)
+    assert all(out.isfinite().all() for out in block(x, h, c, None))
+
+
+@LAYERS_OF_A_BLOCK
 def test_a_bias_that_fsdp_has_freed_is_one_line(layer):
     """As where it wraps a layer, or the MLP, of a block alone, and not the block."""
     block = StageTransformer(tiny_config(), 0).blocks[0]

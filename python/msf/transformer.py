@@ -43,6 +43,13 @@ class SkipBiasLinear(nn.Linear):
         return F.linear(x, self.weight)
 
 
+def skipped_bias(layer: Any) -> Tensor | None:
+    """Return the bias that a layer leaves to the operator that follows; None for a Linear layer put
+    in its place, such as somebody's LoRA, which adds its own."""
+    adds_its_own = isinstance(layer, nn.Linear) and not isinstance(layer, SkipBiasLinear)
+    return None if adds_its_own or layer.bias is None else handed_on(layer.bias)
+
+
 def handed_on(bias: Tensor) -> Tensor:
     """Return a bias that is read outside of its layer.
 
@@ -93,7 +100,7 @@ class Attention(nn.Module):
         out = attention(
             self.qkv(x),
             num_heads=self.heads,
-            qkv_bias=handed_on(self.qkv.bias),
+            qkv_bias=skipped_bias(self.qkv),
             q_weight=self.q_weight,
             k_weight=self.k_weight,
             q_norm_bias=self.q_norm_bias,
@@ -124,13 +131,12 @@ class MLP(nn.Sequential):
         first, activation, second = layers
         if isinstance(activation, SwiGLU):
             return second(activation(first(x)))
-        bias = handed_on(first.bias)
+        bias = skipped_bias(first)
         return second(bias_gelu(first(x), bias, approximate=activation.approximate))
 
     @property
-    def bias(self) -> Tensor:
-        second: Any = self[2]
-        return handed_on(second.bias)
+    def bias(self) -> Tensor | None:
+        return skipped_bias(self[2])
 
 
 class SwiGLU(nn.Module):
@@ -169,7 +175,7 @@ class Block(nn.Module):
             attention_gate,
             mlp_shift,
             mlp_scale,
-            y_bias=handed_on(self.attention.proj.bias),
+            y_bias=skipped_bias(self.attention.proj),
             norm=self.norm,
         )
         return gate_residual_adaln(
