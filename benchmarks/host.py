@@ -54,29 +54,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def compare(benchmarks: Sequence[Benchmark], device: torch.device) -> None:
-    x = torch.randn(2, 3, 8, device=device)
-    with torch.no_grad():
-        norm = microseconds(partial(F.layer_norm, x, (8,)), device)
-    print(f"F.layer_norm {norm:.1f} us")
     print(f"{'':24}   us  x layer_norm   with gradient, us  x eager")
+    norm = partial(F.layer_norm, torch.randn(2, 3, 8, device=device), (8,))
+    norms = []
     for benchmark in benchmarks:
         with torch.no_grad():
-            alone = microseconds(forward(benchmark, device), device)
-        line = f"{benchmark.op:24}{alone:5.1f}{alone / norm:14.1f}"
+            alone, normed = microseconds([forward(benchmark, device), norm], device)
+        norms.append(normed)
+        line = f"{benchmark.op:24}{alone:5.1f}{alone / normed:14.1f}"
         if benchmark.example.gradients:
-            ours, eager = (
-                microseconds(both_ways(benchmark, device, function), device)
-                for function in (None, benchmark.eager)
-            )
+            functions = None, benchmark.eager
+            calls = [both_ways(benchmark, device, function) for function in functions]
+            ours, eager = microseconds(calls, device)
             line += f"{ours:20.1f}{ours / eager:9.1f}"
         print(line)
+    print(f"F.layer_norm {min(norms):.1f} to {max(norms):.1f} us")
 
 
 def profile(benchmark: Benchmark, device: torch.device) -> None:
     call = forward(benchmark, device)
-    with torch.no_grad(), cProfile.Profile() as profiler:
-        for _ in range(ROUNDS * CALLS):
-            call()
+    with torch.no_grad():
+        _round(call, device)  # compiles
+        with cProfile.Profile() as profiler:
+            for _ in range(ROUNDS * CALLS):
+                call()
     pstats.Stats(profiler).sort_stats("tottime").print_stats(20)
 
 
@@ -100,9 +101,13 @@ def both_ways(
     return run
 
 
-def microseconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Return the shortest mean time of a call among some rounds."""
-    return min(_round(call, device) for _ in range(ROUNDS)) * 1e6
+def microseconds(calls: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
+    """Return the shortest mean time of each call among some rounds, which the calls take in turn.
+
+    So a machine that slows down for a while slows all of them.
+    """
+    rounds = [[_round(call, device) for call in calls] for _ in range(ROUNDS)]
+    return [min(times) * 1e6 for times in zip(*rounds)]
 
 
 def _round(call: Callable[[], Any], device: torch.device) -> float:

@@ -7,6 +7,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from triton import knobs
 from triton.runtime.jit import JITFunction
 
 import msf_kernels
@@ -26,8 +27,11 @@ def launcher(source: Any, metadata: Any) -> Callable[..., None]:
     signature = tuple(source.signature.values())
 
     def launch(*args: Any) -> None:
-        grid, (stream, function, *_) = args[:3], args[3:9]
+        grid, (stream, function, _, _, *hooks) = args[:3], args[3:9]
         assert (stream, function) == (0, 1)
+        for hook in hooks:
+            if hook is not None:
+                hook()
         launched.append((source.fn.__name__, metadata.hash, grid, *taken(signature, args[9:])))
 
     return launch
@@ -124,8 +128,25 @@ def chosen() -> Iterator[Example]:
         yield from {id(example): example for example in (ordered[0], ordered[-1])}.values()
 
 
+def check_listeners() -> None:
+    """That a profiler which comes later hears of replays, and of no more when it has gone."""
+    call = partial(msf_kernels.gate_residual, new(1, 2, 64), new(1, 2, 64), new(1, 64))
+    heard: list[str] = []
+    for hooks in (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook):
+        for _ in range(3):
+            call()
+        assert not heard
+        listen = partial(heard.append, "a launch")
+        hooks.add(listen)
+        call()
+        hooks.remove(listen)
+        assert heard == ["a launch"]
+        heard.clear()
+
+
 run = JITFunction.run
 counting = mock.patch.object(JITFunction, "run", counted)
 with counting, no_triton(launcher), msf_kernels.backend("triton"):
     for example in chosen():
         check(example)
+    check_listeners()
