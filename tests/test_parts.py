@@ -59,6 +59,22 @@ def test_the_last_process_to_end_assembles(tmp_path, pixels):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_whole_has_no_half_of_its_parts_left(tmp_path, pixels, monkeypatch):
+    """Of which a Ctrl-C while they go would say that the same command continues them."""
+
+    def interrupted(folder, **_):
+        if folder.exists() and any(folder.iterdir()):
+            raise KeyboardInterrupt
+
+    parts = Parts(tmp_path / "x.npz", SETTINGS, 3)
+    with parts.claimed(ONE_PROCESS):
+        fill(parts, pixels, range(3))
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("shutil.rmtree", interrupted)
+            parts.assemble(list)
+    assert parts.there() == 0 and not parts.folder.exists()
+
+
 def test_another_job_is_refused_while_any_process_is_at_work(tmp_path, pixels):
     a, b, other = (Parts(tmp_path / "x.npz", SETTINGS, 3) for _ in range(3))
 

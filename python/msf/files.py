@@ -34,6 +34,16 @@ def _is_control(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 
 
+def check_utf8(path: str | os.PathLike[str]) -> None:
+    """Raise OSError where ``path`` is no UTF-8: safetensors reads and TensorBoard writes no such
+    names."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        why = "its name is no UTF-8, as libraries need it; rename it, or choose another"
+        raise OSError(errno.EILSEQ, why, os.fspath(path)) from None
+
+
 def check_is_file(path: Path) -> None:
     """Raise ValueError where ``path`` is something else than a file, as a pipe, which may have no
     end."""
@@ -74,7 +84,7 @@ def check_folder(path: Path, wanted: str = "--out must be a folder") -> None:
 def check_outside(path: Path, source: str | os.PathLike[str]) -> None:
     """Raise ValueError where ``path`` is in the folder ``source``, of which it would become a
     part."""
-    folder = Path(source).resolve()
+    folder = behind_links(Path(source))
     if behind_links(path).is_relative_to(folder):
         raise ValueError(
             f"{path}: is in the folder of the data, {folder}; choose another --out, outside it"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from msf_kernels import flow_interpolate
 
 from .config import MSFConfig
-from .files import atomic_write, make_folder
+from .files import atomic_write, check_utf8, make_folder
 from .interpolation import logit_normal_times, uniform_times
 from .modes import has_values, is_batched, no_memory, outside, own_modes
 from .pretrained import CONFIG_FILE, WEIGHTS_FILE, folder_of, missing, read_config
@@ -275,6 +275,7 @@ class MSF(nn.Module):
         if active_fake_mode() is not None:
             raise ValueError("from_pretrained: cannot read weights under FakeTensorMode; leave it")
         file = directory / WEIGHTS_FILE
+        check_utf8(file)
         config = read_config(directory)
         try:
             weights = load_file(file)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .files import atomic_write, behind_links, printable, read_file, remove
+from .files import atomic_write, behind_links, printable, read_file, temporary_folder
 from .progress import follow, say
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ class Parts:
             return False
         parts = map(self._read, range(self.count))
         write(follow(parts, "writing", self.count, "parts", shown=self.count > 1))
-        remove(self.folder)
+        with temporary_folder(self.folder) as gone:  # at once: half of them would be continued
+            os.replace(self.folder, gone)
         return True
 
     def _name(self, number: int) -> str:

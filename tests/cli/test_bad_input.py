@@ -97,6 +97,13 @@ BAD_INPUT = {
     "train --config {tiny} --data digits --out {bad}/loop": "loop: Too many levels of symbolic",
     "import {tiny} --out {bad}/loop": "loop: Too many levels of symbolic links",
     "evaluate {run} --out {bad}/pipe/config.json --overwrite": "config.json: is no file; --out mus",
+    "sample {run} --out {run}/model.safetensors --overwrite": "which belongs to what is read here",
+    "sample {run} --out {bad}/../run/state-base.safetensors --overwrite": "which belongs to what",
+    "evaluate {run} --out {run}/training.json --overwrite": "would replace ",
+    "evaluate {bad}/x.npz --reference {tiny} --inception {tiny} --out {tiny} --overwrite": "would",
+    "factorize {bad}/own/base.png --out {bad}/own --overwrite": "own: would replace ",
+    "train --config {tiny} --data digits --out {out}/\udce9": "\ufffd: its name is no UTF-8, as",
+    "sample {bad}/\udce9 --out {out}/x.png": "\ufffd/model.safetensors: its name is no UTF-8, as",
     "sample {run} --out {bad}/lone.npz": "lone.npz.parts: is no folder, which parts of the output",
     "import {tiny} --out {run}": "run: is there already; choose another --out",
     "import {tiny} --out {image}": "image.png: is there already; choose another --out",
@@ -153,6 +160,9 @@ BAD_INPUT = {
     "train --config {tiny} --data digits --out {image}/x": "is a file; --out must be in a folder",
     "train --config {tiny} --data= --out {out}/x": "--data is empty; give digits, textures or a",
     "evaluate {run} --data=": "--data is empty; give digits, textures or a folder",
+    "train --config {tiny} --data {bad}/loop --out {out}/x": "loop: Too many levels of symbolic",
+    "evaluate {run} --data {bad}/loop/x": "loop/x: Too many levels of symbolic links",
+    "train --from {bad}/loop --config {tiny} --data digits --out {out}/x": "loop: Too many levels",
     "train --config {tiny} --data nothing --out {out}/x": "neither 'digits', 'textures' nor",
     "train --config {tiny} --data {bad}/photos --out {out}/x": "cannot read",
     "train --config {tiny} --data {bad}/photos --out {bad}/photos/k": "choose another --out, outsi",
@@ -189,7 +199,7 @@ def bad(workspace: Path) -> Path:
     write_config(bad / "size.json", model={"image_size": [8, 9]})
     for name in (
         *("truncated", "corrupt", "other", "config", "half", "state", "latents"),
-        *("run-list", "run-data", "run-pipe", "pipe", "names", "twice"),
+        *("run-list", "run-data", "run-pipe", "pipe", "names", "twice", "\udce9"),
     ):
         shutil.copytree(workspace / "run", bad / name)
     weights = (workspace / "run" / "model.safetensors").read_bytes()
@@ -232,6 +242,9 @@ def bad(workspace: Path) -> Path:
     (bad / "mine").mkdir()
     for name in ("000000.png", "holiday.png"):
         (bad / "mine" / name).write_bytes(image)
+    (bad / "own").mkdir()
+    (bad / "own" / "base.png").write_bytes(image)
+    (bad / "x.npz").touch()
     for name in ("loop", "loop.png"):
         (bad / name).symlink_to(name)
     for name in "abcdefghij":

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from msf.files import printable
 from msf.training.config import read_run
 from msf.training.train import train
 from training_runs import MODEL, TRAINING, digest, run, saved_step, steps
@@ -55,11 +56,14 @@ def test_the_data_may_have_moved(photos, tmp_path, capsys):
     train(MODEL, TRAINING, str(photos), tmp_path / "whole", progress=False)
     arguments = (MODEL, TRAINING, str(photos), tmp_path / "run")
     train(*arguments, stages=["base"], progress=False)
-    moved = photos.rename(tmp_path / "moved")
+    moved = photos.rename(tmp_path / "moved\udce9\n")
     capsys.readouterr()
     resume(tmp_path / "run", str(moved))
     assert capsys.readouterr().err == (
-        f"{tmp_path / 'run'}: resuming with data {moved} (was {photos})\n"
+        f"{tmp_path / 'run'}: resuming with data {printable(moved)} (was {photos})\n"
+    )
+    assert f"Trained on `{tmp_path}/moved\ufffd\ufffd`." in (
+        (tmp_path / "run" / "README.md").read_text()
     )
     assert digest(tmp_path / "run") == digest(tmp_path / "whole")
     assert read_run(tmp_path / "run").data == str(moved)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import hinted
-from ..training.config import REBUILDS, REBUILDS_CONFIG, has_states
+from ..pretrained import CONFIG_FILE, WEIGHTS_FILE
+from ..training.config import REBUILDS, REBUILDS_CONFIG, RUN_FILE, has_states
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,12 @@ def device(args: argparse.Namespace) -> torch.device:
     return torch.device(args.device)
 
 
+def files(directory: Path) -> list[Path]:
+    """Return the files of a model and its training that no output may replace."""
+    names = (CONFIG_FILE, WEIGHTS_FILE, RUN_FILE)
+    return [*(directory / name for name in names), *directory.glob("state-*.safetensors")]
+
+
 def check_batch_size(args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
@@ -63,7 +70,7 @@ def unsupported_reason(device: str) -> str | None:
 def read(directory: Path) -> MSF:
     """Return the model in a directory. Raise ValueError if it is missing or corrupt."""
     from ..model import MSF
-    from ..pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
+    from ..pretrained import read_config
 
     can_be_rebuilt = has_states(directory)
     if can_be_rebuilt:

@@ -49,6 +49,17 @@ def check_folder(path: Path, overwrite: bool, names: str) -> None:
         raise ValueError(f"{path}: holds other files too ({others[0]}); choose another --out")
 
 
+def check_not_read(path: Path, *read: Path) -> None:
+    """Raise a ValueError when writing ``path`` would replace a file that belongs to what the
+    command reads."""
+    for file in read:
+        if files.behind_links(file).is_relative_to(files.behind_links(path)):
+            raise ValueError(
+                f"{path}: would replace {file}, which belongs to what is read here; choose another "
+                "--out"
+            )
+
+
 def check_new_folder(path: Path) -> None:
     """Raise a ValueError when ``path`` is there and no empty folder, or cannot be made."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):

@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     models.check_batch_size(args)
     if args.out:
         outputs.check_file(args.out, args.overwrite)
+        outputs.check_not_read(args.out, args.model, args.reference, args.inception)
     comparison = compare(
         Archive(args.model),
         Archive(args.reference),

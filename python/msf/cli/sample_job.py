@@ -177,6 +177,7 @@ def _check_out(args: argparse.Namespace, channels: int) -> None:
 def _check_place(args: argparse.Namespace) -> None:
     if args.out.suffix.lower() in FILES:
         outputs.check_file(args.out, args.overwrite)
+        outputs.check_not_read(args.out, *models.files(args.model))
     else:
         outputs.check_folder(args.out, args.overwrite, Folder.names)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import MSFConfig
-from ..files import hinted
+from ..files import behind_links, hinted
 from ..parsing import parse_dataclass, parse_object
 from ..presets import PRESETS, preset
 from ..pretrained import CONFIG_FILE, missing, read_config
@@ -67,7 +67,7 @@ def data_source(data: str) -> str:
     """Return a folder by its full path, so that resuming and evaluating find it from anywhere."""
     if not data:  # which would be the folder that the command runs in
         raise ValueError("--data is empty; give digits, textures or a folder")
-    return data if data in ("digits", "textures") else str(Path(data).resolve())
+    return data if data in ("digits", "textures") else str(behind_links(Path(data)))
 
 
 def one_a_stage(steps: Sequence[int], config: MSFConfig) -> list[int]:

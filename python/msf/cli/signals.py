@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import time
+from contextlib import suppress
 from types import FrameType
 
 from ..training.interrupts import STOPS
@@ -16,12 +17,20 @@ ONE_WISH = 1.0  # seconds
 class Interrupt:
     """An Interrupt raises KeyboardInterrupt, once for all signals within a second of the first:
     what ends the command is not to be cut. Where the exception meets a destructor, in which Python
-    drops it, a later signal raises another."""
+    drops it, a later signal raises another.
+
+    While a module is imported it ends the process instead, as libraries drop the exception there,
+    or fail later for want of what they were about to load.
+    """
 
     def __init__(self) -> None:
         self._last = -ONE_WISH
 
-    def __call__(self, number: int, _: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if _is_importing(frame):
+            with suppress(OSError):
+                os.write(2, b"msf: interrupted\n")
+            os._exit(130)
         if time.monotonic() - self._last > ONE_WISH:
             self.heard()
             raise KeyboardInterrupt
@@ -29,6 +38,12 @@ class Interrupt:
     def heard(self) -> None:
         """Ignore signals for a second."""
         self._last = time.monotonic()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def interrupt() -> None:

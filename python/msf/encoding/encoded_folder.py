@@ -16,7 +16,7 @@ from ..data.latent_index import (
     shard_name,
     write_index,
 )
-from ..files import check_folder, make_folder
+from ..files import check_folder, check_utf8, make_folder
 from ..progress import follow, say
 from ..training.locks import locked
 from ..training.skipped import too_many
@@ -43,6 +43,7 @@ class EncodedFolder:
 
     def __init__(self, path: Path, index: LatentIndex) -> None:
         self.path, self.index = path, index
+        check_utf8(path)
         check_folder(path)
         self.read()
 

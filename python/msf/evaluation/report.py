@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..files import printable
 from .intervals import Figure
 
 TITLES = {
@@ -73,5 +74,7 @@ class Report:
         widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * width for width in widths if width))
-        settings = "  ".join(f"{key}={value}" for key, value in self.settings.items())
+        settings = "  ".join(
+            f"{key}={printable(str(value))}" for key, value in self.settings.items()
+        )
         return "\n".join([*lines, settings, OWN_FEATURES])

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import MSFConfig
 from ..data import HOLDOUT
+from ..files import printable
 from .config import RunConfig
 
 HEADER = """---
@@ -29,7 +30,7 @@ def model_card(config: MSFConfig, run: RunConfig, metrics: Sequence[Mapping[str,
     classes = f"{config.num_classes:,} classes" if config.num_classes else "without classes"
     height, width = config.image_size
     held_out = "" if run.training.holdout == HOLDOUT else f", {run.training.holdout:g} held out"
-    began = f" It began with the weights of `{run.start}`." if run.start else ""
+    began = f" It began with the weights of `{printable(run.start)}`." if run.start else ""
     rows = [
         f"| {name} | {row['step']:,} | {row['loss']:.4f} | {_validation(row)} |"
         for name, row in last.items()
@@ -47,7 +48,7 @@ def model_card(config: MSFConfig, run: RunConfig, metrics: Sequence[Mapping[str,
             + ("([0, 1, 2]).images" if config.num_classes else "(seeds=[0, 1, 2]).images"),
             "```",
             "",
-            f"Trained on `{run.data}`{held_out}.{began}",
+            f"Trained on `{printable(run.data)}`{held_out}.{began}",
             "",
             "| stage | steps | loss | on held-out images |",
             "|---|---|---|---|",

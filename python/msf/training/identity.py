@@ -223,4 +223,4 @@ def compare_settings(
 
 def _plain(value: Any) -> str:
     """Write a number, or those of a list as on the command line."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else printable(str(value))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import MSFConfig
 from ..data import ImageData, load_data
-from ..files import check_outside, printable
+from ..files import check_outside, check_utf8, printable
 from ..model import MSF
 from ..modes import own_modes
 from ..precision import tf32
@@ -82,6 +82,7 @@ def train(
         )
     if source not in ("digits", "textures"):
         check_outside(Path(out), source)
+    check_utf8(out)
     chosen = [index for index, name in enumerate(names) if stages is None or name in stages]
     with started(torch.device(device)) as (ranks, device), tf32(training.precision == "tf32"):
         # In a function of its own, as a group of processes that is gone must not be referred to.
@@ -230,7 +231,7 @@ def _introduce(
     if progress:
         say(f"data: {printable(source)}: {data.summary()}")
     if changes:
-        say(f"{path}: resuming with {', '.join(changes)}")
+        say(f"{printable(path)}: resuming with {', '.join(changes)}")
 
 
 def _statistics_batches(data: ImageData, seed: int, skipped: Skipped) -> Iterator[Tensor]:

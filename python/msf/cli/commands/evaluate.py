@@ -86,6 +86,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     device = models.device(args)
     if args.out:
         outputs.check_file(args.out, args.overwrite)
+        outputs.check_not_read(args.out, *models.files(args.model))
     model = models.load(args.model, device)
     config, run = model.config, read_run(args.model)
     source = _source(args, run)

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--levels must be 1 to {MAX_LEVELS}, got {args.levels}")
     out = args.out or args.image.with_name(args.image.stem + "-msf")
     outputs.check_folder(out, args.overwrite, r"(merged|base|residual(_\d+)?)\.png")
+    outputs.check_not_read(out, args.image)
     x = _read(args.image)
     _check_sides(args.image, x, args.levels)
     from ...images import save_image

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import MSFConfig
+from ...files import behind_links
 from ...pretrained import CONFIG_FILE, missing
 from ...training.config import CHECKPOINTING, PARALLEL, PRECISIONS, TrainingConfig
 from .. import models, outputs, settings, tables
@@ -190,7 +191,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             stages=[args.stage] if args.stage else None,
             resume=args.resume is not None,
             data_changed=args.data_changed,
-            start=args.start.resolve() if args.start else "",
+            start=behind_links(args.start) if args.start else "",
             decode=vae.decode if vae else None,
             device=device,
             progress=not args.quiet,
