@@ -14,8 +14,6 @@ VENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
 STAMP := $(VENV)/.msf-installed
 export PATH := $(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Python compiles the modules that it imports; all of them were half of the time of an installation.
-export PIP_COMPILE := 0
 
 demo: install
 	@train="msf train --preset digits --data digits --out runs/digits --resume --stage"
