@@ -19,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("command", nargs="...")
     args = parser.parse_args(argv)
+    # In a shell's background it is ignored, which the command would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(args.command)
     while process.poll() is None and not args.file.exists():
         time.sleep(0.05)
