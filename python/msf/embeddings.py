@@ -27,9 +27,12 @@ def sincos_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor
     The result is cached, do not write to it; torch.compile makes it in its graph.
     """
     # Neither a table of a graph, one without values, nor one that a transform wraps may be kept.
-    is_kept = not (torch.compiler.is_compiling() or detect_fake_mode() is not None)
-    is_kept = is_kept and torch._C._functorch.peek_interpreter_stack() is None
-    build = _cached_sincos_2d if is_kept else _sincos_2d
+    is_passing = (
+        torch.compiler.is_compiling()
+        or detect_fake_mode() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+    build = _sincos_2d if is_passing else _cached_sincos_2d
     return build(height, width, dim, device)
 
 

@@ -47,16 +47,16 @@ def skipped_bias(layer: Any) -> Tensor | None:
     """Return the bias that a layer leaves to the operator that follows; None for a Linear layer put
     in its place, such as somebody's LoRA, which adds its own."""
     adds_its_own = isinstance(layer, nn.Linear) and not isinstance(layer, SkipBiasLinear)
-    return None if adds_its_own or layer.bias is None else handed_on(layer.bias)
+    return None if adds_its_own else handed_on(layer.bias)
 
 
-def handed_on(bias: Tensor) -> Tensor:
-    """Return a bias that is read outside of its layer.
+def handed_on(bias: Tensor | None) -> Tensor | None:
+    """Return a bias that is read outside of its layer, None where that has none.
 
     Raise ValueError where FSDP wraps that layer alone and has freed its weights by then: a kernel
     would read what is not there.
     """
-    if bias.numel() and not _memory(bias):
+    if bias is not None and bias.numel() and not _memory(bias):
         raise ValueError("FSDP has freed a bias that its block still reads: wrap whole blocks")
     return bias
 

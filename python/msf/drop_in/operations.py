@@ -76,7 +76,7 @@ def weights(layer: Any) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of a layer that is not called. Raise ValueError where it has come to
     be more than these: another in its place, as LoRA puts, or hooks."""
     check_not_called(layer, isinstance(layer, nn.Linear))
-    return layer.weight, None if layer.bias is None else handed_on(layer.bias)
+    return layer.weight, handed_on(layer.bias)
 
 
 def check_not_called(layer: Any, is_known: bool = True) -> None:
