@@ -74,7 +74,13 @@ def shell(command: str, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def run(command: str, folder: Path) -> None:
-    assert shell(command, folder).wait(timeout=120) == 0, (folder / "errors.txt").read_text()
+    job = shell(command, folder)
+    try:
+        status = job.wait(timeout=120)
+    except subprocess.TimeoutExpired:
+        kill_all(job.pid)
+        raise
+    assert status == 0, (folder / "errors.txt").read_text()
 
 
 def kill_between(command: str, folder: Path, once: str, never: str) -> None:

@@ -1,15 +1,18 @@
 """Several processes of one job train what one process does."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from models import images, tiny_model
@@ -203,3 +206,30 @@ def test_the_first_process_alone_speaks(folder, capfd):
     words = command(folder, "ddp", resume=True)
     assert in_two_processes(lambda rank: main(words)) == [0, 0]
     assert capfd.readouterr().out.count("residual") == 1
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python 3.12 renews the lock in the child")
+def test_a_fork_in_a_job_waits_until_no_thread_runs():
+    ended, begun, data = False, threading.Event(), bytes(200_000_000)
+
+    def work():  # 0.1 s and more without Python's lock
+        nonlocal ended
+        begun.set()
+        hashlib.sha256(data)
+        ended = True
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        begun.wait()
+        time.sleep(0.02)
+        assert not ended
+        child = os.fork()
+        if child == 0:
+            os._exit(ended)
+        _, status = os.waitpid(child, 0)
+        thread.join()
+    finally:
+        dist.destroy_process_group()
+    assert os.waitstatus_to_exitcode(status) == 1

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -102,6 +106,30 @@ class Ranks:
 
 
 ONE_PROCESS = Ranks()
+
+
+def _wait_for_threads() -> None:
+    """Wait until no other thread of this process of a job runs, a second at most."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    own, deadline = str(threading.get_native_id()), time.monotonic() + 1
+    while any(_runs(thread) for thread in Path("/proc/self/task").glob("*") if thread.name != own):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.001)
+
+
+def _runs(thread: Path) -> bool:
+    with suppress(OSError):  # it has ended
+        return (thread / "stat").read_text().rpartition(") ")[2][0] == "R"
+    return False
+
+
+# Threads of torch.distributed free tensors after a collective, for which Python makes them known to
+# itself under a lock. A process that was forked at that moment, as a worker that reads images is,
+# waits for the lock for ever (python/cpython issue 112275): one of some 7,500 did, on busy cores.
+if sys.version_info < (3, 12):
+    os.register_at_fork(before=_wait_for_threads)
 
 
 @contextmanager
