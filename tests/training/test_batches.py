@@ -3,6 +3,7 @@
 import os
 import resource
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -147,6 +148,16 @@ def test_what_is_drawn_does_not_depend_on_what_was_met_before(photos):
     for _ in range(2):
         readable.read(torch.tensor([2, 3]), (0, 1, 5, 0))
     assert len(given) == 3 and given[0] == given[1] == given[2]
+
+
+def test_what_workers_are_told_takes_no_shared_memory():
+    """Without room for it they, and this process, would wait for ever."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        assert all(len(ForkingPickler.dumps(part)) < 1000 for part in _Steps(64, 4, 0, 2, 7))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_workers_that_could_not_open_their_files_are_not_started(monkeypatch):

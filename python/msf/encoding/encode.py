@@ -108,7 +108,7 @@ def _rows(index: LatentIndex, number: int) -> range:
 
 
 class _Images(Dataset):
-    """_Images are the cropped ones of a folder, by tensors of indices: (pixels (n, 3, size, size)
+    """_Images are the cropped ones of a folder, by their indices: (pixels (n, 3, size, size)
     uint8 of those that can be read, their indices (n,), what is wrong with the others by index)."""
 
     def __init__(
@@ -121,10 +121,10 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor, dict[int, str]]:
+    def __getitem__(self, indices: range) -> tuple[Tensor, Tensor, dict[int, str]]:
         read: dict[int, Tensor] = {}
         problems = {}
-        for index in indices.tolist():
+        for index in indices:
             path = self.path(index)
             try:
                 read[index] = pixels(path, "RGB", partial(centre_crop, size=self._size))
@@ -170,8 +170,9 @@ class _Shards:
             lost = [self.images.names[i] for _, _, problems in parts for i in problems]
             self.folder.add(shard, lost)
 
-    def _groups(self, number: int) -> Sequence[Tensor]:
-        return torch.tensor(_rows(self.folder.index, number)).split(self.batch_size)
+    def _groups(self, number: int) -> list[range]:
+        rows, size = _rows(self.folder.index, number), self.batch_size
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _read(self, numbers: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
         """Yield what ``images`` are, group by group."""

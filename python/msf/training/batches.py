@@ -24,9 +24,9 @@ DRAWS = (1, 0)
 
 class _Part(NamedTuple):
     """A _Part is what one process reads of a batch at once: its indices and the key of what is
-    drawn for them."""
+    drawn for them. It holds no tensor: see ``loader_of``."""
 
-    indices: Tensor
+    indices: list[int]
     key: tuple[int, ...]
 
 
@@ -68,7 +68,7 @@ class _Steps(Sampler[_Part]):
                 order = torch.randperm(self.length, generator=key)
             parts = order[position : position + self.batch_size].chunk(self.slices)
             for part in self.own:
-                yield _Part(parts[part], (self.seed, *DRAWS, step, part))
+                yield _Part(parts[part].tolist(), (self.seed, *DRAWS, step, part))
 
     def _epoch_length(self) -> int:
         return self.length - self.length % self.batch_size
@@ -81,7 +81,7 @@ class _Parts(Dataset):
         self._batches = ReadableBatches(data)
 
     def __getitem__(self, part: _Part) -> tuple[Tensor, Tensor, dict[int, str]]:
-        return self._batches.read(part.indices, part.key)
+        return self._batches.read(torch.tensor(part.indices), part.key)
 
 
 def batches(
@@ -128,7 +128,10 @@ def loader_of(
 ) -> DataLoader:
     """Return what yields what ``dataset``, of (images, labels, problems), holds of each of
     ``parts``, which ``workers`` processes read (0: this one). Raise ValueError where these could
-    not open all the files that they need."""
+    not open all the files that they need.
+
+    Parts hold no tensors: those go through shared memory, and where that has no room the thread
+    that sends them drops the error and the workers wait for ever."""
     if workers:
         _check_open_files(workers)
     return DataLoader(
