@@ -293,16 +293,15 @@ def test_the_disk_is_looked_at_before_anything_is_made(photos, vae, tmp_path, mo
     encode(photos, vae, 32, tmp_path / "x")  # nothing is to be made
 
 
-@pytest.mark.parametrize(
-    "limit", [1 << 10, 20 << 10]
-)  # that of ulimit -f 1: less than indices take
+# The first, of ulimit -f 1, is less than the indices of a shard take.
+@pytest.mark.parametrize("limit", [1 << 10, 20 << 10])
 def test_workers_without_room_in_shared_memory_do_not_hang(vae, tmp_path, limit):
     (tmp_path / "photos").mkdir()
     for index in range(200):
         Image.new("RGB", (32, 32)).save(tmp_path / "photos" / f"{index}.png")
+    command = [sys.executable, "-m", "msf.cli", "encode", tmp_path / "photos", "--vae", vae]
     process = subprocess.run(
-        [sys.executable, "-m", "msf.cli", "encode", tmp_path / "photos", "--vae", vae]
-        + ["--size=32", "--device=cpu", "--out", tmp_path / "x"],
+        [*command, "--size=32", "--device=cpu", "--out", tmp_path / "x"],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         capture_output=True,
         text=True,

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..files import atomic_write
 from ..model import MSF
 from ..modes import own_modes
 from ..precision import autocast
@@ -198,12 +199,12 @@ class StageTrainer:
         x = whole(x)  # which every process has to call, also where it keeps nothing
         return name, x.detach().cpu().contiguous() if self.ranks.is_first else x.new_empty(0)
 
-    def save(self, path: str | os.PathLike[str], state: dict[str, Tensor] | None = None) -> None:
-        """Write ``state``, as ``state()`` returned it now, whole or not at all. Without it all
-        processes call this, and the first writes."""
-        state = self.state() if state is None else state
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``state()``, whole or not at all; all processes call this, and the first writes."""
+        state = self.state()
         if self.ranks.is_first:
-            write_state(Path(path), state, self.step_number)
+            with atomic_write(path) as temporary:
+                write_state(temporary, state, self.step_number)
 
     @own_modes()
     def load(self, path: str | os.PathLike[str]) -> None:
