@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from msf_kernels import flow_interpolate
 
+from .checks import check_kind
 from .config import MSFConfig
 from .files import atomic_write, check_utf8, make_folder
 from .interpolation import logit_normal_times, uniform_times
@@ -42,8 +43,7 @@ class MSF(nn.Module):
 
     def __init__(self, config: MSFConfig) -> None:
         super().__init__()
-        if not isinstance(config, MSFConfig):
-            raise TypeError(f"MSF: config must be an MSFConfig, got a {type(config).__name__}")
+        check_kind(config, MSFConfig, "MSF: config")
         self.config, self._warned = config, False
         self.pyramid = Pyramid(config.levels, config.channels, config.upsample)
         self.stages = nn.ModuleList(

@@ -118,6 +118,13 @@ def test_batches_that_cannot_be_cut_are_one_line():
         seen(Pixels(10), slices=3)
     with pytest.raises(ValueError, match=r"^data: 3 images are too few for 4 parts of a batch$"):
         seen(Pixels(3), slices=4)
+    for size, line in (
+        (-1, "at least 1, got -1"),
+        (0, "at least 1, got 0"),
+        ("3", "a whole .* '3'"),
+    ):
+        with pytest.raises(ValueError, match=f"^batch_size must be {line}$"):
+            next(batches(Pixels(10), size, 0, 2, 0))
     # Of seven images a batch of eight has six, three a part.
     parts = list(batches(Pixels(7), 8, 0, 2, 0, slices=2, own=(0, 1)))
     assert [len(labels) for _, labels in parts] == [3, 3, 3, 3]

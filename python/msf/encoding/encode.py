@@ -19,6 +19,7 @@ from ..data.names import Names
 from ..data.splits import hash_of
 from ..files import existing, printable
 from ..modes import own_modes
+from ..parsing import parse_whole
 from ..progress import Bar, bar, say
 from ..training.batches import loader_of
 from ..training.identity import fingerprint, listed
@@ -149,7 +150,7 @@ class _Shards:
         workers: int,
     ) -> None:
         self.folder, self.images, self.encoder = folder, images, encoder
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers = parse_whole(batch_size, "encode: batch_size", 1), workers
         self.skipped = Skipped(len(images))
 
     def make(self, numbers: Sequence[int], progress: Bar) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data import ImageData
 from ..modes import own_modes
+from ..parsing import parse_whole
 from ..seeds import generator
 from .interrupts import leave_signals_to_the_parent
 from .skipped import ReadableBatches, Skipped
@@ -44,7 +45,7 @@ class _Steps(Sampler[_Part]):
         slices: int = 1,
         own: Sequence[int] = (0,),
     ) -> None:
-        if batch_size % slices:
+        if parse_whole(batch_size, "batch_size", 1) % slices:
             raise ValueError(
                 f"batch_size must be a multiple of {slices}, so that {slices} equal parts make it, "
                 f"got {batch_size}"

@@ -13,10 +13,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_kind
 from ..files import atomic_write
 from ..model import MSF
 from ..modes import own_modes
+from ..parsing import parse_whole
 from ..precision import autocast
+from ..sampling import check_model
 from ..seeds import generator
 from ..transformer import StageTransformer
 from ..weights import whole
@@ -40,13 +43,19 @@ class StageTrainer:
 
     In a job of several processes every one has a StageTrainer, and ``ranks`` says which it is.
 
-    Raise ValueError unless the stage's weights are float32.
+    Raise ValueError where the model has no such stage or its weights are not float32, TypeError for
+    another model or config.
     """
 
     @own_modes()
     def __init__(
         self, model: MSF, index: int, config: TrainingConfig, ranks: Ranks = ONE_PROCESS
     ) -> None:
+        check_model(model, "StageTrainer")
+        check_kind(config, TrainingConfig, "StageTrainer: config")
+        count = len(model.stages)
+        if parse_whole(index, "StageTrainer: index", 0) >= count:
+            raise ValueError(f"StageTrainer: index must be below {count}, got {index}")
         self.model, self.index, self.config, self.ranks = model, index, config, ranks
         self.name = model.config.stage_names[index]
         self.device = model.pyramid.mean.device
