@@ -102,6 +102,12 @@ class MSF(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the loss of each image (B,) for ``stage``, of which a call of the model returns
         the mean, and the time (B,) in [0, 1] it was taken at; arguments as in ``forward``."""
+        if hasattr(self, "unshard") and "image_losses" not in vars(self):
+            # FSDP2 gathers the weights of what it has sharded for the call of the model alone.
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
+            register_fsdp_forward_method(self, "image_losses")
+            return self.image_losses(x, y, stage=stage, generator=generator)
         data = self._stage_data(x, y, (stage,))[stage]
         return self._image_losses(self.config.stage_names.index(stage), *data, y, generator)
 

@@ -114,7 +114,7 @@ def any_whole(value: Any, where: str) -> int:
 
 
 def parse_whole(value: Any, where: str, minimum: int | None = None) -> int:
-    """Return ``any_whole`` of at least ``minimum`` that 64 bits can hold: the digits of others would
+    """Return ``any_whole``, at least ``minimum``, that 64 bits can hold: the digits of others would
     fill a screen."""
     number = any_whole(value, where)
     if (bits := number.bit_length()) > 64:
