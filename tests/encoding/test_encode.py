@@ -305,7 +305,7 @@ def test_workers_without_room_in_shared_memory_do_not_hang(vae, tmp_path, limit)
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert process.returncode == 2 and "Traceback" not in process.stderr
     # Not always the last line: a worker that is ended as it starts may say so behind it.
