@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -69,6 +70,12 @@ def choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         got = repr(value) if isinstance(value, str) else type(value).__name__
         raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {got}")
+
+
+def whole_number(op: str, name: str, value: int) -> None:
+    """Check that the value is a whole number, which in a graph may be a symbol."""
+    if not isinstance(value, (Integral, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
 
 
 def number(op: str, name: str, value: float) -> None:

@@ -218,7 +218,7 @@ def backend(name: str | None = None, **operators: str) -> Iterator[None]:
     """
     global _requested
     choices = [f"{op}={choice}" for op, choice in operators.items()]
-    request = ",".join([_requested if name is None else name, *choices])
+    request = ",".join([_requested if name is None else str(name), *choices])
     Request.parse(request)
     block = object()
     with _change:
@@ -253,17 +253,15 @@ def explain_choice(op: str, device: torch.device | str | None = None) -> Choice:
         ValueError: there is no such operator, or no such device here.
     """
     requested = requested_backend(op)
-    device = torch.device(device) if device else _default_device()
-    if device.type != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"no device {device} here: choose cpu")
-    names = dict.fromkeys((*automatic_order(op, device), *_all(op)))
-    reasons = {name: _unsupported_device_reason(op, name, device) for name in names}
-    return Choice(device, requested, reasons)
+    found = _device(device)
+    names = dict.fromkeys((*automatic_order(op, found), *_all(op)))
+    reasons = {name: _unsupported_device_reason(op, name, found) for name in names}
+    return Choice(found, requested, reasons)
 
 
 def backends_of(op: str) -> tuple[str, ...]:
     """Return the backends that have an implementation of operator `op`, on whatever machine."""
-    if op not in _registry:
+    if not isinstance(op, str) or op not in _registry:
         raise ValueError(f"unknown operator {op!r}: known are {', '.join(sorted(_registry))}")
     return tuple(name for name in _all(op) if name in _registry[op])
 
@@ -329,10 +327,19 @@ def _all(op: str) -> tuple[str, ...]:
     return *kernels, *(name for name in _registry[op] if name not in BACKENDS), reference
 
 
-def _default_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+def _device(device: Any) -> torch.device:
+    """Return the device meant, by default this machine's GPU, its CPU where there is none. Raise
+    ValueError where it is none, or not here."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None:
+        return torch.device("cuda", torch.cuda.current_device()) if gpus else torch.device("cpu")
+    try:
+        found = torch.device(device)
+    except (TypeError, RuntimeError):  # of what names no device
+        found = None
+    if found is None or (found.type != "cpu" and (found.index or 0) >= gpus):
+        raise ValueError(f"no device {device} here: choose cpu" + (" or cuda" if gpus else ""))
+    return found
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import re
 from typing import get_type_hints
 
 import numpy as np
@@ -227,6 +228,14 @@ def test_sit_is_offered_as_published_and_as_msf_is_trained(size):
     assert (training.learning_rate, training.batch_size, training.ema_decay) == (1e-4, 256, 0.9999)
     assert (training.warmup, training.clip, training.weight_decay) == (0, 0, 0) and training.flip
     assert ours.training == TrainingConfig((400_000,), flip=True, checkpoint_every=5000)
+
+
+@pytest.mark.parametrize("name", [["digits"], {}, None])
+def test_what_is_no_name_is_no_preset(name):
+    with pytest.raises(
+        ValueError, match=f"^preset must be one of digits, .*, got {re.escape(repr(name))}$"
+    ):
+        preset(name)
 
 
 def test_unknown_preset_lists_the_known():

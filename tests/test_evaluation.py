@@ -159,6 +159,10 @@ def test_bad_generators_get_one_line(evaluator):
         kind = rf"must return a tensor \(256, 1, 8, 8\), got a {type(wrong).__name__}"
         with pytest.raises(TypeError, match=kind):
             evaluator.evaluate(lambda *_, wrong=wrong: wrong)
+    with pytest.raises(
+        TypeError, match=r"a tensor \(256, .* of real numbers, got torch.complex64$"
+    ):
+        evaluator.evaluate(lambda *_: torch.zeros(256, 1, 8, 8, dtype=torch.complex64))
     bright = torch.full((256, 1, 8, 8), 255, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"in \[-1, 1\], but their mean absolute value is 255; of"):
         evaluator.evaluate(lambda *_: bright)
@@ -166,10 +170,25 @@ def test_bad_generators_get_one_line(evaluator):
         evaluator.evaluate(lambda labels, *_: torch.full((len(labels), 1, 8, 8), torch.nan))
 
 
-@pytest.mark.parametrize("num_samples", [0, 7])
-def test_sample_numbers_that_do_not_fit(num_samples):
-    with pytest.raises(ValueError, match=rf"\(--samples\) must be at least 8, got {num_samples}$"):
-        Evaluator("digits", image_size=(8, 8), channels=1, num_samples=num_samples)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, r"num_samples \(--samples\) must be at least 8, got 0"),
+        ({"num_samples": 7}, r"num_samples \(--samples\) must be at least 8, got 7"),
+        ({"num_samples": "20"}, r"num_samples \(--samples\) must be a whole number, got '20'"),
+        ({"num_samples": 20.0}, r"num_samples \(--samples\) must be a whole number, got 20.0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": -3}, "batch_size must be at least 1, got -3"),
+        ({"batch_size": "3"}, "batch_size must be a whole number, got '3'"),
+        ({"replicates": 2.5}, "replicates must be a whole number, got 2.5"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"image_size": 8}, "image_size must be a list or tuple, got 8"),
+        ({"holdout": "0.2"}, "holdout must be a number, got '0.2'"),
+    ],
+)
+def test_settings_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=rf"^(evaluation|data): {message}$"):
+        Evaluator("digits", **{"image_size": (8, 8), "channels": 1, **options})
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,13 @@ def test_nan_is_no_black_image(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_complex_numbers_are_no_image():
+    with pytest.raises(
+        TypeError, match=r"^to_uint8: x must be a tensor of real numbers, got torch"
+    ):
+        to_uint8(torch.zeros(1, 2, 2, dtype=torch.complex64))
+
+
 def test_grid_of_another_size_than_the_configurations():
     model = tiny_model()
     components = model.pyramid.split(images(4, size=(16, 24)))

@@ -228,6 +228,8 @@ def test_metrics_refuse_what_is_no_tensor(metric):
     for pair in ((torch.zeros(9, 2), np.zeros((9, 2))), (np.zeros((9, 2)), torch.zeros(9, 2))):
         with pytest.raises(TypeError, match=r"features must be tensors \(n, D\), got a ndarray"):
             metric(*pair)
+    with pytest.raises(TypeError, match=r"of real numbers, got torch.complex64$"):
+        metric(torch.zeros(9, 2), torch.zeros(9, 2, dtype=torch.complex64))
 
 
 def test_a_distance_is_never_negative():

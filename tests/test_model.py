@@ -1,4 +1,5 @@
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -152,8 +153,15 @@ def test_the_loss_is_about_the_same_in_other_dtypes(dtype):
 
 
 def test_what_is_no_configuration_builds_no_model():
-    with pytest.raises(TypeError, match="MSF: config must be an MSFConfig, got a dict"):
+    with pytest.raises(TypeError, match=r"^MSF: config must be of class MSFConfig, got dict$"):
         MSF({})
+
+
+def test_what_is_no_generator_is_one_clear_line():
+    model, x, y = tiny_model(), images(2), torch.tensor([0, 1])
+    for call in (model, partial(model.image_losses, stage="base")):
+        with pytest.raises(TypeError, match=r"^generator must be of class Generator, got int$"):
+            call(x, y, generator=0)
 
 
 def test_untrained_stages_are_known():

@@ -10,7 +10,7 @@ from models import generator, images, tiny_config, tiny_model
 from msf import MSF, sample
 from msf.embeddings import sincos_2d
 from msf.transformer import Block
-from msf.weights import plain_state
+from msf.weights import plain_state, whole
 from msf_kernels import rope_2d
 from msf_kernels.library import is_plain
 from processes import in_two_processes, needs_fsdp2, program
@@ -257,6 +257,27 @@ def test_a_model_sharded_as_a_whole_samples_before_and_after_training(wrapper):
         torch.testing.assert_close(sampled(trained(model)), sampled(trained(tiny_model())))
         torch.distributed.destroy_process_group()
         return int(not alike)
+
+    assert in_two_processes(in_one_of_two) == [0, 0]
+
+
+@needs_fsdp2
+def test_image_losses_of_a_sharded_model_are_those_of_the_whole():
+    def found(model):
+        for _ in range(2):
+            losses, times = model.image_losses(
+                images(4), torch.arange(4) % 3, stage="residual", generator=generator()
+            )
+            losses.mean().backward()
+        parameters = model.stages[1].named_parameters()
+        gradients = {name: whole(parameter.grad) for name, parameter in parameters}
+        return losses.detach(), times, gradients
+
+    def in_one_of_two(_):
+        torch.distributed.init_process_group("gloo")
+        torch.testing.assert_close(found(sharded(tiny_model(), "fsdp2")), found(tiny_model()))
+        torch.distributed.destroy_process_group()
+        return 0
 
     assert in_two_processes(in_one_of_two) == [0, 0]
 

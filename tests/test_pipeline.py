@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -117,14 +118,30 @@ def test_one_label_may_stand_alone(label):
     assert np.array_equal(pixels(pipe(label)), pixels(pipe([1])))
 
 
-@pytest.mark.parametrize("label", ["cow", 1.5])
+@pytest.mark.parametrize("label", ["cow", 1.5, True, b"a", {1: 2}])
 def test_one_that_is_none_is_named_whole(label):
     pipe = msf.Pipeline(tiny_model(channels=1), class_names=("cat", "dog", "owl"))
-    with pytest.raises((ValueError, TypeError), match=rf"^Pipeline: .* {label!r}(;|$)"):
+    with pytest.raises(
+        (ValueError, TypeError), match=rf"^Pipeline: .* {re.escape(repr(label))}(;|$)"
+    ):
         pipe(label)
 
 
-@pytest.mark.parametrize("label", [1.5, None, [1]])
+@pytest.mark.parametrize("label", [1.5, None, [1], True])
 def test_what_is_no_label_is_refused(label):
     with pytest.raises(TypeError, match=r"^Pipeline: labels must be classes' numbers or names, "):
         msf.Pipeline(tiny_model(channels=1))([label])
+
+
+def test_truth_is_no_label():
+    for labels in (torch.tensor(True), torch.tensor([True]), np.array([True])):
+        with pytest.raises(TypeError, match=r"^Pipeline: labels must be .*, got .*True"):
+            msf.Pipeline(tiny_model(channels=1))(labels)
+
+
+def test_a_vae_and_names_of_other_kinds_are_one_clear_line():
+    with pytest.raises(TypeError, match=r"^Pipeline: vae must be of class Autoencoder, got int$"):
+        msf.Pipeline(tiny_model(channels=1), 3)
+    for names, line in ((3, " must be a list or tuple, got 3"), ([1], r"\[0\] must be a string")):
+        with pytest.raises(ValueError, match=f"^Pipeline: class_names{line}"):
+            msf.Pipeline(tiny_model(channels=1), class_names=names)

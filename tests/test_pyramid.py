@@ -108,10 +108,21 @@ def test_what_is_not_finite_is_not_measured():
 
 
 def test_wrong_kinds_are_one_clear_line():
-    with pytest.raises(TypeError, match=r"x must be a tensor .*, got tuple"):
+    with pytest.raises(TypeError, match=r"x must be a tensor .*, got a tuple"):
         Pyramid(1, 1).measure([(torch.zeros(1, 1, 4, 4), torch.zeros(1))])
     with pytest.raises(TypeError, match="components must be a list of tensors, got one tensor"):
         Pyramid(1, 1).merge(torch.zeros(2, 1, 4, 4))
+
+
+@pytest.mark.parametrize("levels", [0, 1])
+def test_complex_numbers_are_refused(levels):
+    """PyTorch would drop the imaginary part."""
+    pyramid, x = Pyramid(levels, 1), torch.zeros(1, 1, 4, 4, dtype=torch.complex64)
+    for call in (pyramid.split, lambda x: pyramid.measure([x])):
+        with pytest.raises(TypeError, match=r"^Pyramid.split: x must be .* real .*complex64$"):
+            call(x)
+    with pytest.raises(TypeError, match=r"^Pyramid.merge: components\[0\] must .*complex64$"):
+        pyramid.merge([x])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 6, 8), (1, 2, 8, 8), (1, 8, 8)])

@@ -76,7 +76,7 @@ def test_a_config_and_its_fields_say_the_same_and_fields_come_first():
     got = sample(model, LABELS, seeds=range(4), config=config, steps=(3, 2), solver="heun")
     assert torch.equal(got, expected)
     assert list(SamplingFields.__annotations__) == [field.name for field in fields(SamplingConfig)]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'step'"):
+    with pytest.raises(TypeError, match=r"^sample: unknown fields step; known are steps, "):
         sample(model, LABELS, seeds=range(4), step=3)
 
 
@@ -162,6 +162,9 @@ def test_without_classes_and_with_no_images():
         ({"size": (2**16, 2**16)}, r"at most 67108864 pixels, got \(65536, 65536\)"),
         ({"steps": True}, "steps must be a whole number, got True"),
         ({"guidance_interval": None}, r"guidance_interval must be \(low, high\), got None"),
+        ({"guidance_interval": "01"}, r"guidance_interval must be \(low, high\), got '01'"),
+        ({"guidance_interval": ((0, 1), "01")}, r"guidance_interval must be \(low, .*, got '01'"),
+        ({"steps": b"2"}, "steps must be a whole number, got b'2'"),
         ({"guidance_interval": 0.5}, r"guidance_interval must be \(low, high\), got 0.5"),
         ({"guidance_interval": (0.5,)}, r"guidance_interval must be \(low, high\), got \(0.5,\)"),
         ({"guidance_scale": (1.0, float("nan"))}, "guidance_scale must be finite"),
@@ -199,6 +202,13 @@ def test_bad_requests_are_one_clear_line_before_any_work(options, message):
         ({"labels": [0, 1, 2, 3]}, r"labels must be a tensor \(B,\) of int64, got a list"),
         ({"base": [0.0]}, r"base must be a tensor \(4, 2, 4, 4\), got a list"),
         ({"base": np.zeros((4, 2, 4, 4))}, "base must be a tensor .* got a ndarray"),
+        (
+            {"base": torch.zeros(4, 2, 4, 4, dtype=torch.complex64)},
+            r"base must be a tensor \(4, 2, 4, 4\) of real numbers, got torch.complex64",
+        ),
+        ({"config": {}}, "config must be of class SamplingConfig, got dict"),
+        ({"generator": 0}, "unknown fields generator; known are steps, guidance_scale, "),
+        ({"seeds": b"0123"}, "seeds must be a sequence of whole numbers, .* got b'0123'"),
         ({"seeds": 4}, "seeds must be a sequence of whole numbers, one an image, got 4"),
         ({"seeds": "0123"}, "seeds must be a sequence of whole numbers, one an image, got '0123'"),
         ({"seeds": [0.0, 1.0, 2.0, 3.0]}, "seeds must be a sequence of whole numbers"),

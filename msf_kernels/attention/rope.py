@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
 
+from .. import checks
+
 
 def rope_2d(
     height: int,
@@ -34,7 +36,11 @@ def rope_2d(
 
     Raises:
         ValueError: head_dim is no multiple of 4, the grid is empty, or theta is not above 0.
+        TypeError: what is to be a number is none.
     """
+    for name, value in {"height": height, "width": width, "head_dim": head_dim}.items():
+        checks.whole_number("rope_2d", name, value)
+    checks.number("rope_2d", "theta", theta)
     if head_dim <= 0 or head_dim % 4:
         raise ValueError(f"rope_2d: head_dim must be a multiple of 4, got {head_dim}")
     if height <= 0 or width <= 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -77,9 +76,7 @@ def check_qkv(
     checks.tensors(op, qkv=qkv, **given)
     checks.dimensions(op, "qkv", qkv, "(B, N, 3*H*d)")
     tokens, width = qkv.shape[1:]
-    if not isinstance(num_heads, (Integral, torch.SymInt)):
-        kind = type(num_heads).__name__
-        raise TypeError(f"{op}: num_heads must be a whole number, got {kind}")
+    checks.whole_number(op, "num_heads", num_heads)
     if num_heads < 1 or width % (3 * num_heads) or not tokens or not width:
         raise ValueError(
             f"{op}: qkv must be (B, N, 3*H*d) with N, d >= 1 and num_heads = H = {num_heads}, "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import check_real
 from .files import atomic_write
 from .model import MSF
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 def to_uint8(x: Tensor) -> Tensor:
     """Map [-1, 1] to 0..255, clamped and rounded to nearest; any shape. Raise ValueError unless x
-    is finite."""
+    is finite, TypeError unless it is of real numbers."""
+    check_real(x, "to_uint8: x must be a tensor")
     if not x.isfinite().all():
         raise ValueError("to_uint8: x must be finite, but holds NaN or infinity")
     return (x.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from msf_kernels import flow_interpolate
 
+from .checks import check_kind
 from .config import MSFConfig
 from .files import atomic_write, check_utf8, make_folder
 from .interpolation import logit_normal_times, uniform_times
@@ -42,8 +43,7 @@ class MSF(nn.Module):
 
     def __init__(self, config: MSFConfig) -> None:
         super().__init__()
-        if not isinstance(config, MSFConfig):
-            raise TypeError(f"MSF: config must be an MSFConfig, got a {type(config).__name__}")
+        check_kind(config, MSFConfig, "MSF: config")
         self.config, self._warned = config, False
         self.pyramid = Pyramid(config.levels, config.channels, config.upsample)
         self.stages = nn.ModuleList(
@@ -102,6 +102,12 @@ class MSF(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the loss of each image (B,) for ``stage``, of which a call of the model returns
         the mean, and the time (B,) in [0, 1] it was taken at; arguments as in ``forward``."""
+        if hasattr(self, "unshard") and "image_losses" not in vars(self):
+            # FSDP2 gathers the weights of what it has sharded for the call of the model alone.
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
+            register_fsdp_forward_method(self, "image_losses")
+            return self.image_losses(x, y, stage=stage, generator=generator)
         data = self._stage_data(x, y, (stage,))[stage]
         return self._image_losses(self.config.stage_names.index(stage), *data, y, generator)
 

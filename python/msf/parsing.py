@@ -7,6 +7,7 @@ import math
 import operator
 import reprlib
 from collections import Counter
+from collections.abc import Mapping, Set
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
 from typing import Any, SupportsFloat, TypeVar, get_args, get_origin, get_type_hints
@@ -76,14 +77,14 @@ def parse(value: Any, hint: Any, where: str) -> Any:
         return parse_whole(value, where)
     if hint is float:
         return parse_number(value, where)
-    if type(value) is not hint:
+    if not isinstance(value, hint):
         raise ValueError(f"{where} must be {KINDS[hint]}, got {reprlib.repr(value)}")
     return value
 
 
 def _parse_tuple(value: Any, kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
     items = items_of(value)
-    if items is None or isinstance(value, dict):
+    if items is None:
         raise ValueError(f"{where} must be a list or tuple, got {reprlib.repr(value)}")
     if kinds[-1] is ...:
         kinds = kinds[:1] * len(items)
@@ -95,9 +96,9 @@ def _parse_tuple(value: Any, kinds: tuple[Any, ...], where: str) -> tuple[Any, .
 
 def items_of(value: Any) -> list[Any] | None:
     """Return the items of a sequence, an array or a tensor; None for a single value, as a string
-    is."""
+    is, and for what has no order."""
     try:
-        return None if isinstance(value, str) else list(value)
+        return None if isinstance(value, (str, bytes, bytearray, Mapping, Set)) else list(value)
     except TypeError:
         return None
 
@@ -112,11 +113,14 @@ def any_whole(value: Any, where: str) -> int:
     raise ValueError(f"{where} must be a whole number, got {reprlib.repr(value)}")
 
 
-def parse_whole(value: Any, where: str) -> int:
-    """Return ``any_whole`` that 64 bits can hold: the digits of others would fill a screen."""
+def parse_whole(value: Any, where: str, minimum: int | None = None) -> int:
+    """Return ``any_whole``, at least ``minimum``, that 64 bits can hold: the digits of others would
+    fill a screen."""
     number = any_whole(value, where)
     if (bits := number.bit_length()) > 64:
         raise ValueError(f"{where} must be below 2**64 in size, got a number of {bits} bits")
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{where} must be at least {minimum}, got {number}")
     return number
 
 

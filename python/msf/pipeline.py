@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import reprlib
 from collections.abc import Sequence
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_kind
 from .images import to_pil
 from .model import MSF
 from .modes import default_device, own_modes
+from .parsing import any_whole, items_of, parse
 from .pretrained import folder_of
 from .progress import say
 from .sampling import check_model, sample
@@ -71,7 +72,7 @@ class Pipeline:
 
     Raise ValueError where a stage is not trained yet, or the model makes latents and ``vae`` is
     none, or one of other latents, or the names are not one a class, TypeError for a model that is
-    no MSF.
+    no MSF or a vae that is no Autoencoder.
     """
 
     def __init__(
@@ -87,13 +88,17 @@ class Pipeline:
                 "give the vae that they are decoded with"
             )
         if vae is not None:
+            from .encoding.vae import Autoencoder
+
+            check_kind(vae, Autoencoder, "Pipeline: vae")
             vae.image_size((config.channels, *config.image_size))
+        class_names = parse(class_names, tuple[str, ...], "Pipeline: class_names")
         if class_names and not len(class_names) == len(set(class_names)) == config.num_classes:
             raise ValueError(
                 f"Pipeline: class_names must be {config.num_classes} different ones, one a class, "
                 f"got {listed(class_names, 5)}"
             )
-        self.model, self.vae, self.class_names = model, vae, tuple(class_names)
+        self.model, self.vae, self.class_names = model, vae, class_names
 
     @classmethod
     @own_modes()
@@ -137,17 +142,16 @@ class Pipeline:
         return Pictures(list(map(to_pil, self.vae.decode(made) if self.vae else made)))
 
     def _numbers(self, labels: Any) -> Tensor:
-        try:
-            each = [labels] if isinstance(labels, str) else list(labels)
-        except TypeError:  # no sequence
-            each = [labels]
+        labels = labels.tolist() if isinstance(labels, Tensor) else labels
+        items = items_of(labels)
+        each = [labels] if items is None else items
         return torch.tensor([*map(self._number, each)], dtype=torch.int64)
 
     def _number(self, label: Any) -> int:
         if not isinstance(label, str):
             try:
-                return operator.index(label)
-            except TypeError:
+                return any_whole(label, "label")
+            except ValueError:
                 raise TypeError(
                     f"Pipeline: labels must be classes' numbers or names, got {reprlib.repr(label)}"
                 ) from None

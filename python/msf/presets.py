@@ -154,6 +154,6 @@ PRESETS = {**cpu_presets(), **imagenet_presets()}
 
 def preset(name: str) -> Preset:
     """Return the preset of this name; a ValueError lists the names."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]

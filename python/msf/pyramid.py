@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from msf_kernels import guided_euler_merge, pyramid_merge, pyramid_split
 
+from .checks import check_real
+
 
 class Pyramid(nn.Module):
     """A Pyramid splits, merges and holds the statistics that standardise what the stages see.
@@ -66,9 +68,7 @@ class Pyramid(nn.Module):
         return [(self.standardize_base(x), None), *data]
 
     def _check(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            kind = type(x).__name__
-            raise TypeError(f"Pyramid.split: x must be a tensor (B, C, H, W), got {kind}")
+        check_real(x, "Pyramid.split: x must be a tensor (B, C, H, W)")
         channels, multiple = self.mean.shape[1], 2**self.levels
         if x.dim() != 4 or x.shape[1] != channels or any(n % multiple for n in x.shape[2:]):
             raise ValueError(
@@ -85,6 +85,7 @@ class Pyramid(nn.Module):
                 f"Pyramid.merge: expected 1 to {self.levels + 1} components, got {len(components)}"
             )
         x = components[0]
+        check_real(x, "Pyramid.merge: components[0] must be a tensor (B, C, h, w)")
         for residual in components[1:]:
             x = pyramid_merge(x, residual, mode=self.mode)
         return x

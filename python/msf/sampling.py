@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_kind, check_real
 from .config import MSFConfig
 from .diffusion import denoise
 from .model import MSF
 from .modes import default_device, has_values, no_memory, own_casts
-from .parsing import any_whole, parse
+from .parsing import any_whole, items_of, parse
 from .sampling_config import SamplingConfig, SamplingFields, StageSampling
 from .seeds import generator
 from .solver import Velocity, integrate
@@ -92,10 +93,12 @@ def sample_components(
     seeds = _whole_numbers(seeds)
     size = model.config.image_size if size is None else parse(size, tuple[int, int], "sample: size")
     _check(model, labels, seeds, base, size)
-    if config is not None and not isinstance(config, SamplingConfig):
-        kind = type(config).__name__
-        raise TypeError(f"sample: config must be a SamplingConfig, got a {kind}")
-    config = replace(config or SamplingConfig(), **fields)
+    config = SamplingConfig() if config is None else config
+    check_kind(config, SamplingConfig, "sample: config")
+    if unknown := fields.keys() - SamplingFields.__annotations__.keys():
+        known = ", ".join(SamplingFields.__annotations__)
+        raise TypeError(f"sample: unknown fields {', '.join(sorted(unknown))}; known are {known}")
+    config = replace(config, **fields)
     stages = config.stages(model.config)
 
     labels = None if labels is None else labels.to(device)
@@ -218,13 +221,16 @@ def _velocity(
 
 def _whole_numbers(seeds: Sequence[int] | Tensor) -> list[int]:
     values = seeds.tolist() if isinstance(seeds, Tensor) else seeds
+    items = items_of(values)
     try:
-        return [any_whole(seed, "seed") for seed in values]
-    except (TypeError, ValueError):
-        raise TypeError(
-            "sample: seeds must be a sequence of whole numbers, one an image, "
-            f"got {reprlib.repr(values)}"
-        ) from None
+        if items is not None:
+            return [any_whole(seed, "seed") for seed in items]
+    except ValueError:
+        pass
+    raise TypeError(
+        "sample: seeds must be a sequence of whole numbers, one an image, "
+        f"got {reprlib.repr(values)}"
+    )
 
 
 def _check(
@@ -250,11 +256,12 @@ def _check(
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"sample: seeds must not be negative, got {min(seeds)}")
     expected = (len(seeds), config.channels, *config.stage_size(0, size))
-    if base is not None and not isinstance(base, Tensor):
-        raise TypeError(f"sample: base must be a tensor {expected}, got a {type(base).__name__}")
-    if base is not None and tuple(base.shape) != expected:
+    if base is None:
+        return
+    check_real(base, f"sample: base must be a tensor {expected}")
+    if tuple(base.shape) != expected:
         raise ValueError(f"sample: base must be {expected}, got {tuple(base.shape)}")
-    if base is not None and not _is_finite(base.to(torch.float32)):
+    if not _is_finite(base.to(torch.float32)):
         raise ValueError("sample: base must be finite in float32, but holds NaN or infinity")
 
 

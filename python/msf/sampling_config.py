@@ -37,12 +37,7 @@ class StageSampling:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.steps > MAX_STEPS:
             raise ValueError(f"steps must be at most {MAX_STEPS}, got {self.steps}")
-        try:
-            low, high = self.guidance_interval
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"guidance_interval must be (low, high), got {self.guidance_interval}"
-            ) from None
+        low, high = self.guidance_interval
         if not (abs(self.guidance_scale) <= MAX_FLOAT32 and 0 <= low <= high <= 1):
             raise ValueError(
                 "guidance_scale must be finite and guidance_interval 0 <= low <= high <= 1, "
@@ -153,6 +148,7 @@ def _one_each(
 
 
 def _parse_interval(value: Any, where: str) -> Any:
-    """Return the ends as floats; what has none is for ``StageSampling`` to refuse."""
     ends = items_of(value)
-    return value if ends is None else tuple(parse_number(end, where) for end in ends)
+    if ends is None or len(ends) != 2:
+        raise ValueError(f"{where} must be (low, high), got {reprlib.repr(value)}")
+    return tuple(parse_number(end, where) for end in ends)

@@ -10,13 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from .checks import check_kind
+
 
 def drawn_from(generator: torch.Generator | None) -> dict[str, Any]:
     """Return the generator as an argument of a function that draws numbers, none for None.
+    Raise TypeError for what is neither.
 
     A graph for batches of any size cannot take ``generator=None``.
     """
-    return {} if generator is None else {"generator": generator}
+    if generator is None:
+        return {}
+    check_kind(generator, torch.Generator, "generator")
+    return {"generator": generator}
 
 
 def generator(seed: int, *purpose: int, device: torch.device | str = "cpu") -> torch.Generator:

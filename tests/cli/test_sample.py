@@ -75,6 +75,14 @@ def test_without_classes_there_are_no_labels(tmp_path: Path) -> None:
         assert file.files == ["arr_0"] and file["arr_0"].shape == (16, 8, 8, 3)
 
 
+def test_a_folder_may_have_a_dot_in_its_name(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "there.v1").mkdir()
+    for name in ("there.v1", "guidance-1.5"):
+        out = tmp_path / name
+        assert main(["sample", str(workspace / "run"), "--num-images=2", "--out", str(out)]) == 0
+        assert sorted(file.name for file in out.iterdir()) == ["000000.png", "000001.png"]
+
+
 @pytest.mark.parametrize("labels", [[], ["--labels=random"], ["--labels=7,3"]])
 def test_an_image_is_a_function_of_its_number(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: list[str]

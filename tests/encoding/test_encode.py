@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import resource
+import subprocess
+import sys
 from collections import namedtuple
 
 import numpy as np
@@ -288,6 +291,25 @@ def test_the_disk_is_looked_at_before_anything_is_made(photos, vae, tmp_path, mo
     )
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(0, 0, 0))
     encode(photos, vae, 32, tmp_path / "x")  # nothing is to be made
+
+
+# The first, of ulimit -f 1, is less than the indices of a shard take.
+@pytest.mark.parametrize("limit", [1 << 10, 20 << 10])
+def test_workers_without_room_in_shared_memory_do_not_hang(vae, tmp_path, limit):
+    (tmp_path / "photos").mkdir()
+    for index in range(200):
+        Image.new("RGB", (32, 32)).save(tmp_path / "photos" / f"{index}.png")
+    command = [sys.executable, "-m", "msf.cli", "encode", tmp_path / "photos", "--vae", vae]
+    process = subprocess.run(
+        [*command, "--size=32", "--device=cpu", "--out", tmp_path / "x"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    # Not always the last line: a worker that is ended as it starts may say so behind it.
+    assert "\nmsf encode: data: no shared memory for a batch (" in process.stderr
 
 
 def test_what_of_the_folder_is_left_out_is_told(photos, vae, tmp_path, capsys):

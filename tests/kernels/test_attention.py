@@ -273,6 +273,11 @@ BAD = {
         TypeError,
         "attention: num_heads must be a whole number, got float",
     ),
+    "heads that are true": (
+        lambda: attention(qkv, num_heads=True),
+        TypeError,
+        "attention: num_heads must be a whole number, got bool",
+    ),
     "heads left open": (
         lambda: attention(qkv, num_heads=None),  # type: ignore[arg-type]
         TypeError,
@@ -332,6 +337,26 @@ BAD = {
         lambda: rope_2d(0, 2, 8),
         ValueError,
         "rope_2d: height and width must be positive, got 0 x 2",
+    ),
+    "rope_2d of text": (
+        lambda: rope_2d("2", 2, 8),  # type: ignore[arg-type]
+        TypeError,
+        "rope_2d: height must be a whole number, got str",
+    ),
+    "rope_2d of a width that is true": (
+        lambda: rope_2d(2, True, 8),
+        TypeError,
+        "rope_2d: width must be a whole number, got bool",
+    ),
+    "rope_2d of a head_dim with a point": (
+        lambda: rope_2d(2, 2, 8.0),  # type: ignore[arg-type]
+        TypeError,
+        "rope_2d: head_dim must be a whole number, got float",
+    ),
+    "rope_2d without theta": (
+        lambda: rope_2d(2, 2, 8, theta=None),  # type: ignore[arg-type]
+        TypeError,
+        "rope_2d: theta must be a number, got NoneType",
     ),
 }
 

@@ -149,11 +149,17 @@ def test_unknown_names() -> None:
     }.items():
         with pytest.raises(ValueError, match=f"^{line}"), msf.backend(request):
             pass
+    for name in (1, True, ["cuda"]):
+        line = f"^unknown backend .*{re.escape(str(name))}.*: choose auto, cuda, triton, reference$"
+        with pytest.raises(ValueError, match=line), msf.backend(name):  # type: ignore[arg-type]
+            pass
     for ask in (msf.available_backends, msf.explain_choice, msf.requested_backend):
         with pytest.raises(
             ValueError, match=r"^unknown operator 'norm': known are adaln_modulate, "
         ):
             ask("norm")
+        with pytest.raises(ValueError, match=r"^unknown operator \['norm'\]: known are "):
+            ask(["norm"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +212,7 @@ def test_what_is_available_is_what_a_call_takes(
     gpu, other = torch.device("cuda", 0), torch.device("cuda", 1)
     build = SimpleNamespace(build_config=lambda: {"cuda_architectures": ["90"]})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(extension, "emulation", None)
     monkeypatch.setattr(extension, "module", lambda: build)
     monkeypatch.setattr(extension, "_machine_unsupported_reason", lambda: None)
@@ -228,6 +235,8 @@ def test_what_is_available_is_what_a_call_takes(
     assert msf.available_backends(GATE, other) == ("triton", "reference")
     reason = "this GPU is sm_80, the extension was built for 90; set MSF_CUDA_ARCHS and build again"
     assert msf.explain_choice(GATE, other).unsupported_reasons["cuda"] == reason
+    with pytest.raises(ValueError, match=r"^no device cuda:2 here: choose cpu or cuda$"):
+        msf.explain_choice(GATE, "cuda:2")
     extension._gpu_unsupported_reason.cache_clear()
 
 
@@ -259,9 +268,10 @@ def test_a_backend_for_one_operator(kernels: dict[str, Implementation]) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
 @pytest.mark.parametrize("ask", [msf.explain_choice, msf.available_backends, msf.chosen_backend])
-def test_a_device_that_is_not_here(ask: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match=r"^no device cuda:1 here: choose cpu$"):
-        ask(GATE, "cuda:1")
+@pytest.mark.parametrize("device", ["cuda:1", "nope", 3, 1.5])
+def test_a_device_that_is_not_here(ask: Callable[..., Any], device: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^no device {device} here: choose cpu$"):
+        ask(GATE, device)
     assert ask(GATE, "cpu")
 
 

@@ -3,6 +3,7 @@
 import os
 import resource
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -117,6 +118,13 @@ def test_batches_that_cannot_be_cut_are_one_line():
         seen(Pixels(10), slices=3)
     with pytest.raises(ValueError, match=r"^data: 3 images are too few for 4 parts of a batch$"):
         seen(Pixels(3), slices=4)
+    for size, line in (
+        (-1, "at least 1, got -1"),
+        (0, "at least 1, got 0"),
+        ("3", "a whole .* '3'"),
+    ):
+        with pytest.raises(ValueError, match=f"^batch_size must be {line}$"):
+            next(batches(Pixels(10), size, 0, 2, 0))
     # Of seven images a batch of eight has six, three a part.
     parts = list(batches(Pixels(7), 8, 0, 2, 0, slices=2, own=(0, 1)))
     assert [len(labels) for _, labels in parts] == [3, 3, 3, 3]
@@ -147,6 +155,16 @@ def test_what_is_drawn_does_not_depend_on_what_was_met_before(photos):
     for _ in range(2):
         readable.read(torch.tensor([2, 3]), (0, 1, 5, 0))
     assert len(given) == 3 and given[0] == given[1] == given[2]
+
+
+def test_what_workers_are_told_takes_no_shared_memory():
+    """Without room for it they, and this process, would wait for ever."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        assert all(len(ForkingPickler.dumps(part)) < 1000 for part in _Steps(64, 4, 0, 2, 7))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_workers_that_could_not_open_their_files_are_not_started(monkeypatch):

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from msf import MSF
-from msf.training import loop
+from msf.training import folder, loop
 from msf.training.interrupts import Interrupted, StopSignal, uncut
 from msf.training.stage import StageTrainer
+from msf.training.state import write_state
 from training_runs import digest, run, saved_step
 
 
@@ -81,7 +82,8 @@ def test_an_error_in_the_first_step_saves_nothing(tmp_path, monkeypatch):
 
 def test_an_error_while_saving_does_not_hide_the_first(tmp_path, monkeypatch, capsys):
     at(monkeypatch, MSF, "image_losses", 2, failing(KeyError("bug")))
-    monkeypatch.setattr(StageTrainer, "save", lambda *_: failing(OSError(28, "disk full"))())
+    full = failing(OSError(28, "disk full"))
+    monkeypatch.setattr("msf.training.folder.write_state", lambda *_: full())
     with pytest.raises(KeyError):
         run(tmp_path)
     assert "base: could not save step 2: [Errno 28] disk full\n" in capsys.readouterr().err
@@ -95,7 +97,7 @@ def test_a_second_ctrl_c_tears_nothing(whole, tmp_path, monkeypatch, place):
         "step": (MSF, "image_losses", 4, 4),
         "optimizer": (torch.optim.AdamW, "step", 4, 5),
         "average": (torch, "_foreach_lerp_", 5, 5),
-        "save": (StageTrainer, "save", 5, 5),
+        "save": (folder, "write_state", 5, 5),
         "picture": (loop, "component_grid", 6, 6),
     }[place]
     with monkeypatch.context() as patch:
@@ -131,14 +133,13 @@ def test_a_job_that_is_stopped_saves_and_does_nothing_else(tmp_path, monkeypatch
 
 def test_what_could_not_be_saved_is_not_said_to_be(tmp_path, monkeypatch, capsys):
     at(monkeypatch, MSF, "image_losses", 4, lambda: [ctrl_c(), ctrl_c()])
-    save = StageTrainer.save
 
-    def full(self, *given):
-        if self.step_number == 4:
+    def full(path, tensors, step):
+        if step == 4:
             raise OSError(28, "full")
-        save(self, *given)
+        write_state(path, tensors, step)
 
-    monkeypatch.setattr(StageTrainer, "save", full)
+    monkeypatch.setattr("msf.training.folder.write_state", full)
     with pytest.raises(Interrupted, match=r"at step 4 of 8 of base; step 3 is saved in "):
         run(tmp_path / "run")
     assert "base: could not save step 4: [Errno 28] full\n" in capsys.readouterr().err

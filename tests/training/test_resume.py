@@ -84,20 +84,19 @@ def test_a_stage_trained_elsewhere_meanwhile_is_returned_trained(whole, tmp_path
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("writer", [MSF.save_pretrained, StageTrainer.save])
+@pytest.mark.parametrize("writer", ["msf.MSF.save_pretrained", "msf.training.folder.write_state"])
 def test_resume_after_a_checkpoint_that_could_not_be_written(whole, tmp_path, monkeypatch, writer):
     original = StageTrainer.step
 
     def last_step_fills_the_disk(self, *args):
         loss = original(self, *args)
         if self.name == "residual" and self.step_number == self.total_steps:
-            patch.setattr(*place, full)
+            patch.setattr(writer, full)
         return loss
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    place = (MSF if writer is MSF.save_pretrained else StageTrainer, writer.__name__)
     with monkeypatch.context() as patch:
         patch.setattr(StageTrainer, "step", last_step_fills_the_disk)
         with pytest.raises(OSError, match="No space left"):
@@ -139,7 +138,7 @@ def test_tensorboard_has_every_point_once_after_a_resume(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "save", full)
+        patch.setattr("msf.training.folder.write_state", full)
         with pytest.raises(OSError, match="No space left"):
             run(tmp_path)  # logged until step 3, saved nothing
     run(tmp_path, resume=True)

@@ -45,6 +45,22 @@ def test_weights_of_another_dtype_are_refused(dtype):
         StageTrainer(tiny_model().to(dtype), 0, TRAINING)
 
 
+@pytest.mark.parametrize(
+    ("changes", "error", "line"),
+    [
+        ({"model": None}, TypeError, "model must be an MSF, got a NoneType"),
+        ({"index": 2}, ValueError, "index must be below 2, got 2"),
+        ({"index": -1}, ValueError, "index must be at least 0, got -1"),
+        ({"index": "base"}, ValueError, "index must be a whole number, got 'base'"),
+        ({"index": True}, ValueError, "index must be a whole number, got True"),
+        ({"config": None}, TypeError, "config must be of class TrainingConfig, got NoneType"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_clear_line(changes, error, line):
+    with pytest.raises(error, match=f"^StageTrainer: {line}$"):
+        StageTrainer(**{"model": tiny_model(), "index": 0, "config": TRAINING, **changes})
+
+
 def test_a_state_is_written_whole_or_not_at_all_and_beside_the_one_before(tmp_path, monkeypatch):
     file, trainer = str(tmp_path / "base.safetensors"), StageTrainer(tiny_model(), 0, TRAINING)
     trainer.step(images(4), torch.arange(4) % 3)

@@ -18,6 +18,7 @@ from msf.training.config import RunConfig
 from msf.training.folder import RunFolder
 from msf.training.recorder import plot_losses
 from msf.training.stage import StageTrainer
+from msf.training.state import write_state
 from msf.training.train import train
 from training_runs import MODEL, TRAINING, digest, run, steps
 
@@ -123,13 +124,12 @@ def test_progress_ends_at_its_total_with_less_data_than_a_batch(tmp_path, capsys
 
 def test_checkpoints_and_sample_grids_have_intervals_of_their_own(tmp_path, monkeypatch):
     kept = []
-    original = StageTrainer.save
 
-    def save(self, *arguments):
-        kept.append(self.step_number)
-        original(self, *arguments)
+    def save(path, tensors, step):
+        kept.append(step)
+        write_state(path, tensors, step)
 
-    monkeypatch.setattr(StageTrainer, "save", save)
+    monkeypatch.setattr("msf.training.folder.write_state", save)
     training = dataclasses.replace(TRAINING, sample_every=4, checkpoint_every=3)
     train(MODEL, training, "digits", tmp_path, stages=["base"], progress=False)
     assert kept == [3, 6, 8]

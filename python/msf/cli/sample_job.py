@@ -29,8 +29,6 @@ MAX_IN_GRID = 10_000
 MAX_IMAGES = 1_000_000  # six digits a name
 MAX_BYTES = 4 * 2**30  # a grid's or a tensor's images are in memory, twice at the end
 FILES = (".npz", ".png", ".safetensors")
-OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg", ".pdf")
-OTHER_FILES = (*OTHER_PICTURES, ".npy", ".pt")
 ROUNDING = "nearest to 127.5 x + 127.5 in 0..255, where ADM truncates"
 
 
@@ -160,9 +158,11 @@ def _check_out(args: argparse.Namespace, channels: int) -> None:
     """Raise ValueError when --out cannot be written, would overwrite, or is for what --vae is not
     given for."""
     suffix = args.out.suffix.lower()
-    if suffix in OTHER_FILES:
+    # A suffix begins with a letter, so that "guidance-1.5" names a folder.
+    if suffix[1:2].isalpha() and suffix not in FILES and not args.out.exists():
         raise ValueError(
-            f"--out {args.out}: name a .npz file, a .png file, a .safetensors file or a folder"
+            f"--out {args.out}: name a .npz file, a .png file, a .safetensors file or a folder; "
+            f"the name of a new folder must not end in {suffix}"
         )
     if args.vae and suffix == ".safetensors":
         raise ValueError(f"--out {args.out}: takes latents as they are; leave --vae out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..modes import own_modes
+from ..parsing import parse, parse_number
 from .dataset import ImageData, UnreadableImage
 from .digits import Digits
 from .folder import ImageFolder
@@ -53,11 +54,12 @@ def load_data(
     """
     if split not in SPLITS:
         raise ValueError(f"data: split must be one of {', '.join(SPLITS)}, got {split!r}")
-    if len(image_size) != 2 or min(image_size) < 1:
+    image_size = parse(image_size, tuple[int, int], "data: image_size")
+    if min(image_size) < 1:
         raise ValueError(
             f"data: image_size must be (height, width), both positive, got {image_size}"
         )
-    if not 0 <= holdout < 1:
+    if not 0 <= parse_number(holdout, "data: holdout") < 1:
         raise ValueError(f"data: holdout must be in [0, 1), got {holdout}")
     if not holdout and split != "train" and source not in ("digits", "textures"):
         raise ValueError(

@@ -19,6 +19,7 @@ from ..data.names import Names
 from ..data.splits import hash_of
 from ..files import existing, printable
 from ..modes import own_modes
+from ..parsing import parse_whole
 from ..progress import Bar, bar, say
 from ..training.batches import loader_of
 from ..training.identity import fingerprint, listed
@@ -108,7 +109,7 @@ def _rows(index: LatentIndex, number: int) -> range:
 
 
 class _Images(Dataset):
-    """_Images are the cropped ones of a folder, by tensors of indices: (pixels (n, 3, size, size)
+    """_Images are the cropped ones of a folder, by their indices: (pixels (n, 3, size, size)
     uint8 of those that can be read, their indices (n,), what is wrong with the others by index)."""
 
     def __init__(
@@ -121,10 +122,10 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor, dict[int, str]]:
+    def __getitem__(self, indices: range) -> tuple[Tensor, Tensor, dict[int, str]]:
         read: dict[int, Tensor] = {}
         problems = {}
-        for index in indices.tolist():
+        for index in indices:
             path = self.path(index)
             try:
                 read[index] = pixels(path, "RGB", partial(centre_crop, size=self._size))
@@ -149,7 +150,7 @@ class _Shards:
         workers: int,
     ) -> None:
         self.folder, self.images, self.encoder = folder, images, encoder
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers = parse_whole(batch_size, "encode: batch_size", 1), workers
         self.skipped = Skipped(len(images))
 
     def make(self, numbers: Sequence[int], progress: Bar) -> None:
@@ -170,8 +171,9 @@ class _Shards:
             lost = [self.images.names[i] for _, _, problems in parts for i in problems]
             self.folder.add(shard, lost)
 
-    def _groups(self, number: int) -> Sequence[Tensor]:
-        return torch.tensor(_rows(self.folder.index, number)).split(self.batch_size)
+    def _groups(self, number: int) -> list[range]:
+        rows, size = _rows(self.folder.index, number), self.batch_size
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _read(self, numbers: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
         """Yield what ``images`` are, group by group."""

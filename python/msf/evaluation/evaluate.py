@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_real
 from ..data import HOLDOUT, SPLITS, ImageData, load_data
 from ..data.splits import shares
 from ..modes import default_device
+from ..parsing import parse_whole
 from ..progress import follow
 from .features import extract, train_feature_network
 from .intervals import ANY, DISTANCE, PROPORTION, Figure, figure, subsets
@@ -62,7 +64,10 @@ class Evaluator:
         batch_size: int = 256,
         progress: bool = False,
     ) -> None:
-        self._batch_size, self._progress = batch_size, progress
+        self._batch_size = parse_whole(batch_size, "evaluation: batch_size", 1)
+        replicates = parse_whole(replicates, "evaluation: replicates", 2)
+        seed = parse_whole(seed, "evaluation: seed", 0)
+        self._progress = progress
         self._train, features, self._test = (
             load_data(
                 source,
@@ -79,8 +84,6 @@ class Evaluator:
                 f"evaluation: needs at least {MINIMUM} images in the test split, {source!r} has "
                 f"{len(self._test)}; the split is {shares(holdout)}, so give about 100 or more"
             )
-        if replicates < 2:
-            raise ValueError(f"evaluation: replicates must be at least 2, got {replicates}")
         n = _even_count(num_samples, len(self._test))
         self.paired = n <= len(self._test)
         generator = torch.Generator().manual_seed(seed)
@@ -224,18 +227,19 @@ class Evaluator:
 
 def _even_count(asked: int | None, available: int) -> int:
     """Return the number of samples. Raise ValueError where too few or many are ``asked`` for."""
-    n = min(available, DEFAULT_SAMPLES) if asked is None else asked
-    if not MINIMUM <= n <= MAX_SAMPLES:
-        bound = f"at least {MINIMUM}" if n < MINIMUM else f"at most {MAX_SAMPLES}"
-        raise ValueError(f"evaluation: num_samples (--samples) must be {bound}, got {n}")
+    n = min(available, DEFAULT_SAMPLES)
+    if asked is not None:
+        n = parse_whole(asked, "evaluation: num_samples (--samples)", MINIMUM)
+    if n > MAX_SAMPLES:
+        raise ValueError(
+            f"evaluation: num_samples (--samples) must be at most {MAX_SAMPLES}, got {n}"
+        )
     return n - n % 2
 
 
 def _check_images(images: Any, shape: tuple[int, ...]) -> None:
     """Raise TypeError or ValueError unless they can be what ``Generate`` returns."""
-    if not isinstance(images, Tensor):
-        kind = type(images).__name__
-        raise TypeError(f"evaluation: generate must return a tensor {shape}, got a {kind}")
+    check_real(images, f"evaluation: generate must return a tensor {shape}")
     if tuple(images.shape) != shape:
         raise ValueError(f"evaluation: generate must return {shape}, got {tuple(images.shape)}")
     if not images.isfinite().all():

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..files import atomic_write
+from ..parsing import parse_whole
 from ..progress import follow, say
 from ..weights import tensor_checksum
 from .archive import Archive
@@ -64,7 +65,7 @@ def _extracted(
     device: torch.device | str,
     progress: bool,
 ) -> Features:
-    count = len(archive)
+    count, batch_size = len(archive), parse_whole(batch_size, "evaluation: batch_size", 1)
     features = Features(torch.empty(count, POOL_DIM), torch.empty(count, SPATIAL_DIM))
     batches, done = -(-count // batch_size), 0
     name = f"features of {archive.path.name}"

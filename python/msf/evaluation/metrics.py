@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_real
 from ..progress import follow
 
 BLOCK = 1024  # images: 8 MB of products; of more the memory is mapped anew for each block
@@ -265,9 +266,7 @@ def _smallest(nearest: Tensor, squared: Tensor) -> Tensor:
 
 def _check(name: str, a: Tensor, b: Tensor, minimum: int) -> None:
     for features in (a, b):
-        if not isinstance(features, Tensor):
-            kind = type(features).__name__
-            raise TypeError(f"{name}: features must be tensors (n, D), got a {kind}")
+        check_real(features, f"{name}: features must be tensors (n, D)")
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(
             f"{name}: features must be (n, D) and (m, D), got {tuple(a.shape)} and {tuple(b.shape)}"

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data import ImageData
 from ..modes import own_modes
+from ..parsing import parse_whole
 from ..seeds import generator
 from .interrupts import leave_signals_to_the_parent
 from .skipped import ReadableBatches, Skipped
@@ -24,9 +25,9 @@ DRAWS = (1, 0)
 
 class _Part(NamedTuple):
     """A _Part is what one process reads of a batch at once: its indices and the key of what is
-    drawn for them."""
+    drawn for them. It holds no tensor: see ``loader_of``."""
 
-    indices: Tensor
+    indices: list[int]
     key: tuple[int, ...]
 
 
@@ -44,7 +45,7 @@ class _Steps(Sampler[_Part]):
         slices: int = 1,
         own: Sequence[int] = (0,),
     ) -> None:
-        if batch_size % slices:
+        if parse_whole(batch_size, "batch_size", 1) % slices:
             raise ValueError(
                 f"batch_size must be a multiple of {slices}, so that {slices} equal parts make it, "
                 f"got {batch_size}"
@@ -68,7 +69,7 @@ class _Steps(Sampler[_Part]):
                 order = torch.randperm(self.length, generator=key)
             parts = order[position : position + self.batch_size].chunk(self.slices)
             for part in self.own:
-                yield _Part(parts[part], (self.seed, *DRAWS, step, part))
+                yield _Part(parts[part].tolist(), (self.seed, *DRAWS, step, part))
 
     def _epoch_length(self) -> int:
         return self.length - self.length % self.batch_size
@@ -81,7 +82,7 @@ class _Parts(Dataset):
         self._batches = ReadableBatches(data)
 
     def __getitem__(self, part: _Part) -> tuple[Tensor, Tensor, dict[int, str]]:
-        return self._batches.read(part.indices, part.key)
+        return self._batches.read(torch.tensor(part.indices), part.key)
 
 
 def batches(
@@ -128,7 +129,10 @@ def loader_of(
 ) -> DataLoader:
     """Return what yields what ``dataset``, of (images, labels, problems), holds of each of
     ``parts``, which ``workers`` processes read (0: this one). Raise ValueError where these could
-    not open all the files that they need."""
+    not open all the files that they need.
+
+    Parts hold no tensors: those go through shared memory, and where that has no room the thread
+    that sends them drops the error and the workers wait for ever."""
     if workers:
         _check_open_files(workers)
     return DataLoader(

@@ -47,6 +47,7 @@ from .identity import (
 from .locks import claim, locked
 from .saved_models import SavedModels
 from .stage import StageTrainer
+from .state import write_state
 
 
 class RunFolder:
@@ -232,7 +233,7 @@ class RunFolder:
             # The state gets its name last: where writing either fails, a resumed run repeats these
             # steps and with them the model.
             with atomic_write(states.newest) as temporary:
-                trainer.save(temporary, state)
+                write_state(temporary, state, trainer.step_number)
                 self.models.save(model, trainer.index, state, temporary)
             states.prune(trainer.config.keep_last, trainer.config.keep_every)
             run = read_run(self.path) or self.run  # another process may have saved another stage

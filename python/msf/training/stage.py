@@ -13,9 +13,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_kind
+from ..files import atomic_write
 from ..model import MSF
 from ..modes import own_modes
+from ..parsing import parse_whole
 from ..precision import autocast
+from ..sampling import check_model
 from ..seeds import generator
 from ..transformer import StageTransformer
 from ..weights import whole
@@ -39,13 +43,19 @@ class StageTrainer:
 
     In a job of several processes every one has a StageTrainer, and ``ranks`` says which it is.
 
-    Raise ValueError unless the stage's weights are float32.
+    Raise ValueError where the model has no such stage or its weights are not float32, TypeError for
+    another model or config.
     """
 
     @own_modes()
     def __init__(
         self, model: MSF, index: int, config: TrainingConfig, ranks: Ranks = ONE_PROCESS
     ) -> None:
+        check_model(model, "StageTrainer")
+        check_kind(config, TrainingConfig, "StageTrainer: config")
+        count = len(model.stages)
+        if parse_whole(index, "StageTrainer: index", 0) >= count:
+            raise ValueError(f"StageTrainer: index must be below {count}, got {index}")
         self.model, self.index, self.config, self.ranks = model, index, config, ranks
         self.name = model.config.stage_names[index]
         self.device = model.pyramid.mean.device
@@ -198,12 +208,12 @@ class StageTrainer:
         x = whole(x)  # which every process has to call, also where it keeps nothing
         return name, x.detach().cpu().contiguous() if self.ranks.is_first else x.new_empty(0)
 
-    def save(self, path: str | os.PathLike[str], state: dict[str, Tensor] | None = None) -> None:
-        """Write ``state``, as ``state()`` returned it now, whole or not at all. Without it all
-        processes call this, and the first writes."""
-        state = self.state() if state is None else state
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``state()``, whole or not at all; all processes call this, and the first writes."""
+        state = self.state()
         if self.ranks.is_first:
-            write_state(Path(path), state, self.step_number)
+            with atomic_write(path) as temporary:
+                write_state(temporary, state, self.step_number)
 
     @own_modes()
     def load(self, path: str | os.PathLike[str]) -> None:

@@ -12,18 +12,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import atomic_write, check_is_file
+from ..files import check_is_file
 from ..model import MSF
 from ..weights import check_tensors, tensor_checksum
 from .parallel import like
 
 
 def write_state(path: Path, tensors: dict[str, Tensor], step: int) -> None:
-    """Write a state, whole or not at all. With old versions of torch and safetensors what was read
-    from the file of that name lies in it still: that file is left as it is."""
+    """Write a state to a file that none was read from: with old versions of torch and safetensors
+    that lies in its file still."""
     metadata = {"step": str(step), "crc32": tensor_checksum(tensors, str(step))}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    save_file(tensors, path, metadata=metadata)
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], int]:
