@@ -66,7 +66,7 @@ def test_evaluate_knows_the_data_of_the_run(
     (tmp_path / "moved" / "a").rename(tmp_path / "moved" / "z")
     capsys.readouterr()
     assert main(moved) == 2
-    change = "classes gone: a, classes new: z"
+    change = "classes gone: a, classes new: z, b is now number 0 (was 1), c is now number 1 (was 2)"
     assert capsys.readouterr().err == (
         f"msf evaluate: {run}: not the data this run was trained on: {change}; "
         "restore it, or evaluate on what is there now with --data-changed\n"

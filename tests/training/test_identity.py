@@ -25,7 +25,10 @@ def resume(photos, run, **options):
 
 def rename(photos):
     (photos / "3").rename(photos / "x3")
-    return r"classes gone: 3, classes new: x3; .* with --data-changed$"
+    return (
+        r"classes gone: 3, classes new: x3, 4 is now number 3 \(was 4\), 5 is now number 4 "
+        r"\(was 5\), 6 is now number 5 \(was 6\) and 3 more; .* with --data-changed$"
+    )
 
 
 def reorder(photos):  # 3 and 4 change places: with other images each, but the same names
@@ -119,8 +122,13 @@ def test_a_corrupt_list_of_files_is_one_line(photos, trained, content, message):
 
 def test_changes_are_told():
     assert changed_classes("ab", "ab") is None
-    assert changed_classes("ab", "ba") == "the classes a, b are now in the order b, a"
+    moved = "a is now number 1 (was 0), b is now number 0 (was 1)"
+    assert changed_classes("ab", "ba") == moved
+    assert changed_classes("abc", "bac") == moved
     assert changed_classes("ab", "abc") == "classes new: c"
+    assert changed_classes(["cat", "dog"], ["dog", "zcat"]) == (
+        "classes gone: cat, classes new: zcat, dog is now number 0 (was 1)"
+    )
     assert changed_classes([], [str(i) for i in range(12)]).endswith("8, 9 and 2 more")
     assert changed_files({"a": 1}, {"a": 1, "b": 2}) is None
     assert changed_files({"a\udcff": 1, "b": 2}, {"b": 3}) == (

@@ -17,7 +17,7 @@ from .config import RunConfig
 
 FILES_FILE = "files.json"
 CONTENTS_FILE = "contents.json"
-NAMED = 10
+NAMED, MOVED = 10, 3
 SAMPLED = 256  # files whose contents are compared: of all of ImageNet's it would take hours
 
 
@@ -154,22 +154,20 @@ def changed_contents(
 
 
 def changed_classes(before: Sequence[str], now: Sequence[str]) -> str | None:
-    """Return how the classes, in order, have changed; None where they have not."""
-    if list(before) == list(now):
-        return None
-    gone, new = (
-        [quoted(name) for name in one if name not in set(other)]
-        for one, other in ((before, now), (now, before))
-    )
-    if not gone and not new:
-        before, now = (listed(list(map(quoted, names))) for names in (before, now))
-        return f"the classes {before} are now in the order {now}"
-    parts = [
-        f"classes {word}: {listed(names)}"
-        for word, names in (("gone", gone), ("new", new))
-        if names
+    """Return how the classes, in order, have changed; None where they have not. One that stays with
+    another number is told: the model knows it by that alone."""
+    old, new = ({name: number for number, name in enumerate(names)} for names in (before, now))
+    moved = [
+        f"{quoted(name)} is now number {new[name]} (was {old[name]})"
+        for name in before
+        if name in new and new[name] != old[name]
     ]
-    return ", ".join(parts)
+    parts = [
+        f"classes {word}: {listed([quoted(name) for name in one if name not in other])}"
+        for word, one, other in (("gone", before, new), ("new", now, old))
+        if not set(one) <= set(other)
+    ]
+    return ", ".join(parts + ([listed(moved, MOVED)] if moved else [])) or None
 
 
 def changed_files(before: Mapping[str, int], now: Mapping[str, int]) -> str | None:
