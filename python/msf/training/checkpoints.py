@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..progress import say
 from .config import CHECKPOINTS
-from .state import read_state, step_of
+from .state import check_step, read_state, step_of
 
 
 class Checkpoints:
@@ -38,6 +38,17 @@ class Checkpoints:
             else:
                 return file
         return files[-1] if files else None
+
+    def check_total(self, total: int) -> None:
+        """Raise ValueError where the newest has taken more than ``total`` steps."""
+        for file in self.files()[:1]:
+            try:
+                if step_of(file) <= total:
+                    return
+                _, taken = read_state(file)
+            except ValueError:  # damaged, which the training of its own stage mends or tells
+                return
+            check_step(file, taken, total)
 
     def retire(self) -> None:
         """Let the newest become an earlier one, before another is written."""

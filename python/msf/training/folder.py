@@ -170,6 +170,8 @@ class RunFolder:
             config = read_config(self.path) if saved else self.config
         theirs = settings_of(config, run)
         self.changes = compare_settings(self.path, theirs, settings_of(self.config, self.run))
+        for states, total in zip(self.models.states.values(), self.run.training.steps):
+            states.check_total(total)
         if found is None:
             self.changes.append(f"settings given anew, seed and holdout too ({RUN_FILE} is lost)")
         change = compare_data(

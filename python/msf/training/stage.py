@@ -28,7 +28,7 @@ from .guard import Guard
 from .interrupts import uncut
 from .parallel import checkpointed, distribute, like, parted, synchronised
 from .ranks import ONE_PROCESS, Ranks
-from .state import known_average, load_part, read_state, write_state
+from .state import check_step, known_average, load_part, read_state, write_state
 
 TIMES = 10  # parts of equal length that losses are told for
 
@@ -221,13 +221,7 @@ class StageTrainer:
         is corrupt or does not fit."""
         path = Path(path)
         tensors, step = read_state(path)
-        hint = (
-            "; a stage cannot have fewer steps than it has taken" if step > self.total_steps else ""
-        )
-        if not 1 <= step <= self.total_steps:
-            raise ValueError(
-                f"{path}: its step must be from 1 to {self.total_steps}, got {step}" + hint
-            )
+        check_step(path, step, self.total_steps)
         self._restore(tensors, path)
         self.step_number = step
 

@@ -45,6 +45,13 @@ def step_of(path: Path) -> int:
         return int(file.metadata()["step"])
 
 
+def check_step(path: Path, step: int, total: int) -> None:
+    """Raise ValueError where the ``step`` of the state at ``path`` is none of ``total`` steps."""
+    if not 1 <= step <= total:
+        hint = "; a stage cannot have fewer steps than it has taken" if step > total else ""
+        raise ValueError(f"{path}: its step must be from 1 to {total}, got {step}{hint}")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     check_is_file(path)
