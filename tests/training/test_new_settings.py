@@ -35,6 +35,45 @@ def test_fewer_steps_are_not_fewer_than_were_taken(tmp_path):
     assert saved_step(tmp_path, "residual") == 2
 
 
+@pytest.mark.parametrize("stages", [None, ["base"]])
+def test_where_no_step_is_left_only_their_number_and_place_change(photos, tmp_path, capsys, stages):
+    """A model was trained as its card and files say."""
+    out = tmp_path / "run"
+    train(MODEL, TRAINING, str(photos), out, progress=False)
+    names = ("training.json", "README.md", "files.json", "contents.json")
+    files = {name: (out / name).read_bytes() for name in names}
+    capsys.readouterr()
+    changes = {"batch_size": 4, "learning_rate": 0.5, "extra_ema_decays": (0.5,)}
+    (photos / "0").rename(photos / "x")
+    train(
+        MODEL,
+        replace(TRAINING, **changes),
+        str(photos),
+        out,
+        stages=stages,
+        resume=True,
+        data_changed=True,
+        progress=False,
+    )
+    told = capsys.readouterr().err
+    assert told.startswith(
+        f"{out}: no step is left to take with batch_size 4 (was 16), learning_rate 0.5 (was 0.01), "
+        "extra_ema_decays 0.5 (was ), classes gone: 0, classes new: x, 1 is now"
+    )
+    assert told.count("\n") == 1
+    assert {name: (out / name).read_bytes() for name in names} == files
+    assert not (out / "ema-0.5").exists()
+    (photos / "x").rename(photos / "0")
+    moved = photos.rename(tmp_path / "moved")
+    resume(out, str(moved), stages=["base"], steps=(8, 9), batch_size=4)
+    assert capsys.readouterr().err == (
+        f"{out}: no step is left to take with batch_size 4 (was 16)\n"
+        f"{out}: resuming with steps 8 9 (was 8 6), data {moved} (was {photos})\n"
+    )
+    assert read_run(out).training == replace(TRAINING, steps=(8, 9))
+    assert read_run(out).data == str(moved)
+
+
 def test_batch_size_learning_rate_and_intervals_may_change(tmp_path, capsys):
     run(tmp_path, stages=["base"])
     resume(tmp_path, batch_size=4, learning_rate=0.5, sample_every=2, log_every=1)

@@ -196,4 +196,6 @@ def test_a_pipe_among_the_logs_is_not_waited_for(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     os.mkfifo(tmp_path / "tensorboard" / "pipe")
     train(MODEL, replace(TRAINING, log_every=1), "digits", tmp_path, resume=True, progress=False)
-    assert capsys.readouterr().err == f"{tmp_path}: resuming with log_every 1 (was 2)\n"
+    assert (
+        capsys.readouterr().err == f"{tmp_path}: no step is left to take with log_every 1 (was 2)\n"
+    )

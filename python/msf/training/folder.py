@@ -28,9 +28,10 @@ from typing import Any
 from torch import Tensor
 
 from ..config import MSFConfig
-from ..files import abandoned, atomic_write, check_folder, hinted, make_folder, remove
+from ..files import abandoned, atomic_write, check_folder, hinted, make_folder, printable, remove
 from ..model import MSF
 from ..pretrained import CONFIG_FILE, read_config
+from ..progress import say
 from . import metrics
 from .card import model_card
 from .config import REBUILDS_CONFIG, RUN_FILE, RunConfig, read_run
@@ -77,6 +78,7 @@ class RunFolder:
         self._digest = cache(digest)
         self._contents = sample_contents(self.files, self._digest)
         self.changes: list[str] = []  # what this training does otherwise than the run did
+        self._other_data = False
         check_folder(path)
         if path.exists():
             with locked(self.path):
@@ -115,13 +117,29 @@ class RunFolder:
                     after=trainer.step_number,
                 )
             self._remove_abandoned()
-            write_files(self.path, self.files)
-            write_contents(self.path, self._contents)
             saved = tuple(self.models.stages_saved())
-            before = read_run(self.path) or replace(self.run, trained=saved)
+            found = read_run(self.path)
+            before = found or replace(self.run, trained=saved)
             if self._has_states():
                 self.run = replace(self.run, start=before.start, trained=before.trained)
+            ended = all(trainer.step_number == trainer.total_steps for trainer in trainers)
+            if found and ended:
+                self._keep_settings(found)
+            if not (found and ended and self._other_data):
+                write_files(self.path, self.files)
+                write_contents(self.path, self._contents)
             self._write_run(self.run)
+
+    def _keep_settings(self, found: RunConfig) -> None:
+        """Change nothing of the run ``found`` but the number of its steps and the place of its
+        data, as no step is left to take otherwise; what else was to change is said."""
+        training = replace(found.training, steps=self.run.training.steps)
+        self.run = replace(found if self._other_data else self.run, training=training)
+        before, now = (settings_of(self.config, run) for run in (found, self.run))
+        kept = compare_settings(self.path, before, now)
+        if left := [change for change in self.changes if change not in kept]:
+            say(f"{printable(self.path)}: no step is left to take with {', '.join(left)}")
+        self.changes = kept
 
     def _has_states(self) -> bool:
         return any(self.path.glob("[!.]*.safetensors"))
@@ -190,6 +208,7 @@ class RunFolder:
             )
         if change:
             self.changes.append(change)
+        self._other_data = change is not None
 
     def _run_of_files(self) -> RunConfig:
         """Return this run with the data that the folder's other files tell, for want of its own. As

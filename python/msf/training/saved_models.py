@@ -26,7 +26,7 @@ class SavedModels:
     def __init__(self, path: Path, config: MSFConfig, training: TrainingConfig) -> None:
         self.path, self.config, self.seed = path, config, training.seed
         self.states = {name: Checkpoints(path, name) for name in config.stage_names}
-        self._others = {f"ema-{x}": path / f"ema-{x}" for x in training.extra_ema_decays}
+        self._others = {part: path / part for part in _averages(training)}
 
     def stages_saved(self) -> list[str]:
         return [name for name, states in self.states.items() if states.files()]
@@ -53,7 +53,10 @@ class SavedModels:
         model = self.read()
         if model and self.stages_saved():
             self._complete(self.path, model)
+            run = read_run(self.path)
             for part, folder in self._others.items():
+                if run and part not in _averages(run.training) and not folder.exists():
+                    continue  # it begins with the first checkpoint
                 self._complete(folder, self._other(part))
                 self.check_statistics(folder / WEIGHTS_FILE, model)
         return model
@@ -110,6 +113,10 @@ class SavedModels:
         knows = run is not None and not run.start and set(saved) <= set(run.trained)
         trained = run.trained if run and knows else self.config.stage_names
         return [self.states[name].newest.name for name in trained if name not in saved]
+
+
+def _averages(training: TrainingConfig) -> list[str]:
+    return [f"ema-{decay}" for decay in training.extra_ema_decays]
 
 
 def _lost(folder: Path) -> str:
