@@ -41,6 +41,13 @@ def steps(folder):
     return [(row["stage"], row["step"]) for row in rows]
 
 
+def lines(folder):
+    """Return what metrics.jsonl says but for rates, which no two runs have in common."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rates = ("images_per_second", "teraflops")
+    return [{key: x for key, x in row.items() if key not in rates} for row in rows]
+
+
 def interrupt_at(step, monkeypatch):
     """Send this process a Ctrl-C during the given step, counted over both stages."""
     original, calls = StageTrainer.step, []

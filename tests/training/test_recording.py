@@ -37,9 +37,9 @@ def test_losses_are_told_by_the_tenth_of_their_time(monkeypatch):
         lambda *_, **__: (lambda losses, t: (losses + 0 * weight.sum(), t))(*next(given)),
     )
     trainer.step(images(4), torch.zeros(4, dtype=torch.int64))
-    expected = torch.zeros(2, 10)
-    expected[:, 0], expected[:, 3] = torch.tensor([1.0, 1.0]), torch.tensor([6.0, 2.0])
-    assert torch.equal(trainer.loss_by_time, expected)
+    expected = torch.zeros(2, 11)  # that of the step is no number
+    expected[:, 1], expected[:, 4] = torch.tensor([1.0, 1.0]), torch.tensor([6.0, 2.0])
+    assert torch.equal(trainer.window.sums, expected) and trainer.window.steps == 1
 
 
 def test_every_line_tells_the_loss_by_time_and_some_that_on_held_out_images(whole):

@@ -12,7 +12,7 @@ class Guard:
     """A Guard judges the gradient norm of each step, on the device: the host never waits for it.
 
     A step whose norm is not finite, or more than ``spike`` times its average (0: any), is not
-    taken. ``state`` is (average norm, steps in it, steps not taken since ``reset``).
+    taken. ``state`` is (average norm, steps in it, steps not taken since ``count_anew``).
     """
 
     def __init__(self, spike: float, device: torch.device) -> None:
@@ -31,10 +31,11 @@ class Guard:
         return bad.float()
 
     def skipped(self) -> int:
-        """Return how many steps were not taken since the last call."""
-        count = int(self.state[2])
+        """Return how many steps were not taken since ``count_anew``."""
+        return int(self.state[2])
+
+    def count_anew(self) -> None:
         self.state[2] = 0
-        return count
 
     def average_norm(self) -> float:
         """Return the average over about 100 steps."""

@@ -75,18 +75,18 @@ class StageLoop:
         trainer, config = self.trainer, self.trainer.config
         has_labels = trainer.model.config.num_classes > 0
         for images, labels in self._shared(self._batches()):
-            loss = trainer.step(images, labels if has_labels else None)
+            trainer.step(images, labels if has_labels else None)
             step = trainer.step_number
             stopped = trainer.ranks.any(self.stop.received)
             is_last = step == trainer.total_steps
             ends = stopped or is_last
             # What stops the job may end it in seconds: then a checkpoint is all that is wanted.
             samples = is_last or step % config.sample_every == 0
-            keeps = ends or step % config.checkpoint_interval == 0
+            keeps = is_last or step % config.checkpoint_interval == 0
             taken = True
+            recorder.add(len(images))
             try:
-                recorder.add(loss, len(images))
-                if keeps or samples or recorder.is_full:
+                if recorder.is_due:
                     taken = recorder.flush(self._validate if samples else None)
             except NotFinite as error:
                 self._roll_back(error, ends)
@@ -97,7 +97,7 @@ class StageLoop:
             if samples:
                 self._picture(recorder)
             if keeps or samples:
-                recorder.start_window()  # the time of either is not that of training
+                recorder.start_clock()  # the time of either is not that of training
             if stopped:
                 raise self._interrupted()
             if keeps:
@@ -144,7 +144,7 @@ class StageLoop:
     def _keep(self, recorder: Recorder) -> None:
         self._kept = self.trainer.step_number
         with uncut():
-            recorder.flush()
+            recorder.flush() if recorder.is_due else recorder.check()
             self.folder.save(self.trainer, self.initial)
         self._saved, self._rollbacks = self._kept, 0
 

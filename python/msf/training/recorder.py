@@ -18,7 +18,8 @@ from ..flops import peak_teraflops, stage_costs
 from ..images import save_image, to_uint8
 from ..progress import bar, say
 from .shared_folder import SharedFolder
-from .stage import TIMES, NotFinite, StageTrainer
+from .stage import NotFinite, StageTrainer
+from .window import TIMES
 from .writers import writers
 
 PATIENCE = 10  # steps in a row that are not taken, before the weights are what is wrong
@@ -35,8 +36,7 @@ SHOWN = {
 
 
 class Recorder:
-    """A Recorder averages losses over ``log_every`` steps of ``trainer`` and records them in
-    ``folder``."""
+    """A Recorder records in ``folder`` what the ``window`` of ``trainer`` holds."""
 
     def __init__(self, trainer: StageTrainer, folder: SharedFolder, progress: bool) -> None:
         self.trainer, self.folder = trainer, folder
@@ -54,7 +54,7 @@ class Recorder:
             row=trainer.index,
             shown=progress and trainer.ranks.is_first,
         )
-        self.start_window()
+        self.start_clock()
 
     def __enter__(self) -> Recorder:
         return self
@@ -66,58 +66,79 @@ class Recorder:
 
     def start_window(self) -> None:
         """Begin to average and to measure the rate anew."""
-        device = self.trainer.device
-        self.sums = torch.zeros(2, device=device)  # of losses that are numbers, and how many
-        self.by_time = torch.zeros(2, TIMES, device=device)
-        self.steps, self.images, self.start = 0, 0, time.perf_counter()
+        self.trainer.window.clear()
+        self.trainer.guard.count_anew()
+        self.start_clock()
 
-    def add(self, loss: Tensor, images: int) -> None:
-        """Add one step's loss; no host synchronisation."""
-        finite = loss.isfinite()
-        self.sums += torch.stack([torch.where(finite, loss, 0), finite.float()])
-        self.by_time += self.trainer.loss_by_time
-        self.steps += 1
+    def start_clock(self) -> None:
+        """Begin to measure the rate anew."""
+        self.images, self.start = 0, time.perf_counter()
+
+    def add(self, images: int) -> None:
+        """Count one step's images; no host synchronisation."""
         self.images += images
         self.bar.update()
 
     @property
-    def is_full(self) -> bool:
-        """Return whether it is time to record."""
-        return self.steps >= self.trainer.config.log_every
+    def is_due(self) -> bool:
+        """Return whether the last step gets a line: by its number alone, so that a run that was
+        stopped has the lines of one that was not."""
+        step, config = self.trainer.step_number, self.trainer.config
+        intervals = (config.log_every, config.sample_every, config.checkpoint_interval)
+        return step == self.trainer.total_steps or any(step % n == 0 for n in intervals)
 
-    def flush(self, validate: Callable[[], float] | None = None) -> bool:
-        """Record the steps since the last time, and what ``validate`` returns. Return whether any
-        of them was taken. Raise NotFinite when none was for PATIENCE steps, in however many
-        windows: how often losses are logged must not change what is trained."""
-        if not self.steps:
+    def check(self) -> bool:
+        """Return whether any step of the window was taken. Raise NotFinite when none was for
+        PATIENCE steps, in however many windows: how often losses are logged must not change what is
+        trained."""
+        trainer, steps = self.trainer, self.trainer.window.steps
+        if not steps:
             return True
-        trainer, skipped = self.trainer, self.trainer.guard.skipped()
-        total, count = trainer.ranks.sum(self.sums).tolist()
-        loss = total / count if count else math.nan
-        if skipped and trainer.ranks.is_first:
-            say(
-                f"{trainer.name}: {skipped} of {self.steps} steps before step "
-                f"{trainer.step_number} were not taken"
-            )
-        taken = count > 0 and skipped < self.steps
-        self._untaken = 0 if taken else self._untaken + self.steps
-        if self._untaken >= PATIENCE:
+        loss, *_ = self._losses()
+        if loss is not None and trainer.guard.skipped() < steps:
+            return True
+        if self._untaken + steps >= PATIENCE:
             self._untaken = 0
             raise NotFinite(
-                f"{trainer.name}: the loss became {loss:.4g} before step {trainer.step_number}; "
-                "these weights were not saved, try a lower learning rate"
+                f"{trainer.name}: the loss became {math.nan if loss is None else loss:.4g} before "
+                f"step {trainer.step_number}; these weights were not saved, try a lower learning "
+                "rate"
             )
-        if count:
-            self._record(self._values(loss, skipped, validate))
+        return False
+
+    def _losses(self) -> list[float | None]:
+        """Return the mean loss of the window's steps, and those of its images in each tenth of the
+        times, None where there was none."""
+        sums, counts = self.trainer.ranks.sum(self.trainer.window.sums).tolist()
+        return [x / n if n else None for x, n in zip(sums, counts)]
+
+    def flush(self, validate: Callable[[], float] | None = None) -> bool:
+        """Record the steps since the last time, and what ``validate`` returns. Return, or raise,
+        what ``check`` does."""
+        trainer, steps = self.trainer, self.trainer.window.steps
+        skipped = trainer.guard.skipped()
+        if skipped and trainer.ranks.is_first:
+            say(
+                f"{trainer.name}: {skipped} of {steps} steps before step {trainer.step_number} "
+                "were not taken"
+            )
+        taken = self.check()
+        self._untaken = 0 if taken else self._untaken + steps
+        loss, *by_time = self._losses()
+        if loss is not None:
+            self._record(self._values(loss, by_time, skipped, validate))
         self.start_window()
         return taken
 
     def _values(
-        self, loss: float, skipped: int, validate: Callable[[], float] | None
+        self,
+        loss: float,
+        by_time: list[float | None],
+        skipped: int,
+        validate: Callable[[], float] | None,
     ) -> dict[str, Any]:
         trainer = self.trainer
         images = self.images * trainer.ranks.count / (time.perf_counter() - self.start)
-        sums, counts = trainer.ranks.sum(self.by_time).tolist()
         values: dict[str, Any] = {
             "loss": loss,
             "learning_rate": trainer.optimizer.param_groups[0]["lr"],  # of the last step
@@ -125,7 +146,7 @@ class Recorder:
             "gradient_norm": trainer.guard.average_norm(),
             "teraflops": images * self._flops / 1e12,
             "skipped_steps": skipped,
-            "loss_by_time": [x / n if n else None for x, n in zip(sums, counts)],
+            "loss_by_time": by_time,
         }
         if trainer.device.type == "cuda":
             values["memory_gib"] = torch.cuda.max_memory_allocated(trainer.device) / 2**30

@@ -29,8 +29,7 @@ from .interrupts import uncut
 from .parallel import checkpointed, distribute, like, parted, synchronised
 from .ranks import ONE_PROCESS, Ranks
 from .state import check_step, known_average, load_part, read_state, write_state
-
-TIMES = 10  # parts of equal length that losses are told for
+from .window import TIMES, Window, by_time
 
 
 class NotFinite(ValueError):
@@ -86,10 +85,8 @@ class StageTrainer:
             fused=True,
         )
         self.guard = Guard(config.spike, self.device)
-        # Of the last step: the gradient's norm, and for each tenth of the times the sum of losses
-        # that are numbers, and how many.
-        self.gradient_norm = torch.zeros((), device=self.device)
-        self.loss_by_time = torch.zeros(2, TIMES, device=self.device)
+        self.window = Window(self.device)
+        self.gradient_norm = torch.zeros((), device=self.device)  # of the last step
         self.step_number = 0
         self.is_torn = False  # whether a step failed with some of its changes made
 
@@ -113,7 +110,7 @@ class StageTrainer:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        loss = self._backward(images, labels)
+        loss, parts = self._backward(images, labels)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
         self.gradient_norm = whole(norm)
         with uncut():
@@ -121,20 +118,22 @@ class StageTrainer:
             self.optimizer.found_inf = self.guard.judge(self.gradient_norm)  # type: ignore[attr-defined]
             self.optimizer.step()
             self.step_number += 1
+            self.window.add(loss, parts)
             self._average()
             self.is_torn = False
         self.optimizer.zero_grad()
         return loss
 
-    def _backward(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """Compute the gradients, in ``config.accumulation`` parts, and return the mean loss.
+    def _backward(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Compute the gradients, in ``config.accumulation`` parts, and return the mean loss, and
+        those of images ``by_time``.
 
         All random numbers of part p of all processes' parts are a function of (seed, stage, step,
         p): two processes draw what one draws with twice the accumulation.
         """
         parts = self.config.accumulation
         first, total = self.ranks.rank * parts, torch.zeros((), device=self.device)
-        self.loss_by_time.zero_()
+        sums = torch.zeros(2, TIMES, device=self.device)
         for part, (x, y) in enumerate(_parts(images, labels, parts)):
             key = (self.index, self.step_number, *([first + part] if first + part else []))
             random = generator(self.config.seed, *key, device=self.device)
@@ -143,8 +142,8 @@ class StageTrainer:
                     losses, times = self.model.image_losses(x, y, stage=self.name, generator=random)
                 (losses.mean() / parts).backward()
             total += losses.detach().mean() / parts
-            self.loss_by_time += _by_time(losses.detach(), times)
-        return total
+            sums += by_time(losses.detach(), times)
+        return total, sums
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -203,6 +202,8 @@ class StageTrainer:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 yield self._kept(f"optimizer.{key}.{name}", value)
         yield self._kept("guard", self.guard.state)
+        yield self._kept("window.sums", self.ranks.sum(self.window.sums))
+        yield self._kept("window.steps", torch.tensor(float(self.window.steps)))
 
     def _kept(self, name: str, x: Tensor) -> tuple[str, Tensor]:
         x = whole(x)  # which every process has to call, also where it keeps nothing
@@ -253,6 +254,9 @@ class StageTrainer:
                 self.optimizer.state[parameter][key] = held
         if "guard" in tensors:
             self.guard.state = tensors["guard"].to(self.device)
+        if "window.sums" in tensors:  # of all processes
+            self.window.sums = tensors["window.sums"].to(self.device) * self.ranks.is_first
+            self.window.steps = int(tensors["window.steps"])
 
 
 def _parts(
@@ -266,15 +270,6 @@ def _parts(
         )
     parts = [None] * count if labels is None else labels.chunk(count)
     yield from zip(images.chunk(count), parts)
-
-
-def _by_time(losses: Tensor, times: Tensor) -> Tensor:
-    """Return (2, TIMES): the sums of those losses (B,) that are numbers, and how many they are, of
-    each tenth of the times (B,)."""
-    finite = losses.isfinite()
-    values = torch.stack([torch.where(finite, losses, 0), finite.to(losses.dtype)])
-    part = (times * TIMES).long().clamp(max=TIMES - 1)
-    return values.new_zeros(2, TIMES).index_add_(1, part, values)
 
 
 def _here(tensors: Iterable[Tensor]) -> list[Tensor]:
