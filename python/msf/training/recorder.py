@@ -85,7 +85,7 @@ class Recorder:
         """Return whether it is time to record."""
         return self.steps >= self.trainer.config.log_every
 
-    def flush(self, validate: Callable[[], float] | None = None) -> bool:
+    def flush(self, validate: Callable[[], float | None] | None = None) -> bool:
         """Record the steps since the last time, and what ``validate`` returns. Return whether any
         of them was taken. Raise NotFinite when none was for PATIENCE steps, in however many
         windows: how often losses are logged must not change what is trained."""
@@ -113,7 +113,7 @@ class Recorder:
         return taken
 
     def _values(
-        self, loss: float, skipped: int, validate: Callable[[], float] | None
+        self, loss: float, skipped: int, validate: Callable[[], float | None] | None
     ) -> dict[str, Any]:
         trainer = self.trainer
         images = self.images * trainer.ranks.count / (time.perf_counter() - self.start)
@@ -129,8 +129,8 @@ class Recorder:
         }
         if trainer.device.type == "cuda":
             values["memory_gib"] = torch.cuda.max_memory_allocated(trainer.device) / 2**30
-        if validate:
-            values["validation_loss"] = validate()
+        if validate and (validation_loss := validate()) is not None:
+            values["validation_loss"] = validation_loss
         if self._peak:
             values["mfu"] = values["teraflops"] / (self._peak * trainer.ranks.count)
         return values

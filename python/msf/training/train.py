@@ -65,7 +65,8 @@ def train(
 
     Any error after the first step leaves the steps before it saved. So does Ctrl-C, which raises
     ``Interrupted``. Raise ValueError for settings that do not fit together or when more than one in
-    a hundred images cannot be read; fewer are skipped, and named at the end.
+    a hundred images cannot be read; fewer are skipped, and named at the end. So are held-out ones,
+    however many, in the loss on them.
     """
     names = config.stage_names
     if config.prediction == "noise":
@@ -135,6 +136,7 @@ def _train(
         digest=data.digest,
     )
     skipped = Skipped(data.total, data.empty_files)
+    held_out = validation.problems if validation else {}
     model, initial = _models(config, training.seed, data, folder, skipped, start, progress)
     model.to(device)
     averaged = copy.deepcopy(initial).requires_grad_(False).eval()
@@ -151,9 +153,9 @@ def _train(
                         trainer, data, folder, initial, averaged, stop, skipped, validation, decode
                     ).run(progress)
         except Interrupted:
-            skipped.report(ranks)
+            skipped.report(ranks, held_out)
             raise
-    skipped.report(ranks)
+    skipped.report(ranks, held_out)
     metrics = folder.metrics()
     if ranks.is_first:
         plot_losses(metrics, folder.path / "loss.png")
