@@ -20,6 +20,7 @@ from ..progress import follow, say
 from ..seeds import generator
 from . import writers
 from .config import RunConfig, TrainingConfig
+from .folder import PLOT
 from .identity import fingerprint
 from .interrupts import Interrupted, StopSignal
 from .loop import Decode, StageLoop
@@ -158,7 +159,7 @@ def _train(
     skipped.report(ranks, held_out)
     metrics = folder.metrics()
     if ranks.is_first:
-        plot_losses(metrics, folder.path / "loss.png")
+        plot_losses(metrics, folder.path / PLOT)
         folder.describe(metrics)
     # The saved one, because another process may have trained the other stages meanwhile.
     return (folder.saved_model() or averaged).to(device).requires_grad_(False)
