@@ -64,8 +64,8 @@ class Skipped:
         ``held_out``, by their indices in a split of their own."""
         self._share(ranks)
         apart: dict[int, str] = {}
-        for problems in ranks.gather(held_out):
-            apart |= problems
+        for found in ranks.gather(held_out):
+            apart |= found
         problems = [*self._problems.values(), *apart.values()]
         if problems and ranks.is_first:
             say(
