@@ -229,7 +229,8 @@ def test_blocks_sharded_in_bfloat16_train_and_are_saved(wrapper, tmp_path):
 def sharded(model, wrapper):
     fsdp = torch.distributed.fsdp
     if wrapper == "fsdp1":
-        policy = fsdp.wrap.ModuleWrapPolicy({Block})
+        beside = [layer for stage in model.stages for layer in stage.time_embedding]
+        policy = fsdp.wrap.CustomPolicy(lambda part: isinstance(part, Block) or part in beside)
         device = torch.device("cpu")
         return fsdp.FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=device)
     for block in (block for stage in model.stages for block in stage.blocks):

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from models import images, tiny_config, tiny_model
 from msf import StageConfig
 from msf.embeddings import sinusoid
-from msf.transformer import StageTransformer, patchify, unpatchify
+from msf.transformer import MLP, Attention, StageTransformer, patchify, unpatchify
 
 
 def test_unpatchify_inverts_patchify():
@@ -226,6 +226,57 @@ def test_a_linear_layer_put_in_place_adds_its_bias_once(layer):
     unbiased = nn.Linear(replaced.in_features, replaced.out_features, bias=False)
     setattr(block.get_submodule(parent), name, unbiased)
     assert all(out.isfinite().all() for out in block(x, h, c, None))
+
+
+class Wrapper(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer
+
+    def forward(self, *args):
+        return self.base_layer(*args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_layer_can_be_wrapped(dtype):
+    """By a module that has neither its weight nor its bias."""
+    stage = tiny_model().stages[1].to(dtype)
+    args = (images(2), torch.rand(2), torch.tensor([0, 1]), images(2, seed=1), torch.rand(2))
+    expected = stage(*args)
+    for name, layer in reversed(list(stage.named_modules())):  # what is inside first
+        if isinstance(layer, (nn.Linear, Attention, MLP)):
+            parent, _, own = name.rpartition(".")
+            setattr(stage.get_submodule(parent), own, Wrapper(layer))
+            assert torch.equal(stage(*args), expected), name
+    assert stage.is_trained
+    compiled = torch.compile(stage, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(*args), expected)
+
+
+class Packed(nn.Module):
+    """As torch's quantised layers: no parameters, and a method gives the weight."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.packed = layer.weight.detach(), layer.bias.detach()
+
+    def weight(self):
+        return self.packed[0]
+
+    def forward(self, x):
+        return F.linear(x, *self.packed)
+
+
+def test_layers_can_be_quantised():
+    stage = tiny_model().stages[1]
+    args = (images(2), torch.rand(2), torch.tensor([0, 1]), images(2, seed=1), torch.rand(2))
+    expected = stage(*args)
+    for name, layer in list(stage.named_modules()):
+        if isinstance(layer, nn.Linear):
+            parent, _, own = name.rpartition(".")
+            setattr(stage.get_submodule(parent), own, Packed(layer))
+    torch.testing.assert_close(stage(*args), expected)
+    assert stage.is_trained
 
 
 @LAYERS_OF_A_BLOCK

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 
+from .weights import dtype_of
+
 FREQUENCIES = 256
 
 
@@ -64,6 +66,4 @@ class ScalarEmbedding(nn.Sequential):
     def forward(self, value: Tensor) -> Tensor:
         start, end = self.span
         embedded = sinusoid((end - start) * value + start, FREQUENCIES, self.period)
-        first = self[0]
-        assert isinstance(first, nn.Linear)
-        return super().forward(embedded.to(first.weight.dtype))
+        return super().forward(embedded.to(dtype_of(self[0])))

@@ -14,7 +14,7 @@ from msf_kernels import adaln_modulate, attention, bias_gelu, gate_residual_adal
 
 from .config import MSFConfig, StageConfig
 from .embeddings import ScalarEmbedding, sincos_2d
-from .weights import initialize
+from .weights import dtype_of, initialize, weight_of
 
 NORMAL = partial(nn.init.normal_, std=0.02)
 
@@ -43,11 +43,12 @@ class SkipBiasLinear(nn.Linear):
         return F.linear(x, self.weight)
 
 
-def skipped_bias(layer: Any) -> Tensor | None:
-    """Return the bias that a layer leaves to the operator that follows; None for a Linear layer put
-    in its place, such as somebody's LoRA, which adds its own."""
-    adds_its_own = isinstance(layer, nn.Linear) and not isinstance(layer, SkipBiasLinear)
-    return None if adds_its_own else handed_on(layer.bias)
+def skipped_bias(layer: nn.Module) -> Tensor | None:
+    """Return the bias that a layer, or one that another in its place wraps and calls, leaves to the
+    operator that follows; None for what adds its own, such as a Linear layer in its place."""
+    kinds = (SkipBiasLinear, Attention, MLP)
+    inner = next((module for module in layer.modules() if isinstance(module, kinds)), None)
+    return None if inner is None else handed_on(inner.bias)
 
 
 def handed_on(bias: Tensor | None) -> Tensor | None:
@@ -93,7 +94,7 @@ class Attention(nn.Module):
         self.k_norm_bias = nn.Parameter(torch.zeros(stage.head_dim)) if is_layer else None
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        """Return the output of ``proj``, whose bias the block hands on."""
+        """Return the output of ``proj``, whose ``bias`` the block hands on."""
         rope = None
         if grid is not None:
             rope = rope_2d(*grid, self.head_dim, theta=self.rope_theta, device=x.device)
@@ -110,6 +111,10 @@ class Attention(nn.Module):
             norm=self.norm,
         )
         return self.proj(out)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return skipped_bias(self.proj)
 
 
 class MLP(nn.Sequential):
@@ -175,7 +180,7 @@ class Block(nn.Module):
             attention_gate,
             mlp_shift,
             mlp_scale,
-            y_bias=skipped_bias(self.attention.proj),
+            y_bias=skipped_bias(self.attention),
             norm=self.norm,
         )
         return gate_residual_adaln(
@@ -184,7 +189,7 @@ class Block(nn.Module):
             mlp_gate,
             next_shift,
             next_scale,
-            y_bias=self.mlp.bias,
+            y_bias=skipped_bias(self.mlp),
             norm=self.norm,
         )
 
@@ -235,7 +240,8 @@ class StageTransformer(nn.Module):
     @property
     def is_trained(self) -> bool:
         """Return True once the output is no longer the zero that it is initialised to."""
-        return bool(self.output.weight.any())
+        weight = weight_of(self.output)
+        return weight is None or bool(weight.any())
 
     def forward(
         self,
@@ -264,7 +270,7 @@ class StageTransformer(nn.Module):
         if prior is not None:
             x = torch.cat([x, prior], dim=1)
         # The state stays in float32 whatever the model was cast to.
-        patches = patchify(x, self.stage.patch).to(self.patch_embedding.weight.dtype)
+        patches = patchify(x, self.stage.patch).to(dtype_of(self.patch_embedding))
         x = self.patch_embedding(patches)
         if self.positions != "rope":
             x = x + sincos_2d(*grid, self.stage.width, x.device).to(x.dtype)

@@ -72,6 +72,19 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
+def weight_of(layer: nn.Module) -> Tensor | None:
+    """Return the weight of a layer, or of one that another in its place wraps, None without any in
+    floats, as of a quantised one. In FSDP1 it is no parameter of the layer."""
+    weights = (getattr(module, "weight", None) for module in layer.modules())
+    return next((x for x in weights if isinstance(x, Tensor) and x.is_floating_point()), None)
+
+
+def dtype_of(layer: nn.Module) -> torch.dtype:
+    """Return what a layer takes: quantised ones take float32."""
+    weight = weight_of(layer)
+    return torch.float32 if weight is None else weight.dtype
+
+
 def check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise ValueError unless both have the same names with the same shapes."""
     for name in {**expected, **state}:

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -190,6 +191,33 @@ def test_what_is_no_file_is_one_clear_line(whole, tmp_path, name, make):
     make(tmp_path / name)
     with pytest.raises(ValueError, match=f"{name}: is no file(;|$)"):
         run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("is_abandoned", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["files.json", "contents.json", "README.md", "loss.png", "checkpoints", "tensorboard"],
+)
+def test_what_is_written_late_is_looked_at_before(whole, tmp_path, name, is_abandoned):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    is_file, path = "." in name, tmp_path / name
+    if is_file:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+        path.touch()
+    if is_abandoned:
+        for file in (*tmp_path.glob("*.safetensors"), tmp_path / "config.json"):
+            file.unlink()
+        settings = json.loads((tmp_path / "training.json").read_text())
+        (tmp_path / "training.json").write_text(json.dumps({**settings, "trained": []}))
+    with pytest.raises(ValueError) as error:
+        run(tmp_path, resume=True)
+    kind = "file" if is_file else "folder"
+    assert str(error.value) == (
+        f"{path}: is no {kind}; remove it, and msf train --resume writes it anew"
+    )
 
 
 def test_a_pipe_among_the_logs_is_not_waited_for(whole, tmp_path, capsys):

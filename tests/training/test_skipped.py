@@ -5,12 +5,15 @@ from typing import ClassVar
 import pytest
 import torch
 
+from models import tiny_model
 from msf.data import SPLITS, load_data
 from msf.seeds import generator
 from msf.training.batches import batches
-from msf.training.ranks import Ranks
+from msf.training.ranks import ONE_PROCESS, Ranks
 from msf.training.skipped import ReadableBatches, Skipped
+from msf.training.stage import StageTrainer
 from msf.training.train import train
+from msf.training.validation import VALIDATION, Validation
 from training_runs import MODEL, TRAINING, digest, interrupt_at, saved_step
 
 
@@ -48,7 +51,8 @@ def test_a_batch_holds_the_same_after_a_resume(photos):
     skipped = Skipped(data.total)
     whole = [grey(images) for images, _ in batches(data, 16, 0, 24, 0, skipped=skipped)]
     assert [grey(images) for images, _ in batches(data, 16, 5, 24, 0)] == whole[5:]
-    assert skipped._names().startswith(str(data.paths[7])) and len(skipped._problems) == 1
+    (problem,) = skipped._problems.values()
+    assert problem.startswith(str(data.paths[7]))
 
 
 def test_training_skips_and_names_them_and_resumes_bit_for_bit(
@@ -116,12 +120,64 @@ def test_an_empty_file_is_reported_whatever_its_split(photos, tmp_path, split, c
     )
 
 
-def test_the_first_are_named_and_the_rest_counted():
+def test_the_first_are_named_and_the_rest_counted(capsys):
     skipped = Skipped(1000, ["a", "b"])
-    skipped.add({1: "c: broken", 2: "d: broken"})
     skipped.add({1: "c: broken"})
-    assert skipped._names() == "a: an empty file, b: an empty file, c: broken and 1 more"
-    assert skipped._count() == "4 of 1,000 images"
+    skipped.add({1: "c: broken"})
+    skipped.report(ONE_PROCESS, {1: "d: held out"})
+    assert capsys.readouterr().err == (
+        "data: skipped 4 of 1,000 images, as they cannot be read: a: an empty file, b: an empty "
+        "file, c: broken and 1 more; replace or remove them\n"
+    )
+
+
+@torch.no_grad()
+def test_unreadable_ones_do_not_count_in_the_loss_on_held_out_images(photos, monkeypatch):
+    monkeypatch.setattr("msf.training.validation.BATCH", 4)
+    held_out = load(photos, "features")
+    trainer = StageTrainer(tiny_model(channels=1, num_classes=0), 0, TRAINING)
+
+    def losses(part, indices):
+        draws = generator(3, *VALIDATION, part, 0)
+        return trainer.model.image_losses(held_out.images(indices), stage="base", generator=draws)[
+            0
+        ]
+
+    # Broken are one of the first part and all of the second.
+    parts = torch.randperm(len(held_out), generator=generator(3, *VALIDATION)).split(4)
+    parts = [parts[0][[0, 2, 3]], *parts[2:]]
+    expected = torch.cat([losses(part + (part > 0), own) for part, own in enumerate(parts)]).mean()
+    broken = set(range(len(held_out))) - set(torch.cat(parts).tolist())
+    assert len(broken) == 5
+    for index in broken:
+        held_out.paths[index].write_bytes(b"no image")
+    validation = Validation(held_out, 3)
+    for _ in range(2):
+        assert validation.loss(trainer) == pytest.approx(expected.item(), rel=1e-6)
+    assert validation.problems.keys() == broken
+
+
+@pytest.mark.parametrize("some", [True, False])
+def test_held_out_ones_are_named_and_end_no_training(photos, tmp_path, some, capsys):
+    def trained(name):
+        train(MODEL, TRAINING, str(photos), tmp_path / name, stages=["base"], progress=False)
+        return digest(tmp_path / name), "validation_loss" in (
+            tmp_path / name / "metrics.jsonl"
+        ).read_text()
+
+    weights, _ = trained("whole")
+    broken = load(photos, "features").paths[: 4 if some else None]
+    for path in broken:
+        path.write_bytes(b"no image")
+    assert trained("run") == (weights, some)
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert lines == (
+        []
+        if some
+        else ["data: none of the held-out images can be read, so there is no validation loss"]
+    )
+    assert last.startswith(f"data: skipped {len(broken)} of 250 images, as they cannot be read: ")
+    assert str(photos) in last
 
 
 def test_too_many_met_in_training_leave_the_steps_before_them(

@@ -69,10 +69,13 @@ def test_a_bit_flipped_in_the_only_checkpoint_is_one_line(tmp_path):
         run(tmp_path, resume=True)
 
 
-def test_a_lost_newest_state_is_continued_from_the_one_before(kept, tmp_path):
+def test_a_lost_newest_state_is_continued_from_the_one_before(kept, tmp_path, capsys):
     out = shutil.copytree(kept, tmp_path / "run")
-    (out / "state-base.safetensors").unlink()
+    state = out / "state-base.safetensors"
+    state.unlink()
     trained(out, resume=True)
+    earlier = out / "checkpoints" / "base-000000006.safetensors"
+    assert capsys.readouterr().err == f"{state}: is missing; continuing from {earlier}\n"
     assert digest(out) == digest(kept)
 
 

@@ -17,6 +17,7 @@ class Checkpoints:
     def __init__(self, folder: Path, stage: str) -> None:
         self.newest = folder / f"state-{stage}.safetensors"
         self._earlier, self._stage = folder / CHECKPOINTS, stage
+        self._told: Path | None = None  # the last that was said to be in the newest's place
 
     def files(self) -> list[Path]:
         """Return those that are there, the newest first."""
@@ -26,18 +27,25 @@ class Checkpoints:
         return [self.newest, *earlier] if self.newest.exists() else earlier
 
     def newest_whole(self) -> Path | None:
-        """Return the newest that is whole; a newer one that is not is put aside, which is said.
-        Where none is whole, return the last, and where there is none, None."""
+        """Return the newest that is whole; a newer one that is not is put aside. It is said, once,
+        where an earlier one takes the newest's place. Where none is whole, return the last, and
+        where there is none, None."""
         files = self.files()
+        if files and files[0] not in (self.newest, self._told):
+            self._tell(f"{self.newest}: is missing", files[0])
         for file, earlier in itertools.pairwise(files):
             try:
                 read_state(file)
             except ValueError as error:
                 os.replace(file, file.with_name(f"{file.name}.damaged"))
-                say(f"{error}; put aside as {file.name}.damaged, continuing from {earlier}")
+                self._tell(f"{error}; put aside as {file.name}.damaged", earlier)
             else:
                 return file
         return files[-1] if files else None
+
+    def _tell(self, why: str, file: Path) -> None:
+        say(f"{why}; continuing from {file}")
+        self._told = file
 
     def check_total(self, total: int) -> None:
         """Raise ValueError where the newest has taken more than ``total`` steps."""

@@ -28,14 +28,25 @@ from typing import Any
 from torch import Tensor
 
 from ..config import MSFConfig
-from ..files import abandoned, atomic_write, check_folder, hinted, make_folder, printable, remove
+from ..files import (
+    abandoned,
+    atomic_write,
+    check_folder,
+    check_is_file,
+    hinted,
+    make_folder,
+    printable,
+    remove,
+)
 from ..model import MSF
 from ..pretrained import CONFIG_FILE, read_config
 from ..progress import say
 from . import metrics
 from .card import model_card
-from .config import REBUILDS_CONFIG, RUN_FILE, RunConfig, read_run
+from .config import CHECKPOINTS, REBUILDS_CONFIG, RUN_FILE, RunConfig, read_run
 from .identity import (
+    CONTENTS_FILE,
+    FILES_FILE,
     compare_data,
     compare_settings,
     fingerprint,
@@ -49,6 +60,8 @@ from .locks import claim, locked
 from .saved_models import SavedModels
 from .stage import StageTrainer
 from .state import write_state
+
+CARD, PLOT = "README.md", "loss.png"
 
 
 class RunFolder:
@@ -150,14 +163,26 @@ class RunFolder:
 
     def _check(self) -> None:
         # What another process is just writing has a hidden name.
-        if all(file.name.startswith(".") for file in self.path.iterdir()) or self._is_abandoned():
+        if all(file.name.startswith(".") for file in self.path.iterdir()):
             return
-        if not self.resume:
-            raise ValueError(
-                f"{self.path}: exists and is not empty; continue its run with --resume "
-                "or choose another --out"
-            )
-        self._check_same()
+        if not self._is_abandoned():
+            if not self.resume:
+                raise ValueError(
+                    f"{self.path}: exists and is not empty; continue its run with --resume "
+                    "or choose another --out"
+                )
+            self._check_same()
+        self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        """Raise ValueError where something else has the name of a file or folder that is written,
+        which may be after hours."""
+        with hinted(True, "msf train --resume writes it anew"):
+            for name in (FILES_FILE, CONTENTS_FILE, CARD, PLOT):
+                check_is_file(self.path / name)
+            for folder in (self.path / CHECKPOINTS, self.path / "tensorboard"):
+                if folder.exists() and not folder.is_dir():
+                    raise ValueError(f"{folder}: is no folder")
 
     def _is_abandoned(self) -> bool:
         """Return whether the run here has saved nothing, and no process is about to."""
@@ -267,7 +292,7 @@ class RunFolder:
 
     def describe(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Write the model card, of this run and all of its stages."""
-        with atomic_write(self.path / "README.md") as temporary:
+        with atomic_write(self.path / CARD) as temporary:
             temporary.write_text(model_card(self.config, self.run, metrics))
 
     def log(self, **row: Any) -> None:

@@ -112,7 +112,7 @@ class Recorder:
         sums, counts = self.trainer.ranks.sum(self.trainer.window.sums).tolist()
         return [x / n if n else None for x, n in zip(sums, counts)]
 
-    def flush(self, validate: Callable[[], float] | None = None) -> bool:
+    def flush(self, validate: Callable[[], float | None] | None = None) -> bool:
         """Record the steps since the last time, and what ``validate`` returns. Return, or raise,
         what ``check`` does."""
         trainer, steps = self.trainer, self.trainer.window.steps
@@ -135,7 +135,7 @@ class Recorder:
         loss: float,
         by_time: list[float | None],
         skipped: int,
-        validate: Callable[[], float] | None,
+        validate: Callable[[], float | None] | None,
     ) -> dict[str, Any]:
         trainer = self.trainer
         images = self.images * trainer.ranks.count / (time.perf_counter() - self.start)
@@ -150,8 +150,8 @@ class Recorder:
         }
         if trainer.device.type == "cuda":
             values["memory_gib"] = torch.cuda.max_memory_allocated(trainer.device) / 2**30
-        if validate:
-            values["validation_loss"] = validate()
+        if validate and (validation_loss := validate()) is not None:
+            values["validation_loss"] = validation_loss
         if self._peak:
             values["mfu"] = values["teraflops"] / (self._peak * trainer.ranks.count)
         return values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -59,20 +59,19 @@ class Skipped:
         for problems in ranks.gather(self._problems):
             self._problems |= problems
 
-    def report(self, ranks: Ranks) -> None:
-        """Say which were skipped, if any, in all processes, which call this together."""
+    def report(self, ranks: Ranks, held_out: Mapping[int, str]) -> None:
+        """Say which were skipped, if any, in all processes, which call this together, with those
+        ``held_out``, by their indices in a split of their own."""
         self._share(ranks)
-        if self._problems and ranks.is_first:
+        apart: dict[int, str] = {}
+        for found in ranks.gather(held_out):
+            apart |= found
+        problems = [*self._problems.values(), *apart.values()]
+        if problems and ranks.is_first:
             say(
-                f"data: skipped {self._count()}, as they cannot be read: {self._names()}; "
-                "replace or remove them"
+                f"data: skipped {len(problems):,} of {self.total:,} images, as they cannot be "
+                f"read: {listed(problems, NAMED)}; replace or remove them"
             )
-
-    def _count(self) -> str:
-        return f"{len(self._problems):,} of {self.total:,} images"
-
-    def _names(self) -> str:
-        return listed(list(self._problems.values()), NAMED)
 
 
 class ReadableBatches(Dataset):

@@ -20,6 +20,7 @@ from ..progress import follow, say
 from ..seeds import generator
 from . import writers
 from .config import RunConfig, TrainingConfig
+from .folder import PLOT
 from .identity import fingerprint
 from .interrupts import Interrupted, StopSignal
 from .loop import Decode, StageLoop
@@ -65,7 +66,8 @@ def train(
 
     Any error after the first step leaves the steps before it saved. So does Ctrl-C, which raises
     ``Interrupted``. Raise ValueError for settings that do not fit together or when more than one in
-    a hundred images cannot be read; fewer are skipped, and named at the end.
+    a hundred images cannot be read; fewer are skipped, and named at the end. So are held-out ones,
+    however many, in the loss on them.
     """
     names = config.stage_names
     if config.prediction == "noise":
@@ -135,6 +137,7 @@ def _train(
         digest=data.digest,
     )
     skipped = Skipped(data.total, data.empty_files)
+    held_out = validation.problems if validation else {}
     model, initial = _models(config, training.seed, data, folder, skipped, start, progress)
     model.to(device)
     averaged = copy.deepcopy(initial).requires_grad_(False).eval()
@@ -151,12 +154,12 @@ def _train(
                         trainer, data, folder, initial, averaged, stop, skipped, validation, decode
                     ).run(progress)
         except Interrupted:
-            skipped.report(ranks)
+            skipped.report(ranks, held_out)
             raise
-    skipped.report(ranks)
+    skipped.report(ranks, held_out)
     metrics = folder.metrics()
     if ranks.is_first:
-        plot_losses(metrics, folder.path / "loss.png")
+        plot_losses(metrics, folder.path / PLOT)
         folder.describe(metrics)
     # The saved one, because another process may have trained the other stages meanwhile.
     return (folder.saved_model() or averaged).to(device).requires_grad_(False)

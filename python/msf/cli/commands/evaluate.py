@@ -117,7 +117,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         say(f"data: {printable(source)}: {data.summary()}")
     if run:
         _check_data(args, run, source, data)
-    Skipped(data.total, data.empty_files).report(Ranks())
+    Skipped(data.total, data.empty_files).report(Ranks(), {})
     evaluator = Evaluator(
         source,
         image_size=config.image_size,
