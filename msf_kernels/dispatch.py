@@ -337,7 +337,8 @@ def _device(device: Any) -> torch.device:
         found = torch.device(device)
     except (TypeError, RuntimeError):  # of what names no device
         found = None
-    if found is None or (found.type != "cpu" and (found.index or 0) >= gpus):
+    is_gpu = found is not None and found.type == "cuda" and (found.index or 0) < gpus
+    if found is None or not (found.type == "cpu" or is_gpu):
         raise ValueError(f"no device {device} here: choose cpu" + (" or cuda" if gpus else ""))
     return found
 

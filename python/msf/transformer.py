@@ -48,7 +48,9 @@ def skipped_bias(layer: nn.Module) -> Tensor | None:
     operator that follows; None for what adds its own, such as a Linear layer in its place."""
     kinds = (SkipBiasLinear, Attention, MLP)
     inner = next((module for module in layer.modules() if isinstance(module, kinds)), None)
-    return None if inner is None else handed_on(inner.bias)
+    if isinstance(inner, SkipBiasLinear):
+        return handed_on(inner.bias)
+    return None if inner is None else inner.bias
 
 
 def handed_on(bias: Tensor | None) -> Tensor | None:

@@ -6,8 +6,9 @@ import pytest
 
 from msf.files import printable
 from msf.training.config import read_run
+from msf.training.interrupts import Interrupted
 from msf.training.train import train
-from training_runs import MODEL, TRAINING, digest, run, saved_step, steps
+from training_runs import MODEL, TRAINING, digest, interrupt_at, run, saved_step, steps
 
 
 def resume(out, source="digits", model=MODEL, stages=None, **changes):
@@ -72,6 +73,16 @@ def test_where_no_step_is_left_only_their_number_and_place_change(photos, tmp_pa
     )
     assert read_run(out).training == replace(TRAINING, steps=(8, 9))
     assert read_run(out).data == str(moved)
+
+
+def test_more_averages_than_before(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        with pytest.raises(Interrupted):
+            run(tmp_path)
+    resume(tmp_path, extra_ema_decays=(0.5,))
+    assert capsys.readouterr().err == f"{tmp_path}: resuming with extra_ema_decays 0.5 (was )\n"
+    assert (tmp_path / "ema-0.5" / "model.safetensors").exists()
 
 
 def test_batch_size_learning_rate_and_intervals_may_change(tmp_path, capsys):

@@ -37,7 +37,7 @@ def test_losses_are_told_by_the_tenth_of_their_time(monkeypatch):
         lambda *_, **__: (lambda losses, t: (losses + 0 * weight.sum(), t))(*next(given)),
     )
     trainer.step(images(4), torch.zeros(4, dtype=torch.int64))
-    expected = torch.zeros(2, 11)  # that of the step is no number
+    expected = torch.zeros(2, 11, dtype=torch.float64)  # that of the step is no number
     expected[:, 1], expected[:, 4] = torch.tensor([1.0, 1.0]), torch.tensor([6.0, 2.0])
     assert torch.equal(trainer.window.sums, expected) and trainer.window.steps == 1
 

@@ -85,6 +85,31 @@ def test_a_stage_trained_elsewhere_meanwhile_is_returned_trained(whole, tmp_path
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
 
 
+def test_steps_before_a_stop_are_recorded_where_it_becomes_the_end(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        with pytest.raises(Interrupted):
+            run(tmp_path)
+    assert steps(tmp_path)[-1] == ("base", 4)
+    for _ in range(2):  # once
+        shorter = replace(TRAINING, steps=(5, 6))
+        train(MODEL, shorter, "digits", tmp_path, stages=["base"], resume=True, progress=False)
+        assert steps(tmp_path)[-2:] == [("base", 4), ("base", 5)]
+
+
+def test_what_a_writer_fails_over_is_recorded_once(whole, tmp_path, monkeypatch):
+    def full(*_):
+        patch.undo()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("msf.training.writers.TensorBoard.scalars", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path)
+    run(tmp_path, resume=True)
+    assert lines(tmp_path) == lines(whole)
+
+
 @pytest.mark.parametrize("writer", ["msf.MSF.save_pretrained", "msf.training.folder.write_state"])
 def test_resume_after_a_checkpoint_that_could_not_be_written(whole, tmp_path, monkeypatch, writer):
     original = StageTrainer.step

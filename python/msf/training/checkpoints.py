@@ -49,14 +49,15 @@ class Checkpoints:
 
     def check_total(self, total: int) -> None:
         """Raise ValueError where the newest has taken more than ``total`` steps."""
-        for file in self.files()[:1]:
-            try:
-                if step_of(file) <= total:
-                    return
-                _, taken = read_state(file)
-            except ValueError:  # damaged, which the training of its own stage mends or tells
+        if not (files := self.files()):
+            return
+        try:
+            if step_of(files[0]) <= total:
                 return
-            check_step(file, taken, total)
+            _, taken = read_state(files[0])
+        except ValueError:  # damaged, which the training of its own stage mends or tells
+            return
+        check_step(files[0], taken, total)
 
     def retire(self) -> None:
         """Let the newest become an earlier one, before another is written."""

@@ -54,10 +54,10 @@ class TrainingConfig:
 
     With ``flip`` half of the images are mirrored, another half at each step. ``holdout`` is how
     much of a folder is kept for evaluations.
-    ``log_every`` is how often (in steps) losses are recorded, which they are with what follows too:
-    ``sample_every`` is how often sample grids are written and the loss on held-out images is
-    measured, and ``checkpoint_every`` how often checkpoints are, 0 being as often; all are at the
-    end too. ``wandb`` is a project of Weights & Biases to log to, "" for none.
+    Losses are recorded every ``log_every`` steps, and with each sample grid and checkpoint:
+    ``sample_every`` is how often (in steps) sample grids are written and the loss on held-out
+    images is measured, and ``checkpoint_every`` how often checkpoints are, 0 being as often; all
+    are at the end too. ``wandb`` is a project of Weights & Biases to log to, "" for none.
     ``warmup`` must not be longer than training, but for its default, which short runs may leave
     unfinished.
     """

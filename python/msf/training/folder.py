@@ -275,12 +275,12 @@ class RunFolder:
         they were last saved, perhaps by another process; they are ``initial``'s the first time."""
         with locked(self.path):
             model, states = self.models.read() or initial, self.models.states[trainer.name]
-            states.retire()
             # The state gets its name last: where writing either fails, a resumed run repeats these
             # steps and with them the model.
             with atomic_write(states.newest) as temporary:
                 write_state(temporary, state, trainer.step_number)
                 self.models.save(model, trainer.index, state, temporary)
+                states.retire()
             states.prune(trainer.config.keep_last, trainer.config.keep_every)
             run = read_run(self.path) or self.run  # another process may have saved another stage
             if trainer.name not in run.trained:

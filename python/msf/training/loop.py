@@ -74,13 +74,16 @@ class StageLoop:
     def _steps(self, recorder: Recorder) -> None:
         trainer, config = self.trainer, self.trainer.config
         has_labels = trainer.model.config.num_classes > 0
+        if trainer.step_number == trainer.total_steps and trainer.window.steps:
+            recorder.flush()  # it was stopped at what is now its last step
+            self._keep(recorder)
         for images, labels in self._shared(self._batches()):
             trainer.step(images, labels if has_labels else None)
             step = trainer.step_number
             stopped = trainer.ranks.any(self.stop.received)
             is_last = step == trainer.total_steps
             ends = stopped or is_last
-            # What stops the job may end it in seconds: then a checkpoint is all that is wanted.
+            # What stops the job may end it in seconds, so it adds no grid of its own.
             samples = is_last or step % config.sample_every == 0
             keeps = is_last or step % config.checkpoint_interval == 0
             taken = True
@@ -144,7 +147,7 @@ class StageLoop:
     def _keep(self, recorder: Recorder) -> None:
         self._kept = self.trainer.step_number
         with uncut():
-            recorder.flush() if recorder.is_due else recorder.check()
+            recorder.check()
             self.folder.save(self.trainer, self.initial)
         self._saved, self._rollbacks = self._kept, 0
 
@@ -177,6 +180,9 @@ class StageLoop:
         if trainer.ranks.count > 1 and not self._ends_all:  # the others may be elsewhere, or gone
             return
         try:
+            if recorder.is_due:
+                with uncut():
+                    recorder.flush()
             self._keep(recorder)
         except Exception as another:
             if trainer.ranks.is_first:

@@ -46,7 +46,6 @@ class Recorder:
         self._peak = on_gpu and peak_teraflops(torch.cuda.get_device_name(trainer.device))
         self.writers = writers(trainer, folder.path) if trainer.ranks.is_first else []
         self._shown: dict[str, str] = {}  # in the bar; some are not told each time
-        self._untaken = 0  # steps since one was taken, by windows
         self.bar = bar(
             trainer.name,
             trainer.total_steps,
@@ -91,14 +90,13 @@ class Recorder:
         """Return whether any step of the window was taken. Raise NotFinite when none was for
         PATIENCE steps, in however many windows: how often losses are logged must not change what is
         trained."""
+        return self._check(self._losses()[0], self.trainer.guard.skipped())
+
+    def _check(self, loss: float | None, skipped: int) -> bool:
         trainer, steps = self.trainer, self.trainer.window.steps
-        if not steps:
+        if not steps or (loss is not None and skipped < steps):
             return True
-        loss, *_ = self._losses()
-        if loss is not None and trainer.guard.skipped() < steps:
-            return True
-        if self._untaken + steps >= PATIENCE:
-            self._untaken = 0
+        if trainer.window.untaken + steps >= PATIENCE:
             raise NotFinite(
                 f"{trainer.name}: the loss became {math.nan if loss is None else loss:.4g} before "
                 f"step {trainer.step_number}; these weights were not saved, try a lower learning "
@@ -122,9 +120,9 @@ class Recorder:
                 f"{trainer.name}: {skipped} of {steps} steps before step {trainer.step_number} "
                 "were not taken"
             )
-        taken = self.check()
-        self._untaken = 0 if taken else self._untaken + steps
         loss, *by_time = self._losses()
+        taken = self._check(loss, skipped)
+        trainer.window.untaken = 0 if taken else trainer.window.untaken + steps
         if loss is not None:
             self._record(self._values(loss, by_time, skipped, validate))
         self.start_window()
@@ -159,6 +157,7 @@ class Recorder:
     def _record(self, values: dict[str, Any]) -> None:
         step = self.trainer.step_number
         self.folder.log(stage=self.trainer.name, step=step, **values)
+        self.start_window()  # now, as where a writer fails the same must not be recorded again
         for writer in self.writers:
             writer.scalars(_flat(values), step)
         self._shown |= {

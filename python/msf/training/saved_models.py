@@ -66,10 +66,8 @@ class SavedModels:
         check_statistics(file, model.pyramid, self.path / WEIGHTS_FILE)
 
     def _complete(self, folder: Path, model: MSF) -> None:
-        lost, was_there = _lost(folder), folder.exists()
-        if lost:
+        if lost := _lost(folder):
             model.save_pretrained(folder)
-        if lost and was_there:  # else it was not asked for before
             say(f"{folder}: rebuilt {lost} from the states")
 
     def save(self, model: MSF, index: int, state: Mapping[str, Tensor], file: Path) -> None:

@@ -133,7 +133,7 @@ class StageTrainer:
         """
         parts = self.config.accumulation
         first, total = self.ranks.rank * parts, torch.zeros((), device=self.device)
-        sums = torch.zeros(2, TIMES, device=self.device)
+        sums = torch.zeros(2, TIMES, dtype=torch.float64, device=self.device)
         for part, (x, y) in enumerate(_parts(images, labels, parts)):
             key = (self.index, self.step_number, *([first + part] if first + part else []))
             random = generator(self.config.seed, *key, device=self.device)
@@ -203,7 +203,8 @@ class StageTrainer:
                 yield self._kept(f"optimizer.{key}.{name}", value)
         yield self._kept("guard", self.guard.state)
         yield self._kept("window.sums", self.ranks.sum(self.window.sums))
-        yield self._kept("window.steps", torch.tensor(float(self.window.steps)))
+        counts = torch.tensor([self.window.steps, self.window.untaken], dtype=torch.float64)
+        yield self._kept("window.counts", counts)
 
     def _kept(self, name: str, x: Tensor) -> tuple[str, Tensor]:
         x = whole(x)  # which every process has to call, also where it keeps nothing
@@ -235,6 +236,7 @@ class StageTrainer:
         self.load(path)
         self.step_number = step
         self.guard.forget()
+        self.window = Window(self.device)
 
     def _restore(self, tensors: dict[str, Tensor], path: Path) -> None:
         load_part(self.stage, "weights.", tensors, path)
@@ -256,7 +258,7 @@ class StageTrainer:
             self.guard.state = tensors["guard"].to(self.device)
         if "window.sums" in tensors:  # of all processes
             self.window.sums = tensors["window.sums"].to(self.device) * self.ranks.is_first
-            self.window.steps = int(tensors["window.steps"])
+            self.window.steps, self.window.untaken = map(int, tensors["window.counts"])
 
 
 def _parts(
