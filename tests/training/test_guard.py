@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import images, tiny_model
 from msf import MSF
 from msf.training.guard import HORIZON, Guard
+from msf.training.interrupts import Interrupted
 from msf.training.stage import NotFinite, StageTrainer
 from msf.training.train import train
-from training_runs import MODEL, TRAINING, run, saved_step
+from training_runs import MODEL, TRAINING, interrupt_at, run, saved_step
 
 
 def judged(guard, norms):
@@ -115,6 +116,18 @@ def test_nothing_is_saved_amid_steps_that_fail(tmp_path, monkeypatch):
     with pytest.raises(NotFinite, match="base: the loss became nan before step 8"):
         run(tmp_path, stages=["base"])
     assert saved_step(tmp_path, "base") == 3
+
+
+def test_steps_that_fail_are_counted_over_a_stop(tmp_path, monkeypatch, capsys):
+    poisoned(monkeypatch, (4, 5, 6))
+    monkeypatch.setattr("msf.training.recorder.PATIENCE", 3)
+    config = dataclasses.replace(TRAINING, log_every=1)
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        with pytest.raises(Interrupted):
+            train(MODEL, config, "digits", tmp_path, stages=["base"], progress=False)
+    train(MODEL, config, "digits", tmp_path, stages=["base"], resume=True, progress=False)
+    assert "base: no step before step 6 could be taken" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["full", "selective"])
