@@ -203,7 +203,9 @@ class StageTrainer:
                 yield self._kept(f"optimizer.{key}.{name}", value)
         yield self._kept("guard", self.guard.state)
         yield self._kept("window.sums", self.ranks.sum(self.window.sums))
-        counts = torch.tensor([self.window.steps, self.window.untaken], dtype=torch.float64)
+        counts = torch.tensor(
+            [self.window.steps, self.window.untaken], dtype=torch.float64, device="cpu"
+        )
         yield self._kept("window.counts", counts)
 
     def _kept(self, name: str, x: Tensor) -> tuple[str, Tensor]:
