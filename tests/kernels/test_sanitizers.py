@@ -24,7 +24,7 @@ FAMILIES = (
         "euler",
         "qk_norm_rope",
     ),
-    *("bias_gelu", "attention", "attention_cuda"),
+    *("bias_gelu", "attention", "attention_cuda", "rope"),
 )
 FILES = [str(HERE / f"test_{name}.py") for name in FAMILIES]
 # Compiling and autograd's checks are no business of the kernels', nor are tests that only repeat or
