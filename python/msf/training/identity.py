@@ -159,13 +159,13 @@ def changed_classes(before: Sequence[str], now: Sequence[str]) -> str | None:
     old, new = ({name: number for number, name in enumerate(names)} for names in (before, now))
     moved = [
         f"{quoted(name)} is now number {new[name]} (was {old[name]})"
-        for name in before
+        for name in old
         if name in new and new[name] != old[name]
     ]
     parts = [
         f"classes {word}: {listed([quoted(name) for name in one if name not in other])}"
-        for word, one, other in (("gone", before, new), ("new", now, old))
-        if not set(one) <= set(other)
+        for word, one, other in (("gone", old, new), ("new", new, old))
+        if not one.keys() <= other.keys()
     ]
     return ", ".join(parts + ([listed(moved, MOVED)] if moved else [])) or None
 

@@ -93,7 +93,7 @@ class StageLoop:
                     taken = recorder.flush(self._validate if samples else None)
             except NotFinite as error:
                 self._roll_back(error, ends)
-                recorder.start_window()
+                recorder.start_clock()
                 continue
             if ends or (keeps and taken):
                 self._keep(recorder)

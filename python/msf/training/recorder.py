@@ -86,15 +86,16 @@ class Recorder:
         intervals = (config.log_every, config.sample_every, config.checkpoint_interval)
         return step == self.trainer.total_steps or any(step % n == 0 for n in intervals)
 
-    def check(self) -> bool:
-        """Return whether any step of the window was taken. Raise NotFinite when none was for
-        PATIENCE steps, in however many windows: how often losses are logged must not change what is
-        trained."""
-        return self._check(self._losses()[0], self.trainer.guard.skipped())
+    def check(self) -> None:
+        """Raise NotFinite when no step was taken for PATIENCE steps, in however many windows: how
+        often losses are logged must not change what is trained."""
+        if self.trainer.window.steps:
+            self._check(self._losses()[0], self.trainer.guard.skipped())
 
     def _check(self, loss: float | None, skipped: int) -> bool:
+        """Return whether any step of the window was taken, and raise what ``check`` does."""
         trainer, steps = self.trainer, self.trainer.window.steps
-        if not steps or (loss is not None and skipped < steps):
+        if loss is not None and skipped < steps:
             return True
         if trainer.window.untaken + steps >= PATIENCE:
             raise NotFinite(
@@ -111,9 +112,11 @@ class Recorder:
         return [x / n if n else None for x, n in zip(sums, counts)]
 
     def flush(self, validate: Callable[[], float | None] | None = None) -> bool:
-        """Record the steps since the last time, and what ``validate`` returns. Return, or raise,
-        what ``check`` does."""
+        """Record the steps since the last time, and what ``validate`` returns. Return whether any
+        of them was taken, and raise what ``check`` does."""
         trainer, steps = self.trainer, self.trainer.window.steps
+        if not steps:
+            return True
         skipped = trainer.guard.skipped()
         if skipped and trainer.ranks.is_first:
             say(
